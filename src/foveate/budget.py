@@ -1,0 +1,82 @@
+"""Budget: how many visual tokens to keep, known from counts alone, before any pixel is encoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import BudgetError
+
+Scope = Literal["image", "prompt"]
+_HELP = "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', or a token count of at least 2 such as 144"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to keep of each image (or, with ``scope="prompt"``, of all images of a prompt together).
+
+    Args:
+        keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens).
+            Strings may also spell a fraction (``"0.25"``) or a count (``"144"``). The int 1 is refused,
+            because it could mean one token or everything.
+        scope: ``"image"`` counts each image or clip alone; ``"prompt"`` pools them.
+
+    Raises:
+        BudgetError: when `keep` or `scope` is anything else.
+    """
+
+    keep: float | int | str
+    scope: Scope = "image"
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("image", "prompt"):
+            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image' or 'prompt'.")
+        object.__setattr__(self, "keep", _parse(self.keep))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is ever dropped, whatever the image."""
+        return self.keep == 1.0
+
+    def count(self, tokens: int) -> int:
+        """Tokens kept of `tokens`: ``max(1, floor(keep * n + 0.5))`` for a fraction, never more than n."""
+        if tokens <= 0:
+            return 0
+        if isinstance(self.keep, float):
+            return min(tokens, max(1, math.floor(self.keep * tokens + 0.5)))
+        return min(tokens, int(self.keep))
+
+    def counts(self, sizes: Sequence[int]) -> list[int]:
+        """Tokens kept of each pool of `sizes`."""
+        return [self.count(size) for size in sizes]
+
+    def __str__(self) -> str:
+        return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
+
+
+def _parse(keep: object) -> float | int:
+    if isinstance(keep, str):
+        keep = _from_text(keep)
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise BudgetError(f"keep={keep!r} is not a budget. {_HELP}.")
+    if isinstance(keep, int):
+        if keep == 1:
+            raise BudgetError("keep=1 is ambiguous: write 1.0 to keep everything, or a count of at least 2 tokens.")
+        if keep < 2:
+            raise BudgetError(f"keep={keep} keeps nothing. {_HELP}.")
+        return keep
+    if not 0.0 < keep <= 1.0:  # also refuses NaN
+        raise BudgetError(f"keep={keep} is out of range. {_HELP}.")
+    return float(keep)
+
+
+def _from_text(text: str) -> float | int:
+    stripped = text.strip()
+    try:
+        if stripped.endswith("%"):
+            return float(stripped[:-1]) / 100.0
+        return int(stripped) if stripped.lstrip("+-").isdigit() else float(stripped)
+    except ValueError:
+        raise BudgetError(f"keep={text!r} is not a number. {_HELP}.") from None

@@ -1,0 +1,38 @@
+"""Every error that foveate raises on purpose: one clear sentence that names the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FoveateError(Exception):
+    """Base class of all errors raised by foveate."""
+
+
+class BudgetError(FoveateError, ValueError):
+    """The `keep` value is not a fraction, a percentage or a token count."""
+
+
+class SelectionError(FoveateError, ValueError):
+    """A selector was given tensors that it cannot choose from."""
+
+
+class MethodError(FoveateError, ValueError):
+    """A method is unknown, badly configured or lacks something that it needs."""
+
+
+class ModelError(FoveateError, ValueError):
+    """The model is not supported, or cannot give a cue that the method needs."""
+
+
+class RuntimeStateError(FoveateError, RuntimeError):
+    """Pruning was asked for something that its current state does not allow."""
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """A suffix such as ``; did you mean 'idpruner'?`` followed by the known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(names)}."

@@ -1,0 +1,143 @@
+"""What a pruning method is, and the registry that finds methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from ..errors import MethodError, near_miss
+from ..tokens import Cue, Selection, VisualTokens
+
+
+class Stage(enum.Enum):
+    """Where in the model a method prunes."""
+
+    BEFORE_LLM = "before the LLM"
+    IN_LLM = "inside the LLM"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a method comes from: paper, licence of the reference code, and where foveate deviates."""
+
+    paper: str
+    licence: str
+    deviations: str = "none known"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The little that a method may know of the model when it is attached."""
+
+    name_or_path: str
+    hidden_size: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A pruning method: a frozen dataclass whose fields are its hyperparameters.
+
+    Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
+    have a field `layer`: the zero-based layer whose input is shortened.
+    """
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[Stage] = Stage.BEFORE_LLM
+    provenance: ClassVar[Provenance]
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        """The cues that `select` reads besides the features."""
+        return frozenset()
+
+    def bind(self, facts: ModelFacts) -> Method:
+        """This method made ready for one model (weights loaded, shapes checked); raises MethodError if it cannot."""
+        return self
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        """Choose tokens of each pool.
+
+        Args:
+            tokens: a padded batch of B pools.
+            count: (B,) long, how many to keep of each; the returned mask has exactly that many true per row.
+        """
+
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+ENTRY_POINTS = "foveate.methods"
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Class decorator: make a Method available as ``foveate.get_method(name)``.
+
+    Raises:
+        MethodError: when the name is taken by another class or is not lower-case.
+    """
+
+    def add(cls: M) -> M:
+        taken = _METHODS.get(name)
+        if name != name.lower() or not name:
+            raise MethodError(f"method name {name!r} must be lower-case.")
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise MethodError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another.")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under `name`, imported on first use.
+
+    Raises:
+        MethodError: for an unknown name, with the nearest known one.
+    """
+    if name not in _METHODS:
+        _load_all()
+    if name not in _METHODS:
+        raise MethodError(f"unknown method {name!r}{near_miss(name, _METHODS)}")
+    return _METHODS[name]
+
+
+def get_method(name: str | Method, **hyperparameters: Any) -> Method:
+    """A method by name with its hyperparameters, e.g. ``get_method("idpruner", balance=0.7)``.
+
+    Raises:
+        MethodError: for an unknown name or hyperparameter, or a value that the method refuses.
+    """
+    if isinstance(name, Method):
+        return dataclasses.replace(name, **hyperparameters) if hyperparameters else name
+    cls = method_class(name)
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in hyperparameters:
+        if key not in fields:
+            raise MethodError(f"{name} has no hyperparameter {key!r}{near_miss(key, fields)}")
+    return cls(**hyperparameters)
+
+
+def method_names() -> list[str]:
+    """All method names, sorted: foveate's own and those of installed packages."""
+    _load_all()
+    return sorted(_METHODS)
+
+
+def _load_all() -> None:
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in _METHODS:
+            register_method(entry.name)(entry.load())

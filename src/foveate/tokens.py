@@ -1,0 +1,139 @@
+"""VisualTokens: everything that a method may see of an image, and nothing about the model it came from."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import SelectionError
+
+
+class Cue(enum.Enum):
+    """Something that a model adapter can supply and a method can need, beyond the token features themselves."""
+
+    ENCODER_ATTENTION = "attention received inside the vision encoder"
+    ENCODER_FEATURES = "vision features before the projector"
+    LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The layout of one image or clip in LLM tokens: `rows` x `columns`, times `frames` for a clip."""
+
+    rows: int
+    columns: int
+    frames: int = 1
+
+    def __len__(self) -> int:
+        return self.frames * self.rows * self.columns
+
+    def coordinates(self, device: torch.device | None = None) -> Tensor:
+        """Frame, row and column of every token in raster order: long tensor (N, 3)."""
+        axes = [torch.arange(n, device=device) for n in (self.frames, self.rows, self.columns)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of a padded batch of pools; a pool is an image, a clip, or all images of a prompt.
+
+    Args:
+        features: (B, N, d), any float dtype; what the LLM would read (embeddings before it, hidden states inside).
+        grids: for each of the B pools, the grids of the images in it, in order; their sizes add up to the pool's.
+        encoder_attention: (B, N) attention received inside the vision encoder, or None when not asked for.
+        encoder_features: (B, N, e) vision features before the projector, or None.
+        llm_attention: (B, N) head-mean attention of the last prompt token in the layer below, or None.
+
+    Pools are padded on the right to N; `valid` (B, N) marks the real tokens.
+    """
+
+    features: Tensor
+    grids: tuple[tuple[Grid, ...], ...]
+    encoder_attention: Tensor | None = None
+    encoder_features: Tensor | None = None
+    llm_attention: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):
+            raise SelectionError(
+                f"features {tuple(self.features.shape)} must be (B, N, d) with one tuple of grids per pool, "
+                f"got {len(self.grids)} tuples."
+            )
+        if max(self.sizes, default=0) > self.features.shape[1]:
+            raise SelectionError(f"grids hold {max(self.sizes)} tokens, features only {self.features.shape[1]}.")
+
+    @classmethod
+    def of(cls, features: Tensor, grid: Grid, **cues: Tensor | None) -> VisualTokens:
+        """One unpadded image: features (N, d) and cues (N, ...) without a batch dimension."""
+        return cls(features[None], ((grid,),), **{k: None if v is None else v[None] for k, v in cues.items()})
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens in each pool."""
+        return [sum(len(grid) for grid in pool) for pool in self.grids]
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, N) bool, true on real tokens."""
+        sizes = torch.tensor(self.sizes, device=self.features.device)
+        return torch.arange(self.features.shape[1], device=self.features.device)[None] < sizes[:, None]
+
+    @property
+    def coordinates(self) -> Tensor:
+        """(B, N, 3) long: frame, row, column. Frames of different images of a pool never coincide; padding is -1."""
+        batch, width = self.features.shape[:2]
+        out = torch.full((batch, width, 3), -1, dtype=torch.long, device=self.features.device)
+        for row, pool in enumerate(self.grids):
+            start = frame = 0
+            for grid in pool:
+                places = grid.coordinates(self.features.device)
+                places[:, 0] += frame
+                out[row, start : start + len(grid)] = places
+                start, frame = start + len(grid), frame + grid.frames
+        return out
+
+    def cue(self, cue: Cue) -> Tensor:
+        """The tensor of a cue that the method declared in `needs`."""
+        value = getattr(self, cue.name.lower())
+        if value is None:
+            raise SelectionError(f"the cue {cue.name} ({cue.value}) is missing; declare it in the method's `needs`.")
+        return value
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method decided.
+
+    Args:
+        keep: (B, N) bool; exactly the asked count is true in each row, only on valid tokens.
+        target: (B, N) long or None; for merging methods, the index of the kept token that a token flows into
+            (-1: nowhere). A kept token's new value is the weighted sum of what flows into it.
+        weight: (B, N) float or None; the weight of each token in that sum.
+    """
+
+    keep: Tensor
+    target: Tensor | None = None
+    weight: Tensor | None = None
+
+    def merged(self, features: Tensor) -> Tensor:
+        """Features (B, N, d) with the merges applied; unchanged where nothing merges."""
+        if self.target is None or self.weight is None:
+            return features
+        source = features.float() * self.weight[..., None]
+        index = self.target.clamp_min(0)[..., None].expand_as(source)
+        source = torch.where((self.target >= 0)[..., None], source, torch.zeros_like(source))
+        return torch.zeros_like(source).scatter_add_(1, index, source).to(features.dtype)
+
+
+def as_grid(grid: Grid | Sequence[int]) -> Grid:
+    """A Grid from a Grid, ``(rows, columns)`` or ``(frames, rows, columns)``."""
+    if isinstance(grid, Grid):
+        return grid
+    shape = [int(n) for n in grid]
+    if len(shape) not in (2, 3):
+        raise SelectionError(f"grid {tuple(grid)} must be (rows, columns) or (frames, rows, columns).")
+    return Grid(shape[-2], shape[-1], shape[0] if len(shape) == 3 else 1)

@@ -47,8 +47,9 @@ class VisualTokens:
         encoder_attention: (B, N) attention received inside the vision encoder, or None when not asked for.
         encoder_features: (B, N, e) vision features before the projector, or None.
         llm_attention: (B, N) head-mean attention of the last prompt token in the layer below, or None.
+        alive: (B, N) bool, false where an earlier stage already dropped a token; None when all are there.
 
-    Pools are padded on the right to N; `valid` (B, N) marks the real tokens.
+    Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
     """
 
     features: Tensor
@@ -56,6 +57,7 @@ class VisualTokens:
     encoder_attention: Tensor | None = None
     encoder_features: Tensor | None = None
     llm_attention: Tensor | None = None
+    alive: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):
@@ -78,9 +80,10 @@ class VisualTokens:
 
     @property
     def valid(self) -> Tensor:
-        """(B, N) bool, true on real tokens."""
+        """(B, N) bool, true on tokens that can be chosen."""
         sizes = torch.tensor(self.sizes, device=self.features.device)
-        return torch.arange(self.features.shape[1], device=self.features.device)[None] < sizes[:, None]
+        real = torch.arange(self.features.shape[1], device=self.features.device)[None] < sizes[:, None]
+        return real if self.alive is None else real & self.alive
 
     @property
     def coordinates(self) -> Tensor:

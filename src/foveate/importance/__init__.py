@@ -1,0 +1,14 @@
+"""How much each token matters: learned scorer, attention rows, and the prior that takes the bias out of them."""
+
+from .attention import attention_received, attention_row
+from .prior import AttentionPrior, default_prior_path, find_prior
+from .scorer import LearnedScorer
+
+__all__ = [
+    "AttentionPrior",
+    "LearnedScorer",
+    "attention_received",
+    "attention_row",
+    "default_prior_path",
+    "find_prior",
+]

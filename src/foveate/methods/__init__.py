@@ -1,0 +1,5 @@
+"""One published method a file. `get_method` finds them by name; none is imported before it is asked for."""
+
+from .base import Method, ModelFacts, Provenance, Stage, get_method, method_names, register_method
+
+__all__ = ["Method", "ModelFacts", "Provenance", "Stage", "get_method", "method_names", "register_method"]

@@ -1,0 +1,6 @@
+"""Pictures of what pruning keeps, drawn with Pillow only."""
+
+from .comparison import Panel, comparison
+from .overlay import overlay, readable
+
+__all__ = ["Panel", "comparison", "overlay", "readable"]

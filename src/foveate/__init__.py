@@ -1,0 +1,84 @@
+"""foveate: prune the visual tokens of multimodal language models, keep the few that matter.
+
+The public names load on first use (PEP 562): ``import foveate`` itself imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import BudgetError, FoveateError, MethodError, ModelError, RuntimeStateError, SelectionError
+
+if TYPE_CHECKING:
+    from .budget import Budget
+    from .methods.base import Method, Provenance, Stage, get_method, method_names, register_method
+    from .models import register_model, supported_models
+    from .runtime import Pruning, Report, attach, prune, prune_inputs
+    from .tokens import Cue, Grid, Selection, VisualTokens
+
+try:
+    __version__ = version("foveate")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"
+
+_LAZY = {
+    "Budget": ".budget",
+    "Cue": ".tokens",
+    "Grid": ".tokens",
+    "Method": ".methods.base",
+    "Provenance": ".methods.base",
+    "Pruning": ".runtime",
+    "Report": ".runtime",
+    "Selection": ".tokens",
+    "Stage": ".methods.base",
+    "VisualTokens": ".tokens",
+    "attach": ".runtime",
+    "get_method": ".methods.base",
+    "method_names": ".methods.base",
+    "prune": ".runtime",
+    "prune_inputs": ".runtime",
+    "register_method": ".methods.base",
+    "register_model": ".models",
+    "supported_models": ".models",
+}
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "Cue",
+    "FoveateError",
+    "Grid",
+    "Method",
+    "MethodError",
+    "ModelError",
+    "Provenance",
+    "Pruning",
+    "Report",
+    "RuntimeStateError",
+    "Selection",
+    "SelectionError",
+    "Stage",
+    "VisualTokens",
+    "__version__",
+    "attach",
+    "get_method",
+    "method_names",
+    "prune",
+    "prune_inputs",
+    "register_method",
+    "register_model",
+    "supported_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""``foveate ask``: one question about pictures, answered with fewer visual tokens, and what that saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .inputs import check_request, open_image
+from .session import BUNDLED, Session
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..runtime import Report
+
+Row = tuple[str, Callable[["Report"], float], str]
+
+
+def ask(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several pictures.")],
+    question: Annotated[str, typer.Argument(help="The question; the bundled model knows forms like 'colour star'.")],
+    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+    method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
+    keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "25%",
+    compare: Annotated[bool, typer.Option("--compare", help="Also answer without pruning.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+) -> None:
+    """Answer a question about pictures with only some of their visual tokens."""
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from ..runtime import prune
+
+    budget = check_request(keep, method)
+    pictures = [open_image(path) for path in images]
+    session = Session.load(model)
+    inputs = session.inputs(pictures, question)
+    console = Console()
+    panels, full = [], None
+    if compare:
+        session.generate(inputs, 1)  # warms up, so that both timings are fair
+        with prune(session.model, "stride", keep=1.0) as pruning:
+            text = session.generate(inputs, max_new_tokens)
+            full = pruning.report()
+        panels.append(Panel(Text(text or "(no answer)"), title="all tokens", border_style="dim"))
+    with prune(session.model, method, keep=budget.keep) as pruning:
+        text = session.generate(inputs, max_new_tokens)
+        pruned = pruning.report()
+
+    title = f"{method}, {pruned.tokens} of {pruned.tokens_before} visual tokens"
+    panels.append(Panel(Text(text or "(no answer)"), title=title, border_style="green"))
+    console.print(Columns(panels, equal=True, width=max(32, console.width // 2 - 2) if compare else None))
+    console.print(_savings(pruned, full))
+
+
+def _savings(pruned: Report, full: Report | None) -> Table:
+    """Costs without pruning, with it, and what is left; times without pruning are known only when both ran."""
+    from rich.table import Table
+
+    table = Table(title="What pruning saves in the prefill", title_justify="left")
+    table.add_column("cost")
+    for heading in ("all tokens", "pruned", "left"):
+        table.add_column(heading, justify="right")
+
+    def add(name: str, before: float | None, after: float, shown: str) -> None:
+        left = f"{after / before:.0%}" if before else ""
+        table.add_row(name, "not run" if before is None else format(before, shown), format(after, shown), left)
+
+    add("visual tokens", pruned.tokens_before, pruned.tokens, ".0f")
+    add("prompt tokens", sum(pruned.prompt_tokens_before), sum(pruned.prompt_tokens), ".0f")
+    add("text GFLOPs", pruned.text_flops_before / 1e9, pruned.text_flops / 1e9, ".3g")
+    add("vision GFLOPs", pruned.vision_flops / 1e9, pruned.vision_flops / 1e9, ".3g")
+    add("KV cache MB", pruned.kv_bytes_before / 1e6, pruned.kv_bytes / 1e6, ".3g")
+    timed: tuple[Row, ...] = (
+        ("encoder ms", lambda report: report.encoder_seconds * 1e3, ".1f"),
+        ("selection ms", lambda report: report.selection_seconds * 1e3, ".1f"),
+        ("LLM prefill ms", lambda report: report.prefill_seconds * 1e3, ".1f"),
+    )
+    for name, read, shown in timed:
+        add(name, None if full is None else read(full), read(pruned), shown)
+    return table

@@ -1,0 +1,54 @@
+"""``foveate calibrate``: measure the attention prior of a model, which debiasing methods divide by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .inputs import image_files, open_image
+from .session import Session
+from .view import default_prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or 'bundled'.")],
+    images: Annotated[Path, typer.Option(help="A folder of pictures to average over.")],
+    layer: Annotated[int, typer.Option(min=1, help="The LLM layer whose input the method prunes.")] = 2,
+    prompt: Annotated[
+        str | None, typer.Option(help="What is asked of every picture.", show_default="Please describe the image.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to save the prior.", show_default="foveate's cache")
+    ] = None,
+) -> None:
+    """Measure the attention prior of a model over a folder of pictures."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..importance.prior import default_prior_path
+    from ..runtime.calibrate import measure_prior
+
+    files = image_files(images)
+    session = Session.load(model)
+    asked = prompt or default_prompt(session)
+
+    def samples() -> Iterator[dict[str, Tensor]]:
+        console = Console(stderr=True)
+        for path in track(files, description="Measuring the prior", console=console):
+            yield session.inputs([open_image(path)], asked)
+
+    prior = measure_prior(session.model, samples(), layer, asked)
+    path = output or default_prior_path(session.model, layer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prior.save(path)
+    typer.echo(f"Averaged over {len(files)} images: {path}")
+    if output is None:
+        typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
+    else:
+        typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')

@@ -1,0 +1,111 @@
+"""A loaded model with its processor: how commands ask it something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model, its processor, and whether they are the bundled pair."""
+
+    model: Any
+    processor: Any
+    bundled: bool
+
+    @classmethod
+    def load(cls, name: str) -> Session:
+        """The model in a directory, on the Hugging Face hub, or ``bundled``.
+
+        Raises:
+            ModelError: when it cannot be loaded or foveate has no adapter for it.
+        """
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        if name == BUNDLED:
+            from ..testbed import load_bundled
+
+            return cls(*load_bundled(), bundled=True)
+        try:
+            return cls(*_load(name), bundled=False)
+        except ModelError:
+            raise
+        except Exception as error:  # transformers raises nearly everything; the reason is in the first line
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ModelError(
+                f"cannot load the model {name!r} ({reason}); give a directory with a safetensors checkpoint and its "
+                f"processor, a hub id, or {BUNDLED!r}."
+            ) from None
+
+    def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
+        """Model inputs of one prompt, on the model's device and in its dtype."""
+        if self.bundled:
+            from ..testbed import encode
+
+            encoded: Mapping[str, Any] = encode(self.processor, [(images, question)])
+        elif getattr(self.processor, "chat_template", None):
+            content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+            encoded = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            text = f"{self.processor.image_token}\n" * len(images) + question
+            encoded = self.processor(images=list(images), text=[text], return_tensors="pt")
+        return {name: self._placed(value) for name, value in encoded.items()}
+
+    def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int) -> str:
+        """The greedy answer."""
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return str(self.processor.batch_decode(new, skip_special_tokens=True)[0]).strip()
+
+    def seen(self, image: Image.Image) -> Image.Image:
+        """The part of the picture that reaches the model: processors that crop to the centre lose the rest."""
+        if self.bundled:
+            from ..testbed import fitted
+
+            return fitted(image)
+        if getattr(self.processor.image_processor, "do_center_crop", False):
+            side = min(image.size)
+            return ImageOps.fit(image, (side, side))
+        return image
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from ..models import supported_models
+
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelError(f"there is no model directory {name}; check the path.")
+    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+    supported = sorted({row.model_type for row in supported_models()})
+    if model_type not in supported:
+        raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(supported)}.")
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        name, dtype="auto", use_safetensors=True, trust_remote_code=False
+    )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor

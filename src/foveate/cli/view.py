@@ -1,0 +1,74 @@
+"""``foveate view``: what each method keeps of a picture, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .handler import InputError
+from .inputs import check_request, open_image
+from .session import BUNDLED, Session
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..visualize import Panel
+
+
+def view(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "idpruner,divprune,random",
+    keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "10%",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
+    question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
+    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+) -> None:
+    """Draw which visual tokens of a picture each method keeps."""
+    from ..visualize import comparison
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise InputError("--methods names no method; give some, such as idpruner,random.")
+    budget = check_request(keep, *names)
+    picture = open_image(image)
+    session = Session.load(model)
+    asked = question or default_prompt(session)
+    write(comparison(kept_panels(session, picture, asked, names, budget.keep)), output)
+    typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
+
+
+def default_prompt(session: Session) -> str:
+    """A prompt that the model understands, for when the user gives none."""
+    return "colour star" if session.bundled else "Please describe the image."
+
+
+def kept_panels(
+    session: Session, picture: Image.Image, question: str, methods: list[str], keep: float | int | str
+) -> list[Panel]:
+    """The picture as the model sees it, then one panel for what each method keeps."""
+    from ..runtime import prune
+    from ..visualize import overlay, readable
+
+    inputs = session.inputs([picture], question)
+    seen = session.seen(picture)
+    panels: list[Panel] = []
+    for name in methods:
+        with prune(session.model, name, keep=keep) as pruning:
+            session.generate(inputs, 1)
+            kept = pruning.report().images[0]
+        if not panels:
+            panels.append(("original", f"{kept.before} visual tokens", readable(seen, kept.grid)))
+        subtitle = f"keeps {kept.after} of {kept.before} tokens"
+        panels.append((name, subtitle, overlay(seen, kept.grid, kept.kept)))
+    return panels
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """Save a picture, creating its folder; the suffix decides the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(path)
+    except ValueError:
+        raise InputError(f"{path} does not end in an image format; use a name such as kept.png.") from None

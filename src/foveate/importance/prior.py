@@ -1,0 +1,104 @@
+"""AttentionPrior: where a model looks whatever the image, to be divided out of its attention."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..errors import MethodError
+from ..tokens import Grid
+
+FORMAT = "foveate-prior"
+VERSION = "1"
+_FLOOR = 1e-6  # of the mean: keeps the prior positive where the bicubic kernel undershoots a map that touches zero
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPrior:
+    """Mean attention of the last prompt token over many images, as a map.
+
+    Args:
+        map: (rows, columns) float32, finite, nowhere negative, not all zero.
+        layer: the pruning layer that it was calibrated for (its attention is that of the layer below).
+        model: name or path of the model.
+        images: how many images were averaged.
+        prompt: the prompt that was asked about them.
+    """
+
+    map: Tensor
+    layer: int
+    model: str
+    images: int
+    prompt: str
+
+    def __post_init__(self) -> None:
+        usable = self.map.ndim == 2 and self.map.dtype == torch.float32 and self.map.numel() > 0
+        if not usable or not bool(self.map.isfinite().all() & (self.map >= 0).all() & (self.map.sum() > 0)):
+            raise MethodError(
+                f"the prior of {self.model} must be a finite, non-negative, not all-zero float32 map (rows, columns), "
+                f"got {tuple(self.map.shape)} {self.map.dtype}; calibrate again."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, making its folder where needed."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        facts = {"layer": str(self.layer), "model": self.model, "images": str(self.images), "prompt": self.prompt}
+        save_file({"map": self.map.cpu().contiguous()}, path, {"format": FORMAT, "version": VERSION, **facts})
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionPrior:
+        """Read what `save` wrote.
+
+        Raises:
+            MethodError: when the file is missing, is no prior, or was written by another format version.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                facts = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise MethodError(f"prior {path} is not a readable safetensors file ({error}).") from error
+        if facts.get("format") != FORMAT or set(tensors) != {"map"}:
+            raise MethodError(f"{path} is not an attention prior; make one with `foveate calibrate`.")
+        if facts.get("version") != VERSION:
+            raise MethodError(
+                f"prior {path} has format version {facts.get('version')}, this foveate reads {VERSION}; calibrate again."
+            )
+        try:
+            return cls(tensors["map"], int(facts["layer"]), facts["model"], int(facts["images"]), facts["prompt"])
+        except (KeyError, ValueError) as error:
+            raise MethodError(f"prior {path} has damaged metadata ({error}); calibrate again.") from error
+
+    def resized(self, grid: Grid) -> Tensor:
+        """The prior of every token of an image: (N,) float32 > 0, same mean as the map, repeated for each frame."""
+        mean = self.map.mean()
+        out = self.map
+        if tuple(out.shape) != (grid.rows, grid.columns):
+            size = (grid.rows, grid.columns)
+            out = interpolate(out[None, None], size, mode="bicubic", align_corners=False, antialias=True)[0, 0]
+        out = out.clamp_min(torch.maximum(self.map.min(), _FLOOR * mean))
+        return (out * (mean / out.mean())).flatten().repeat(grid.frames)
+
+
+def default_prior_path(model: str, layer: int) -> Path:
+    """Where `foveate calibrate` keeps the prior of a model: under ``$FOVEATE_HOME``, else ``~/.cache/foveate``."""
+    home = Path(os.environ.get("FOVEATE_HOME") or "~/.cache/foveate").expanduser()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-")
+    return home / "priors" / f"{name}-layer{layer}.safetensors"
+
+
+def find_prior(model_name_or_path: str, layer: int) -> AttentionPrior | None:
+    """The prior that lies in the model's own folder, else the calibrated one, else None."""
+    folder = Path(model_name_or_path).expanduser()
+    for path in (folder / f"foveate-prior-layer{layer}.safetensors", default_prior_path(model_name_or_path, layer)):
+        if path.is_file():
+            return AttentionPrior.load(path)
+    return None

@@ -1,0 +1,54 @@
+"""AtLayer: run a method of the BEFORE_LLM stage inside the LLM, on the hidden states that enter a layer.
+
+Paper: that of the wrapped method. Deviations: the features are hidden states of the LLM instead of its inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..errors import MethodError
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage
+from .checks import check_layer_of, check_whole
+
+
+@dataclass(frozen=True)
+class AtLayer(Method):
+    """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
+
+    Args:
+        method: the method to run there.
+        layer: zero-based layer whose input is shortened, at least 1.
+    """
+
+    stage = Stage.IN_LLM
+
+    method: Method
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.method.stage is not Stage.BEFORE_LLM:
+            raise MethodError(f"{self.method.name} already prunes {self.method.stage.value}; set its own layer instead.")
+        check_whole(self.name, "layer", self.layer, 1)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.method.name}@{self.layer}"
+
+    @property
+    def provenance(self) -> Provenance:  # type: ignore[override]
+        return self.method.provenance
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return self.method.needs
+
+    def bind(self, facts: ModelFacts) -> Method:
+        check_layer_of(self.name, self.layer, facts)
+        return replace(self, method=self.method.bind(facts))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return self.method.select(tokens, count)

@@ -1,0 +1,38 @@
+"""Checks of hyperparameters that several methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from ..errors import MethodError, near_miss
+from .base import ModelFacts
+
+
+def check_range(method: str, field: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise MethodError unless `value` is a number in [low, high]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (low <= value <= high and math.isfinite(value)):
+        allowed = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number of at least {low:g}"
+        raise MethodError(f"{method}: {field}={value!r} must be {allowed}.")
+
+
+def check_whole(method: str, field: str, value: int, low: int) -> None:
+    """Raise MethodError unless `value` is a whole number of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise MethodError(f"{method}: {field}={value!r} must be a whole number of at least {low}.")
+
+
+def check_choice(method: str, field: str, value: str, known: Collection[str]) -> None:
+    """Raise MethodError unless `value` is one of `known`."""
+    if value not in known:
+        raise MethodError(f"{method}: {field}={value!r} is unknown{near_miss(str(value), known)}")
+
+
+def check_layer_of(method: str, layer: int, facts: ModelFacts) -> None:
+    """Raise MethodError unless the model has a layer `layer` to prune at."""
+    if layer >= facts.layers:
+        raise MethodError(
+            f"{method}: layer={layer}, but {facts.name_or_path} has {facts.layers} layers; "
+            f"use a layer in [1, {facts.layers - 1}]."
+        )

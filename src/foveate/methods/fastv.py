@@ -1,0 +1,50 @@
+"""FastV: keep the tokens that the last prompt token attends to, inside the LLM.
+
+Paper: arXiv 2403.06764, ECCV 2024. Reference code: no licence at its top level, facts and formulas only.
+Deviations: the attention row of the last prompt token alone, as the released code does (the paper's formula averages
+over all later tokens); pruned once at prefill, positions unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..selection import topk
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .checks import check_layer_of, check_whole
+
+
+@register_method("fastv")
+@dataclass(frozen=True)
+class FastV(Method):
+    """The highest attention of the last prompt token in the layer below.
+
+    Args:
+        layer: zero-based layer whose input is shortened, at least 1.
+    """
+
+    stage = Stage.IN_LLM
+    provenance = Provenance(
+        paper="FastV, arXiv 2403.06764, ECCV 2024",
+        licence="none (code not copied)",
+        deviations="attention of the last token only, as in the released code",
+    )
+
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        check_whole("fastv", "layer", self.layer, 1)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.LLM_ATTENTION})
+
+    def bind(self, facts: ModelFacts) -> Method:
+        check_layer_of("fastv", self.layer, facts)
+        return self
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(topk(tokens.cue(Cue.LLM_ATTENTION), count, valid=tokens.valid))

@@ -1,0 +1,89 @@
+"""IDPruner: importance and diversity balanced by maximal marginal relevance, before the LLM.
+
+Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs".
+Reference code: part of AngelSlim (Tencent); not copied, facts and formulas only.
+Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them
+with DiffTopK); without a trained scorer the importance is the attention received inside the vision encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import MethodError
+from ..importance import LearnedScorer
+from ..selection import mmr
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, register_method
+from .checks import check_choice, check_range
+
+
+@register_method("idpruner")
+@dataclass(frozen=True)
+class IDPruner(Method):
+    """First the most important token, then always the best of ``balance * importance - (1 - balance) * similarity``.
+
+    Args:
+        balance: weight of importance against diversity, in [0, 1] (the paper's lambda).
+        importance: ``"scorer"``, ``"encoder_attention"``, or None for the scorer where one is given, else the attention.
+        scorer: file, folder or hub id of a VisionSelector scorer trained for the model, or a loaded one.
+        revision: revision of a scorer on the hub.
+    """
+
+    provenance = Provenance(
+        paper="IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs",
+        licence="AngelSlim's own licence (code not copied)",
+        deviations="raw scorer logits as in the released code; encoder attention where no trained scorer is given",
+    )
+
+    balance: float = 0.5
+    importance: Literal["scorer", "encoder_attention"] | None = None
+    scorer: str | Path | LearnedScorer | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("idpruner", "balance", self.balance, 0, 1)
+        if self.importance is not None:
+            check_choice("idpruner", "importance", self.importance, ("scorer", "encoder_attention"))
+        if self.importance == "scorer" and self.scorer is None:
+            raise MethodError(
+                "idpruner: importance='scorer' needs a trained scorer; give scorer=<file, folder or hub id>, "
+                "or use importance='encoder_attention'."
+            )
+        if self.importance == "encoder_attention" and self.scorer is not None:
+            raise MethodError("idpruner: importance='encoder_attention' would ignore the scorer; give only one of them.")
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset() if self.scorer is not None else frozenset({Cue.ENCODER_ATTENTION})
+
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.scorer is None:
+            return self
+        return replace(self, scorer=bound_scorer(self.scorer, self.revision, facts))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        valid = tokens.valid
+        if self.scorer is None:
+            importance = tokens.cue(Cue.ENCODER_ATTENTION)
+        else:
+            importance = loaded_scorer("idpruner", self.scorer).scores(tokens.features, valid)
+        return Selection(mmr(tokens.features, importance, count, balance=self.balance, valid=valid))
+
+
+def bound_scorer(scorer: str | Path | LearnedScorer, revision: str | None, facts: ModelFacts) -> LearnedScorer:
+    """The scorer, loaded where it is still a name, and checked against the model."""
+    loaded = scorer if isinstance(scorer, LearnedScorer) else LearnedScorer.load(scorer, revision)
+    loaded.check(facts.hidden_size, facts.name_or_path)
+    return loaded
+
+
+def loaded_scorer(method: str, scorer: str | Path | LearnedScorer) -> LearnedScorer:
+    """The scorer of a method that was bound; MethodError for one that was not."""
+    if not isinstance(scorer, LearnedScorer):
+        raise MethodError(f"{method}: the scorer {scorer} is not loaded yet; call `bind(facts)` first.")
+    return scorer

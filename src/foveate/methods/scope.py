@@ -1,0 +1,51 @@
+"""SCOPE: tokens that cover the image, each gain weighted by the saliency of the token, before the LLM.
+
+Paper: arXiv 2510.24214, NeurIPS 2025. Reference code: no licence, facts and formulas only.
+Deviations: the CLS row is replaced by whatever encoder attention the model adapter gives where there is no CLS token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..selection import coverage
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range
+
+
+@register_method("scope")
+@dataclass(frozen=True)
+class Scope(Method):
+    """Greedy facility location: always the token with the largest ``coverage gain * saliency ** alpha``.
+
+    Args:
+        alpha: exponent of the saliency, at least 0; 0 is coverage alone.
+        features: ``"encoder"`` compares features before the projector (the paper), ``"projected"`` after it.
+    """
+
+    provenance = Provenance(
+        paper="SCOPE, arXiv 2510.24214, NeurIPS 2025",
+        licence="none (code not copied)",
+        deviations="encoder attention of the adapter where the encoder has no CLS token",
+    )
+
+    alpha: float = 1.0
+    features: Literal["encoder", "projected"] = "encoder"
+
+    def __post_init__(self) -> None:
+        check_range("scope", "alpha", self.alpha, 0)
+        check_choice("scope", "features", self.features, ("encoder", "projected"))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
+        return frozenset({Cue.ENCODER_ATTENTION} | features)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        saliency = tokens.cue(Cue.ENCODER_ATTENTION)
+        return Selection(coverage(features, saliency, count, alpha=self.alpha, valid=tokens.valid))

@@ -1,0 +1,25 @@
+"""Stride baseline: tokens at even steps through the raster, a plain subsampling of the image.
+
+Paper: none. Licence: foveate's own. Deviations: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import selection
+from ..tokens import Selection, VisualTokens
+from .base import Method, Provenance, register_method
+
+
+@register_method("stride")
+@dataclass(frozen=True)
+class Stride(Method):
+    """Every n-th token in raster order, n fractional where it must be."""
+
+    provenance = Provenance(paper="none (baseline)", licence="foveate's own")
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(selection.stride(tokens.features, count, valid=tokens.valid))

@@ -1,0 +1,54 @@
+"""VisionSelector: keep the tokens that a small trained scorer rates highest.
+
+Paper: arXiv 2510.16598. Reference code: no licence found; facts and formulas only.
+Deviations: scores and top-k per pool (the budget's scope decides what a pool is), where the reference code takes all
+images of a batch together; the scorer's map of all pairs is collapsed, with equal results, to one matrix-vector product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import MethodError
+from ..importance import LearnedScorer
+from ..selection import topk
+from ..tokens import Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, register_method
+from .idpruner import bound_scorer, loaded_scorer
+
+
+@register_method("visionselector")
+@dataclass(frozen=True)
+class VisionSelector(Method):
+    """The highest learned scores.
+
+    Args:
+        scorer: file, folder or hub id of a scorer trained for the model, or a loaded one; required.
+        revision: revision of a scorer on the hub.
+    """
+
+    provenance = Provenance(
+        paper="VisionSelector, arXiv 2510.16598",
+        licence="none found (code not copied)",
+        deviations="scored per pool instead of over the whole batch; exact O(N d) form of the score",
+    )
+
+    scorer: str | Path | LearnedScorer | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scorer is None:
+            raise MethodError("visionselector: needs a trained scorer; give scorer=<file, folder or hub id>.")
+
+    def bind(self, facts: ModelFacts) -> Method:
+        assert self.scorer is not None
+        return replace(self, scorer=bound_scorer(self.scorer, self.revision, facts))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        assert self.scorer is not None
+        valid = tokens.valid
+        scores = loaded_scorer("visionselector", self.scorer).scores(tokens.features, valid)
+        return Selection(topk(scores, count, valid=valid))

@@ -1,0 +1,170 @@
+"""What a model adapter is, and the registry that finds the adapter of a live model."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..tokens import Cue, Grid
+
+ENTRY_POINTS = "foveate.models"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention function: post-rotary query (B, H, L, hd), key (B, Hkv, S, hd) and the softmax scale."""
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+class ModelAdapter(ABC):
+    """Where one model family's visual tokens come out and which cues it can give. Knows no method.
+
+    Args:
+        model: the ``...ForConditionalGeneration`` model.
+    """
+
+    model_type: ClassVar[str]
+    class_name: ClassVar[str]
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    cues: ClassVar[frozenset[Cue]] = frozenset(Cue)
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.check()
+
+    def check(self) -> None:
+        """Raise ModelError for a variant of the family that this adapter cannot serve."""
+
+    @property
+    def base(self) -> nn.Module:
+        """The module that reads `input_ids` and pixels and merges both (a pre-hook here sees the prompt)."""
+        return self.model.model  # type: ignore[return-value]
+
+    @property
+    def text(self) -> nn.Module:
+        """The language model: called with `inputs_embeds`, has `.layers` whose attention is `.self_attn`."""
+        return self.base.language_model  # type: ignore[return-value]
+
+    @property
+    @abstractmethod
+    def vision(self) -> nn.Module:
+        """The vision encoder; called once per modality and forward."""
+
+    @property
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module whose first input are the vision features before projection."""
+
+    @abstractmethod
+    def token_ids(self) -> dict[str, int]:
+        """Placeholder token id of each modality."""
+
+    @abstractmethod
+    def grids(self, inputs: Mapping[str, Any], placeholders: Mapping[str, int]) -> dict[str, list[Grid]]:
+        """Layout of every image and clip of a forward, in prompt order.
+
+        Args:
+            inputs: the keyword arguments of the forward.
+            placeholders: how many placeholder tokens of each modality the forward's `input_ids` hold.
+        """
+
+    @abstractmethod
+    def attention_module(self) -> nn.Module:
+        """The vision attention module whose attention is the ENCODER_ATTENTION cue."""
+
+    @abstractmethod
+    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
+        """Attention received by each LLM token, (n,) per image, from the calls of one pass of the encoder."""
+
+    @abstractmethod
+    def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
+        """Vision features before projection, (n, e) per image, from the projector's input."""
+
+    @abstractmethod
+    def patches(self, grid: Grid) -> int:
+        """Positions that the vision encoder processes for one image or clip."""
+
+    def vision_attention_pairs(self, grid: Grid) -> list[int]:
+        """Query-key pairs that each encoder layer computes for one image or clip."""
+        return [self.patches(grid) ** 2] * len(self.vision_layers())
+
+    @abstractmethod
+    def vision_layers(self) -> list[nn.Module]:
+        """The layers of the vision encoder, in order."""
+
+
+A = TypeVar("A", bound=type[ModelAdapter])
+_ADAPTERS: dict[str, type[ModelAdapter]] = {}
+
+
+def register_model(cls: A) -> A:
+    """Class decorator: serve models whose ``config.model_type`` is the adapter's `model_type`."""
+    _ADAPTERS[cls.model_type] = cls
+    return cls
+
+
+def adapter_of(model: nn.Module) -> ModelAdapter:
+    """The adapter of a live model.
+
+    Raises:
+        ModelError: when no adapter serves this model, listing those that are supported.
+    """
+    _load_all()
+    unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
+    adapter = _ADAPTERS.get(str(model_type))
+    if adapter is None or not hasattr(unwrapped, "model"):
+        known = ", ".join(f"{a.class_name} ({a.model_type})" for a in _ADAPTERS.values())
+        raise ModelError(
+            f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}. "
+            "CONTRIBUTING.md shows how to add one in one file."
+        )
+    return adapter(unwrapped)
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    """A row of `supported_models()`."""
+
+    model_type: str
+    class_name: str
+    modalities: tuple[str, ...]
+    cues: tuple[Cue, ...]
+
+
+def supported_models() -> list[SupportedModel]:
+    """Every model family that foveate can prune."""
+    _load_all()
+    rows = (
+        SupportedModel(a.model_type, a.class_name, a.modalities, tuple(sorted(a.cues, key=lambda cue: cue.name)))
+        for a in _ADAPTERS.values()
+    )
+    return sorted(rows, key=lambda row: row.model_type)
+
+
+def _load_all() -> None:
+    for name in _builtin_modules():
+        importlib.import_module(f"{__package__}.{name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        register_model(entry.load())
+
+
+def _builtin_modules() -> Iterator[str]:
+    package = importlib.import_module(__package__)
+    return (module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def pooled_mean(values: Tensor, group: int) -> Tensor:
+    """Mean over runs of `group` neighbours along the first dimension."""
+    return values.reshape(-1, group, *values.shape[1:]).mean(1)

@@ -1,0 +1,87 @@
+"""LLaVA-1.5: CLIP (or SigLIP) tower, one fixed grid per image, projector, Llama."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..importance.attention import attention_received, attention_row
+from ..tokens import Grid
+from .base import AttentionCall, ModelAdapter, register_model
+
+
+@register_model
+class LlavaAdapter(ModelAdapter):
+    """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower.
+
+    The encoder-attention cue is read in the layer whose output becomes the visual feature: the CLS row where the
+    tower has a CLS token, else the attention that a patch receives on average.
+    """
+
+    model_type = "llava"
+    class_name = "LlavaForConditionalGeneration"
+
+    def check(self) -> None:
+        config = self.model.config
+        tower = config.vision_config.model_type
+        if tower not in ("clip_vision_model", "siglip_vision_model"):
+            raise ModelError(f"LLaVA with a {tower!r} tower is not supported; CLIP and SigLIP towers are.")
+        if config.vision_feature_select_strategy == "full" and tower == "clip_vision_model":
+            raise ModelError(
+                "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
+                "on the grid; set it to 'default'."
+            )
+
+    @property
+    def vision(self) -> nn.Module:
+        return self.base.vision_tower  # type: ignore[return-value]
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.base.multi_modal_projector  # type: ignore[return-value]
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the tower's position 0 is a CLS token."""
+        return self.model.config.vision_config.model_type == "clip_vision_model"
+
+    def token_ids(self) -> dict[str, int]:
+        return {"image": self.model.config.image_token_id}
+
+    def grids(self, inputs: Mapping[str, Any], placeholders: Mapping[str, int]) -> dict[str, list[Grid]]:
+        vision = self.model.config.vision_config
+        pixels = inputs.get("pixel_values")  # absent when the caller encoded the images beforehand
+        height, width = pixels.shape[-2:] if pixels is not None else (vision.image_size, vision.image_size)
+        grid = Grid(height // vision.patch_size, width // vision.patch_size)
+        return {"image": [grid] * (placeholders.get("image", 0) // len(grid))}
+
+    def vision_layers(self) -> list[nn.Module]:
+        tower = getattr(self.vision, "vision_model", self.vision)
+        return list(tower.encoder.layers)
+
+    def attention_module(self) -> nn.Module:
+        layer = self.model.config.vision_feature_layer
+        last = layer if isinstance(layer, int) else layer[-1]
+        layers = self.vision_layers()
+        # hidden_states[i] is the output of layer i - 1; hidden_states[0] is the embedding.
+        index = last - 1 if last > 0 else len(layers) + last
+        return layers[max(index, 0)].self_attn  # type: ignore[return-value]
+
+    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
+        call = calls[-1]
+        if self.has_cls:
+            everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
+            received = attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
+        else:
+            received = attention_received(call.query, call.key, call.scaling)
+        return list(received)
+
+    def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
+        return list(hidden)
+
+    def patches(self, grid: Grid) -> int:
+        return len(grid) + int(self.has_cls)

@@ -1,0 +1,70 @@
+"""What a prefill costs: FLOPs counted from the live modules' weights, KV-cache bytes from the text config.
+
+A multiply-add counts as two FLOPs; attention counts every query-key pair (causal kernels that skip half of them
+do not lower the figure), as papers of the field do. The prompt's text tokens and the vision encoder are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from torch import nn
+
+from ..models import ModelAdapter
+from ..tokens import Grid
+
+
+def linear_weights(modules: Iterable[nn.Module]) -> int:
+    """Weights of all linear and convolution layers below `modules`, one multiply-add a token each."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    return sum(m.weight.numel() for root in modules for m in root.modules() if isinstance(m, kinds))
+
+
+class CostModel:
+    """Counts for one model; everything that depends on the model alone is computed once."""
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self._adapter = adapter
+        config = adapter.model.config.get_text_config()
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = getattr(config, "num_key_value_heads", None) or self._heads
+        self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._vision_hidden: int = adapter.model.config.vision_config.hidden_size
+
+    @cached_property
+    def _layer_weights(self) -> list[int]:
+        return [linear_weights([layer]) for layer in self._adapter.text.layers]  # type: ignore[union-attr]
+
+    @cached_property
+    def _head_weights(self) -> int:
+        return linear_weights([self._adapter.model.get_output_embeddings()])  # type: ignore[operator]
+
+    @cached_property
+    def _vision_weights(self) -> tuple[int, int]:
+        """Weights used once per encoder position, and once per LLM token."""
+        projector = linear_weights([self._adapter.projector])
+        vision = linear_weights([self._adapter.vision])
+        inside = any(module is self._adapter.projector for module in self._adapter.vision.modules())
+        return vision - (projector if inside else 0), projector
+
+    def text_flops(self, lengths: Sequence[Sequence[int]]) -> float:
+        """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each."""
+        total = 0.0
+        for weights, row in zip(self._layer_weights, lengths, strict=True):
+            total += sum(2.0 * weights * n + 4.0 * n * n * self._heads * self._head_dim for n in row)
+        return total + 2.0 * self._head_weights * len(lengths[0])
+
+    def vision_flops(self, grids: Sequence[Grid]) -> float:
+        """FLOPs of the vision encoder and projector for these images."""
+        encoder, projector = self._vision_weights
+        return sum(
+            2.0 * encoder * self._adapter.patches(grid)
+            + 2.0 * projector * len(grid)
+            + 4.0 * self._vision_hidden * sum(self._adapter.vision_attention_pairs(grid))
+            for grid in grids
+        )
+
+    def kv_bytes(self, lengths: Sequence[Sequence[int]], bytes_per_value: int) -> int:
+        """Bytes of keys and values after the prefill, real tokens only."""
+        return sum(map(sum, lengths)) * 2 * self._kv_heads * self._head_dim * bytes_per_value

@@ -1,0 +1,92 @@
+"""Listen to the vision encoder: the cues that methods need from it, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ModelError
+from ..models import ModelAdapter
+from ..models.base import AttentionCall
+from ..tokens import Cue
+from .prompt import Span
+from .report import Stopwatch
+from .tap import Tap
+
+
+@dataclass
+class _Pass:
+    """One forward of the encoder: all images, or all clips."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    features: Tensor | None = None
+
+
+class EncoderListener:
+    """Hooks on the encoder, and on its attention and projector when a method needs them."""
+
+    def __init__(self, adapter: ModelAdapter, needs: frozenset[Cue]) -> None:
+        self._adapter, self._needs = adapter, needs
+        self._passes: list[_Pass] = []
+        device = next(adapter.vision.parameters()).device
+        self._device = device
+        self._watch = Stopwatch(device)
+        self._removable: list[Any] = [
+            adapter.vision.register_forward_pre_hook(self._before),
+            adapter.vision.register_forward_hook(self._after),
+        ]
+        if Cue.ENCODER_ATTENTION in needs:
+            self._removable.append(Tap(adapter.attention_module(), self._on_attention))
+        if Cue.ENCODER_FEATURES in needs:
+            self._removable.append(adapter.projector.register_forward_pre_hook(self._on_projector))
+
+    def remove(self) -> None:
+        """Take every hook off again."""
+        for handle in self._removable:
+            handle.remove()
+
+    def _before(self, module: Any, args: Any) -> None:
+        self._passes.append(_Pass())
+        self._watch.start()
+
+    def _after(self, module: Any, args: Any, output: Any) -> None:
+        self._watch.stop()
+
+    def _on_attention(self, call: AttentionCall) -> None:
+        self._passes[-1].calls.append(call)
+
+    def _on_projector(self, module: Any, args: Any) -> None:
+        self._passes[-1].features = args[0]
+
+    def take(self) -> tuple[list[_Pass], Stopwatch]:
+        """What was heard since the last call; the listener starts afresh."""
+        heard = self._passes, self._watch
+        self._passes, self._watch = [], Stopwatch(self._device)
+        return heard
+
+    def cues(self, passes: list[_Pass], spans: list[Span]) -> dict[Cue, list[Tensor]]:
+        """Each needed cue as one tensor per span, in the order of `spans`.
+
+        Raises:
+            ModelError: when images of the prompt were not encoded in this forward.
+        """
+        if not self._needs - {Cue.LLM_ATTENTION}:
+            return {}
+        modalities = [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
+        if len(passes) < len(modalities):
+            raise ModelError(
+                "the images were not encoded in this forward, so the encoder cues are missing; "
+                "pass pixel values, or use a method without encoder cues such as 'divprune'."
+            )
+        found: dict[Cue, dict[tuple[str, int], Tensor]] = {c: {} for c in self._needs if c is not Cue.LLM_ATTENTION}
+        for modality, heard in zip(modalities, passes, strict=False):
+            grids = [s.grid for s in sorted((s for s in spans if s.modality == modality), key=lambda s: s.order)]
+            if Cue.ENCODER_ATTENTION in found:
+                for order, value in enumerate(self._adapter.encoder_attention(heard.calls, grids)):
+                    found[Cue.ENCODER_ATTENTION][modality, order] = value
+            if Cue.ENCODER_FEATURES in found and heard.features is not None:
+                for order, value in enumerate(self._adapter.encoder_features(heard.features, grids)):
+                    found[Cue.ENCODER_FEATURES][modality, order] = value
+        return {cue: [values[s.modality, s.order] for s in spans] for cue, values in found.items()}

@@ -1,0 +1,70 @@
+"""Hook-free pruning: shortened inputs for people who run their own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MethodError
+from ..methods import Method, Stage, get_method
+from .pruning import KeepLike, prune
+
+
+class _Stop(Exception):
+    """Leaves the forward as soon as the language model's inputs are known."""
+
+
+@torch.no_grad()
+def prune_inputs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    method: str | Method,
+    keep: KeepLike = 0.25,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Encode the images, merge them into the prompt and drop visual tokens, without running the language model.
+
+    Args:
+        model: a supported model; it is unchanged afterwards.
+        inputs: what the processor returned.
+        method: a method before the LLM.
+        keep: see `Budget`.
+        options: `scope`, `positions` and hyperparameters as for `prune`.
+
+    Returns:
+        ``inputs_embeds`` (B, W, d), ``position_ids`` (B, W) or (3, B, W) at the original positions, and
+        ``attention_mask`` (B, W), left-padded: ready for ``model.generate(**result)`` or ``model(**result)``.
+
+    Raises:
+        MethodError: for a method inside the LLM, which has no shortened inputs.
+    """
+    fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
+    method = get_method(method, **fields)
+    if method.stage is not Stage.BEFORE_LLM:
+        raise MethodError(f"{method.name} prunes inside the LLM, so it has no shortened inputs; use foveate.prune.")
+    found: dict[str, Any] = {}
+
+    def stop(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.update(kwargs)
+        raise _Stop
+
+    rest = {k: v for k, v in options.items() if k in ("scope", "positions")}
+    with prune(model, method, keep, **rest) as pruning:
+        handle = pruning.text.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            model(**{**inputs, "use_cache": False})
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+    embeds: Tensor = found["inputs_embeds"]
+    batch, width = embeds.shape[:2]
+    mask, ids = found.get("attention_mask"), found.get("position_ids")
+    if mask is None:
+        mask = torch.ones(batch, width, dtype=torch.long, device=embeds.device)
+    if ids is None:
+        ids = torch.arange(width, device=embeds.device).expand(batch, -1)
+    return {"inputs_embeds": embeds, "position_ids": ids, "attention_mask": mask}

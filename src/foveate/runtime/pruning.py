@@ -1,0 +1,283 @@
+"""Attach pruning to a live transformers model through hooks, and detach it without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..budget import Budget, Scope
+from ..errors import FoveateError, MethodError, ModelError, RuntimeStateError
+from ..methods import Method, ModelFacts, Stage, get_method
+from ..models import ModelAdapter, adapter_of
+from ..tokens import Cue
+from .account import account
+from .cache import CacheState, mark, state_of
+from .cost import CostModel
+from .encoder import EncoderListener
+from .prompt import locate
+from .report import Report, Stopwatch
+from .seams import BeforeLlm, InsideLlm, begin
+from .step import Step
+from .tap import Tap
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictionary()
+MethodLike = str | Method
+KeepLike = float | int | str
+
+
+class Pruning:
+    """Pruning attached to one model; made by `attach` and `prune`."""
+
+    def __init__(
+        self, adapter: ModelAdapter, before: BeforeLlm | None, inside: InsideLlm | None, dtype_bytes: int
+    ) -> None:
+        self._adapter, self._before, self._inside = adapter, before, inside
+        self._dtype_bytes = dtype_bytes
+        self._step, self._last = Step(), None  # type: ignore[var-annotated]
+        self._cost = CostModel(adapter)
+        self._removable: list[Any] = []
+        self._active = any(s is not None and not s.budget.keeps_all for s in (before, inside))
+        needs: frozenset[Cue] = frozenset()
+        for seam in (before, inside):
+            if seam is not None and not seam.budget.keeps_all:
+                needs |= seam.method.needs
+        try:
+            self._hook(needs)
+        except BaseException:
+            self.detach()
+            raise
+        _ATTACHED[adapter.model] = self
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model is being pruned."""
+        return bool(self._removable)
+
+    @property
+    def text(self) -> nn.Module:
+        """The language model that is being pruned."""
+        return self._adapter.text
+
+    def detach(self) -> None:
+        """Restore the model bit for bit. Detaching twice is harmless."""
+        for handle in self._removable:
+            handle.remove()
+        self._removable = []
+        if _ATTACHED.get(self._adapter.model) is self:
+            del _ATTACHED[self._adapter.model]
+
+    def report(self) -> Report:
+        """The account of the latest prefill with images.
+
+        Raises:
+            RuntimeStateError: before any such prefill.
+        """
+        if self._last is None:
+            raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
+        return account(self._last, self._adapter, self._cost, self._inside, self._dtype_bytes)
+
+    # -- hooks
+
+    def _hook(self, needs: frozenset[Cue]) -> None:
+        adapter, add = self._adapter, self._removable.append
+        self._encoder = EncoderListener(adapter, needs)
+        add(self._encoder)
+        add(adapter.model.register_forward_pre_hook(self._on_model, with_kwargs=True))
+        add(adapter.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
+        add(adapter.text.register_forward_pre_hook(self._on_text, with_kwargs=True))
+        add(adapter.text.register_forward_hook(self._after_text, with_kwargs=True))
+        inside = self._inside
+        if inside is None or inside.budget.keeps_all:
+            return
+        layers: Any = adapter.text.layers
+        if Cue.LLM_ATTENTION in inside.method.needs:
+            add(Tap(layers[inside.layer - 1].self_attn, lambda call: inside.observe(self._step, call)))
+        for index in range(inside.layer, len(layers)):
+            hook = self._layer_hook(inside, index)
+            add(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _on_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is not None and self._active:
+            raise RuntimeStateError(
+                "labels cannot be used while pruning: the logits are shorter than the labels; "
+                "compute the loss outside, or detach pruning for training."
+            )
+
+    def _on_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._step = Step(mask=kwargs.get("attention_mask"))
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None:
+            self._step.spans = locate(self._adapter, ids, kwargs)
+        elif self._active and not _length_of(kwargs.get("past_key_values")):
+            raise RuntimeStateError(
+                "pruning needs input_ids to know where the images are; pass input_ids, "
+                "or shorten the prompt with foveate.prune_inputs and run it without pruning attached."
+            )
+
+    def _on_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        step = self._step
+        passes, step.encoder_watch = self._encoder.take()
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return None
+        cache = kwargs.get("past_key_values")
+        known = state_of(cache)
+        state = known or CacheState(self)
+        state.owner = self
+        past = int(_length_of(cache))
+        step.selection_watch, step.prefill_watch = Stopwatch(embeds.device), Stopwatch(embeds.device)
+        if self._active or known is not None or step.spans:
+            begin(step, state, embeds, _first_known(step.mask, kwargs.get("attention_mask")), past)
+            if step.spans and self._active:
+                step.encoder_cues = self._encoder.cues(passes, step.spans)
+        kwargs = dict(kwargs)
+        if self._before is not None or (known is not None and known.before is not None):
+            seam = self._before or _PASS_THROUGH
+            seam.apply(step, kwargs)
+            if state.before is not None and cache is not None:
+                mark(cache, state)
+        step.prefill_watch.start()
+        return args, kwargs
+
+    def _after_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        step = self._step
+        if step.prefill_watch is not None:
+            step.prefill_watch.stop()
+        if step.spans:
+            self._last = step
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and step.state is not None and (step.state.before or step.state.inside):
+            mark(cache, step.state)  # a cache that the language model made itself
+
+    def _layer_hook(self, inside: InsideLlm, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            kwargs = dict(kwargs)
+            return inside.apply(self._step, index, args, kwargs), kwargs
+
+        return hook
+
+
+def attach(
+    model: nn.Module,
+    method: MethodLike | Sequence[MethodLike],
+    keep: KeepLike | Sequence[KeepLike] = 0.25,
+    *,
+    scope: Scope = "image",
+    positions: str = "keep",
+    **hyperparameters: Any,
+) -> Pruning:
+    """Prune the visual tokens of a transformers model until ``.detach()``.
+
+    Args:
+        model: a supported model (see `foveate.supported_models`).
+        method: a method's name or instance; or two of them, one before the LLM and one inside it.
+        keep: how much of each image to keep (see `Budget`); one value per method where two are given. It always
+            refers to the image's unpruned tokens.
+        scope: ``"image"`` or ``"prompt"``: whether each image has a budget of its own or all of a prompt share one.
+        positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
+            unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
+        hyperparameters: fields of the method, where `method` is one name.
+
+    Raises:
+        FoveateError: for anything that cannot work, before the model is changed.
+    """
+    adapter = adapter_of(model)
+    if adapter.model in _ATTACHED:
+        raise RuntimeStateError("pruning is already attached to this model; detach it first.")
+    before, inside = _seams(adapter, method, keep, scope, positions, hyperparameters)
+    parameter = next(adapter.text.parameters())
+    return Pruning(adapter, before, inside, parameter.element_size())
+
+
+@contextlib.contextmanager
+def prune(
+    model: nn.Module,
+    method: MethodLike | Sequence[MethodLike],
+    keep: KeepLike | Sequence[KeepLike] = 0.25,
+    *,
+    scope: Scope = "image",
+    positions: str = "keep",
+    **hyperparameters: Any,
+) -> Iterator[Pruning]:
+    """``with foveate.prune(model, "idpruner", keep=0.25) as pruning: model.generate(**inputs)``.
+
+    Takes the same arguments as `attach`; the model is restored on exit, whatever happens inside.
+    """
+    handle = attach(model, method, keep, scope=scope, positions=positions, **hyperparameters)
+    try:
+        yield handle
+    finally:
+        handle.detach()
+
+
+def _seams(
+    adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
+) -> tuple[BeforeLlm | None, InsideLlm | None]:
+    names = [method] if isinstance(method, (str, Method)) else list(method)
+    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
+    if len(keeps) != len(names) or not names:
+        raise MethodError(f"{len(names)} methods need as many keep values, got {len(keeps)}.")
+    if len(names) > 1 and hyperparameters:
+        raise MethodError("hyperparameters go with one method name; with two, pass foveate.get_method(...) instances.")
+    text_config = adapter.model.config.get_text_config()
+    facts = ModelFacts(str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(_layers(adapter)))
+    before: BeforeLlm | None = None
+    inside: InsideLlm | None = None
+    for name, amount in zip(names, keeps, strict=True):
+        budget = Budget(amount, scope)
+        made = get_method(name, **hyperparameters)
+        _check_cues(adapter, made)
+        bound = made if budget.keeps_all else made.bind(facts)
+        if bound.stage is Stage.BEFORE_LLM and before is None:
+            before = BeforeLlm(bound, budget, positions)
+        elif bound.stage is Stage.IN_LLM and inside is None:
+            inside = InsideLlm(bound, budget, _layer_of(bound, facts.layers), text_config)
+        else:
+            raise MethodError(f"two methods {bound.stage.value} cannot be combined; give one before it and one inside.")
+    _check_positions(positions, text_config, inside)
+    if inside is not None and "flex" in str(text_config._attn_implementation):
+        raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
+    return before, inside
+
+
+def _check_cues(adapter: ModelAdapter, method: Method) -> None:
+    missing = method.needs - adapter.cues
+    if missing:
+        lacking = ", ".join(cue.value for cue in missing)
+        raise ModelError(f"{adapter.class_name} cannot give what {method.name} needs: {lacking}; choose another method.")
+
+
+def _layer_of(method: Method, layers: int) -> int:
+    layer = int(getattr(method, "layer", -1))
+    first = 1 if Cue.LLM_ATTENTION in method.needs else 0
+    if not first <= layer < layers:
+        raise MethodError(f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}.")
+    return layer
+
+
+def _check_positions(positions: str, text_config: Any, inside: InsideLlm | None) -> None:
+    if positions not in ("keep", "compact"):
+        raise FoveateError(f"positions={positions!r} is unknown; use 'keep' or 'compact'.")
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if positions == "compact" and (inside is not None or "mrope_section" in rope):
+        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")
+
+
+def _layers(adapter: ModelAdapter) -> Any:
+    return adapter.text.layers
+
+
+def _length_of(cache: Any) -> Any:
+    return 0 if cache is None else cache.get_seq_length()
+
+
+def _first_known(outer: Any, inner: Any) -> Any:
+    """The caller's 2-D mask where there is one, else whatever the language model was given."""
+    return outer if isinstance(outer, Tensor) and outer.ndim == 2 else inner
+
+
+_PASS_THROUGH: Any = BeforeLlm(None, Budget(1.0), "keep")  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""From hidden states and spans to a keep mask: the one place where a method is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..budget import Budget
+from ..errors import MethodError, ModelError
+from ..methods import Method
+from ..tokens import Cue, VisualTokens
+from .prompt import Span, padded_index
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The images of a forward, grouped into the pools that share a budget."""
+
+    spans: list[list[Span]]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, spans: list[Span], budget: Budget) -> Pools:
+        """One pool per image, or per prompt with ``scope="prompt"``."""
+        if budget.scope == "image":
+            groups = [[span] for span in spans]
+        else:
+            groups = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
+        return cls(groups, budget.counts([sum(len(s.grid) for s in group) for group in groups]))
+
+    @property
+    def drops(self) -> bool:
+        """Whether any pool loses a token."""
+        return any(c < sum(len(s.grid) for s in group) for group, c in zip(self.spans, self.counts, strict=True))
+
+
+def choose(
+    method: Method,
+    pools: Pools,
+    hidden: Tensor,
+    place: Tensor | None,
+    encoder_cues: dict[Cue, list[Tensor]],
+    llm_attention: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Ask the method once for all pools.
+
+    Args:
+        hidden: (B, W, d), the sequence to be shortened.
+        place: (B, L) where each of the prompt's tokens lies in `hidden` now (-1: dropped before), or None for W = L.
+        encoder_cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
+        llm_attention: (B, W) attention row of the last prompt token, or None.
+
+    Returns:
+        keep mask (B, W), all true off the images, and `hidden` with the method's merges applied.
+    """
+    rows, index = padded_index(pools.spans, hidden.device)
+    if place is not None:
+        index = torch.where(index >= 0, place[rows[:, None], index.clamp_min(0)], index)
+    alive = index >= 0
+    at = (rows[:, None].expand_as(index), index.clamp_min(0))
+    grids = tuple(tuple(span.grid for span in pool) for pool in pools.spans)
+    cues = {cue.name.lower(): _pooled(values, pools) for cue, values in encoder_cues.items()}
+    if llm_attention is not None:
+        cues[Cue.LLM_ATTENTION.name.lower()] = llm_attention[at].masked_fill(~alive, 0.0)
+    features = hidden[at].masked_fill(~alive[..., None], 0.0)
+    count = torch.minimum(torch.tensor(pools.counts, device=hidden.device), alive.sum(1))
+    selection = method.select(VisualTokens(features, grids, alive=alive, **cues), count)
+    chosen = selection.keep & alive
+    if not torch.equal(chosen.sum(1), count):
+        raise MethodError(f"{method.name} kept {chosen.sum(1).tolist()} tokens where {count.tolist()} were asked for.")
+    keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    dropped = alive & ~chosen
+    keep[at[0][dropped], at[1][dropped]] = False
+    if selection.target is not None:
+        hidden = hidden.clone()
+        hidden[at[0][chosen], at[1][chosen]] = selection.merged(features)[chosen]
+    return keep, hidden
+
+
+def _pooled(values: list[Tensor], pools: Pools) -> Tensor:
+    """Cue tensors of all spans, concatenated within pools and padded to (P, N, ...)."""
+    flat, start = [], 0
+    for pool in pools.spans:
+        part = values[start : start + len(pool)]
+        start += len(pool)
+        for span, value in zip(pool, part, strict=True):
+            if len(value) != len(span.grid):
+                raise ModelError(
+                    f"the encoder gave {len(value)} values for an image of {len(span.grid)} tokens; "
+                    "prune with images passed to this forward, or use a method without encoder cues."
+                )
+        flat.append(torch.cat(part))
+    return torch.nn.utils.rnn.pad_sequence(flat, batch_first=True)

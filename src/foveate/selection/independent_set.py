@@ -1,0 +1,124 @@
+"""Pivots by score, then a greedy maximal independent set on a spatial and semantic graph (D2Pruner, 2512.19443)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import SelectionError
+from ..tokens import Grid, as_grid
+from ._inputs import Pools, marked, prepare, ranking, require
+
+SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
+
+GridLike = Grid | Sequence[int] | Sequence[Grid | Sequence[int]] | Tensor
+
+
+def independent_set(
+    features: Tensor,
+    scores: Tensor,
+    count: int | Tensor,
+    grid: GridLike,
+    pivots: float = 0.7,
+    threshold: float = 0.8,
+    spatial_weight: float = 0.0,
+    valid: Tensor | None = None,
+    pivots_suppress: bool = False,
+) -> Tensor:
+    """Keep the best by score, then the best that are no neighbours of what was taken, then fill by score.
+
+    The first ``floor(pivots * count)`` tokens are the highest scores. Then, until `count`, the highest score that is
+    still a candidate is taken and its neighbours stop being candidates; if none is left, the rest is filled by score.
+    Two tokens are neighbours where ``(1 - w) * cosine + w * exp(-d^2 / (2 * 1.5^2))`` exceeds the threshold, with
+    w = `spatial_weight` and d the distance in rows and columns; tokens of different frames are not near each other.
+    Ties go to the lowest index. Paper: D2Pruner, arXiv 2512.19443.
+
+    Args:
+        features: (N, d) or (B, N, d), any float dtype.
+        scores: (N,) or (B, N), any float dtype.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        grid: where the tokens are: a Grid, (rows, columns) or (frames, rows, columns) for all rows of the batch; a
+            list of those, one per row; or frame, row and column of each token, long (N, 3) or (B, N, 3). Grids lie
+            at the start of a row; in a tensor, padding may hold -1.
+        pivots: the share that is taken by score alone, in [0, 1].
+        threshold: above it two tokens are neighbours.
+        spatial_weight: share of the spatial term, in [0, 1].
+        valid: bool, shaped like the scores, true on real tokens; all are when None.
+        pivots_suppress: whether the neighbours of pivots stop being candidates, too.
+
+    Returns:
+        Bool keep mask shaped like the scores, exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes, counts or grids that do not fit, shares outside [0, 1], or values not finite.
+    """
+    for name, share in (("pivots", pivots), ("spatial_weight", spatial_weight)):
+        if not 0 <= share <= 1:
+            raise SelectionError(f"{name} must be between 0 and 1, got {share}.")
+    pools = prepare(count, valid, features=features, scores=scores)
+
+    def core(pools: Pools) -> Tensor:
+        assert pools.scores is not None
+        edges = _similarity(pools, spatial_weight) > threshold
+        batch, width = pools.valid.shape
+        order = ranking(pools.scores, pools.valid)
+        quotas = (pools.counts.double() * pivots).floor().long()
+        # One key says all: candidates come first, then the suppressed, each by rank, and last what is gone.
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
+        gone = 3 * width
+        is_pivot = ranks < quotas[:, None]
+        key = ranks.masked_fill(is_pivot | ~pools.valid, gone)
+        if pivots_suppress:
+            key += width * ((edges & is_pivot[:, :, None]).any(1) & (key < width))
+        picks = order.clone()  # the pivots are in place already
+        rows = torch.arange(batch, device=order.device)
+        # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
+        for step in range(math.floor(pools.steps * pivots) if batch == 1 else 0, pools.steps):
+            free = step >= quotas
+            pick = torch.where(free, key.argmin(-1), order[:, step])
+            picks[:, step] = pick
+            key += width * (edges[rows, pick] & (key < width) & free[:, None])
+            key.scatter_(1, pick[:, None], gone)
+        return marked(picks, pools)
+
+    return replace(pools, places=_places(grid, pools)).select(core)
+
+
+def _similarity(pools: Pools, spatial_weight: float) -> Tensor:
+    """(B, N, N): the cosine, mixed with nearness in the plane of the same frame."""
+    assert pools.unit is not None and pools.places is not None
+    similarity = pools.unit @ pools.unit.mT
+    if spatial_weight == 0:
+        return similarity
+    frame, row, column = (axis[:, :, None] - axis[:, None, :] for axis in pools.places.unbind(-1))
+    near = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
+    return similarity.mul_(1 - spatial_weight).add_(near.mul_(frame == 0), alpha=spatial_weight)
+
+
+def _places(grid: GridLike, pools: Pools) -> Tensor:
+    """(B, N, 3) long: frame, row and column of every token, from any of the forms that `grid` may have."""
+    batch, width = pools.valid.shape
+    device = pools.valid.device
+    if isinstance(grid, Tensor):
+        if grid.shape not in ((width, 3), (batch, width, 3)) or grid.is_floating_point():
+            raise SelectionError(
+                f"a grid tensor must be long, ({width}, 3) or ({batch}, {width}, 3), "
+                f"got {grid.dtype} {tuple(grid.shape)}."
+            )
+        return grid.to(device).long().expand(batch, width, 3)
+
+    shared = isinstance(grid, Grid) or all(isinstance(n, int) for n in grid)
+    grids = [as_grid(one) for one in ([grid] * batch if shared else grid)]  # type: ignore[arg-type, union-attr]
+    if len(grids) != batch:
+        raise SelectionError(f"the list of grids must have one per row, {batch}, got {len(grids)}.")
+    places = torch.full((batch, width, 3), -1, dtype=torch.long, device=device)
+    for row, one in enumerate(grids):
+        if len(one) > width:
+            raise SelectionError(f"grid {one} of row {row} has {len(one)} tokens, the row only {width}.")
+        places[row, : len(one)] = one.coordinates(device)
+    require((places[..., 0] >= 0) | ~pools.valid, "the grid must cover every valid token")
+    return places

@@ -1,0 +1,40 @@
+"""Greedy farthest-point selection by cosine distance (DivPrune, arXiv 2503.02175)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._greedy import spread
+from ._inputs import Pools, prepare
+
+
+def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Pick the most isolated token, then again and again the one farthest from all the picked.
+
+    The distance is ``1 - cosine``; the first pick is the token whose nearest neighbour is farthest away; ties go to
+    the lowest index. Paper: DivPrune, arXiv 2503.02175.
+
+    Args:
+        features: (N, d) or (B, N, d), any float dtype.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        valid: bool (N,) or (B, N), true on real tokens; all are when None.
+
+    Returns:
+        Bool keep mask (N,) or (B, N), exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes or counts that do not fit, or features that are not finite.
+    """
+
+    def core(pools: Pools) -> Tensor:
+        assert pools.unit is not None
+        similarity = pools.unit @ pools.unit.mT
+        # Neither itself nor padding is a neighbour: -2 is below every cosine, and finite as the loop requires.
+        similarity.diagonal(dim1=1, dim2=2).fill_(-2)
+        similarity.masked_fill_(~pools.valid[:, None, :], -2)
+        isolation = 1 - similarity.amax(-1)
+        first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
+        return spread(pools, similarity, first, 1.0, 1.0)
+
+    return prepare(count, valid, features=features).select(core)

@@ -1,0 +1,46 @@
+"""Greedy maximal marginal relevance: importance and diversity in balance (IDPruner, arXiv 2602.13315)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import SelectionError
+from ._greedy import spread
+from ._inputs import Pools, prepare
+
+
+def mmr(
+    features: Tensor, importance: Tensor, count: int | Tensor, balance: float = 0.5, valid: Tensor | None = None
+) -> Tensor:
+    """Pick the most important token, then again and again the one that is important and unlike the picked.
+
+    Each later pick is ``argmax of balance * importance - (1 - balance) * (max cosine to the picked)``, with the
+    importance min-max normalised over the valid tokens; ties go to the lowest index.
+    Paper: IDPruner, arXiv 2602.13315.
+
+    Args:
+        features: (N, d) or (B, N, d), any float dtype.
+        importance: (N,) or (B, N), any float dtype, any scale.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        balance: from 0 (diversity alone, after the first pick) to 1 (importance alone).
+        valid: bool (N,) or (B, N), true on real tokens; all are when None.
+
+    Returns:
+        Bool keep mask shaped like the importance, exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes or counts that do not fit, a balance outside [0, 1], or values that are not finite.
+    """
+    if not 0 <= balance <= 1:
+        raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
+
+    def core(pools: Pools) -> Tensor:
+        assert pools.unit is not None and pools.scores is not None
+        lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
+        highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+        scaled = (pools.scores - lowest) / (highest - lowest + 1e-6)
+        first = scaled.masked_fill(~pools.valid, -torch.inf).argmax(-1)
+        return spread(pools, pools.unit @ pools.unit.mT, first, balance * scaled, 1 - balance)
+
+    return prepare(count, valid, features=features, scores=importance).select(core)

@@ -1,0 +1,36 @@
+"""Random tokens: a baseline that every method has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._inputs import Pools, marked, ordinals, prepare, ranking
+
+
+def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:
+    """Keep tokens uniformly at random, the same ones for the same seed.
+
+    The valid tokens of every row read the same stream of numbers, so that neither a row's neighbours nor its padding
+    change what it keeps.
+
+    Args:
+        features: (N, d) or (B, N, d); only the shape is read.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        valid: bool (N,) or (B, N), true on real tokens; all are when None.
+        seed: of the stream.
+
+    Returns:
+        Bool keep mask (N,) or (B, N), exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes or counts that do not fit.
+    """
+
+    def core(pools: Pools) -> Tensor:
+        # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.
+        generator = torch.Generator().manual_seed(seed)
+        stream = torch.rand(pools.valid.shape[1], generator=generator, dtype=torch.float64)
+        return marked(ranking(stream.to(pools.valid.device)[ordinals(pools.valid)], pools.valid), pools)
+
+    return prepare(count, valid, features=features, read_features=False).select(core)

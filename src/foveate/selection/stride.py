@@ -1,0 +1,33 @@
+"""Evenly spaced tokens: a baseline that every method has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._inputs import Pools, marked, ordinals, prepare
+
+
+def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Keep evenly spaced tokens: of the n valid ones in order, those at ``floor((i + 0.5) * n / count)``.
+
+    Args:
+        features: (N, d) or (B, N, d); only the shape is read.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        valid: bool (N,) or (B, N), true on real tokens; all are when None.
+
+    Returns:
+        Bool keep mask (N,) or (B, N), exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes or counts that do not fit.
+    """
+
+    def core(pools: Pools) -> Tensor:
+        present = pools.valid.sum(-1, keepdim=True)
+        steps = torch.arange(pools.steps, device=present.device)
+        # In integers: (i + 0.5) * n / count without rounding. A row without tokens divides by 1 and marks nothing.
+        kept = marked((2 * steps + 1) * present // (2 * pools.counts[:, None].clamp_min(1)), pools)
+        return kept.gather(1, ordinals(pools.valid)) & pools.valid
+
+    return prepare(count, valid, features=features, read_features=False).select(core)

@@ -1,0 +1,27 @@
+"""The tokens with the highest scores."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._inputs import marked, prepare, ranking
+
+
+def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Keep the `count` highest scores; ties go to the lowest index.
+
+    Args:
+        scores: (N,) or (B, N), any float dtype.
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
+        valid: bool, shaped like the scores, true on real tokens; all are when None.
+
+    Returns:
+        Bool keep mask shaped like the scores, exactly `count` true per row.
+
+    Raises:
+        SelectionError: on shapes or counts that do not fit, or scores that are not finite.
+    """
+    pools = prepare(count, valid, scores=scores)
+    assert pools.scores is not None
+    keep = marked(ranking(pools.scores, pools.valid), pools)
+    return keep if pools.batched else keep[0]

@@ -1,0 +1,35 @@
+"""Shared test set-up: offline, few threads, tiny models built once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+import zoo as zoo_module
+from zoo import Zoo
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def llava() -> Zoo:
+    return zoo_module.llava()
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Zoo:
+    return zoo_module.qwen2_5_vl()
+
+
+@pytest.fixture(params=["llava", "qwen2_5_vl"])
+def zoo(request: pytest.FixtureRequest) -> Zoo:
+    """Each tiny model in turn."""
+    return getattr(zoo_module, request.param)()

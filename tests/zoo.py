@@ -1,0 +1,222 @@
+"""Tiny random models for tests, with tokenizers and image processors that need neither the hub nor torchvision.
+
+Weights are larger than usual, so that dropping visual tokens visibly moves the logits. Random models emit
+placeholder tokens; pass ``suppress_tokens=zoo.visual_ids`` to ``generate``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+_LLM = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_CORPUS = "what is in the picture? a red square on a blue background, and a small green circle below it. "
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Tokenizer and image processor side by side, and how many LLM tokens each image takes."""
+
+    tokenizer: tf.PreTrainedTokenizerFast
+    image_processor: Any
+    image_token: str
+    tokens_per_image: int | None = None  # None: read from the grid
+    merge_size: int = 1
+
+    def __call__(self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Left-padded batch; each text holds one `image_token` for each of its images."""
+        media: dict[str, Tensor] = {}
+        counts: list[int] = []
+        if flat := [image for prompt in images for image in prompt]:
+            media = dict(self.image_processor(images=flat, return_tensors="pt"))
+            counts = [self.tokens_per_image] * len(flat) if self.tokens_per_image else self._grid_counts(media)
+        pending = iter(counts)
+        expanded = [self._expand(text, [next(pending) for _ in prompt]) for prompt, text in zip(images, texts, strict=True)]
+        return {**self.tokenize(expanded), **media}
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`texts` with all placeholders in place: input_ids, attention_mask, mm_token_type_ids."""
+        encoded = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False)
+        ids = encoded["input_ids"]
+        kinds = (ids == self.tokenizer.image_token_id).long()
+        if (video := getattr(self.tokenizer, "video_token_id", None)) is not None:
+            kinds += 2 * (ids == video).long()
+        return {"input_ids": ids, "attention_mask": encoded["attention_mask"], "mm_token_type_ids": kinds}
+
+    def _grid_counts(self, media: dict[str, Tensor]) -> list[int]:
+        return (media["image_grid_thw"].prod(-1) // self.merge_size**2).tolist()
+
+    def _expand(self, text: str, counts: Sequence[int]) -> str:
+        head, *rest = text.split(self.image_token)
+        return head + "".join(self.image_token * n + tail for n, tail in zip(counts, rest, strict=True))
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """One tiny model and what tests need to feed it."""
+
+    name: str
+    model: Any
+    processor: Processor
+    image: str  # what stands for one image in a prompt
+    visual_ids: tuple[int, ...]  # ids of the image and video placeholders
+
+    @property
+    def tokenizer(self) -> tf.PreTrainedTokenizerFast:
+        return self.processor.tokenizer
+
+
+def picture(h: int = 56, w: int = 56, seed: int = 0) -> Image.Image:
+    """Random noise, h x w pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
+
+
+def inputs(
+    zoo: Zoo, images_per_prompt: Sequence[Sequence[Image.Image]], texts: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Padded batch tensors; each prompt is its images followed by its text (texts of different length by default).
+
+    LLaVA's forward takes no ``mm_token_type_ids``; the key is there for Qwen only.
+    """
+    if texts is None:
+        texts = [_CORPUS[: 24 + 12 * (i % 5)] for i in range(len(images_per_prompt))]
+    prompts = ["<s>" + zoo.image * len(images) + text for images, text in zip(images_per_prompt, texts, strict=True)]
+    batch = zoo.processor(images_per_prompt, prompts)
+    if zoo.name == "llava":
+        del batch["mm_token_type_ids"]
+    return batch
+
+
+def video_inputs(
+    zoo: Zoo, frames: int = 4, h: int = 56, w: int = 84, seed: int = 0, text: str = "what is in the picture?"
+) -> dict[str, Tensor]:
+    """A Qwen2.5-VL prompt with one clip, its patches laid out by hand; `h` and `w` multiples of 28, `frames` even."""
+    patch, merge, temporal = 14, zoo.processor.merge_size, 2
+    if frames % temporal or h % (patch * merge) or w % (patch * merge):
+        raise ValueError("frames must be even, h and w multiples of 28")
+    grid = (frames // temporal, h // patch, w // patch)
+    pixels = torch.randn(frames, 3, h, w, generator=torch.Generator().manual_seed(seed))
+    axes = (grid[0], temporal, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
+    patches = pixels.view(grid[0], temporal, 3, *axes[3:]).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(4).flatten(0, 3)
+    count = grid[0] * grid[1] * grid[2] // merge**2
+    prompt = f"<s><|vision_start|>{'<|video_pad|>' * count}<|vision_end|>{text}"
+    return {
+        **zoo.processor.tokenize([prompt]),
+        "pixel_values_videos": patches,
+        "video_grid_thw": torch.tensor([grid]),
+        "second_per_grid_ts": torch.ones(1),
+    }
+
+
+@functools.cache
+def llava() -> Zoo:
+    """LLaVA-1.5 in small: CLIP tower of 56 px with patch 14, i.e. 16 visual tokens; Llama of 4 layers."""
+    tokenizer = _tokenizer(image_token="<image>")
+    vision = tf.CLIPVisionConfig(
+        image_size=56,
+        patch_size=14,
+        projection_dim=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    config = tf.LlavaConfig(
+        vision_config=vision,
+        text_config=tf.LlamaConfig(vocab_size=len(tokenizer), **_LLM),
+        image_token_id=tokenizer.image_token_id,
+        image_seq_length=16,
+    )
+    images = tf.CLIPImageProcessorPil(size={"height": 56, "width": 56}, crop_size={"height": 56, "width": 56})
+    processor = Processor(tokenizer, images, "<image>", tokens_per_image=16)
+    model = _scaled(tf.LlavaForConditionalGeneration(config))
+    return Zoo("llava", model, processor, "<image>", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def qwen2_5_vl() -> Zoo:
+    """Qwen2.5-VL in small: M-RoPE, window attention in layer 0 of the tower, full attention in layer 1."""
+    tokenizer = _tokenizer("<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "patch_size": 14,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+    }
+    config = tf.Qwen2_5_VLConfig(
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **_LLM},
+        vision_config=vision,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    images = tf.Qwen2VLImageProcessorPil(
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 28 * 28, "longest_edge": 1296 * 28 * 28},
+    )
+    processor = Processor(tokenizer, images, "<|image_pad|>", merge_size=2)
+    model = _scaled(tf.Qwen2_5_VLForConditionalGeneration(config))
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("qwen2_5_vl", model, processor, "<|vision_start|><|image_pad|><|vision_end|>", visual)
+
+
+def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
+    """Byte-level BPE trained in memory; `named` tokens become attributes such as ``image_token_id``."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>", "<unk>", *named.values(), *extra],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([_CORPUS * 4], trainer)
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        extra_special_tokens=named,
+    )
+
+
+def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights of standard deviation 0.9 / sqrt(fan in), ones for norms, zeros for biases."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.9 / weight[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                weight.zero_()
+    return model.eval()

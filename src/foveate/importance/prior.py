@@ -70,7 +70,7 @@ class AttentionPrior:
             raise MethodError(f"{path} is not an attention prior; make one with `foveate calibrate`.")
         if facts.get("version") != VERSION:
             raise MethodError(
-                f"prior {path} has format version {facts.get('version')}, this foveate reads {VERSION}; calibrate again."
+                f"prior {path} has format version {facts.get('version')}, not {VERSION}: calibrate again."
             )
         try:
             return cls(tensors["map"], int(facts["layer"]), facts["model"], int(facts["images"]), facts["prompt"])

@@ -67,7 +67,8 @@ class LearnedScorer:
                 f"scorer {source}: {file} must hold exactly {', '.join(_KEYS)} (a common prefix is fine); "
                 f"missing: {_listed(missing)}; unexpected: {_listed(extra)}."
             )
-        return cls(*(tensors[key] for key in wanted), source=source)
+        q_weight, q_bias, k_weight, k_bias = (tensors[key] for key in wanted)
+        return cls(q_weight, q_bias, k_weight, k_bias, source)
 
     @property
     def hidden_size(self) -> int:

@@ -31,8 +31,10 @@ class AtLayer(Method):
 
     def __post_init__(self) -> None:
         if self.method.stage is not Stage.BEFORE_LLM:
-            raise MethodError(f"{self.method.name} already prunes {self.method.stage.value}; set its own layer instead.")
-        check_whole(self.name, "layer", self.layer, 1)
+            raise MethodError(
+                f"{self.method.name} already prunes {self.method.stage.value}; set its own layer instead."
+            )
+        check_whole(self.name, "layer", self.layer, 0)
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -91,7 +91,9 @@ def register_method(name: str) -> Callable[[M], M]:
         if name != name.lower() or not name:
             raise MethodError(f"method name {name!r} must be lower-case.")
         if taken is not None and taken.__qualname__ != cls.__qualname__:
-            raise MethodError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another.")
+            raise MethodError(
+                f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another."
+            )
         cls.name = name
         _METHODS[name] = cls
         return cls

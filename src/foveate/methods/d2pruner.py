@@ -1,6 +1,6 @@
 """D2Pruner: debiased attention, then a maximal independent set on a semantic and spatial graph, inside the LLM.
 
-Paper: "D2Pruner" (arXiv id in docs/provenance.md). Reconstructed from the abstract and secondary sources: neither the
+Paper: arXiv 2512.19443, AAAI-26. Reconstructed from the abstract and secondary sources: neither the
 full paper nor the reference code was read, the licence of the code is unknown.
 Deviations: the exact spatial term is not public, so `spatial_weight` defaults to 0 (purely semantic, raw cosine);
 pivots do not suppress their neighbours unless `pivots_suppress` asks for it; the prior is a 2-D map resized to each
@@ -41,7 +41,7 @@ class D2Pruner(Method):
 
     stage = Stage.IN_LLM
     provenance = Provenance(
-        paper="D2Pruner",
+        paper="D2Pruner, arXiv 2512.19443, AAAI-26",
         licence="unknown (code not read)",
         deviations="reconstructed from the abstract and secondary sources; spatial term off by default",
     )

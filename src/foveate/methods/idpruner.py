@@ -1,6 +1,6 @@
 """IDPruner: importance and diversity balanced by maximal marginal relevance, before the LLM.
 
-Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs".
+Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", arXiv 2602.13315.
 Reference code: part of AngelSlim (Tencent); not copied, facts and formulas only.
 Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them
 with DiffTopK); without a trained scorer the importance is the attention received inside the vision encoder.
@@ -29,13 +29,13 @@ class IDPruner(Method):
 
     Args:
         balance: weight of importance against diversity, in [0, 1] (the paper's lambda).
-        importance: ``"scorer"``, ``"encoder_attention"``, or None for the scorer where one is given, else the attention.
+        importance: ``"scorer"``, ``"encoder_attention"``, or None: the scorer if one is given, else the attention.
         scorer: file, folder or hub id of a VisionSelector scorer trained for the model, or a loaded one.
         revision: revision of a scorer on the hub.
     """
 
     provenance = Provenance(
-        paper="IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs",
+        paper="IDPruner, arXiv 2602.13315",
         licence="AngelSlim's own licence (code not copied)",
         deviations="raw scorer logits as in the released code; encoder attention where no trained scorer is given",
     )
@@ -55,7 +55,9 @@ class IDPruner(Method):
                 "or use importance='encoder_attention'."
             )
         if self.importance == "encoder_attention" and self.scorer is not None:
-            raise MethodError("idpruner: importance='encoder_attention' would ignore the scorer; give only one of them.")
+            raise MethodError(
+                "idpruner: importance='encoder_attention' would ignore the scorer; give only one of them."
+            )
 
     @property
     def needs(self) -> frozenset[Cue]:

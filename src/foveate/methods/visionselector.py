@@ -2,7 +2,7 @@
 
 Paper: arXiv 2510.16598. Reference code: no licence found; facts and formulas only.
 Deviations: scores and top-k per pool (the budget's scope decides what a pool is), where the reference code takes all
-images of a batch together; the scorer's map of all pairs is collapsed, with equal results, to one matrix-vector product.
+images of a batch together; the scorer's map of all pairs is collapsed, with equal results, to a matrix-vector product.
 """
 
 from __future__ import annotations

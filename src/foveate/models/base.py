@@ -71,13 +71,12 @@ class ModelAdapter(ABC):
         """Placeholder token id of each modality."""
 
     @abstractmethod
-    def grids(self, inputs: Mapping[str, Any], placeholders: Mapping[str, int]) -> dict[str, list[Grid]]:
-        """Layout of every image and clip of a forward, in prompt order.
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        """Layout of every image and clip of a forward, in prompt order, from its keyword arguments."""
 
-        Args:
-            inputs: the keyword arguments of the forward.
-            placeholders: how many placeholder tokens of each modality the forward's `input_ids` hold.
-        """
+    @abstractmethod
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `grids` reads, recovered from a call of the vision encoder (generate may encode images beforehand)."""
 
     @abstractmethod
     def attention_module(self) -> nn.Module:

@@ -52,12 +52,15 @@ class LlavaAdapter(ModelAdapter):
     def token_ids(self) -> dict[str, int]:
         return {"image": self.model.config.image_token_id}
 
-    def grids(self, inputs: Mapping[str, Any], placeholders: Mapping[str, int]) -> dict[str, list[Grid]]:
-        vision = self.model.config.vision_config
-        pixels = inputs.get("pixel_values")  # absent when the caller encoded the images beforehand
-        height, width = pixels.shape[-2:] if pixels is not None else (vision.image_size, vision.image_size)
-        grid = Grid(height // vision.patch_size, width // vision.patch_size)
-        return {"image": [grid] * (placeholders.get("image", 0) // len(grid))}
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            return {}
+        patch = self.model.config.vision_config.patch_size
+        return {"image": [Grid(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * pixels.shape[0]}
+
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
 
     def vision_layers(self) -> list[nn.Module]:
         tower = getattr(self.vision, "vision_model", self.vision)

@@ -41,13 +41,16 @@ class Qwen25VLAdapter(ModelAdapter):
     def token_ids(self) -> dict[str, int]:
         return {"image": self.model.config.image_token_id, "video": self.model.config.video_token_id}
 
-    def grids(self, inputs: Mapping[str, Any], placeholders: Mapping[str, int]) -> dict[str, list[Grid]]:
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
         out = {}
         for modality in self.modalities:
             shapes = inputs.get(f"{modality}_grid_thw")
             if shapes is not None:
                 out[modality] = [Grid(h // self.merge, w // self.merge, t) for t, h, w in shapes.tolist()]
         return out
+
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{modality}_grid_thw": kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]}
 
     def vision_layers(self) -> list[nn.Module]:
         return list(self.vision.blocks)

@@ -20,6 +20,8 @@ from .tap import Tap
 class _Pass:
     """One forward of the encoder: all images, or all clips."""
 
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     calls: list[AttentionCall] = field(default_factory=list)
     features: Tensor | None = None
 
@@ -30,11 +32,12 @@ class EncoderListener:
     def __init__(self, adapter: ModelAdapter, needs: frozenset[Cue]) -> None:
         self._adapter, self._needs = adapter, needs
         self._passes: list[_Pass] = []
+        self._before_that: list[_Pass] = []
         device = next(adapter.vision.parameters()).device
         self._device = device
         self._watch = Stopwatch(device)
         self._removable: list[Any] = [
-            adapter.vision.register_forward_pre_hook(self._before),
+            adapter.vision.register_forward_pre_hook(self._before, with_kwargs=True),
             adapter.vision.register_forward_hook(self._after),
         ]
         if Cue.ENCODER_ATTENTION in needs:
@@ -47,8 +50,8 @@ class EncoderListener:
         for handle in self._removable:
             handle.remove()
 
-    def _before(self, module: Any, args: Any) -> None:
-        self._passes.append(_Pass())
+    def _before(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._passes.append(_Pass(args, kwargs))
         self._watch.start()
 
     def _after(self, module: Any, args: Any, output: Any) -> None:
@@ -61,10 +64,25 @@ class EncoderListener:
         self._passes[-1].features = args[0]
 
     def take(self) -> tuple[list[_Pass], Stopwatch]:
-        """What was heard since the last call; the listener starts afresh."""
-        heard = self._passes, self._watch
-        self._passes, self._watch = [], Stopwatch(self._device)
+        """What was heard since the last call, or what that call returned when nothing was heard since.
+
+        Generating without a cache may encode the images once and then repeat the prompt many times.
+        """
+        heard = self._passes or self._before_that, self._watch
+        self._passes, self._before_that, self._watch = [], heard[0], Stopwatch(self._device)
         return heard
+
+    def grid_inputs(self, modalities: list[str]) -> dict[str, Any]:
+        """What the adapter needs to know the grids of images that were encoded before this forward."""
+        heard = zip(modalities, self._passes or self._before_that, strict=False)
+        found: dict[str, Any] = {}
+        for modality, one in heard:
+            found |= self._adapter.grid_inputs(modality, one.args, one.kwargs)
+        return found
+
+    def forget(self) -> None:
+        """A new prompt begins: what was heard for the one before must not serve it."""
+        self._before_that = []
 
     def cues(self, passes: list[_Pass], spans: list[Span]) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor per span, in the order of `spans`.
@@ -82,7 +100,8 @@ class EncoderListener:
             )
         found: dict[Cue, dict[tuple[str, int], Tensor]] = {c: {} for c in self._needs if c is not Cue.LLM_ATTENTION}
         for modality, heard in zip(modalities, passes, strict=False):
-            grids = [s.grid for s in sorted((s for s in spans if s.modality == modality), key=lambda s: s.order)]
+            by_order = {s.order: s.grid for s in spans if s.modality == modality}
+            grids = [by_order[order] for order in sorted(by_order)]
             if Cue.ENCODER_ATTENTION in found:
                 for order, value in enumerate(self._adapter.encoder_attention(heard.calls, grids)):
                     found[Cue.ENCODER_ATTENTION][modality, order] = value

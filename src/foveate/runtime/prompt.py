@@ -25,6 +25,12 @@ class Span:
     index: Tensor
 
 
+def modalities_in(adapter: ModelAdapter, input_ids: Tensor) -> list[str]:
+    """The modalities that a prompt (B, L) holds placeholders of, in the order in which they are encoded."""
+    tokens = adapter.token_ids()
+    return [modality for modality in adapter.modalities if bool((input_ids == tokens[modality]).any())]
+
+
 def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[Span]:
     """The images and clips of a forward, in prompt order.
 
@@ -36,26 +42,36 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     Raises:
         ModelError: when the placeholders do not add up to the grids.
     """
-    places = {m: (input_ids == token).nonzero() for m, token in adapter.token_ids().items()}
-    counts = {modality: len(found) for modality, found in places.items() if len(found)}
-    if not counts:
+    modalities = modalities_in(adapter, input_ids)
+    if not modalities:
         return []
-    grids = adapter.grids(inputs, counts)
+    grids, tokens = adapter.grids(inputs), adapter.token_ids()
     spans: list[Span] = []
-    for modality, count in counts.items():
-        found, sizes = places[modality], grids.get(modality, [])
-        sizes = _last_that_fit(sizes, count)
-        if sum(map(len, sizes)) != count:
+    for modality in modalities:
+        sizes = grids.get(modality, [])
+        copies = _copies(input_ids, tokens[modality], sum(map(len, sizes)))
+        found = (input_ids[::copies] == tokens[modality]).nonzero()
+        sizes = _last_that_fit(sizes, len(found))
+        if sum(map(len, sizes)) != len(found):
             raise ModelError(
-                f"the prompt holds {count} {modality} tokens but the {modality} grids add up to "
+                f"the prompt holds {len(found)} {modality} tokens but the {modality} grids add up to "
                 f"{sum(map(len, sizes))}; pass the processor's inputs unchanged."
             )
         start = 0
         for order, grid in enumerate(sizes):
             part = found[start : start + len(grid)]
             start += len(grid)
-            spans.append(Span(int(part[0, 0]), modality, order, grid, part[:, 1]))
+            rows = range(int(part[0, 0]) * copies, (int(part[0, 0]) + 1) * copies)
+            spans.extend(Span(row, modality, order, grid, part[:, 1]) for row in rows)
     return sorted(spans, key=lambda span: (span.row, int(span.index[0])))
+
+
+def _copies(input_ids: Tensor, token: int, total: int) -> int:
+    """How often generate repeated each row (beams) after the images were encoded once."""
+    placeholders = int((input_ids == token).sum())
+    if total == 0 or placeholders % total or input_ids.shape[0] % (copies := placeholders // total or 1):
+        return 1
+    return copies
 
 
 def _last_that_fit(sizes: list[Grid], count: int) -> list[Grid]:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..budget import Budget, Scope
@@ -18,7 +19,7 @@ from .account import account
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .encoder import EncoderListener
-from .prompt import locate
+from .prompt import locate, modalities_in
 from .report import Report, Stopwatch
 from .seams import BeforeLlm, InsideLlm, begin
 from .step import Step
@@ -39,6 +40,8 @@ class Pruning:
         self._dtype_bytes = dtype_bytes
         self._step, self._last = Step(), None  # type: ignore[var-annotated]
         self._cost = CostModel(adapter)
+        self._prompt: Tensor | None = None
+        self._seen = 0
         self._removable: list[Any] = []
         self._active = any(s is not None and not s.budget.keeps_all for s in (before, inside))
         needs: frozenset[Cue] = frozenset()
@@ -111,12 +114,33 @@ class Pruning:
         self._step = Step(mask=kwargs.get("attention_mask"))
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
-            self._step.spans = locate(self._adapter, ids, kwargs)
+            self._step.prompt = self._prompt_length(ids, kwargs.get("past_key_values"))
+            known = {k: v for k, v in kwargs.items() if v is not None}
+            if not known.keys() & {"pixel_values", "pixel_values_videos"}:
+                known = {**self._encoder.grid_inputs(modalities_in(self._adapter, ids)), **known}
+            self._step.spans = locate(self._adapter, ids, known)
         elif self._active and not _length_of(kwargs.get("past_key_values")):
             raise RuntimeStateError(
                 "pruning needs input_ids to know where the images are; pass input_ids, "
                 "or shorten the prompt with foveate.prune_inputs and run it without pruning attached."
             )
+
+    def _prompt_length(self, ids: Tensor, cache: Any) -> int:
+        """Tokens of `ids` that are prompt: generating without a cache repeats the prompt with one more token."""
+        prompt, seen = self._prompt, self._seen
+        repeated = (
+            cache is None
+            and prompt is not None
+            and ids.shape[0] == prompt.shape[0]
+            and ids.shape[1] == seen + 1
+            and torch.equal(ids[:, : prompt.shape[1]], prompt)
+        )
+        if not repeated:
+            self._prompt = prompt = ids
+            self._encoder.forget()
+        self._seen = ids.shape[1]
+        assert prompt is not None
+        return prompt.shape[1]
 
     def _on_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         step = self._step

@@ -85,7 +85,13 @@ class InsideLlm:
         """Take the attention row of the last real token of each prompt."""
         if step.valid is None or not self.wants_row(step):
             return
-        step.row = last_row(call, step.valid, step.past)
+        valid = step.valid
+        if step.kept_before is None:
+            end = step.past + step.prompt
+        else:  # survivors of the prompt, and then what was generated since
+            end = valid.shape[1] - (step.kept_before.length - step.prompt)
+        steps = torch.arange(valid.shape[1], device=valid.device)
+        step.row = last_row(call, valid & (steps < end), step.past)
 
     def apply(self, step: Step, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Edit a decoder layer's arguments; `index` is the layer's number."""

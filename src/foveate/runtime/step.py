@@ -26,6 +26,7 @@ class Step:
 
     spans: list[Span] = field(default_factory=list)
     mask: Any = None
+    prompt: int = 0  # tokens of this forward that belong to the prompt
     state: CacheState | None = None
     encoder_cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
     encoder_watch: Stopwatch | None = None

@@ -32,7 +32,8 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
         similarity = pools.unit @ pools.unit.mT
         # Neither itself nor padding is a neighbour: -2 is below every cosine, and finite as the loop requires.
         similarity.diagonal(dim1=1, dim2=2).fill_(-2)
-        similarity.masked_fill_(~pools.valid[:, None, :], -2)
+        if similarity.is_cuda:  # on a CPU no padding comes this far, and the pass would cost as much as the loop
+            similarity.masked_fill_(~pools.valid[:, None, :], -2)
         isolation = 1 - similarity.amax(-1)
         first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
         return spread(pools, similarity, first, 1.0, 1.0)

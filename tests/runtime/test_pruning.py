@@ -1,0 +1,252 @@
+"""Runtime oracles: pruning through hooks equals what one would compute by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from zoo import Zoo
+
+import foveate
+from foveate.methods.at_layer import AtLayer
+
+MAKERS = [zoo.llava, zoo.qwen2_5_vl]
+BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
+INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
+TEXTS = ["what is in the picture?", "a red square on a blue"]
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
+def model(request: pytest.FixtureRequest) -> Zoo:
+    return request.param()
+
+
+def single(z: Zoo) -> dict[str, torch.Tensor]:
+    return zoo.inputs(z, [[zoo.picture(84, 112, 0)]], TEXTS[:1])
+
+
+def pair(z: Zoo) -> dict[str, torch.Tensor]:
+    return zoo.inputs(z, [[zoo.picture(84, 112, 0)], [zoo.picture(56, 168, 3)]], TEXTS)
+
+
+def generate(z: Zoo, inputs: Any, **options: Any) -> Any:
+    settings: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    settings |= {"suppress_tokens": list(z.visual_ids), "return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        return z.model.generate(**inputs, **(settings | options))
+
+
+def logits(z: Zoo, inputs: Any, **options: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return z.model(**inputs, **options).logits
+
+
+def gap(a: Any, b: Any) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
+
+
+@pytest.mark.parametrize("method", [*BEFORE, *INSIDE], ids=str)
+def test_keeping_everything_is_bit_identical(model: Zoo, method: Any) -> None:
+    inputs = pair(model)
+    plain = logits(model, inputs)
+    with foveate.prune(model.model, method, keep=1.0):
+        assert torch.equal(logits(model, inputs), plain)
+    assert torch.equal(logits(model, inputs), plain)
+
+
+def captured(z: Zoo, run: Callable[[], Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    text = z.model.model.language_model
+    handle = text.register_forward_pre_hook(lambda module, args, kwargs: found.update(kwargs), with_kwargs=True)
+    run()
+    handle.remove()
+    return found
+
+
+def test_before_the_llm_equals_hand_shortened_inputs(model: Zoo) -> None:
+    inputs = single(model)
+    full = captured(model, lambda: logits(model, inputs, use_cache=False))
+    with foveate.prune(model.model, "divprune", keep=0.5) as pruning:
+        pruned = logits(model, inputs)
+        image = pruning.report().images[0]
+    visual = torch.isin(inputs["input_ids"][0], torch.tensor(list(model.visual_ids)))
+    keep = torch.ones_like(visual)
+    keep[visual.nonzero()[:, 0][~image.kept]] = False
+    index = keep.nonzero()[:, 0]
+    positions = full["position_ids"]
+    positions = torch.arange(len(keep))[None] if positions is None else positions
+    with torch.no_grad():
+        hidden = model.model.model.language_model(
+            inputs_embeds=full["inputs_embeds"][:, index],
+            position_ids=positions[..., index],
+            attention_mask=torch.ones(1, len(index), dtype=torch.long),
+        ).last_hidden_state
+    assert image.after == foveate.Budget(0.5).count(image.before) < image.before
+    assert torch.equal(model.model.lm_head(hidden), pruned)
+    assert float((pruned[:, -1] - logits(model, inputs)[:, -1]).abs().max()) > 0.1  # else this test proves nothing
+
+
+def test_inside_equals_masking_the_dropped_keys(model: Zoo) -> None:
+    inputs = single(model)
+    layer = 2
+    with foveate.prune(model.model, AtLayer(foveate.get_method("divprune"), layer), keep=0.5) as pruning:
+        pruned = logits(model, inputs)
+        kept = pruning.report().images[0].kept
+    visual = torch.isin(inputs["input_ids"][0], torch.tensor(list(model.visual_ids)))
+    keep = torch.ones_like(visual)
+    keep[visual.nonzero()[:, 0][~kept]] = False
+    length = len(keep)
+    allowed = torch.ones(length, length, dtype=torch.bool).tril() & keep | torch.eye(length, dtype=torch.bool)
+
+    def mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": allowed[None, None]}
+
+    layers = model.model.model.language_model.layers
+    handles = [block.register_forward_pre_hook(mask, with_kwargs=True) for block in layers[layer:]]
+    reference = logits(model, inputs)[:, keep]
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(pruned, reference, atol=1e-5)
+
+
+def test_layer_zero_equals_before_the_llm(model: Zoo) -> None:
+    inputs = pair(model)
+    with foveate.prune(model.model, "divprune", keep=0.5):
+        before = logits(model, inputs)
+    with foveate.prune(model.model, AtLayer(foveate.get_method("divprune"), 0), keep=0.5):
+        assert torch.allclose(logits(model, inputs)[:, -1], before[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["idpruner", *INSIDE, ["divprune", "fastv"]], ids=str)
+def test_generation(model: Zoo, method: Any) -> None:
+    """Cached equals uncached, batched equals single, static cache, eager attention, beams, no attention mask."""
+    keep = [0.6, 0.3] if isinstance(method, list) else 0.4
+    both, one = pair(model), single(model)
+    with foveate.prune(model.model, method, keep=keep):
+        cached = generate(model, both)
+        assert gap(cached, generate(model, both, use_cache=False)) < 2e-5
+        alone = generate(model, one)
+        assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, alone.logits, strict=True)) < 2e-5
+        assert gap(cached, generate(model, both, cache_implementation="static")) < 2e-5
+        model.model.set_attn_implementation("eager")
+        try:
+            assert gap(cached, generate(model, both)) < 2e-5
+        finally:
+            model.model.set_attn_implementation("sdpa")
+        beams = generate(model, both, num_beams=3, output_logits=False).sequences
+        uncached = generate(model, both, num_beams=3, output_logits=False, use_cache=False).sequences
+        assert torch.equal(beams, uncached)
+        torch.manual_seed(0)
+        assert generate(model, both, do_sample=True).sequences.shape[0] == 2
+        bare = {k: v for k, v in one.items() if k != "attention_mask"}
+        masked, unmasked = logits(model, one, use_cache=False), logits(model, bare, use_cache=False)
+        assert torch.allclose(masked[:, -1], unmasked[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["divprune", AtLayer(foveate.get_method("divprune"), 2)], ids=str)
+def test_second_turn_on_the_same_cache(model: Zoo, method: Any) -> None:
+    inputs = single(model)
+    with foveate.prune(model.model, method, keep=0.5):
+        first = generate(model, inputs)
+        ids = torch.cat([first.sequences, torch.tensor([[20, 21, 22]])], 1)
+        extra = {"mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 8))}
+        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        if "mm_token_type_ids" not in inputs or model.model.config.model_type == "llava":
+            extra = {}
+        reference = logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest, **extra})[:, -1]
+        grids = {k: v for k, v in rest.items() if k.endswith("thw")}
+        turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **grids, **extra}
+        second = generate(
+            model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1
+        )
+    assert float((second.logits[0] - reference).abs().max()) < 2e-5
+    with pytest.raises(foveate.FoveateError, match="pruned by foveate"):
+        generate(model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1)
+
+
+def test_adjacent_images_are_counted_apart(model: Zoo) -> None:
+    """Two images back to back have one budget each, and the pooled scope shares one."""
+    inputs = zoo.inputs(model, [[zoo.picture(84, 112, 0), zoo.picture(84, 56, 1)]], ["which?"])
+    with foveate.prune(model.model, "divprune", keep=0.25) as pruning:
+        logits(model, inputs)
+        images = pruning.report().images
+    assert [image.after for image in images] == [foveate.Budget(0.25).count(image.before) for image in images]
+    assert len(images) == 2
+    with foveate.prune(model.model, "divprune", keep=0.25, scope="prompt") as pruning:
+        logits(model, inputs)
+        report = pruning.report()
+    assert report.tokens == foveate.Budget(0.25).count(report.tokens_before)
+
+
+def test_prune_inputs_equals_pruning_with_hooks(model: Zoo) -> None:
+    inputs = pair(model)
+    with foveate.prune(model.model, "divprune", keep=0.4):
+        hooked = generate(model, inputs)
+    short = foveate.prune_inputs(model.model, inputs, "divprune", keep=0.4)
+    assert short["inputs_embeds"].shape[1] < inputs["input_ids"].shape[1]
+    assert gap(hooked, generate(model, short)) < 2e-5
+    with pytest.raises(foveate.FoveateError, match="inside the LLM"):
+        foveate.prune_inputs(model.model, inputs, "fastv")
+
+
+def test_compact_positions() -> None:
+    z = zoo.llava()
+    with foveate.prune(z.model, "divprune", keep=0.5, positions="compact"):
+        compact = generate(z, pair(z))
+        assert gap(compact, generate(z, pair(z), use_cache=False)) < 2e-5
+    with foveate.prune(z.model, "divprune", keep=0.5):
+        assert gap(compact, generate(z, pair(z))) > 1e-3
+    with pytest.raises(foveate.FoveateError, match="compact"):
+        foveate.attach(zoo.qwen2_5_vl().model, "divprune", positions="compact")
+
+
+def test_the_model_is_restored(model: Zoo) -> None:
+    inputs = single(model)
+    plain, state = logits(model, inputs), dict(vars(model.model))
+
+    def hooks() -> int:
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.model.modules())
+
+    before = hooks()
+    with pytest.raises(KeyError), foveate.prune(model.model, ["idpruner", "fastv"], keep=[0.5, 0.25]):
+        logits(model, inputs)
+        with pytest.raises(foveate.FoveateError, match="already attached"):
+            foveate.attach(model.model, "random")
+        raise KeyError
+    assert hooks() == before and vars(model.model).keys() == state.keys()
+    assert torch.equal(logits(model, inputs), plain)
+
+
+def test_refusals_name_the_fix(model: Zoo) -> None:
+    inputs = single(model)
+    for wrong, match in [
+        ({"method": "idpruner", "keep": 1}, "ambiguous"),
+        ({"method": "idprunner"}, "did you mean 'idpruner'"),
+        ({"method": "fastv", "layer": 99}, "layers 1 to 3"),
+        ({"method": "divprune", "positions": "odd"}, "unknown"),
+        ({"method": ["divprune", "random"]}, "cannot be combined"),
+    ]:
+        with pytest.raises(foveate.FoveateError, match=match):
+            foveate.attach(model.model, **wrong)
+    with foveate.prune(model.model, "divprune", keep=0.5):
+        with pytest.raises(foveate.FoveateError, match="labels"):
+            model.model(**inputs, labels=inputs["input_ids"])
+        with pytest.raises(foveate.FoveateError, match="input_ids"):
+            model.model(inputs_embeds=torch.zeros(1, 4, 64))
+    with pytest.raises(foveate.FoveateError, match="has no foveate adapter"):
+        foveate.attach(torch.nn.Linear(2, 2), "random")
+
+
+def test_video() -> None:
+    z = zoo.qwen2_5_vl()
+    inputs = zoo.video_inputs(z, 4, 84, 112, 0)
+    for method in ("idpruner", "avgpool", "fastv"):
+        with foveate.prune(z.model, method, keep=0.25) as pruning:
+            cached = generate(z, inputs)
+            assert gap(cached, generate(z, inputs, use_cache=False)) < 2e-5
+            image = pruning.report().images[0]
+        assert image.modality == "video" and image.grid.frames == 2
+        assert image.after == foveate.Budget(0.25).count(len(image.grid))

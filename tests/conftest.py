@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+
 import zoo as zoo_module
 from zoo import Zoo
 

@@ -50,7 +50,9 @@ class Processor:
             media = dict(self.image_processor(images=flat, return_tensors="pt"))
             counts = [self.tokens_per_image] * len(flat) if self.tokens_per_image else self._grid_counts(media)
         pending = iter(counts)
-        expanded = [self._expand(text, [next(pending) for _ in prompt]) for prompt, text in zip(images, texts, strict=True)]
+        expanded = [
+            self._expand(text, [next(pending) for _ in prompt]) for prompt, text in zip(images, texts, strict=True)
+        ]
         return {**self.tokenize(expanded), **media}
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -116,7 +118,7 @@ def video_inputs(
     grid = (frames // temporal, h // patch, w // patch)
     pixels = torch.randn(frames, 3, h, w, generator=torch.Generator().manual_seed(seed))
     axes = (grid[0], temporal, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
-    patches = pixels.view(grid[0], temporal, 3, *axes[3:]).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(4).flatten(0, 3)
+    patches = pixels.view(grid[0], temporal, 3, *axes[3:]).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(5).flatten(0, 4)
     count = grid[0] * grid[1] * grid[2] // merge**2
     prompt = f"<s><|vision_start|>{'<|video_pad|>' * count}<|vision_end|>{text}"
     return {
@@ -155,7 +157,9 @@ def llava() -> Zoo:
 @functools.cache
 def qwen2_5_vl() -> Zoo:
     """Qwen2.5-VL in small: M-RoPE, window attention in layer 0 of the tower, full attention in layer 1."""
-    tokenizer = _tokenizer("<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>")
+    tokenizer = _tokenizer(
+        "<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>"
+    )
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     vision = {
         "depth": 2,

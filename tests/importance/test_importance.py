@@ -41,7 +41,7 @@ def test_scorer_errors(tmp_path):
         LearnedScorer.load(tmp_path / "bad.safetensors")
     with pytest.raises(MethodError, match="no such file"):
         LearnedScorer.load(tmp_path / "absent")
-    with pytest.raises(MethodError, match="width 6.*toy has width 8"):
+    with pytest.raises(MethodError, match=r"width 6.*toy has width 8"):
         LearnedScorer(*tensors().values()).check(8, "toy")
     with pytest.raises(MethodError, match=r"k_proj\.bias"):
         LearnedScorer(*list(tensors().values())[:3], torch.zeros(3))

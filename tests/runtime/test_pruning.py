@@ -225,7 +225,7 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
     for wrong, match in [
         ({"method": "idpruner", "keep": 1}, "ambiguous"),
         ({"method": "idprunner"}, "did you mean 'idpruner'"),
-        ({"method": "fastv", "layer": 99}, "layers 1 to 3"),
+        ({"method": "fastv", "layer": 99}, r"\[1, 3\]|layers 1 to 3"),
         ({"method": "divprune", "positions": "odd"}, "unknown"),
         ({"method": ["divprune", "random"]}, "cannot be combined"),
     ]:

@@ -44,8 +44,7 @@ def calibrate(
             yield session.inputs([open_image(path)], asked)
 
     prior = measure_prior(session.model, samples(), layer, asked)
-    path = output or default_prior_path(session.model, layer)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = output or default_prior_path(prior.model, layer)
     prior.save(path)
     typer.echo(f"Averaged over {len(files)} images: {path}")
     if output is None:

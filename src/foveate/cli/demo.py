@@ -38,8 +38,8 @@ def demo(
     known = scenes()
     asked = [(scene, question) for scene in known for question in scene.questions]
     console.print(
-        f"{len(asked)} questions about {len(known)} held-out scenes, asked of a tiny model (1.6 M parameters, 64 words) "
-        "trained for such scenes only. It shows how pruning works, not how well it does on photos."
+        f"{len(asked)} questions about {len(known)} held-out scenes, asked of a tiny model (1.6 M parameters, 64 "
+        "words) trained for such scenes only. It shows how pruning works, not how well it does on photos."
     )
     given = _answers(session, asked)
     console.print(_accuracy(given, [question.answer for _, question in asked]))

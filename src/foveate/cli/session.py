@@ -36,9 +36,9 @@ class Session:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        if name == BUNDLED:
-            from ..testbed import load_bundled
+        from ..testbed import bundled_path, load_bundled
 
+        if name == BUNDLED or Path(name).resolve() == bundled_path():
             return cls(*load_bundled(), bundled=True)
         try:
             return cls(*_load(name), bundled=False)

@@ -88,7 +88,8 @@ def encode(processor: Any, prompts: Sequence[tuple[Sequence[Image.Image], str]])
         QuestionError: when a question has a word that the model does not know.
     """
     known = {word for word in processor.tokenizer.get_vocab() if not word.startswith("<")}
-    texts, pictures = [], []
+    texts: list[str] = []
+    pictures: list[Image.Image] = []
     for images, question in prompts:
         words = question.lower().split()
         if unknown := [word for word in words if word not in known]:

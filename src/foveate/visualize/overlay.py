@@ -36,7 +36,7 @@ def overlay(image: Image.Image, grid: Grid, kept: Tensor, short_side: int = SHOR
         SelectionError: when `kept` does not fit the grid, or the grid has several frames.
     """
     if grid.frames != 1:
-        raise SelectionError(f"an overlay shows one frame, this grid has {grid.frames}; pass one frame's grid and mask.")
+        raise SelectionError(f"an overlay shows one frame, not {grid.frames}; pass one frame's grid and mask.")
     if kept.numel() != len(grid):
         raise SelectionError(f"kept has {kept.numel()} tokens, the grid {grid.rows} x {grid.columns} = {len(grid)}.")
     picture = readable(image, grid, short_side)

@@ -1,0 +1,46 @@
+.PHONY: help setup demo test lint format wheel-test clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export HF_HUB_OFFLINE = 1
+
+help:
+	@echo "make setup       create .venv and install foveate with its development tools (once)"
+	@echo "make demo        the bundled model on its scenes, with and without pruning"
+	@echo "make test        all tests that need no GPU"
+	@echo "make lint        ruff, mypy, import-linter"
+	@echo "make format      let ruff fix what it can"
+	@echo "make wheel-test  build the wheel, install it elsewhere, prune a scene with it"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "foveate needs Python 3.11 or newer; try: make setup PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/foveate demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel-test: setup
+	bash scripts/wheel_test.sh
+
+clean:
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

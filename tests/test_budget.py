@@ -1,0 +1,101 @@
+"""Budget: the count is a pure function of the size, and bad values are refused with the fix in the message."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate import Budget, BudgetError, FoveateError
+
+sizes = st.integers(1, 20_000)
+fractions = st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False)
+counts = st.integers(2, 20_000)
+
+
+@given(fractions, sizes)
+def test_fraction_follows_the_formula(keep: float, n: int) -> None:
+    assert Budget(keep).count(n) == max(1, math.floor(keep * n + 0.5))
+
+
+@given(st.integers(1, 8), sizes)
+def test_fraction_equals_exact_rounding_half_up(eighths: int, n: int) -> None:
+    exact = Fraction(eighths, 8) * n  # eighths are exact in binary, so the float formula must not be off by one
+    whole, rest = divmod(exact.numerator, exact.denominator)
+    assert Budget(eighths / 8).count(n) == max(1, whole + (2 * rest >= exact.denominator))
+
+
+@given(counts, sizes)
+def test_token_count_is_kept_up_to_the_size(keep: int, n: int) -> None:
+    assert Budget(keep).count(n) == min(keep, n)
+
+
+@given(st.one_of(fractions, counts), st.integers(0, 20_000))
+def test_at_least_one_never_more_than_there_are(keep: float | int, n: int) -> None:
+    assert min(1, n) <= Budget(keep).count(n) <= n
+
+
+@given(st.one_of(fractions, counts), sizes)
+def test_count_grows_with_the_size(keep: float | int, n: int) -> None:
+    assert Budget(keep).count(n) <= Budget(keep).count(n + 1)
+
+
+@given(st.one_of(fractions, counts), st.lists(st.integers(0, 999), max_size=5))
+def test_counts_are_counted_alone(keep: float | int, pools: list[int]) -> None:
+    assert Budget(keep).counts(pools) == [Budget(keep).count(n) for n in pools]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "keep"), [("25%", 0.25), (" 25 % ", 0.25), ("0.25", 0.25), ("100%", 1.0), ("144", 144), ("1.0", 1.0)]
+)
+def test_strings(spelled: str, keep: float | int) -> None:
+    assert Budget(spelled) == Budget(keep)
+    assert type(Budget(spelled).keep) is type(keep)
+
+
+@pytest.mark.parametrize(("keep", "everything"), [(1.0, True), ("100%", True), (0.999, False), (10**9, False)])
+def test_keeps_all(keep: float | str, everything: bool) -> None:
+    assert Budget(keep).keeps_all is everything
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        (1, "ambiguous"),
+        ("1", "ambiguous"),
+        (0, "keeps nothing"),
+        (-3, "keeps nothing"),
+        (0.0, "out of range"),
+        (-0.5, "out of range"),
+        (1.5, "out of range"),
+        ("150%", "out of range"),
+        (math.nan, "out of range"),
+        ("nan", "out of range"),
+        (math.inf, "out of range"),
+        ("inf", "out of range"),
+        ("many", "not a number"),
+        ("", "not a number"),
+        ("%", "not a number"),
+        (True, "not a budget"),
+        (None, "not a budget"),
+        ([0.5], "not a budget"),
+    ],
+)
+def test_refused(keep: object, says: str) -> None:
+    with pytest.raises(BudgetError, match=says) as caught:
+        Budget(keep)  # type: ignore[arg-type]
+    assert isinstance(caught.value, FoveateError) and isinstance(caught.value, ValueError)
+    assert "1.0" in str(caught.value) or "'25%'" in str(caught.value)  # the fix
+
+
+def test_refused_scope() -> None:
+    with pytest.raises(BudgetError, match="use 'image' or 'prompt'"):
+        Budget(0.5, scope="batch")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("keep", "text"), [(0.25, "0.25"), ("10%", "0.1"), (144, "144 tokens")])
+def test_str(keep: float | int | str, text: str) -> None:
+    assert str(Budget(keep)) == text

@@ -1,0 +1,108 @@
+"""Grids, coordinates, padding and merging against plain Python loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate import Cue, Grid, Selection, SelectionError, VisualTokens
+from foveate.tokens import as_grid
+
+grids = st.builds(Grid, rows=st.integers(1, 4), columns=st.integers(1, 4), frames=st.integers(1, 3))
+batches = st.lists(st.lists(grids, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple)
+
+
+def tokens_of(pools: tuple[tuple[Grid, ...], ...], extra: int = 0) -> VisualTokens:
+    width = max(sum(len(grid) for grid in pool) for pool in pools) + extra
+    return VisualTokens(torch.zeros(len(pools), width, 3), pools)
+
+
+@given(grids)
+def test_grid_coordinates_are_raster_order(grid: Grid) -> None:
+    expected = list(itertools.product(range(grid.frames), range(grid.rows), range(grid.columns)))
+    assert [tuple(place) for place in grid.coordinates().tolist()] == expected
+    assert len(grid) == len(expected)
+
+
+@given(batches, st.integers(0, 2))
+def test_pools_are_laid_end_to_end(pools: tuple[tuple[Grid, ...], ...], extra: int) -> None:
+    tokens = tokens_of(pools, extra)
+    for row, pool in enumerate(pools):
+        expected, frame = [], 0
+        for grid in pool:
+            places = itertools.product(range(grid.frames), range(grid.rows), range(grid.columns))
+            expected += [(frame + f, r, c) for f, r, c in places]
+            frame += grid.frames
+        size, width = len(expected), tokens.features.shape[1]
+        assert tokens.sizes[row] == size
+        assert tokens.valid[row].tolist() == [True] * size + [False] * (width - size)
+        assert [tuple(p) for p in tokens.coordinates[row].tolist()] == expected + [(-1, -1, -1)] * (width - size)
+        assert len(set(expected)) == size  # frames of different images never coincide
+
+
+def test_dropped_tokens_cannot_be_chosen() -> None:
+    alive = torch.tensor([[True, False, True, True, True]])
+    tokens = VisualTokens(torch.zeros(1, 5, 2), ((Grid(2, 2),),), alive=alive)
+    assert tokens.valid.tolist() == [[True, False, True, True, False]]
+
+
+def test_of_adds_a_batch_dimension() -> None:
+    tokens = VisualTokens.of(torch.zeros(6, 2), Grid(2, 3), encoder_attention=torch.arange(6.0), llm_attention=None)
+    assert tokens.features.shape == (1, 6, 2)
+    assert tokens.cue(Cue.ENCODER_ATTENTION).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert tokens.llm_attention is None
+
+
+@pytest.mark.parametrize("cue", list(Cue))
+def test_missing_cue_names_itself_and_the_fix(cue: Cue) -> None:
+    with pytest.raises(SelectionError, match=rf"{cue.name}.*needs"):
+        VisualTokens.of(torch.zeros(4, 2), Grid(2, 2)).cue(cue)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pools", "says"),
+    [
+        ((4, 2), 4, "must be"),
+        ((2, 4, 2), 1, "1 tuples"),
+        ((1, 3, 2), 1, "4 tokens, features only 3"),
+    ],
+)
+def test_shapes_that_do_not_fit(shape: tuple[int, ...], pools: int, says: str) -> None:
+    with pytest.raises(SelectionError, match=says):
+        VisualTokens(torch.zeros(shape), ((Grid(2, 2),),) * pools)
+
+
+def test_merged_is_the_weighted_sum_of_what_flows_in() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 12, 5, generator=generator)
+    target = torch.randint(-1, 12, (3, 12), generator=generator)
+    weight = torch.rand(3, 12, generator=generator)
+    expected = torch.zeros_like(features)
+    for b, n in itertools.product(range(3), range(12)):
+        if target[b, n] >= 0:
+            expected[b, target[b, n]] += weight[b, n] * features[b, n]
+    keep = torch.ones(3, 12, dtype=torch.bool)
+    torch.testing.assert_close(Selection(keep, target, weight).merged(features), expected)
+    assert Selection(keep, target, weight).merged(features.bfloat16()).dtype == torch.bfloat16
+
+
+def test_what_flows_nowhere_does_not_matter_even_if_not_finite() -> None:
+    features = torch.tensor([[[1.0], [float("nan")], [3.0]]])
+    selection = Selection(torch.tensor([[True, False, True]]), torch.tensor([[0, -1, 2]]), torch.ones(1, 3))
+    assert selection.merged(features).flatten().tolist() == [1.0, 0.0, 3.0]
+
+
+def test_without_merges_features_are_untouched() -> None:
+    features = torch.randn(1, 4, 2)
+    assert Selection(torch.ones(1, 4, dtype=torch.bool)).merged(features) is features
+
+
+def test_as_grid() -> None:
+    assert as_grid((2, 3)) == as_grid(Grid(2, 3)) == Grid(2, 3, 1)
+    assert as_grid([4, 2, 3]) == Grid(2, 3, frames=4)
+    with pytest.raises(SelectionError, match="rows, columns"):
+        as_grid([1])

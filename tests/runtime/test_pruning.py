@@ -152,10 +152,9 @@ def test_second_turn_on_the_same_cache(model: Zoo, method: Any) -> None:
     with foveate.prune(model.model, method, keep=0.5):
         first = generate(model, inputs)
         ids = torch.cat([first.sequences, torch.tensor([[20, 21, 22]])], 1)
-        extra = {"mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 8))}
-        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
-        if "mm_token_type_ids" not in inputs or model.model.config.model_type == "llava":
-            extra = {}
+        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        kinds = rest.pop("mm_token_type_ids", None)
+        extra = {} if kinds is None else {"mm_token_type_ids": torch.nn.functional.pad(kinds, (0, 8))}
         reference = logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest, **extra})[:, -1]
         grids = {k: v for k, v in rest.items() if k.endswith("thw")}
         turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **grids, **extra}

@@ -15,7 +15,7 @@ from ..tokens import Cue
 from .cache import CacheState, mark
 from .kept import Kept, Layout
 from .selecting import Pools, choose
-from .step import Step, key_validity, place_of
+from .step import Step, key_validity, place_of, without_kinds
 
 
 class BeforeLlm:
@@ -170,11 +170,12 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
 def begin(step: Step, state: CacheState, embeds: Tensor, mask: Any, past_logical: int) -> None:
     """Fill in what both seams read, before either changes anything."""
     batch, length = embeds.shape[:2]
-    step.state = state
+    step.state, mask = state, without_kinds(mask)
     if state.before is not None:
         past = state.before.valid.shape[1]
         now = key_validity(mask, batch, past_logical + length, embeds.device)[:, -length:]
-        if now.shape[1] != length or (mask is not None and getattr(mask, "ndim", 2) == 4):
+        if now.shape[1] != length or (mask is not None and mask.ndim == 4):
+            # A prepared mask counts the cache's physical entries; generate pads no token after the prompt.
             now = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
         step.valid, step.past = torch.cat([state.before.valid, now], 1), past
     else:

@@ -43,10 +43,14 @@ class Step:
     lengths: list[int] = field(default_factory=list)  # real tokens of each prompt, before any pruning
 
 
+def without_kinds(mask: Any) -> Any:
+    """The mask of full-attention layers, where generate prepared one for each kind of layer."""
+    return mask.get("full_attention") if isinstance(mask, Mapping) else mask
+
+
 def key_validity(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
     """Which of `length` keys are real, (B, length) bool, read off any mask that transformers passes around."""
-    if isinstance(mask, Mapping):
-        mask = mask.get("full_attention")
+    mask = without_kinds(mask)
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool, device=device)
     if mask.ndim == 4:

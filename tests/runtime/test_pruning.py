@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from zoo import Zoo
 
 import foveate
+import zoo
 from foveate.methods.at_layer import AtLayer
+from zoo import Zoo
 
 MAKERS = [zoo.llava, zoo.qwen2_5_vl]
 BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
@@ -158,9 +158,7 @@ def test_second_turn_on_the_same_cache(model: Zoo, method: Any) -> None:
         reference = logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest, **extra})[:, -1]
         grids = {k: v for k, v in rest.items() if k.endswith("thw")}
         turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **grids, **extra}
-        second = generate(
-            model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1
-        )
+        second = generate(model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1)
     assert float((second.logits[0] - reference).abs().max()) < 2e-5
     with pytest.raises(foveate.FoveateError, match="pruned by foveate"):
         generate(model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1)

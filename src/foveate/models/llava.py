@@ -37,12 +37,12 @@ class LlavaAdapter(ModelAdapter):
             )
 
     @property
-    def vision(self) -> nn.Module:
-        return self.base.vision_tower  # type: ignore[return-value]
+    def vision(self) -> Any:
+        return self.base.vision_tower
 
     @property
     def projector(self) -> nn.Module:
-        return self.base.multi_modal_projector  # type: ignore[return-value]
+        return self.base.multi_modal_projector
 
     @property
     def has_cls(self) -> bool:
@@ -62,7 +62,7 @@ class LlavaAdapter(ModelAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
 
-    def vision_layers(self) -> list[nn.Module]:
+    def vision_layers(self) -> list[Any]:
         tower = getattr(self.vision, "vision_model", self.vision)
         return list(tower.encoder.layers)
 
@@ -72,7 +72,7 @@ class LlavaAdapter(ModelAdapter):
         layers = self.vision_layers()
         # hidden_states[i] is the output of layer i - 1; hidden_states[0] is the embedding.
         index = last - 1 if last > 0 else len(layers) + last
-        return layers[max(index, 0)].self_attn  # type: ignore[return-value]
+        return layers[max(index, 0)].self_attn
 
     def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
         call = calls[-1]

@@ -26,12 +26,12 @@ class Qwen25VLAdapter(ModelAdapter):
     modalities = ("image", "video")
 
     @property
-    def vision(self) -> nn.Module:
-        return self.base.visual  # type: ignore[return-value]
+    def vision(self) -> Any:
+        return self.base.visual
 
     @property
     def projector(self) -> nn.Module:
-        return self.vision.merger  # type: ignore[return-value]
+        return self.vision.merger
 
     @property
     def merge(self) -> int:
@@ -52,12 +52,12 @@ class Qwen25VLAdapter(ModelAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{modality}_grid_thw": kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]}
 
-    def vision_layers(self) -> list[nn.Module]:
+    def vision_layers(self) -> list[Any]:
         return list(self.vision.blocks)
 
     def attention_module(self) -> nn.Module:
         full = self.model.config.vision_config.fullatt_block_indexes
-        return self.vision.blocks[max(full)].attn  # type: ignore[return-value]
+        return self.vision.blocks[max(full)].attn
 
     def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
         received = torch.cat([attention_received(c.query, c.key, c.scaling)[0] for c in calls])

@@ -13,9 +13,7 @@ from .seams import InsideLlm
 from .step import Step, place_of
 
 
-def account(
-    step: Step, adapter: ModelAdapter, cost: CostModel, inside: InsideLlm | None, dtype_bytes: int
-) -> Report:
+def account(step: Step, adapter: ModelAdapter, cost: CostModel, inside: InsideLlm | None, dtype_bytes: int) -> Report:
     """The report of the forward that `step` recorded."""
     decoder: Any = adapter.text.layers
     layers = len(decoder)

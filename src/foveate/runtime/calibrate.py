@@ -61,4 +61,6 @@ def measure_prior(
     if not maps:
         raise MethodError("no images to calibrate with; give a folder that holds some.")
     mean = torch.stack(maps).mean(0).clamp_min(torch.finfo(torch.float32).tiny)
-    return AttentionPrior(mean, layer=layer, model=str(getattr(model, "name_or_path", "")), images=len(maps), prompt=prompt)
+    return AttentionPrior(
+        mean, layer=layer, model=str(getattr(model, "name_or_path", "")), images=len(maps), prompt=prompt
+    )

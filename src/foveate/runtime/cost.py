@@ -34,11 +34,11 @@ class CostModel:
 
     @cached_property
     def _layer_weights(self) -> list[int]:
-        return [linear_weights([layer]) for layer in self._adapter.text.layers]  # type: ignore[union-attr]
+        return [linear_weights([layer]) for layer in self._adapter.text.layers]
 
     @cached_property
     def _head_weights(self) -> int:
-        return linear_weights([self._adapter.model.get_output_embeddings()])  # type: ignore[operator]
+        return linear_weights([self._adapter.model.get_output_embeddings()])
 
     @cached_property
     def _vision_weights(self) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..methods import Method, Stage, get_method
-from .pruning import KeepLike, prune
+from .plan import KeepLike
+from .pruning import prune
 
 
 class _Stop(Exception):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Budget, Scope
-from ..errors import FoveateError, MethodError, ModelError, RuntimeStateError
-from ..methods import Method, ModelFacts, Stage, get_method
+from ..errors import RuntimeStateError
 from ..models import ModelAdapter, adapter_of
 from ..tokens import Cue
 from .account import account
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .encoder import EncoderListener
+from .plan import KeepLike, MethodLike, plan
 from .prompt import locate, modalities_in
 from .report import Report, Stopwatch
 from .seams import BeforeLlm, InsideLlm, begin
@@ -26,8 +26,6 @@ from .step import Step
 from .tap import Tap
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictionary()
-MethodLike = str | Method
-KeepLike = float | int | str
 
 
 class Pruning:
@@ -38,7 +36,8 @@ class Pruning:
     ) -> None:
         self._adapter, self._before, self._inside = adapter, before, inside
         self._dtype_bytes = dtype_bytes
-        self._step, self._last = Step(), None  # type: ignore[var-annotated]
+        self._step = Step()
+        self._last: Step | None = None
         self._cost = CostModel(adapter)
         self._prompt: Tensor | None = None
         self._seen = 0
@@ -212,7 +211,7 @@ def attach(
     adapter = adapter_of(model)
     if adapter.model in _ATTACHED:
         raise RuntimeStateError("pruning is already attached to this model; detach it first.")
-    before, inside = _seams(adapter, method, keep, scope, positions, hyperparameters)
+    before, inside = plan(adapter, method, keep, scope, positions, hyperparameters)
     parameter = next(adapter.text.parameters())
     return Pruning(adapter, before, inside, parameter.element_size())
 
@@ -236,63 +235,6 @@ def prune(
         yield handle
     finally:
         handle.detach()
-
-
-def _seams(
-    adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
-) -> tuple[BeforeLlm | None, InsideLlm | None]:
-    names = [method] if isinstance(method, (str, Method)) else list(method)
-    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
-    if len(keeps) != len(names) or not names:
-        raise MethodError(f"{len(names)} methods need as many keep values, got {len(keeps)}.")
-    if len(names) > 1 and hyperparameters:
-        raise MethodError("hyperparameters go with one method name; with two, pass foveate.get_method(...) instances.")
-    text_config = adapter.model.config.get_text_config()
-    facts = ModelFacts(str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(_layers(adapter)))
-    before: BeforeLlm | None = None
-    inside: InsideLlm | None = None
-    for name, amount in zip(names, keeps, strict=True):
-        budget = Budget(amount, scope)
-        made = get_method(name, **hyperparameters)
-        _check_cues(adapter, made)
-        bound = made if budget.keeps_all else made.bind(facts)
-        if bound.stage is Stage.BEFORE_LLM and before is None:
-            before = BeforeLlm(bound, budget, positions)
-        elif bound.stage is Stage.IN_LLM and inside is None:
-            inside = InsideLlm(bound, budget, _layer_of(bound, facts.layers), text_config)
-        else:
-            raise MethodError(f"two methods {bound.stage.value} cannot be combined; give one before it and one inside.")
-    _check_positions(positions, text_config, inside)
-    if inside is not None and "flex" in str(text_config._attn_implementation):
-        raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
-    return before, inside
-
-
-def _check_cues(adapter: ModelAdapter, method: Method) -> None:
-    missing = method.needs - adapter.cues
-    if missing:
-        lacking = ", ".join(cue.value for cue in missing)
-        raise ModelError(f"{adapter.class_name} cannot give what {method.name} needs: {lacking}; choose another method.")
-
-
-def _layer_of(method: Method, layers: int) -> int:
-    layer = int(getattr(method, "layer", -1))
-    first = 1 if Cue.LLM_ATTENTION in method.needs else 0
-    if not first <= layer < layers:
-        raise MethodError(f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}.")
-    return layer
-
-
-def _check_positions(positions: str, text_config: Any, inside: InsideLlm | None) -> None:
-    if positions not in ("keep", "compact"):
-        raise FoveateError(f"positions={positions!r} is unknown; use 'keep' or 'compact'.")
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if positions == "compact" and (inside is not None or "mrope_section" in rope):
-        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")
-
-
-def _layers(adapter: ModelAdapter) -> Any:
-    return adapter.text.layers
 
 
 def _length_of(cache: Any) -> Any:

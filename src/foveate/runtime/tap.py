@@ -38,7 +38,7 @@ def _tapped_attention(module: nn.Module, query: Any, key: Any, value: Any, atten
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     config._observe(AttentionCall(query, key, scaling))
     # Looked up at each call, because the user may switch the kernel while pruning is attached.
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(config._original._attn_implementation, eager)
     return kernel(module, query, key, value, attention_mask, **kwargs)
 

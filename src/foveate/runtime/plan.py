@@ -1,0 +1,79 @@
+"""From the arguments of `attach` to the seams where a model is pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..budget import Budget, Scope
+from ..errors import FoveateError, MethodError, ModelError
+from ..methods import Method, ModelFacts, Stage, get_method
+from ..models import ModelAdapter
+from ..tokens import Cue
+from .seams import BeforeLlm, InsideLlm
+
+MethodLike = str | Method
+KeepLike = float | int | str
+
+
+def plan(
+    adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
+) -> tuple[BeforeLlm | None, InsideLlm | None]:
+    """The seams that the arguments of `attach` ask for, checked against the model before anything is changed.
+
+    Raises:
+        FoveateError: for anything that cannot work.
+    """
+    names = [method] if isinstance(method, (str, Method)) else list(method)
+    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
+    if len(keeps) != len(names) or not names:
+        raise MethodError(f"{len(names)} methods need as many keep values, got {len(keeps)}.")
+    if len(names) > 1 and hyperparameters:
+        raise MethodError("hyperparameters go with one method name; with two, pass foveate.get_method(...) instances.")
+    text_config = adapter.model.config.get_text_config()
+    facts = ModelFacts(
+        str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(adapter.text.layers)
+    )
+    before: BeforeLlm | None = None
+    inside: InsideLlm | None = None
+    for name, amount in zip(names, keeps, strict=True):
+        budget = Budget(amount, scope)
+        made = get_method(name, **hyperparameters)
+        _check_cues(adapter, made)
+        bound = made if budget.keeps_all else made.bind(facts)
+        if bound.stage is Stage.BEFORE_LLM and before is None:
+            before = BeforeLlm(bound, budget, positions)
+        elif bound.stage is Stage.IN_LLM and inside is None:
+            inside = InsideLlm(bound, budget, _layer_of(bound, facts.layers), text_config)
+        else:
+            raise MethodError(f"two methods {bound.stage.value} cannot be combined; give one before it and one inside.")
+    _check_positions(positions, text_config, inside)
+    if inside is not None and "flex" in str(text_config._attn_implementation):
+        raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
+    return before, inside
+
+
+def _check_cues(adapter: ModelAdapter, method: Method) -> None:
+    missing = method.needs - adapter.cues
+    if missing:
+        lacking = ", ".join(cue.value for cue in missing)
+        raise ModelError(
+            f"{adapter.class_name} cannot give what {method.name} needs: {lacking}; choose another method."
+        )
+
+
+def _layer_of(method: Method, layers: int) -> int:
+    layer = int(getattr(method, "layer", -1))
+    first = 1 if Cue.LLM_ATTENTION in method.needs else 0
+    if not first <= layer < layers:
+        raise MethodError(
+            f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
+        )
+    return layer
+
+
+def _check_positions(positions: str, text_config: Any, inside: InsideLlm | None) -> None:
+    if positions not in ("keep", "compact"):
+        raise FoveateError(f"positions={positions!r} is unknown; use 'keep' or 'compact'.")
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if positions == "compact" and (inside is not None or "mrope_section" in rope):
+        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")

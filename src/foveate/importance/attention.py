@@ -27,20 +27,28 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     return logits.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1).mean((1, 2))
 
 
-def attention_received(query: Tensor, key: Tensor, scaling: float, chunk: int = 512) -> Tensor:
+def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int = 64) -> Tensor:
     """Softmax attention that each key receives, mean over heads and queries, nothing masked.
 
     Args:
         query: (B, H, Lq, hd).
         key: (B, Hkv, L, hd), H a multiple of Hkv.
         scaling: factor on the logits.
-        chunk: queries handled at a time; no more than H x chunk x L attention values ever exist.
+        most: average over at most this many queries, evenly spread over the sequence; over all when None.
+        chunk: queries handled at a time; no more than H x chunk x L attention values ever exist. Small, so that they
+            stay in the processor's cache.
 
     Returns:
         (B, L) float32, each row summing to 1.
     """
-    grouped, keys = _grouped(query, key.shape[1]), key.float().mT[:, :, None]
-    total = grouped.new_zeros(key.shape[0], key.shape[2])
+    if most is not None and most < query.shape[2]:
+        spread = torch.linspace(0, query.shape[2] - 1, most, device=query.device).round().long()
+        query = query[:, :, spread]
+    grouped, keys = _grouped(query, key.shape[1]) * scaling, key.float().mT
+    total = grouped.new_zeros(*key.shape[:2], 1, key.shape[2])
     for part in grouped.split(chunk, dim=3):
-        total += (part @ keys * scaling).softmax(-1).sum((1, 2, 3))
-    return total / (query.shape[1] * query.shape[2])
+        logits = part.flatten(2, 3) @ keys
+        logits -= logits.amax(-1, keepdim=True)
+        weights = logits.exp_()
+        total += weights.sum(-1).reciprocal()[:, :, None] @ weights  # each query's weights sum to 1
+    return total.sum((1, 2)) / (query.shape[1] * query.shape[2])

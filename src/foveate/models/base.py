@@ -17,6 +17,11 @@ from ..tokens import Cue, Grid
 
 ENTRY_POINTS = "foveate.models"
 
+# Where an encoder has no CLS token, its attention is averaged over at most so many queries of an image. All of them
+# would cost as much as the encoder's own attention once more; 1024 of them order the tokens almost the same
+# (benchmarks/cue_sampling.py) at a fraction of the time.
+MOST_QUERIES = 1024
+
 
 @dataclass(frozen=True)
 class AttentionCall:

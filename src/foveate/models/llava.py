@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..importance.attention import attention_received, attention_row
 from ..tokens import Grid
-from .base import AttentionCall, ModelAdapter, register_model
+from .base import MOST_QUERIES, AttentionCall, ModelAdapter, register_model
 
 
 @register_model
@@ -19,7 +19,7 @@ class LlavaAdapter(ModelAdapter):
     """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower.
 
     The encoder-attention cue is read in the layer whose output becomes the visual feature: the CLS row where the
-    tower has a CLS token, else the attention that a patch receives on average.
+    tower has a CLS token, else the attention that a patch receives on average (see `MOST_QUERIES`).
     """
 
     model_type = "llava"
@@ -80,7 +80,7 @@ class LlavaAdapter(ModelAdapter):
             everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
             received = attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
         else:
-            received = attention_received(call.query, call.key, call.scaling)
+            received = attention_received(call.query, call.key, call.scaling, MOST_QUERIES)
         return list(received)
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:

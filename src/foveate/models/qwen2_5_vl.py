@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from ..importance.attention import attention_received
 from ..tokens import Grid
-from .base import AttentionCall, ModelAdapter, pooled_mean, register_model
+from .base import MOST_QUERIES, AttentionCall, ModelAdapter, pooled_mean, register_model
 
 
 @register_model
 class Qwen25VLAdapter(ModelAdapter):
     """``Qwen2_5_VLForConditionalGeneration``.
 
-    The encoder-attention cue is the attention that a patch receives on average in the last full-attention block,
-    averaged over the patches of an LLM token; a clip is encoded frame by frame.
+    The encoder-attention cue is the attention that a patch receives on average in the last full-attention block (see
+    `MOST_QUERIES`), averaged over the patches of an LLM token; a clip is encoded frame by frame.
     """
 
     model_type = "qwen2_5_vl"
@@ -60,7 +60,7 @@ class Qwen25VLAdapter(ModelAdapter):
         return self.vision.blocks[max(full)].attn
 
     def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
-        received = torch.cat([attention_received(c.query, c.key, c.scaling)[0] for c in calls])
+        received = torch.cat([attention_received(c.query, c.key, c.scaling, MOST_QUERIES)[0] for c in calls])
         return self._raster(pooled_mean(received, self.merge**2), grids)
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:

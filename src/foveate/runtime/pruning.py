@@ -156,7 +156,9 @@ class Pruning:
         if self._active or known is not None or step.spans:
             begin(step, state, embeds, _first_known(step.mask, kwargs.get("attention_mask")), past)
             if step.spans and self._active:
+                step.selection_watch.start()
                 step.encoder_cues = self._encoder.cues(passes, step.spans)
+                step.selection_watch.stop()
         kwargs = dict(kwargs)
         if self._before is not None or (known is not None and known.before is not None):
             seam = self._before or _PASS_THROUGH

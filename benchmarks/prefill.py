@@ -1,0 +1,217 @@
+"""What pruning costs and saves end to end: a random-weight Qwen2.5-VL of about 0.5 B parameters, 1296 visual tokens.
+
+Two tables, every row timed in turn with plain transformers in the same run, so that a busy machine slows all alike:
+
+1. Overhead: a whole forward of the attached model at keep 1.0 against the same model with nothing attached.
+2. Prefill: the language model's forward, selection included, against the unpruned one; the vision encoder, which runs
+   either way, stands in a column of its own.
+
+Usage: PYTHONPATH=src python benchmarks/prefill.py [--rounds 5] [--device cuda --dtype bfloat16] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import foveate
+
+SIDE = 36  # LLM tokens along each side of the image: 1296 in all
+TEXT = 32  # text tokens around the image
+METHODS = ("idpruner", "divprune", "visionzip", "d2pruner", "fastv", "random")
+KEEPS = (0.25, 0.1)
+IMAGE, START, END = 1000, 1001, 1002
+
+
+def build(device: str, dtype: torch.dtype) -> Any:
+    """Qwen2.5-VL with the language model of Qwen2.5-0.5B and a vision tower of 8 layers."""
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+    }
+    vision = {"depth": 8, "hidden_size": 640, "intermediate_size": 1760, "num_heads": 10, "out_hidden_size": 896}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={**vision, "fullatt_block_indexes": [3, 7]},
+        image_token_id=IMAGE,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config).eval().to(device, dtype)
+
+
+def prompt(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One image of `SIDE` x `SIDE` tokens and `TEXT` text tokens, as the processor would return them."""
+    half = TEXT // 2 - 1
+    ids = [*range(3, 3 + half), START, *[IMAGE] * SIDE**2, END, *range(50, 50 + half)]
+    input_ids = torch.tensor([ids], device=device)
+    pixels = torch.randn(4 * SIDE**2, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "mm_token_type_ids": (input_ids == IMAGE).long(),
+        "pixel_values": pixels.to(device, dtype),
+        "image_grid_thw": torch.tensor([[1, 2 * SIDE, 2 * SIDE]], device=device),
+    }
+
+
+class Clock:
+    """Seconds in the language model, whatever is attached to it: hooked before everything else, and after."""
+
+    def __init__(self, model: Any) -> None:
+        self._text: nn.Module = model.model.language_model
+        self._device = model.device
+        self._started = self.seconds = 0.0
+        self._text.register_forward_pre_hook(self._begin)
+
+    def now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._started = self.now()
+
+    def time(self, run: Callable[[], Any]) -> tuple[float, float]:
+        """Seconds of `run()`, and of the language model's forward in it."""
+
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            self.seconds = self.now() - self._started
+
+        handle = self._text.register_forward_hook(end)
+        try:
+            start = self.now()
+            run()
+            return self.now() - start, self.seconds
+        finally:
+            handle.remove()
+
+
+@torch.no_grad()
+def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[float], list[dict[str, Any]]]:
+    """Per round: seconds attached at keep 1.0 over seconds plain; and for each method and ratio the medians."""
+    clock = Clock(model)
+    cases = [(name, keep) for name in METHODS for keep in KEEPS]
+    overhead: list[float] = []
+    seconds: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
+    selecting: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
+    ratios: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
+    encoder: list[float] = []
+
+    def forward() -> Any:
+        return model(**inputs, logits_to_keep=1)
+
+    def plain() -> tuple[float, float]:
+        return clock.time(forward)
+
+    def everything_kept() -> tuple[float, float]:
+        with foveate.prune(model, "idpruner", keep=1.0):
+            return clock.time(forward)
+
+    for turn in range(rounds + 1):  # the first one warms up
+        pair = (plain, everything_kept) if turn % 2 else (everything_kept, plain)
+        times = {run: run() for run in pair}
+        whole, reference = times[plain]
+        if turn:
+            overhead.append(times[everything_kept][0] / whole)
+            encoder.append(whole - reference)
+        for name, keep in cases:
+            options = {"debias": False} if name == "d2pruner" else {}
+            with foveate.prune(model, name, keep=keep, **options) as pruning:
+                _, text = clock.time(forward)
+                report = pruning.report()
+            if turn:
+                seconds[name, keep].append(text)
+                ratios[name, keep].append(reference / text)
+                selecting[name, keep].append(report.selection_seconds)
+    rows = []
+    for name, keep in cases:
+        options = {"debias": False} if name == "d2pruner" else {}
+        with foveate.prune(model, name, keep=keep, **options) as pruning:
+            forward()
+            report = pruning.report()
+        rows.append(
+            {
+                "method": name,
+                "keep": keep,
+                "tokens": report.tokens,
+                "prefill_seconds": statistics.median(seconds[name, keep]),
+                "selection_seconds": statistics.median(selecting[name, keep]),
+                "speedup": statistics.median(ratios[name, keep]),
+                "speedup_lowest": min(ratios[name, keep]),
+                "flops_ratio": report.text_flops_before / report.text_flops,
+                "encoder_seconds": statistics.median(encoder),
+            }
+        )
+    return overhead, rows
+
+
+def machine(device: str) -> str:
+    """Hardware and versions, for the record."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        name += f", {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, foveate {foveate.__version__}"
+    return f"{name}; {versions}; Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    model = build(args.device, dtype)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e9
+    overhead, rows = measure(model, prompt(args.device, dtype), args.rounds)
+    header = f"{machine(args.device)}; {args.dtype}; {parameters:.2f} B parameters; {args.rounds} rounds"
+    console = Console(width=120)
+    console.print(header)
+    low, middle, high = min(overhead), statistics.median(overhead), max(overhead)
+    console.print(f"attached at keep 1.0: {middle:.3f} times a plain forward (lowest {low:.3f}, highest {high:.3f})")
+    table = Table("method", "keep", "tokens", "prefill s", "of it selecting s", "faster", "lowest", "FLOPs ratio")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            f"{row['keep']:.0%}",
+            str(row["tokens"]),
+            f"{row['prefill_seconds']:.3f}",
+            f"{row['selection_seconds']:.4f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['speedup_lowest']:.2f}x",
+            f"{row['flops_ratio']:.2f}x",
+        )
+    console.print(table)
+    console.print(f"vision encoder, in every row the same: {rows[0]['encoder_seconds']:.3f} s")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": header, "overhead": overhead, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,39 +13,16 @@ import zoo
 from foveate.methods.at_layer import AtLayer
 from zoo import Zoo
 
+from .helpers import gap, generate, logits, pair, single
+
 MAKERS = [zoo.llava, zoo.qwen2_5_vl]
 BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
 INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
-TEXTS = ["what is in the picture?", "a red square on a blue"]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
 def model(request: pytest.FixtureRequest) -> Zoo:
     return request.param()
-
-
-def single(z: Zoo) -> dict[str, torch.Tensor]:
-    return zoo.inputs(z, [[zoo.picture(84, 112, 0)]], TEXTS[:1])
-
-
-def pair(z: Zoo) -> dict[str, torch.Tensor]:
-    return zoo.inputs(z, [[zoo.picture(84, 112, 0)], [zoo.picture(56, 168, 3)]], TEXTS)
-
-
-def generate(z: Zoo, inputs: Any, **options: Any) -> Any:
-    settings: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    settings |= {"suppress_tokens": list(z.visual_ids), "return_dict_in_generate": True, "output_logits": True}
-    with torch.no_grad():
-        return z.model.generate(**inputs, **(settings | options))
-
-
-def logits(z: Zoo, inputs: Any, **options: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return z.model(**inputs, **options).logits
-
-
-def gap(a: Any, b: Any) -> float:
-    return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
 
 
 @pytest.mark.parametrize("method", [*BEFORE, *INSIDE], ids=str)

@@ -5,6 +5,7 @@ The state lives on the cache object, not on the model: several conversations can
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ class CacheState:
     owner: Pruning
     before: Layout | None = None
     inside: Layout | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
+        """A copied cache (a prompt prefix used twice) has its own layouts, but the same model."""
+        return CacheState(self.owner, copy.deepcopy(self.before, memo), copy.deepcopy(self.inside, memo))
 
 
 class PrunedCache:

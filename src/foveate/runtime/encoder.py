@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..models import ModelAdapter
 from ..models.base import AttentionCall
-from ..tokens import Cue
+from ..tokens import Cue, Grid
 from .prompt import Span
 from .report import Stopwatch
 from .tap import Tap
@@ -24,6 +24,17 @@ class _Pass:
     kwargs: dict[str, Any]
     calls: list[AttentionCall] = field(default_factory=list)
     features: Tensor | None = None
+    cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
+
+    def digest(self, adapter: ModelAdapter, needs: frozenset[Cue], grids: list[Grid]) -> dict[Cue, list[Tensor]]:
+        """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
+        if not self.cues:
+            if Cue.ENCODER_ATTENTION in needs:
+                self.cues[Cue.ENCODER_ATTENTION] = adapter.encoder_attention(self.calls, grids)
+            if Cue.ENCODER_FEATURES in needs and self.features is not None:
+                self.cues[Cue.ENCODER_FEATURES] = adapter.encoder_features(self.features, grids)
+            self.calls, self.features = [], None
+        return self.cues
 
 
 class EncoderListener:
@@ -98,14 +109,11 @@ class EncoderListener:
                 "the images were not encoded in this forward, so the encoder cues are missing; "
                 "pass pixel values, or use a method without encoder cues such as 'divprune'."
             )
-        found: dict[Cue, dict[tuple[str, int], Tensor]] = {c: {} for c in self._needs if c is not Cue.LLM_ATTENTION}
+        found: dict[tuple[Cue, str, int], Tensor] = {}
         for modality, heard in zip(modalities, passes, strict=False):
             by_order = {s.order: s.grid for s in spans if s.modality == modality}
             grids = [by_order[order] for order in sorted(by_order)]
-            if Cue.ENCODER_ATTENTION in found:
-                for order, value in enumerate(self._adapter.encoder_attention(heard.calls, grids)):
-                    found[Cue.ENCODER_ATTENTION][modality, order] = value
-            if Cue.ENCODER_FEATURES in found and heard.features is not None:
-                for order, value in enumerate(self._adapter.encoder_features(heard.features, grids)):
-                    found[Cue.ENCODER_FEATURES][modality, order] = value
-        return {cue: [values[s.modality, s.order] for s in spans] for cue, values in found.items()}
+            for cue, values in heard.digest(self._adapter, self._needs, grids).items():
+                found |= {(cue, modality, order): value for order, value in enumerate(values)}
+        wanted = self._needs - {Cue.LLM_ATTENTION}
+        return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in wanted}

@@ -75,11 +75,6 @@ class Layout:
         self.valid = torch.cat([self.valid, kept.valid], 1)
         self.logical += kept.length
 
-    def crop(self, tokens: int) -> None:
-        """Forget the last `tokens` entries, which must not reach into a pruned part."""
-        width = self.column.shape[1] - tokens
-        self.column, self.valid, self.logical = self.column[:, :width], self.valid[:, :width], self.logical - tokens
-
     def select_rows(self, rows: Tensor) -> None:
         """Follow the cache when it selects or repeats batch rows."""
         rows = rows.to(self.column.device)

@@ -172,6 +172,7 @@ class Pruning:
         step = self._step
         if step.prefill_watch is not None:
             step.prefill_watch.stop()
+        step.memo, step.encoder_cues, step.row = {}, {}, None  # of no more use, and large
         if step.spans:
             self._last = step
         cache = getattr(output, "past_key_values", None)

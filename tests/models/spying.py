@@ -1,0 +1,43 @@
+"""A method that keeps what it was shown, so that tests can look at the cues that an adapter supplies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import foveate
+from foveate.methods import Method, Provenance
+from foveate.selection import stride
+from foveate.tokens import Cue, Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class Spy(Method):
+    """Keeps evenly spaced tokens, and every VisualTokens that it was given in `seen`."""
+
+    wants: frozenset[Cue] = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES})
+    seen: list[VisualTokens] = field(default_factory=list, compare=False)
+
+    name = "spy"
+    provenance = Provenance("none", "none")
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return self.wants
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        self.seen.append(tokens)
+        return Selection(stride(tokens.features, count, valid=tokens.valid))
+
+
+@torch.no_grad()
+def shown(model: Any, inputs: Any) -> VisualTokens:
+    """What a method sees of `inputs`."""
+    spy = Spy()
+    with foveate.prune(model, spy, keep=0.5):
+        model(**inputs)
+    (tokens,) = spy.seen
+    return tokens

@@ -3,23 +3,28 @@
 The scorer maps each token to a query and a key of width h and scores token i by the mean over j of
 q_i . k_j / sqrt(h), without a softmax. The mean of the keys is the key of the mean token, so
 w_i = q_i . k(mean v) / sqrt(h) holds exactly and costs O(N d) where the map of all pairs costs O(N^2 h).
+
+Two layouts are read: a file with the four tensors alone (under any common prefix), and a whole checkpoint, sharded or
+not, in which they lie under ``...importance_scorer.``, as training leaves them. Only safetensors; nothing is executed.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import MethodError
 
 _KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
+_MODULE = "importance_scorer."  # what the scorer is called inside a whole checkpoint
+_INDEX = "*.safetensors.index.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +54,26 @@ class LearnedScorer:
 
     @classmethod
     def load(cls, path_or_hub_id: str | Path, revision: str | None = None) -> LearnedScorer:
-        """Read a scorer from a ``.safetensors`` file, a folder with one such file, or a repository on the hub.
+        """Read a scorer from a ``.safetensors`` file, a folder that holds one, or a repository on the hub.
+
+        Of a sharded checkpoint on the hub only the shards that hold the scorer are fetched.
 
         Raises:
             MethodError: when nothing is found there, or the tensors are not those of a scorer.
         """
-        file, source = _locate(str(path_or_hub_id), revision), str(path_or_hub_id)
-        try:
-            tensors = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise MethodError(f"scorer {source}: {file} is not a readable safetensors file ({error}).") from error
+        source = str(path_or_hub_id)
+        tensors: dict[str, Tensor] = {}
+        strays: list[str] = []
+        for file in _files(source, revision):
+            found, others = _read(source, file)
+            tensors |= found
+            strays += others
         prefix = next((key.removesuffix(_KEYS[0]) for key in sorted(tensors) if key.endswith(_KEYS[0])), "")
         wanted = [prefix + key for key in _KEYS]
-        missing, extra = sorted(set(wanted) - tensors.keys()), sorted(tensors.keys() - set(wanted))
+        missing, extra = sorted(set(wanted) - tensors.keys()), sorted((tensors.keys() - set(wanted)) | set(strays))
         if missing or extra:
             raise MethodError(
-                f"scorer {source}: {file} must hold exactly {', '.join(_KEYS)} (a common prefix is fine); "
+                f"scorer {source}: it must hold exactly {', '.join(_KEYS)} (a common prefix is fine); "
                 f"missing: {_listed(missing)}; unexpected: {_listed(extra)}."
             )
         q_weight, q_bias, k_weight, k_bias = (tensors[key] for key in wanted)
@@ -115,22 +124,79 @@ def _listed(keys: list[str]) -> str:
     return (", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")) or "none"
 
 
-def _locate(name: str, revision: str | None) -> Path:
+def _read(source: str, file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The scorer's tensors of one file, and the names of tensors that have no business beside a scorer."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            names = list(opened.keys())
+            inner = [name for name in names if _MODULE in name]
+            chosen = inner or [name for name in names if name.endswith(_KEYS)]
+            # Beside `importance_scorer.` lies the rest of its model; without it, anything else means a wrong file.
+            strays = [] if inner else sorted(set(names) - set(chosen))
+            return {name: opened.get_tensor(name) for name in chosen}, strays
+    except (SafetensorError, OSError) as error:
+        raise MethodError(f"scorer {source}: {file} is not a readable safetensors file ({error}).") from error
+
+
+def _files(name: str, revision: str | None) -> list[Path]:
+    """The files that hold the scorer, fetched where `name` is a hub id."""
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
             raise MethodError(f"scorer {name}: only .safetensors files are read; convert it first.")
-        return path
-    if not path.is_dir():
+        return [path]
+    fetch = not path.is_dir()
+    if fetch:
         if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.suffix == ".safetensors":
             raise MethodError(f"scorer {name}: no such file or folder, and not a hub id of the form owner/name.")
-        try:
-            path = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors"]))
-        except (OSError, ValueError) as error:
-            raise MethodError(f"scorer {name}: cannot be fetched from the hub ({error}).") from error
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
+        path = _fetched(name, revision, [_INDEX])
+    shards = _shards(name, path)
+    if fetch:
+        path = _fetched(name, revision, shards or ["*.safetensors"])
+    files = [path / shard for shard in shards] or sorted(path.glob("*.safetensors"))
+    if shards and (absent := [file.name for file in files if not file.is_file()]):
         raise MethodError(
-            f"scorer {name}: expected one .safetensors file in {path}, found {len(files)}; give the file itself."
+            f"scorer {name}: the index names {absent[0]}, which is not there; get the complete checkpoint."
         )
-    return files[0]
+    if len(files) != 1 and not shards:
+        raise MethodError(
+            f"scorer {name}: expected one .safetensors file there, found {len(files) or 'none'}{_pickles(path)}; "
+            f"give {'the file itself' if files else 'a folder that holds one'}."
+        )
+    return files
+
+
+def _fetched(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The local folder of a repository, with the files that match fetched; offline, whatever the cache holds of it."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        try:  # a pinned commit is looked up on the hub even where it is cached
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        except (OSError, ValueError):
+            raise MethodError(f"scorer {name}: not a folder here, and the hub does not give it ({reason}).") from error
+
+
+def _shards(name: str, folder: Path) -> list[str]:
+    """The shards of a checkpoint's index that hold the scorer; none where there is no index."""
+    index = next(iter(sorted(folder.glob(_INDEX))), None)
+    if index is None:
+        return []
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted({str(file) for key, file in places.items() if _MODULE in key})
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise MethodError(f"scorer {name}: {index.name} is damaged ({type(error).__name__}); get it again.") from error
+    if not shards:
+        raise MethodError(
+            f"scorer {name}: this checkpoint holds no scorer, nothing in {index.name} is under {_MODULE}*."
+        )
+    if any(Path(shard).name != shard or not shard.endswith(".safetensors") for shard in shards):
+        raise MethodError(f"scorer {name}: {index.name} names files that are not safetensors shards beside it.")
+    return shards
+
+
+def _pickles(folder: Path) -> str:
+    pickled = any(folder.glob(pattern) for pattern in ("*.bin", "*.pt", "*.pth"))
+    return " (only pickled weights, which are never read because they can run code)" if pickled else ""

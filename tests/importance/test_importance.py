@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from foveate.errors import MethodError
-from foveate.importance import AttentionPrior, LearnedScorer, attention_received, attention_row, find_prior
+from foveate.importance import (
+    AttentionPrior,
+    LearnedScorer,
+    attention_received,
+    attention_row,
+    default_prior_path,
+    find_prior,
+)
 from foveate.tokens import Grid
 
 
@@ -68,6 +75,10 @@ def test_prior_round_trip_and_lookup(tmp_path, monkeypatch):
     assert torch.equal(found.map, prior.map)
     assert (found.layer, found.model, found.images, found.prompt) == (2, "owner/model", 3, "What?")
     save_file(tensors(), tmp_path / "other.safetensors")
+    calibrated = AttentionPrior(torch.rand(4, 6), 2, "owner/model", 4, "What?")
+    calibrated.save(default_prior_path(str(tmp_path), 2))
+    assert torch.equal(find_prior(str(tmp_path), 2).map, calibrated.map)  # what the user measured wins
+    assert find_prior("", 2) is None
     with pytest.raises(MethodError, match="not an attention prior"):
         AttentionPrior.load(tmp_path / "other.safetensors")
 

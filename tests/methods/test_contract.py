@@ -1,5 +1,7 @@
 """What every method owes: exact counts, the same choice alone or in a batch, everything at full budget."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def make(name):
     scorer = LearnedScorer(torch.randn(4, 8), torch.randn(4), torch.randn(4, 8), torch.randn(4))
     extra = {
         "visionselector": {"scorer": scorer},
-        "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "m", 1, "p")},
+        "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p")},
     }
     return get_method(name, **extra.get(name, {})).bind(FACTS)
 
@@ -66,9 +68,40 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
     with pytest.raises(MethodError, match=r"foveate calibrate toy --images DIR --layer 2.*debias=False"):
         get_method("d2pruner").bind(FACTS)
     with pytest.raises(MethodError, match="calibrated for layer 3"):
-        get_method("d2pruner", prior=AttentionPrior(torch.ones(2, 2), 3, "m", 1, "p")).bind(FACTS)
-    with pytest.raises(MethodError, match="4 layers"):
-        get_method("fastv", layer=4).bind(FACTS)
+        get_method("d2pruner", prior=AttentionPrior(torch.ones(2, 2), 3, "toy", 1, "p")).bind(FACTS)
+    for name in ("fastv", "d2pruner"):
+        with pytest.raises(MethodError, match=r"layer=4, but toy has 4 layers; use a layer in \[1, 3\]"):
+            get_method(name, layer=4).bind(FACTS)
+
+
+def test_a_model_without_a_name_is_this_model():
+    nameless = replace(FACTS, name_or_path="")
+    with pytest.raises(MethodError, match="but this model has 4 layers"):
+        get_method("fastv", layer=9).bind(nameless)
+    with pytest.raises(MethodError, match="no attention prior for this model: run `foveate calibrate MODEL --images"):
+        get_method("d2pruner").bind(nameless)
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7b", "owner/llava-1.5-7b", "/data/LLaVA-1.5-7b/", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llava-1.5-7b",
+        "other/llava-1.5-7b",
+        "",
+        "/cache/models--owner--llava-1.5-7b/snapshots/0a1b2c",
+        "C:\\m\\llava-1.5-7b",
+    ],
+)
+def test_a_prior_serves_its_model_wherever_it_lies(model, name):
+    prior = AttentionPrior(torch.rand(4, 4), 2, model, 1, "p")
+    assert get_method("d2pruner", prior=prior).bind(replace(FACTS, name_or_path=name)).prior is prior
+
+
+def test_a_prior_of_another_model_is_refused():
+    prior = AttentionPrior(torch.rand(4, 4), 2, "owner/llava-1.5-13b", 1, "p")
+    with pytest.raises(MethodError, match=r"measured on owner/llava-1\.5-13b, not on toy; run `foveate calibrate toy"):
+        get_method("d2pruner", prior=prior).bind(FACTS)
 
 
 def test_at_layer():

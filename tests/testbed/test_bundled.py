@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import foveate
+from foveate.importance import find_prior
 from foveate.testbed import QuestionError, answer, answers, bundled_path, encode, fitted, load_bundled, scenes
 
 
@@ -58,3 +62,21 @@ def test_unknown_words_list_the_forms(pair: tuple[Any, Any], question: str) -> N
 
 def test_bundled_path_is_a_checkpoint() -> None:
     assert (bundled_path() / "model.safetensors").is_file()
+
+
+def test_the_bundled_model_brings_its_prior(
+    pair: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path))  # so that no prior calibrated on this machine is found instead
+    model, processor = pair
+    prior = find_prior(str(bundled_path()), 2)
+    assert prior is not None
+    assert (prior.model, prior.layer, prior.images, tuple(prior.map.shape)) == ("bundled", 2, 1000, (14, 14))
+    scene = scenes()[0]
+    kept = {}
+    for debias in (True, False):
+        with foveate.prune(model, "d2pruner", keep=0.25, debias=debias) as pruning:
+            answer(model, processor, scene.image, scene.questions[0].question)
+            kept[debias] = pruning.report().images[0].kept
+    assert kept[True].sum() == kept[False].sum() == 49
+    assert not torch.equal(kept[True], kept[False])

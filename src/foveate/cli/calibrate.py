@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .inputs import image_files, open_image
-from .session import Session
+from .session import BUNDLED, Session
 from .view import default_prompt
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def calibrate(
     from rich.console import Console
     from rich.progress import track
 
-    from ..importance.prior import default_prior_path
+    from ..importance.prior import default_prior_path, short_name
     from ..runtime.calibrate import measure_prior
 
     files = image_files(images)
@@ -45,7 +46,9 @@ def calibrate(
 
     prior = measure_prior(session.model, samples(), layer, asked)
     path = output or default_prior_path(prior.model, layer)
-    prior.save(path)
+    # A prior may be passed on, so it names the model but not the folder that it lies in here.
+    name = BUNDLED if session.bundled else short_name(prior.model) if Path(prior.model).is_dir() else prior.model
+    replace(prior, model=name).save(path)
     typer.echo(f"Averaged over {len(files)} images: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')

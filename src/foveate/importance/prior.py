@@ -28,7 +28,7 @@ class AttentionPrior:
     Args:
         map: (rows, columns) float32, finite, nowhere negative, not all zero.
         layer: the pruning layer that it was calibrated for (its attention is that of the layer below).
-        model: name or path of the model.
+        model: name or path of the model; empty for one without a name, which `measured_on` then takes for any.
         images: how many images were averaged.
         prompt: the prompt that was asked about them.
     """
@@ -77,6 +77,15 @@ class AttentionPrior:
         except (KeyError, ValueError) as error:
             raise MethodError(f"prior {path} has damaged metadata ({error}); calibrate again.") from error
 
+    def measured_on(self, name_or_path: str) -> bool:
+        """Whether this may be the prior of the model called so: false only where both have names that differ.
+
+        A model keeps the last part of its name wherever it lies, so ``owner/name``, a local copy ``.../name`` and the
+        hub's cache ``.../models--owner--name/snapshots/...`` are all one model.
+        """
+        mine, theirs = short_name(self.model).lower(), short_name(name_or_path).lower()
+        return not mine or not theirs or mine == theirs
+
     def resized(self, grid: Grid) -> Tensor:
         """The prior of every token of an image: (N,) float32 > 0, same mean as the map, repeated for each frame."""
         mean = self.map.mean()
@@ -96,9 +105,17 @@ def default_prior_path(model: str, layer: int) -> Path:
 
 
 def find_prior(model_name_or_path: str, layer: int) -> AttentionPrior | None:
-    """The prior that lies in the model's own folder, else the calibrated one, else None."""
+    """The prior that was calibrated here, else the one that lies in the model's own folder, else None."""
+    if not model_name_or_path:
+        return None
     folder = Path(model_name_or_path).expanduser()
-    for path in (folder / f"foveate-prior-layer{layer}.safetensors", default_prior_path(model_name_or_path, layer)):
+    for path in (default_prior_path(model_name_or_path, layer), folder / f"foveate-prior-layer{layer}.safetensors"):
         if path.is_file():
             return AttentionPrior.load(path)
     return None
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's name, without the folders it lies in or the owner it has on the hub."""
+    cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", model)
+    return cached[1] if cached else re.split(r"[/\\]", model.rstrip("/\\"))[-1]

@@ -21,7 +21,7 @@ class AtLayer(Method):
 
     Args:
         method: the method to run there.
-        layer: zero-based layer whose input is shortened, at least 1.
+        layer: zero-based layer whose input is shortened, at least 0.
     """
 
     stage = Stage.IN_LLM
@@ -49,7 +49,7 @@ class AtLayer(Method):
         return self.method.needs
 
     def bind(self, facts: ModelFacts) -> Method:
-        check_layer_of(self.name, self.layer, facts)
+        check_layer_of(self.name, self.layer, facts, low=0)
         return replace(self, method=self.method.bind(facts))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -42,6 +42,11 @@ class ModelFacts:
     hidden_size: int
     layers: int
 
+    @property
+    def label(self) -> str:
+        """What messages call the model; one that was built in memory has no name."""
+        return self.name_or_path or "this model"
+
 
 @dataclass(frozen=True)
 class Method(ABC):

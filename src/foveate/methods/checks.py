@@ -29,10 +29,10 @@ def check_choice(method: str, field: str, value: str, known: Collection[str]) ->
         raise MethodError(f"{method}: {field}={value!r} is unknown{near_miss(str(value), known)}")
 
 
-def check_layer_of(method: str, layer: int, facts: ModelFacts) -> None:
-    """Raise MethodError unless the model has a layer `layer` to prune at."""
+def check_layer_of(method: str, layer: int, facts: ModelFacts, low: int = 1) -> None:
+    """Raise MethodError unless the model has a layer `layer` to prune at; `low` is the first that the method takes."""
     if layer >= facts.layers:
         raise MethodError(
-            f"{method}: layer={layer}, but {facts.name_or_path} has {facts.layers} layers; "
-            f"use a layer in [1, {facts.layers - 1}]."
+            f"{method}: layer={layer}, but {facts.label} has {facts.layers} layers; "
+            f"use a layer in [{low}, {facts.layers - 1}]."
         )

@@ -1,8 +1,8 @@
 """D2Pruner: debiased attention, then a maximal independent set on a semantic and spatial graph, inside the LLM.
 
 Paper: arXiv 2512.19443, AAAI-26. Reconstructed from the abstract and secondary sources: neither the
-full paper nor the reference code was read, the licence of the code is unknown.
-Deviations: the exact spatial term is not public, so `spatial_weight` defaults to 0 (purely semantic, raw cosine);
+method section of the paper nor the reference code (EvelynZhang-epiclab/D2Pruner) was read.
+Deviations: the exact spatial term was not seen, so `spatial_weight` defaults to 0 (purely semantic, raw cosine);
 pivots do not suppress their neighbours unless `pivots_suppress` asks for it; the prior is a 2-D map resized to each
 image's grid; when the graph runs out of nodes, the rest is filled by score.
 """
@@ -30,7 +30,7 @@ class D2Pruner(Method):
 
     Args:
         layer: zero-based layer whose input is shortened, at least 1.
-        prior: calibrated prior or its file; None looks for the one of the model (see `find_prior`).
+        prior: calibrated prior of this model and layer, or its file; None looks for the model's (see `find_prior`).
         debias: whether to divide by the prior; False scores by the plain attention and needs no prior.
         pivots: share of the budget that goes to the highest scores, in [0, 1].
         threshold: similarity above which two tokens are neighbours, in [-1, 1].
@@ -42,7 +42,7 @@ class D2Pruner(Method):
     stage = Stage.IN_LLM
     provenance = Provenance(
         paper="D2Pruner, arXiv 2512.19443, AAAI-26",
-        licence="unknown (code not read)",
+        licence="not verified (code not read)",
         deviations="reconstructed from the abstract and secondary sources; spatial term off by default",
     )
 
@@ -70,6 +70,11 @@ class D2Pruner(Method):
         check_layer_of("d2pruner", self.layer, facts)
         if not self.debias:
             return self
+        return replace(self, prior=self._prior_for(facts))
+
+    def _prior_for(self, facts: ModelFacts) -> AttentionPrior:
+        """The prior to divide by: the given one, else the one that is found for the model; it must be its own."""
+        again = f"run `foveate calibrate {facts.name_or_path or 'MODEL'} --images DIR --layer {self.layer}`"
         prior = self.prior
         if prior is None:
             prior = find_prior(facts.name_or_path, self.layer)
@@ -77,15 +82,16 @@ class D2Pruner(Method):
             prior = AttentionPrior.load(prior)
         if prior is None:
             raise MethodError(
-                f"d2pruner has no attention prior for {facts.name_or_path}: run `foveate calibrate "
-                f"{facts.name_or_path} --images DIR --layer {self.layer}`, or set debias=False to do without."
+                f"d2pruner has no attention prior for {facts.label}: {again}, or set debias=False to do without."
             )
         if prior.layer != self.layer:
             raise MethodError(
-                f"d2pruner: layer={self.layer}, but the prior of {prior.model} was calibrated for layer {prior.layer}; "
-                f"run `foveate calibrate {facts.name_or_path} --images DIR --layer {self.layer}`."
+                f"d2pruner: layer={self.layer}, but the prior of {prior.model or 'this model'} was calibrated for "
+                f"layer {prior.layer}; {again}."
             )
-        return replace(self, prior=prior)
+        if self.prior is not None and not prior.measured_on(facts.name_or_path):
+            raise MethodError(f"d2pruner: this prior was measured on {prior.model}, not on {facts.label}; {again}.")
+        return prior
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         keep = independent_set(

@@ -62,7 +62,7 @@ def test_comparison_lays_panels_side_by_side_and_wraps(picture: Image.Image) -> 
     one, three, five = (comparison([panel] * n) for n in (1, 3, 5))
     assert three.width == PADDING + 3 * (224 + PADDING)
     assert three.height == one.height
-    assert five.width == PADDING + 4 * (224 + PADDING)
+    assert five.width == PADDING + 3 * (224 + PADDING)  # 3 + 2, not 4 + 1
     assert five.height > one.height
     assert three.getpixel((0, 0)) == (255, 255, 255)
 

@@ -18,7 +18,7 @@ _INK, _GREY, _FRAME = (24, 28, 36), (110, 118, 130), (214, 218, 224)
 
 
 def comparison(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
-    """All panels on white, scaled to the first one's size, at most `columns` in a row.
+    """All panels on white, scaled to the first one's size, in rows of at most `columns` that are equally long.
 
     Raises:
         SelectionError: when there is no panel.
@@ -26,8 +26,8 @@ def comparison(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
     if not panels:
         raise SelectionError("a comparison needs at least one panel.")
     width, height = panels[0][2].size
-    across = min(len(panels), columns)
-    down = -(-len(panels) // across)
+    down = -(-len(panels) // columns)
+    across = -(-len(panels) // down)
     step_x, step_y = width + PADDING, _HEADER + height + PADDING
     canvas = Image.new("RGB", (PADDING + across * step_x, PADDING // 2 + down * step_y), "white")
     draw = ImageDraw.Draw(canvas)

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+import foveate
 from foveate.cli import app
 from foveate.testbed import bundled_path, scenes
 from foveate.visualize.comparison import PADDING
@@ -66,13 +69,40 @@ def test_ask_takes_several_images(scene: Path) -> None:
     assert "40 of 392" in result.stdout
 
 
-def test_calibrate_saves_where_d2pruner_looks(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_d2pruner_needs_no_calibration_on_the_bundled_model(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
-    assert run("view", scene, "--methods", "d2pruner", "-o", tmp_path / "kept.png").exit_code == 2
-    result = run("calibrate", "bundled", "--images", scene.parent)
+    result = run("ask", scene, "colour circle", "--method", "d2pruner", "--keep", "10%")
     assert result.exit_code == 0, result.output
-    assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 1
-    assert run("view", scene, "--methods", "d2pruner", "-o", tmp_path / "kept.png").exit_code == 0
+    assert "blue" in result.stdout
+
+
+def test_settings_reach_the_method(scene: Path, tmp_path: Path) -> None:
+    pictures = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.png"
+        assert run("view", scene, "--methods", "random", "--set", f"seed={seed}", "-o", path).exit_code == 0
+        pictures.append(path.read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_a_scorer_can_be_set(scene: Path, tmp_path: Path) -> None:
+    shapes = {"q_proj.weight": (64, 128), "q_proj.bias": (64,), "k_proj.weight": (64, 128), "k_proj.bias": (64,)}
+    save_file({key: torch.randn(shape) for key, shape in shapes.items()}, tmp_path / "scorer.safetensors")
+    ask = ("ask", scene, "colour circle", "--method", "visionselector")
+    result = run(*ask, "--set", f"scorer={tmp_path / 'scorer.safetensors'}")
+    assert result.exit_code == 0, result.output
+    assert "49 of 196" in result.stdout
+    assert_one_sentence(run(*ask), "needs a trained scorer")
+    assert_one_sentence(run(*ask, "--set", f"scorer={tmp_path / 'none'}"), "no such file or folder")
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"foveate {foveate.__version__}\n"
+    shown = run("--help")
+    assert shown.exit_code == 0
+    assert all(name in shown.stdout for name in ("demo", "ask", "view", "methods", "models", "calibrate"))
 
 
 def test_calibrate_saves_where_it_is_told(scene: Path, tmp_path: Path) -> None:
@@ -98,7 +128,14 @@ def assert_one_sentence(result: Result, *words: str) -> None:
 
 
 def test_bad_requests_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
-    assert_one_sentence(run("ask", scene, "colour star", "--keep", "lots"), "lots")
+    for keep in ("0", "1", "150%", "abc", "-5", "nan"):
+        assert_one_sentence(run("ask", scene, "colour star", f"--keep={keep}"), "keep")
+    assert_one_sentence(run("ask", "colour star"), "Missing argument", "foveate ask --help")
+    assert_one_sentence(run("ask", scene, "colour star", "--kep", "25%"), "--kep")
+    assert_one_sentence(run("asks"), "asks")
+    assert_one_sentence(run("ask", scene, "colour star", "--set", "balnce=0.7"), "did you mean 'balance'")
+    assert_one_sentence(run("view", scene, "--set", "seed=three"), "seed=three", "whole number")
+    assert_one_sentence(run("ask", scene.parent, "colour star"), "no image file")
     assert_one_sentence(run("ask", scene, "colour star", "--method", "idprune"), "did you mean 'idpruner'")
     assert_one_sentence(run("ask", scene, "what colour is the zebra"), "what", "colour KIND")
     assert_one_sentence(run("ask", tmp_path / "none.png", "colour star"), "none.png")
@@ -109,10 +146,11 @@ def test_bad_requests_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_pictures_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
-    broken, text = tmp_path / "broken.png", tmp_path / "text.png"
+    broken, text, empty = (tmp_path / f"{name}.png" for name in ("broken", "text", "empty"))
     broken.write_bytes(scene.read_bytes()[:-2000])
     text.write_text("no picture")
-    for path in (broken, text):
+    empty.touch()
+    for path in (broken, text, empty):
         assert_one_sentence(run("ask", path, "colour star"), path.name)
 
 
@@ -122,6 +160,7 @@ def test_bad_models_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
         folder.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
     (half / "config.json").write_bytes((bundled_path() / "config.json").read_bytes())
+    assert_one_sentence(run("ask", scene, "colour star", "--model", "owner/not-in-the-cache"), "owner/not-in-the-cache")
     for name, word in ((empty, "empty"), (other, "bert"), (half, "half"), (tmp_path / "gone", "gone")):
         assert_one_sentence(run("ask", scene, "colour star", "--model", name), word)
 

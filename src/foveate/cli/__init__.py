@@ -5,8 +5,11 @@ Commands load torch and transformers only when they run, so that ``foveate --hel
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .ask import ask
 from .calibrate import calibrate
 from .demo import demo
@@ -22,6 +25,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foveate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prune the visual tokens of multimodal language models: keep the few that matter."""
+
+
 for command in (demo, ask, view, methods, models, calibrate):
     app.command()(command)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import check_request, open_image
+from .hyperparameters import SETTINGS, configured
+from .inputs import open_image
 from .session import BUNDLED, Session
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def ask(
     model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
     method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
     keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "25%",
+    settings: SETTINGS = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also answer without pruning.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
 ) -> None:
@@ -34,22 +36,25 @@ def ask(
     from rich.panel import Panel
     from rich.text import Text
 
+    from ..budget import Budget
     from ..runtime import prune
 
-    budget = check_request(keep, method)
+    budget, (chosen,) = Budget(keep), configured([method], settings or ())
     pictures = [open_image(path) for path in images]
     session = Session.load(model)
     inputs = session.inputs(pictures, question)
-    console = Console()
+    console, progress = Console(), Console(stderr=True)
     panels, full = [], None
     if compare:
-        session.generate(inputs, 1)  # warms up, so that both timings are fair
-        with prune(session.model, "stride", keep=1.0) as pruning:
-            text = session.generate(inputs, max_new_tokens)
-            full = pruning.report()
+        with progress.status("Answering with all tokens"):
+            session.generate(inputs, 1)  # warms up, so that both timings are fair
+            with prune(session.model, "stride", keep=1.0) as pruning:
+                text = session.generate(inputs, max_new_tokens)
+                full = pruning.report()
         panels.append(Panel(Text(text or "(no answer)"), title="all tokens", border_style="dim"))
-    with prune(session.model, method, keep=budget.keep) as pruning:
-        text = session.generate(inputs, max_new_tokens)
+    with prune(session.model, chosen, keep=budget.keep) as pruning:
+        with progress.status(f"Answering with {method}"):
+            text = session.generate(inputs, max_new_tokens)
         pruned = pruning.report()
 
     title = f"{method}, {pruned.tokens} of {pruned.tokens_before} visual tokens"

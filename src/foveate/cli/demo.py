@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .hyperparameters import configured
 from .session import BUNDLED, Session
 from .view import kept_panels, write
 
@@ -116,9 +117,9 @@ def _draw(session: Session, scene: Scene, path: Path) -> None:
     """The scene, and what idpruner keeps at each ratio, with random beside the last."""
     from ..visualize import comparison
 
-    question = scene.questions[0].question
+    question, methods = scene.questions[0].question, configured(METHODS, ())
     first, *others = KEEPS
-    panels = kept_panels(session, scene.image, question, [METHODS[0]], first)
+    panels = kept_panels(session, scene.image, question, methods[:1], first)
     for keep in others:
-        panels += kept_panels(session, scene.image, question, list(METHODS), keep)[1:]
+        panels += kept_panels(session, scene.image, question, methods, keep)[1:]
     write(comparison(panels), path)

@@ -9,6 +9,9 @@ from typer.core import TyperGroup
 
 from ..errors import FoveateError
 
+# typer brings its own copy of click from some version on; the base of its own errors is right either way.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
 
 class InputError(FoveateError, ValueError):
     """An argument of a command, such as a picture or a folder, cannot be used."""
@@ -18,11 +21,21 @@ class SentenceGroup(TyperGroup):
     """A command group that reports expected errors without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command; every FoveateError and file error ends in one sentence and exit code 2."""
+        """Run the chosen command; every expected error ends in one sentence and exit code 2.
+
+        Expected are every FoveateError, file errors, and commands that are called the wrong way.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except _UsageError as error:
+            path = error.ctx.command_path if getattr(error, "ctx", None) else "foveate"
+            _fail(f"{str(error.format_message()).rstrip('.')}; see `{path} --help`.")
         except (FoveateError, OSError) as error:
-            typer.echo(f"foveate: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from None
+            _fail(str(error))
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"foveate: {' '.join(sentence.split())}", err=True)
+    raise typer.Exit(2) from None

@@ -1,17 +1,13 @@
-"""What commands are given: pictures, method names, keep values; each checked before any model is loaded."""
+"""Pictures that commands are given, each checked before any model is loaded."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
 from .handler import InputError
-
-if TYPE_CHECKING:
-    from ..budget import Budget
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -47,19 +43,3 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"the folder {folder} holds no images; give one with PNG, JPEG or WebP files.")
     return files
-
-
-def check_request(keep: str, *methods: str) -> Budget:
-    """The budget that `keep` spells, once every method is known to exist.
-
-    Raises:
-        BudgetError: for a bad keep value.
-        MethodError: for an unknown method.
-    """
-    from ..budget import Budget
-    from ..methods import get_method
-
-    budget = Budget(keep)
-    for name in methods:
-        get_method(name)
-    return budget

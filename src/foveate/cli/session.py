@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,24 +33,27 @@ class Session:
         Raises:
             ModelError: when it cannot be loaded or foveate has no adapter for it.
         """
+        from rich.console import Console
         from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         from ..testbed import bundled_path, load_bundled
 
-        if name == BUNDLED or Path(name).resolve() == bundled_path():
-            return cls(*load_bundled(), bundled=True)
-        try:
-            return cls(*_load(name), bundled=False)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises nearly everything; the reason is in the first line
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise ModelError(
-                f"cannot load the model {name!r} ({reason}); give a directory with a safetensors checkpoint and its "
-                f"processor, a hub id, or {BUNDLED!r}."
-            ) from None
+        logging.set_verbosity_error()
+        local = name == BUNDLED or Path(name).exists()
+        if local:  # what comes from the hub shows transformers' own bars of the download
+            logging.disable_progress_bar()
+        with Console(stderr=True).status(f"Loading {name}") if local else nullcontext():
+            if name == BUNDLED or Path(name).resolve() == bundled_path():
+                return cls(*load_bundled(), bundled=True)
+            try:
+                return cls(*_load(name), bundled=False)
+            except ModelError:
+                raise
+            except Exception as error:  # transformers raises nearly everything
+                raise ModelError(
+                    f"cannot load the model {name!r} ({_reason(error)}); give a directory with a safetensors "
+                    f"checkpoint and its processor, a hub id, or {BUNDLED!r}."
+                ) from None
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
@@ -80,13 +84,11 @@ class Session:
     def seen(self, image: Image.Image) -> Image.Image:
         """The part of the picture that reaches the model: processors that crop to the centre lose the rest."""
         if self.bundled:
-            from ..testbed import fitted
+            side = min(image.size)  # as `testbed.fitted` crops it, but in the picture's own resolution
+            return ImageOps.fit(image.convert("RGB"), (side, side))
+        from ..visualize import seen
 
-            return fitted(image)
-        if getattr(self.processor.image_processor, "do_center_crop", False):
-            side = min(image.size)
-            return ImageOps.fit(image, (side, side))
-        return image
+        return seen(image, self.processor.image_processor)
 
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
@@ -94,7 +96,7 @@ class Session:
 
 def _load(name: str) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     from ..models import supported_models
 
@@ -104,8 +106,31 @@ def _load(name: str) -> tuple[Any, Any]:
     supported = sorted({row.model_type for row in supported_models()})
     if model_type not in supported:
         raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(supported)}.")
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(
         name, dtype="auto", use_safetensors=True, trust_remote_code=False
     )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), _processor(name, model)
+
+
+def _processor(name: str, model: Any) -> Any:
+    """The checkpoint's processor; without torchvision, which those of video models need, one for still images."""
+    from transformers import AutoProcessor, AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from ..models import adapter_of
+    from .still import StillProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return StillProcessor(tokenizer, images, adapter_of(model))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .handler import InputError
-from .inputs import check_request, open_image
+from .hyperparameters import SETTINGS, configured
+from .inputs import open_image
 from .session import BUNDLED, Session
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..methods import Method
     from ..visualize import Panel
 
 
@@ -21,21 +24,23 @@ def view(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "idpruner,divprune,random",
     keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "10%",
+    settings: SETTINGS = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
     model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
 ) -> None:
     """Draw which visual tokens of a picture each method keeps."""
+    from ..budget import Budget
     from ..visualize import comparison
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise InputError("--methods names no method; give some, such as idpruner,random.")
-    budget = check_request(keep, *names)
+    budget, chosen = Budget(keep), configured(names, settings or ())
     picture = open_image(image)
     session = Session.load(model)
     asked = question or default_prompt(session)
-    write(comparison(kept_panels(session, picture, asked, names, budget.keep)), output)
+    write(comparison(kept_panels(session, picture, asked, chosen, budget.keep)), output)
     typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
 
 
@@ -45,23 +50,26 @@ def default_prompt(session: Session) -> str:
 
 
 def kept_panels(
-    session: Session, picture: Image.Image, question: str, methods: list[str], keep: float | int | str
+    session: Session, picture: Image.Image, question: str, methods: Sequence[Method], keep: float | int | str
 ) -> list[Panel]:
     """The picture as the model sees it, then one panel for what each method keeps."""
+    from rich.console import Console
+    from rich.progress import track
+
     from ..runtime import prune
     from ..visualize import overlay, readable
 
     inputs = session.inputs([picture], question)
     seen = session.seen(picture)
     panels: list[Panel] = []
-    for name in methods:
-        with prune(session.model, name, keep=keep) as pruning:
+    for method in track(methods, description="Looking", console=Console(stderr=True), transient=True):
+        with prune(session.model, method, keep=keep) as pruning:
             session.generate(inputs, 1)
             kept = pruning.report().images[0]
         if not panels:
             panels.append(("original", f"{kept.before} visual tokens", readable(seen, kept.grid)))
         subtitle = f"keeps {kept.after} of {kept.before} tokens"
-        panels.append((name, subtitle, overlay(seen, kept.grid, kept.kept)))
+        panels.append((method.name, subtitle, overlay(seen, kept.grid, kept.kept)))
     return panels
 
 

@@ -1,7 +1,7 @@
 """IDPruner: importance and diversity balanced by maximal marginal relevance, before the LLM.
 
 Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", arXiv 2602.13315.
-Reference code: part of AngelSlim (Tencent); not copied, facts and formulas only.
+Reference code: part of Tencent/AngelSlim under its own licence, whose text was not verified; facts and formulas only.
 Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them
 with DiffTopK); without a trained scorer the importance is the attention received inside the vision encoder.
 """
@@ -36,7 +36,7 @@ class IDPruner(Method):
 
     provenance = Provenance(
         paper="IDPruner, arXiv 2602.13315",
-        licence="AngelSlim's own licence (code not copied)",
+        licence="License for AngelSlim, text not verified (code not copied)",
         deviations="raw scorer logits as in the released code; encoder attention where no trained scorer is given",
     )
 
@@ -80,7 +80,7 @@ class IDPruner(Method):
 def bound_scorer(scorer: str | Path | LearnedScorer, revision: str | None, facts: ModelFacts) -> LearnedScorer:
     """The scorer, loaded where it is still a name, and checked against the model."""
     loaded = scorer if isinstance(scorer, LearnedScorer) else LearnedScorer.load(scorer, revision)
-    loaded.check(facts.hidden_size, facts.name_or_path)
+    loaded.check(facts.hidden_size, facts.label)
     return loaded
 
 

@@ -1,0 +1,37 @@
+"""Small checkpoints on disk, as people have them: with a processor, a tokenizer and a chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import zoo as zoo_module
+from foveate.testbed import bundled_path
+
+LLAVA_TEMPLATE = (
+    "<bos> {% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+QWEN_TEMPLATE = (
+    "<s>{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def llava(folder: Path) -> Path:
+    """The bundled model as a LLaVA checkpoint with a chat template, and without the prior."""
+    shutil.copytree(bundled_path(), folder, ignore=shutil.ignore_patterns("foveate-prior-*"))
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+    return folder
+
+
+def qwen(folder: Path) -> Path:
+    """The tiny random Qwen2.5-VL, saved as its checkpoints on the hub are."""
+    zoo = zoo_module.qwen2_5_vl()
+    for part in (zoo.model, zoo.tokenizer, zoo.processor.image_processor):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}))
+    return folder

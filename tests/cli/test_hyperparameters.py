@@ -1,0 +1,90 @@
+"""``--set key=value``: typed by the field, refused with a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from foveate.cli.handler import InputError
+from foveate.cli.hyperparameters import configured
+from foveate.errors import MethodError
+from foveate.methods import Method, Provenance, base, register_method
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+
+    @register_method("toy")
+    @dataclass(frozen=True)
+    class Toy(Method):
+        provenance = Provenance("none", "none")
+
+        whole: int = 1
+        number: float = 0.5
+        truth: bool = False
+        text: str = "a"
+        choice: Literal["left", "right"] | None = None
+        maybe: int | None = 3
+        other: dict[str, int] = dataclasses.field(default_factory=dict)
+
+        def select(self, tokens: Any, count: Any) -> Any:
+            raise NotImplementedError
+
+    return Toy
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("whole=7", 7),
+        ("number=7", 7.0),
+        ("number=-1e-3", -0.001),
+        ("truth=true", True),
+        ("truth=No", False),
+        ("text=7", "7"),
+        ("text= a=b ", "a=b"),
+        ("choice=right", "right"),
+        ("choice=none", None),
+        ("maybe=none", None),
+        ("maybe=4", 4),
+    ],
+)
+def test_values_have_the_type_of_the_field(toy: type[Method], setting: str, value: object) -> None:
+    (method,) = configured(["toy"], [setting])
+    got = getattr(method, setting.partition("=")[0])
+    assert (got, type(got)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("whole=7.5", "whole of toy is a whole number"),
+        ("whole=__import__('os')", "a whole number"),
+        ("truth=1", "true or false"),
+        ("number=lots", "a number"),
+        ("choice=up", "one of left, right"),
+        ("other={}", "not set from here"),
+        ("numbr=1", "did you mean 'number'"),
+        ("number", "key=value"),
+        ("=3", "key=value"),
+        ("number=", "key=value"),
+    ],
+)
+def test_what_cannot_be_set_is_said(toy: type[Method], setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configured(["toy"], [setting])
+
+
+def test_each_method_takes_what_it_has_a_field_for() -> None:
+    idpruner, random, fastv = configured(["idpruner", "random", "fastv"], ["balance=0.7", "seed=3", "layer=1"])
+    assert (idpruner.balance, random.seed, fastv.layer) == (0.7, 3, 1)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"random and divprune have no 'balance'"):
+        configured(["random", "divprune"], ["balance=0.7"])
+    with pytest.raises(InputError, match=r"divprune has no 'balance': there is none to set"):
+        configured(["divprune"], ["balance=0.7"])
+    with pytest.raises(MethodError, match=r"balance=2\.0 must be in \[0, 1\]"):
+        configured(["idpruner"], ["balance=2"])

@@ -1,0 +1,117 @@
+"""Commands on checkpoints that are not the bundled one: chat templates, rectangular grids, priors of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import zoo as zoo_module
+from foveate.cli import app
+from foveate.cli.session import Session
+from foveate.importance import AttentionPrior, default_prior_path
+from foveate.testbed import encode, load_bundled, scenes
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.llava(tmp_path_factory.mktemp("models") / "shapes-llava")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.qwen(tmp_path_factory.mktemp("models") / "tiny-qwen")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures" / "scene.png"
+    path.parent.mkdir()
+    scenes()[0].image.save(path)
+    return path
+
+
+def test_a_llava_with_a_chat_template_gets_the_prompt_of_the_template(llava: Path) -> None:
+    image, processor = scenes()[0].image, load_bundled()[1]
+    session = Session.load(str(llava))
+    assert not session.bundled
+    for images in ([image], [image, scenes()[1].image]):
+        made, wanted = session.inputs(images, "colour circle"), encode(processor, [(images, "colour circle")])
+        assert torch.equal(made["input_ids"], wanted["input_ids"])
+        assert torch.equal(made["pixel_values"], wanted["pixel_values"].to(session.model.dtype))
+
+
+def test_ask_a_llava_with_a_chat_template(llava: Path, scene: Path) -> None:
+    result = run("ask", scene, "colour circle", "--model", llava, "--keep", "25%", "--compare")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("blue") == 2
+    assert "49 of 196" in result.stdout
+
+
+def test_a_qwen_without_torchvision_gets_the_prompt_of_the_template(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_torchvision(*_: object, **__: object) -> None:
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found.")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", no_torchvision)
+    images = [zoo_module.picture(56, 84), zoo_module.picture(112, 56, seed=1)]
+    made = Session.load(str(qwen)).inputs(images, "what is it?")
+    wanted = zoo_module.inputs(zoo_module.qwen2_5_vl(), [images], ["what is it?"])
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[key], wanted[key]) for key in wanted)
+
+
+def test_another_import_error_is_no_reason_to_do_without(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("cannot import name 'x'")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", broken)
+    with pytest.raises(Exception, match=r"cannot load the model .*cannot import name 'x'"):
+        Session.load(str(qwen))
+
+
+def test_ask_and_view_a_qwen(qwen: Path, tmp_path: Path) -> None:
+    picture, output = tmp_path / "wide.png", tmp_path / "kept.png"
+    zoo_module.picture(112, 196).save(picture)
+    result = run("ask", picture, "what is in the picture?", "--model", qwen, "--keep", "50%", "--max-new-tokens", "2")
+    assert result.exit_code == 0, result.output
+    assert "14 of 28" in result.stdout
+    result = run("view", picture, "--model", qwen, "--methods", "idpruner,fastv", "-o", output, "--set", "layer=1")
+    assert result.exit_code == 0, result.output
+    width, height = Image.open(output).size
+    assert width > 3 * height  # three panels of 7 x 4 cells in a row
+
+
+def test_calibrate_saves_where_d2pruner_looks(
+    llava: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
+    view = ("view", scene, "--methods", "d2pruner", "--model", llava, "-o", tmp_path / "kept.png")
+    before = run(*view)
+    assert before.exit_code == 2
+    assert "foveate calibrate" in before.stderr
+    result = run("calibrate", llava, "--images", scene.parent)
+    assert result.exit_code == 0, result.output
+    prior = AttentionPrior.load(default_prior_path(str(llava), 2))
+    assert (prior.model, prior.layer, prior.images) == ("shapes-llava", 2, 1)  # no folder of this machine in it
+    assert tuple(prior.map.shape) == (14, 14)
+    assert run(*view).exit_code == 0
+
+
+def test_a_prior_of_another_model_or_layer_is_one_sentence(llava: Path, scene: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    for model, layer, words in (("owner/other", 2, "measured on owner/other"), ("shapes-llava", 3, "layer 3")):
+        AttentionPrior(torch.ones(14, 14), layer, model, 1, "p").save(path)
+        result = run("ask", scene, "colour circle", "--model", llava, "--method", "d2pruner", "--set", f"prior={path}")
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1

@@ -1,6 +1,6 @@
 """VisionSelector: keep the tokens that a small trained scorer rates highest.
 
-Paper: arXiv 2510.16598. Reference code: no licence found; facts and formulas only.
+Paper: arXiv 2510.16598. Reference code: JulietChoo/VisionSelector, no licence file; facts and formulas only.
 Deviations: scores and top-k per pool (the budget's scope decides what a pool is), where the reference code takes all
 images of a batch together; the scorer's map of all pairs is collapsed, with equal results, to a matrix-vector product.
 """
@@ -32,7 +32,7 @@ class VisionSelector(Method):
 
     provenance = Provenance(
         paper="VisionSelector, arXiv 2510.16598",
-        licence="none found (code not copied)",
+        licence="none (code not copied)",
         deviations="scored per pool instead of over the whole batch; exact O(N d) form of the score",
     )
 

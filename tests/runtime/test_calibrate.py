@@ -1,0 +1,62 @@
+"""The prior is the attention that the last prompt token pays, averaged over images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import foveate
+import zoo as zoo_module
+from foveate.importance.prior import AttentionPrior
+from foveate.runtime.calibrate import measure_prior
+from zoo import Zoo
+
+from .helpers import TEXTS, generate, logits, single, visual
+
+
+def prompts(z: Zoo) -> list[dict[str, torch.Tensor]]:
+    return [zoo_module.inputs(z, [[zoo_module.picture(84, 112, seed)]], TEXTS[:1]) for seed in (0, 1)]
+
+
+def test_it_is_the_mean_of_eager_attention(zoo: Zoo) -> None:
+    prior = measure_prior(zoo.model, prompts(zoo), layer=2)
+    maps = []
+    zoo.model.set_attn_implementation("eager")
+    try:
+        for inputs in prompts(zoo):
+            with torch.no_grad():
+                attention = zoo.model(**inputs, output_attentions=True).attentions[1]  # the layer below layer 2
+            maps.append(attention[0, :, -1].mean(0)[visual(zoo, inputs)[0]])
+    finally:
+        zoo.model.set_attn_implementation("sdpa")
+    assert torch.allclose(prior.map.flatten(), torch.stack(maps).mean(0), atol=1e-6)
+    assert (prior.layer, prior.images) == (2, 2)
+    assert not any(module._forward_pre_hooks for module in zoo.model.modules())
+
+
+def test_d2pruner_runs_with_the_measured_prior(zoo: Zoo, tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    measure_prior(zoo.model, prompts(zoo), layer=2).save(path)
+    with foveate.prune(zoo.model, "d2pruner", keep=0.4, prior=str(path)) as pruning:
+        generate(zoo, single(zoo))
+        image = pruning.report().images[0]
+    assert image.after == foveate.Budget(0.4).count(image.before)
+    assert AttentionPrior.load(path).layer == 2
+
+
+@pytest.mark.parametrize(("layer", "match"), [(0, "not between 1 and 3"), (4, "not between 1 and 3")])
+def test_layers_that_do_not_exist(zoo: Zoo, layer: int, match: str) -> None:
+    with pytest.raises(foveate.FoveateError, match=match):
+        measure_prior(zoo.model, prompts(zoo), layer=layer)
+
+
+def test_prompts_without_images(zoo: Zoo) -> None:
+    words = {k: v for k, v in zoo.processor.tokenize(["<s>" + TEXTS[0]]).items() if k != "mm_token_type_ids"}
+    plain = logits(zoo, words)
+    with pytest.raises(foveate.FoveateError, match="every input needs one"):
+        measure_prior(zoo.model, [words], layer=2)
+    with pytest.raises(foveate.FoveateError, match="no images"):
+        measure_prior(zoo.model, [], layer=2)
+    assert torch.equal(logits(zoo, words), plain)

@@ -1,0 +1,80 @@
+"""What a report says, and that it says it of the right prefill."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import foveate
+from foveate.runtime.report import Stopwatch
+from zoo import Zoo
+
+from .helpers import generate, logits, pair, single, visual
+
+
+def test_counts_of_each_image_and_prompt(zoo: Zoo) -> None:
+    inputs = pair(zoo)
+    with foveate.prune(zoo.model, "divprune", keep=0.25) as pruning:
+        logits(zoo, inputs)
+        report = pruning.report()
+    present = visual(zoo, inputs).sum(1).tolist()
+    kept = [foveate.Budget(0.25).count(n) for n in present]
+    assert [image.prompt for image in report.images] == [0, 1]
+    assert [image.before for image in report.images] == present
+    assert [image.after for image in report.images] == kept == [int(image.kept.sum()) for image in report.images]
+    full = inputs["attention_mask"].sum(1).tolist()
+    assert report.prompt_tokens_before == full
+    assert report.prompt_tokens == [n - before + after for n, before, after in zip(full, present, kept, strict=True)]
+    assert (report.tokens_before, report.tokens) == (sum(present), sum(kept))
+    assert f"{sum(present)} -> {sum(kept)} visual tokens" in str(report)
+
+
+def test_two_stages_are_both_counted(zoo: Zoo) -> None:
+    inputs = single(zoo)
+    with foveate.prune(zoo.model, ["divprune", "fastv"], keep=[0.5, 0.25]) as pruning:
+        logits(zoo, inputs)
+        image = pruning.report().images[0]
+    # The second stage's ratio is of the unpruned image too.
+    assert image.after == foveate.Budget(0.25).count(image.before) == int(image.kept.sum())
+
+
+def test_decoding_does_not_replace_the_report_of_the_prefill(zoo: Zoo) -> None:
+    inputs = single(zoo)
+    with foveate.prune(zoo.model, "divprune", keep=0.5) as pruning:
+        logits(zoo, inputs)
+        first = pruning.report()
+        generate(zoo, inputs)
+        after = pruning.report()
+    assert (after.tokens, after.prompt_tokens, after.kv_bytes) == (first.tokens, first.prompt_tokens, first.kv_bytes)
+    assert min(after.encoder_seconds, after.selection_seconds, after.prefill_seconds) > 0
+
+
+def test_keeping_everything_reports_no_savings(zoo: Zoo) -> None:
+    with foveate.prune(zoo.model, "divprune", keep=1.0) as pruning:
+        logits(zoo, single(zoo))
+        report = pruning.report()
+    assert report.tokens == report.tokens_before
+    assert (report.text_flops, report.kv_bytes) == (report.text_flops_before, report.kv_bytes_before)
+
+
+def test_asking_too_early_is_an_error(zoo: Zoo) -> None:
+    with (
+        foveate.prune(zoo.model, "divprune", keep=0.5) as pruning,
+        pytest.raises(foveate.RuntimeStateError, match="run the model on a prompt with an image first"),
+    ):
+        pruning.report()
+
+
+def test_the_stopwatch_adds_its_intervals_up() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    assert watch.seconds == 0
+    watch.stop()  # nothing begun, nothing counted
+    for _ in range(2):
+        watch.start()
+        time.sleep(0.02)
+        watch.stop()
+        time.sleep(0.05)  # between intervals, not counted
+    assert watch.seconds >= 0.04
+    assert len(watch._marks) == 2

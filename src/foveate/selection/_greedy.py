@@ -1,19 +1,20 @@
-"""The greedy loop that MMR and max-min share: a token's bonus against its likeness to what is already picked."""
+"""The greedy loop that MMR and max-min share, as its formula reads: a token's bonus against its likeness to what is already picked."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ._cosine import Cosines
 from ._inputs import Pools, marked
 
 
-def spread(pools: Pools, similarity: Tensor, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
+def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
     """Pick `first`, then again and again argmax of ``bonus - penalty * (max similarity to the picked)``.
 
     Args:
         pools: the tokens and counts.
-        similarity: (B, N, N) float32, finite everywhere.
+        cosines: between the tokens, finite everywhere.
         first: (B,) long, the first pick of each row.
         bonus: (B, N) float32, or one number for all tokens.
         penalty: how much likeness counts.
@@ -22,17 +23,16 @@ def spread(pools: Pools, similarity: Tensor, first: Tensor, bonus: Tensor | floa
         (B, N) bool keep mask.
     """
     batch, width = pools.valid.shape
-    rows = torch.arange(batch, device=similarity.device)
-    open_bonus = similarity.new_full((batch, width), -torch.inf)
+    open_bonus = cosines.unit.new_full((batch, width), -torch.inf)
     open_bonus = torch.where(pools.valid, bonus, open_bonus)
-    nearest = similarity.new_full((batch, width), -2.0)  # below every cosine, finite so that no step makes a NaN
+    nearest = cosines.unit.new_full((batch, width), -2.0)  # below every cosine, finite so that no step makes a NaN
     value = torch.empty_like(nearest)
-    order = torch.zeros(batch, pools.steps, dtype=torch.long, device=similarity.device)
+    order = torch.zeros(batch, pools.steps, dtype=torch.long, device=first.device)
     pick = first
     for step in range(pools.steps):
         order[:, step] = pick
         open_bonus.scatter_(1, pick[:, None], -torch.inf)  # never again
-        torch.maximum(nearest, similarity[rows, pick], out=nearest)
+        torch.maximum(nearest, cosines.of(pick), out=nearest)
         torch.add(open_bonus, nearest, alpha=-penalty, out=value)
         pick = value.argmax(-1)
     return marked(order, pools)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-
-EPSILON = 1e-8
+from ._cosine import EPSILON
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Pools:
         steps: the largest of the counts, known on the host.
         batched: whether the caller gave a batch, and so gets one back.
         scores: (B, N) float32, zero on padding; or None.
-        unit: (B, N, d) float32, features of unit length, zero on padding; or None.
+        features: (B, N, d), any float dtype, unspecified on padding; or None.
+        lengths: (B, N) float32, the positive lengths of the features; or None.
         places: (B, N, 3) long, frame, row and column of each token; or None.
     """
 
@@ -32,8 +32,15 @@ class Pools:
     steps: int
     batched: bool
     scores: Tensor | None = None
-    unit: Tensor | None = None
+    features: Tensor | None = None
+    lengths: Tensor | None = None
     places: Tensor | None = None
+
+    def unit(self) -> Tensor:
+        """(B, N, d) float32, the features at unit length, zero on padding."""
+        assert self.features is not None and self.lengths is not None
+        unit = self.features.float() / self.lengths[..., None]
+        return unit.masked_fill_(~self.valid[..., None], 0) if unit.is_cuda else unit
 
     def select(self, core: Callable[[Pools], Tensor]) -> Tensor:
         """The keep mask that `core` gives, (B, N) or (N,) as the caller's input was.
@@ -65,7 +72,8 @@ class Pools:
             counts=self.counts[row : row + 1],
             steps=steps,
             scores=cut(self.scores),
-            unit=cut(self.unit),
+            features=cut(self.features),
+            lengths=cut(self.lengths),
             places=cut(self.places),
         )
 
@@ -106,24 +114,23 @@ def prepare(
     batch, width = shape if batched else (1, shape[0])
     real = torch.ones(batch, width, dtype=torch.bool, device=device) if valid is None else valid.view(batch, width)
     counts = _counts(count, real, everything_valid=valid is None)
-    checked_scores = unit = None
+    checked_scores = rows = lengths = None
     if scores is not None:
-        checked_scores = scores.reshape(batch, width).float()
+        checked_scores = scores.detach().reshape(batch, width).float()
         require(checked_scores.isfinite() | ~real, "scores must be finite (no NaN or infinity)")
         if valid is not None:
             checked_scores = checked_scores.masked_fill(~real, 0)
     if features is not None and read_features:
-        rows = features.reshape(batch, width, features.shape[-1])
-        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        rows = features.detach().reshape(batch, width, features.shape[-1])
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
         # The norm is finite exactly when all of a token is, so that the features need not be read twice.
         require(
-            norms[..., 0].isfinite() | ~real,
+            norms.isfinite() | ~real,
             "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)",
         )
-        unit = rows.float() / (norms + EPSILON)
-        if valid is not None:
-            unit.masked_fill_(~real[..., None], 0)
-    return Pools(real, torch.tensor(counts, device=device), max(counts, default=0), batched, checked_scores, unit)
+        lengths = norms + EPSILON
+    steps = max(counts, default=0)
+    return Pools(real, torch.tensor(counts, device=device), steps, batched, checked_scores, rows, lengths)
 
 
 def require(good: Tensor, message: str) -> None:

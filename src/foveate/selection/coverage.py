@@ -38,8 +38,9 @@ def coverage(
     require(pools.scores >= 0, "coverage needs scores of at least 0")
 
     def core(pools: Pools) -> Tensor:
-        assert pools.unit is not None and pools.scores is not None
-        similarity = pools.unit @ pools.unit.mT
+        assert pools.scores is not None
+        unit = pools.unit()
+        similarity = unit @ unit.mT
         weight = pools.scores**alpha
         closed = ~pools.valid
         covered = torch.zeros_like(weight)

@@ -90,8 +90,9 @@ def independent_set(
 
 def _similarity(pools: Pools, spatial_weight: float) -> Tensor:
     """(B, N, N): the cosine, mixed with nearness in the plane of the same frame."""
-    assert pools.unit is not None and pools.places is not None
-    similarity = pools.unit @ pools.unit.mT
+    assert pools.places is not None
+    unit = pools.unit()
+    similarity = unit @ unit.mT
     if spatial_weight == 0:
         return similarity
     frame, row, column = (axis[:, :, None] - axis[:, None, :] for axis in pools.places.unbind(-1))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._cosine import Cosines
 from ._greedy import spread
 from ._inputs import Pools, prepare
+from .kernels.cpu import diverse
 
 
 def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -28,14 +30,14 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     """
 
     def core(pools: Pools) -> Tensor:
-        assert pools.unit is not None
-        similarity = pools.unit @ pools.unit.mT
-        # Neither itself nor padding is a neighbour: -2 is below every cosine, and finite as the loop requires.
-        similarity.diagonal(dim1=1, dim2=2).fill_(-2)
-        if similarity.is_cuda:  # on a CPU no padding comes this far, and the pass would cost as much as the loop
-            similarity.masked_fill_(~pools.valid[:, None, :], -2)
-        isolation = 1 - similarity.amax(-1)
-        first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
-        return spread(pools, similarity, first, 1.0, 1.0)
+        return diverse(pools, None, None, 1.0) if pools.valid.is_cpu else reference(pools)
 
     return prepare(count, valid, features=features).select(core)
+
+
+def reference(pools: Pools) -> Tensor:
+    """The keep mask (B, N), step by step; every path picks the same."""
+    cosines = Cosines(pools.unit())
+    isolation = 1 - cosines.nearest(pools.valid)
+    first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
+    return spread(pools, cosines, first, 1.0, 1.0)

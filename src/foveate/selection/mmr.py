@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
+from ._cosine import Cosines
 from ._greedy import spread
 from ._inputs import Pools, prepare
+from .kernels.cpu import diverse
 
 
 def mmr(
@@ -36,11 +38,24 @@ def mmr(
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 
     def core(pools: Pools) -> Tensor:
-        assert pools.unit is not None and pools.scores is not None
-        lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
-        highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
-        scaled = (pools.scores - lowest) / (highest - lowest + 1e-6)
-        first = scaled.masked_fill(~pools.valid, -torch.inf).argmax(-1)
-        return spread(pools, pools.unit @ pools.unit.mT, first, balance * scaled, 1 - balance)
+        first, scaled = _scaled(pools)
+        if first.is_cpu:
+            return diverse(pools, int(first), balance * scaled[0], 1 - balance)
+        return reference(pools, balance)
 
     return prepare(count, valid, features=features, scores=importance).select(core)
+
+
+def reference(pools: Pools, balance: float) -> Tensor:
+    """The keep mask (B, N), step by step; every path picks the same."""
+    first, scaled = _scaled(pools)
+    return spread(pools, Cosines(pools.unit()), first, balance * scaled, 1 - balance)
+
+
+def _scaled(pools: Pools) -> tuple[Tensor, Tensor]:
+    """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
+    assert pools.scores is not None
+    lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
+    highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+    scaled = (pools.scores - lowest) / (highest - lowest + 1e-6)
+    return scaled.masked_fill(~pools.valid, -torch.inf).argmax(-1), scaled

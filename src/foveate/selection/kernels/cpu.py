@@ -1,0 +1,78 @@
+"""MMR and max-min for one image on a CPU: which path, and what all of them share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cosine
+from .._cosine import Rows
+from .._inputs import Pools
+from . import blocked
+from .isolated import most_isolated
+
+# Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
+# blocked path, and tokens up to which half a product costs no more than looking for the most isolated token.
+SMALL_PRODUCT = 2e8
+SMALL_POOL = 1024
+
+
+def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: float) -> Tensor:
+    """The keep mask of the greedy loop of `_greedy.spread`.
+
+    Args:
+        pools: one image, without padding.
+        first: the first pick; None for the most isolated token.
+        bonus: (N,) float32; None for 1.
+        penalty: how much likeness counts.
+
+    Returns:
+        (1, N) bool.
+    """
+    assert pools.features is not None and pools.lengths is not None
+    width, steps = pools.valid.shape[1], pools.steps
+    if steps == width:
+        return torch.ones_like(pools.valid)
+    rows = Rows(pools.features[0].float(), pools.lengths[0])
+    value = torch.ones(width) if bonus is None else bonus
+    whole = width <= blocked.DENSE or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
+    half = 2 * steps > width or (first is None and width <= SMALL_POOL)
+    if whole or (half and width <= _cosine.DENSE_LIMIT):
+        cosines = rows.cosines(rows.unit()) if whole else rows.triangle()
+        if first is None:
+            first = int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
+        picks = blocked.spread_dense(cosines, value, first, penalty, steps)
+    else:
+        picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
+    keep = torch.zeros_like(pools.valid)
+    keep[0, picks] = True
+    if not whole:
+        for twins in _twins(rows, value):
+            keep[0, twins] = torch.arange(len(twins)) < keep[0, twins].sum()
+    return keep
+
+
+def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:
+    """Groups of tokens that are equal in every number, ascending.
+
+    Products of different shapes may round differently, and so prefer one of them to another. As nothing tells them
+    apart, those of lowest index are kept in the end, however many of a group were picked.
+    """
+    vectors = rows.vectors
+    some = torch.linspace(0, vectors.shape[1] - 1, 8).long()
+    sample = torch.cat([vectors[:, some], bonus[:, None]], 1)
+    group, size = sample.unique(dim=0, return_inverse=True, return_counts=True)[1:]
+    suspects = (size[group] > 1).nonzero()[:, 0]
+    if len(suspects) == 0:
+        return []
+    return _equal(vectors, suspects, group[suspects])
+
+
+def _equal(vectors: Tensor, tokens: Tensor, group: Tensor) -> list[Tensor]:
+    # A sum with random signs separates, at the price of one pass, what only looks alike in the sample.
+    signs = torch.randint(0, 2, vectors.shape[1:], generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    sums = torch.cat([(vectors[part] * signs).sum(-1) for part in tokens.split(64)])
+    key = torch.stack([group.double(), sums.double()], 1).unique(dim=0, return_inverse=True)[1]
+    order = key.argsort(stable=True)
+    parts = tokens[order].split(key.bincount().tolist())
+    return [torch.stack([t for t in part if vectors[t].equal(vectors[part[0]])]) for part in parts if len(part) > 1]

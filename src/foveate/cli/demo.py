@@ -56,6 +56,7 @@ def _answers(session: Session, asked: list[tuple[Scene, SceneQuestion]]) -> dict
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..methods import get_method
     from ..runtime import prune
     from ..testbed import answers
 
@@ -66,11 +67,13 @@ def _answers(session: Session, asked: list[tuple[Scene, SceneQuestion]]) -> dict
         task = progress.add_task("Asking", total=len(runs) * len(prompts))
         for method, keep in runs:
             said = given[method, keep] = []
-            with prune(session.model, method, keep=keep):
-                for start in range(0, len(prompts), _BATCH):
-                    batch = prompts[start : start + _BATCH]
+            for start in range(0, len(prompts), _BATCH):
+                batch = prompts[start : start + _BATCH]
+                # One seed would keep the same places of every scene and be right or wrong by luck.
+                fields = {"seed": start // _BATCH} if method == "random" else {}
+                with prune(session.model, get_method(method, **fields), keep=keep):
                     said.extend(answers(session.model, session.processor, batch))
-                    progress.advance(task, len(batch))
+                progress.advance(task, len(batch))
     return given
 
 

@@ -8,23 +8,23 @@ from torch import Tensor
 from ..errors import SelectionError
 from ..tokens import Grid
 
-SHORT_SIDE = 504  # pixels that the shorter side of a drawn picture aims at
+SIDE = 504  # pixels that the side of a drawn square picture aims at; others get the same area
 _VEIL = (236, 238, 242)
 _VEIL_SHARE = 0.74
 _OUTLINE = (255, 88, 36)
 
 
-def readable(image: Image.Image, grid: Grid, short_side: int = SHORT_SIDE) -> Image.Image:
-    """The picture scaled so that every cell of `grid` is a whole number of pixels and the picture is easy to read."""
-    scale = short_side / min(image.size)
+def readable(image: Image.Image, grid: Grid, side: int = SIDE) -> Image.Image:
+    """The picture scaled to about `side` squared, with every cell of `grid` a whole number of pixels."""
+    scale = side / (image.width * image.height) ** 0.5
     width, height = (
-        max(2, round(side * scale / cells)) * cells
-        for side, cells in zip(image.size, (grid.columns, grid.rows), strict=True)
+        max(2, round(length * scale / cells)) * cells
+        for length, cells in zip(image.size, (grid.columns, grid.rows), strict=True)
     )
     return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
 
-def overlay(image: Image.Image, grid: Grid, kept: Tensor, short_side: int = SHORT_SIDE) -> Image.Image:
+def overlay(image: Image.Image, grid: Grid, kept: Tensor, side: int = SIDE) -> Image.Image:
     """`image`, made readable, with the cells of dropped tokens faded and the kept region outlined.
 
     Args:
@@ -39,7 +39,7 @@ def overlay(image: Image.Image, grid: Grid, kept: Tensor, short_side: int = SHOR
         raise SelectionError(f"an overlay shows one frame, not {grid.frames}; pass one frame's grid and mask.")
     if kept.numel() != len(grid):
         raise SelectionError(f"kept has {kept.numel()} tokens, the grid {grid.rows} x {grid.columns} = {len(grid)}.")
-    picture = readable(image, grid, short_side)
+    picture = readable(image, grid, side)
     cells = kept.bool().reshape(grid.rows, grid.columns).tolist()
     mask = Image.new("L", (grid.columns, grid.rows))
     mask.putdata([255 * cell for row in cells for cell in row])

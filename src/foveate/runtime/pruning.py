@@ -19,7 +19,7 @@ from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .encoder import EncoderListener
 from .plan import KeepLike, MethodLike, plan
-from .prompt import locate, modalities_in
+from .prompt import Span, locate, modalities_in
 from .report import Report, Stopwatch
 from .seams import BeforeLlm, InsideLlm, begin
 from .step import Step
@@ -114,15 +114,19 @@ class Pruning:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
             self._step.prompt = self._prompt_length(ids, kwargs.get("past_key_values"))
-            known = {k: v for k, v in kwargs.items() if v is not None}
-            if not known.keys() & {"pixel_values", "pixel_values_videos"}:
-                known = {**self._encoder.grid_inputs(modalities_in(self._adapter, ids)), **known}
-            self._step.spans = locate(self._adapter, ids, known)
+            if ids.shape[1] > 1:  # a decoding step holds no image; not looking saves it a wait for the GPU
+                self._step.spans = self._spans(ids, kwargs)
         elif self._active and not _length_of(kwargs.get("past_key_values")):
             raise RuntimeStateError(
                 "pruning needs input_ids to know where the images are; pass input_ids, "
                 "or shorten the prompt with foveate.prune_inputs and run it without pruning attached."
             )
+
+    def _spans(self, ids: Tensor, kwargs: dict[str, Any]) -> list[Span]:
+        known = {k: v for k, v in kwargs.items() if v is not None}
+        if not known.keys() & {"pixel_values", "pixel_values_videos"}:
+            known = {**self._encoder.grid_inputs(modalities_in(self._adapter, ids)), **known}
+        return locate(self._adapter, ids, known)
 
     def _prompt_length(self, ids: Tensor, cache: Any) -> int:
         """Tokens of `ids` that are prompt: generating without a cache repeats the prompt with one more token."""

@@ -1,4 +1,4 @@
-"""Cosine similarity of tokens, without a normalised copy of them all and, for many tokens, without their N x N matrix."""
+"""Cosine similarity of tokens, for many of them without the N x N matrix."""
 
 from __future__ import annotations
 
@@ -92,11 +92,20 @@ class Rows:
 
     def triangle(self) -> Tensor:
         """(N, N) float32: all cosines, of which only those on one side of the diagonal are multiplied out."""
-        count, unit = len(self), self.unit()
-        cosines = unit.new_empty(count, count)
-        panel = max(64, -(-count // 8))
-        for start in range(0, count, panel):
-            stop = min(start + panel, count)
-            below = torch.mm(unit[start:], unit[start:stop].mT, out=cosines[start:, start:stop])
-            cosines[start:stop, stop:] = below[stop - start :].mT
+        unit = self.unit()
+        cosines = unit.new_empty(len(self), len(self))
+        leaf = max(160, len(self) // 8)
+
+        def fill(start: int, stop: int) -> None:
+            if stop - start <= leaf:
+                cosines[start:stop, start:stop] = unit[start:stop] @ unit[start:stop].mT
+                return
+            middle = (start + stop) // 2
+            below = unit[middle:stop] @ unit[start:middle].mT
+            cosines[middle:stop, start:middle] = below
+            cosines[start:middle, middle:stop] = below.mT
+            fill(start, middle)
+            fill(middle, stop)
+
+        fill(0, len(self))
         return snapped(cosines)

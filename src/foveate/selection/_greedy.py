@@ -1,4 +1,4 @@
-"""The greedy loop that MMR and max-min share, as its formula reads: a token's bonus against its likeness to what is already picked."""
+"""The greedy loop of MMR and max-min as its formula reads: a token's bonus against its likeness to the picked."""
 
 from __future__ import annotations
 

@@ -79,6 +79,8 @@ def _leaders(
         picks = torch.cat([picks, new])
         if len(picks) == count or len(new) == 0:
             return picks
+        if 2 * len(new) > size:  # hardly any leader fell back, so that more of them would have led, too
+            size = min(2 * size, len(rows) // 2)
         value = _learned(rows, bonus, value, penalty, new)
 
 

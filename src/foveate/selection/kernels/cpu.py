@@ -14,7 +14,7 @@ from .isolated import most_isolated
 # Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
 # blocked path, and tokens up to which half a product costs no more than looking for the most isolated token.
 SMALL_PRODUCT = 2e8
-SMALL_POOL = 1024
+SMALL_POOL = 1536
 
 
 def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: float) -> Tensor:
@@ -60,8 +60,9 @@ def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:
     """
     vectors = rows.vectors
     some = torch.linspace(0, vectors.shape[1] - 1, 8).long()
-    sample = torch.cat([vectors[:, some], bonus[:, None]], 1)
-    group, size = sample.unique(dim=0, return_inverse=True, return_counts=True)[1:]
+    sample = torch.cat([vectors[:, some], bonus[:, None]], 1) + 0.0  # a zero has no sign
+    mix = torch.tensor([3**power for power in range(9)])
+    group, size = (sample.view(torch.int32) * mix).sum(1).unique(return_inverse=True, return_counts=True)[1:]
     suspects = (size[group] > 1).nonzero()[:, 0]
     if len(suspects) == 0:
         return []

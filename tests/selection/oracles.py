@@ -83,3 +83,16 @@ def independent_set(features, scores, count, places, pivots, threshold, weight, 
         open_ = [i for i in open_[1:] if not near(pick, i)]
     picked += [i for i in order if i not in picked][: count - len(picked)]
     return mask(picked, n)
+
+
+def dpp(features, relevance, count):
+    """The largest determinant at every step, computed anew in float64."""
+    s, r = cosine(features.double()).double(), relevance.double()
+    r = (r - r.min() + 1e-6) / (r.max() - r.min() + 1e-6)
+    kernel = r[:, None] * s * r
+    picked = []
+    while len(picked) < count:
+        left = [j for j in range(len(r)) if j not in picked]
+        value = {j: torch.linalg.slogdet(kernel[[*picked, j]][:, [*picked, j]]).logabsdet.item() for j in left}
+        picked.append(first_best(value, left))
+    return mask(picked, len(r))

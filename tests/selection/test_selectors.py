@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate import selection
-from foveate.selection import coverage, independent_set, maxmin, mmr, random, stride, topk
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, random, stride, topk
 from foveate.tokens import Grid
 from selection import oracles
 
@@ -18,6 +18,7 @@ FEATURE_SELECTORS = {
     "mmr": lambda x, w, k, valid=None: mmr(x, w, k, 0.5, valid),
     "maxmin": lambda x, w, k, valid=None: maxmin(x, k, valid),
     "coverage": lambda x, w, k, valid=None: coverage(x, w, k, 1.0, valid),
+    "dpp": lambda x, w, k, valid=None: dpp(x, w, k, valid),
     "independent_set": lambda x, w, k, valid=None: independent_set(
         x, w, k, places(x.shape[-2]), 0.5, 0.3, 0.3, valid, True
     ),

@@ -5,6 +5,7 @@ works in float32; gives ties to the lowest index; and raises SelectionError on w
 """
 
 from .coverage import coverage
+from .dpp import dpp
 from .independent_set import independent_set
 from .maxmin import maxmin
 from .mmr import mmr
@@ -12,4 +13,4 @@ from .random import random
 from .stride import stride
 from .topk import topk
 
-__all__ = ["coverage", "independent_set", "maxmin", "mmr", "random", "stride", "topk"]
+__all__ = ["coverage", "dpp", "independent_set", "maxmin", "mmr", "random", "stride", "topk"]

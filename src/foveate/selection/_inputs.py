@@ -122,6 +122,8 @@ def prepare(
             checked_scores = checked_scores.masked_fill(~real, 0)
     if features is not None and read_features:
         rows = features.detach().reshape(batch, width, features.shape[-1])
+        if rows.dtype == torch.float64:
+            rows = rows.float()
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
         # The norm is finite exactly when all of a token is, so that the features need not be read twice.
         require(

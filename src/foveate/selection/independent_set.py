@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
+from ._cosine import CHUNK, Cosines
 from ._inputs import Pools, marked, prepare, ranking, require
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
@@ -63,7 +64,7 @@ def independent_set(
 
     def core(pools: Pools) -> Tensor:
         assert pools.scores is not None
-        edges = _similarity(pools, spatial_weight) > threshold
+        cosines = Cosines(pools.unit())
         batch, width = pools.valid.shape
         order = ranking(pools.scores, pools.valid)
         quotas = (pools.counts.double() * pivots).floor().long()
@@ -73,7 +74,12 @@ def independent_set(
         is_pivot = ranks < quotas[:, None]
         key = ranks.masked_fill(is_pivot | ~pools.valid, gone)
         if pivots_suppress:
-            key += width * ((edges & is_pivot[:, :, None]).any(1) & (key < width))
+            suppressed = torch.zeros_like(is_pivot)
+            for start in range(0, width, CHUNK):
+                stop = min(start + CHUNK, width)
+                near = _near(cosines.between(start, stop), pools, slice(start, stop), spatial_weight) > threshold
+                suppressed |= (near & is_pivot[:, start:stop, None]).any(1)
+            key += width * (suppressed & (key < width))
         picks = order.clone()  # the pivots are in place already
         rows = torch.arange(batch, device=order.device)
         # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
@@ -81,23 +87,26 @@ def independent_set(
             free = step >= quotas
             pick = torch.where(free, key.argmin(-1), order[:, step])
             picks[:, step] = pick
-            key += width * (edges[rows, pick] & (key < width) & free[:, None])
+            near = (
+                _near(cosines.of(pick)[:, None], pools, (rows[:, None], pick[:, None]), spatial_weight)[:, 0]
+                > threshold
+            )
+            key += width * (near & (key < width) & free[:, None])
             key.scatter_(1, pick[:, None], gone)
         return marked(picks, pools)
 
     return replace(pools, places=_places(grid, pools)).select(core)
 
 
-def _similarity(pools: Pools, spatial_weight: float) -> Tensor:
-    """(B, N, N): the cosine, mixed with nearness in the plane of the same frame."""
-    assert pools.places is not None
-    unit = pools.unit()
-    similarity = unit @ unit.mT
+def _near(cosines: Tensor, pools: Pools, tokens: slice | tuple[Tensor, Tensor], spatial_weight: float) -> Tensor:
+    """(B, M, N): the cosines of some tokens to all, mixed with nearness in the plane of the same frame."""
     if spatial_weight == 0:
-        return similarity
-    frame, row, column = (axis[:, :, None] - axis[:, None, :] for axis in pools.places.unbind(-1))
-    near = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
-    return similarity.mul_(1 - spatial_weight).add_(near.mul_(frame == 0), alpha=spatial_weight)
+        return cosines
+    assert pools.places is not None
+    some = pools.places[:, tokens] if isinstance(tokens, slice) else pools.places[tokens]
+    frame, row, column = (some[:, :, None] - pools.places[:, None]).unbind(-1)
+    plane = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
+    return (cosines * (1 - spatial_weight)).add_(plane.mul_(frame == 0), alpha=spatial_weight)
 
 
 def _places(grid: GridLike, pools: Pools) -> Tensor:

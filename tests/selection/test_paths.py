@@ -1,0 +1,125 @@
+"""Every fast path picks what the reference picks, whatever the size, the duplicates and the memory."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate.selection import _cosine, coverage, dpp, independent_set, maxmin, mmr
+from foveate.selection._inputs import prepare
+from foveate.selection.kernels import cpu
+from foveate.selection.kernels.isolated import most_isolated
+from foveate.selection.maxmin import reference as maxmin_reference
+from foveate.selection.mmr import reference as mmr_reference
+from selection import oracles
+
+KINDS = ("noise", "clusters", "copies", "positive", "one-hot", "constant")
+
+
+def scene(kind, n, d, seed):
+    """Features as they come: independent, in clusters, with exact copies, in one orthant, or degenerate."""
+    generator = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(n, d, generator=generator), torch.rand(n, generator=generator)
+    some = torch.randint(max(1, n // 3), (n,), generator=generator)
+    if kind == "clusters":
+        x = x[some] + 0.3 * torch.randn(n, d, generator=generator)
+    elif kind == "copies":
+        x, w = x[some], w[some]
+    elif kind == "positive":
+        x = x.abs()
+    elif kind == "one-hot":
+        x = torch.eye(n, d)
+    elif kind == "constant":
+        x, w = torch.ones(n, d), torch.ones(n)
+    return x, w
+
+
+def rows(x):
+    return _cosine.Rows(x, x.norm(dim=-1) + _cosine.EPSILON)
+
+
+@pytest.fixture(params=["whole", "half", "blocked"])
+def path(request, monkeypatch):
+    """Each of the ways through the CPU path, by its thresholds."""
+    monkeypatch.setattr(cpu, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
+    monkeypatch.setattr(cpu, "SMALL_POOL", 0 if request.param == "blocked" else 10**6)
+    if request.param == "blocked":
+        monkeypatch.setattr(_cosine, "DENSE_LIMIT", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(65, 33), (577, 64), (901, 32)])
+def test_mmr_and_maxmin_equal_the_reference(path, kind, n, d):
+    x, w = scene(kind, n, d, n)
+    distinct = 5 if kind == "constant" else len(x.unique(dim=0))
+    for count in (2, min(n // 4, distinct), min(n - 1, distinct)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_cosine, "DENSE_LIMIT", 10**6)
+            by_relevance = mmr_reference(prepare(count, None, features=x, scores=w), 0.5)[0]
+            by_distance = maxmin_reference(prepare(count, None, features=x))[0]
+        assert mmr(x, w, count).equal(by_relevance)
+        assert maxmin(x, count).equal(by_distance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(257, 700), st.integers(3, 40), st.integers(0, 10**6))
+def test_most_isolated(kind, n, d, seed):
+    x, _ = scene(kind, n, d, seed)
+    # In float64 and from one side of the diagonal alone, so that what is equal is equal.
+    unit = torch.nn.functional.normalize(x.double())
+    cosines = (unit @ unit.T).triu(1)
+    cosines = (cosines + cosines.T).fill_diagonal_(-2)
+    nearest = cosines.amax(1)
+    chosen = most_isolated(rows(x))
+    assert nearest[chosen] <= nearest.min() + 1e-6
+    if (nearest <= nearest.min() + 1e-6).sum() == 2:  # two that are nearest to each other
+        assert chosen == int((nearest <= nearest.min() + 1e-6).nonzero()[0])
+
+
+@pytest.mark.parametrize("name", ["mmr", "maxmin", "independent_set", "coverage", "dpp"])
+@pytest.mark.parametrize("kind", ["noise", "clusters", "copies"])
+def test_bounded_memory_picks_the_same(name, kind, monkeypatch):
+    x, w = scene(kind, 300, 48, 3)
+    x, w = torch.stack([x, x.flip(0)]), torch.stack([w, w.flip(0)])
+    select = {
+        "mmr": lambda: mmr_reference(prepare(60, None, features=x, scores=w), 0.5),
+        "maxmin": lambda: maxmin_reference(prepare(60, None, features=x)),
+        "independent_set": lambda: independent_set(x, w, 60, (15, 20), 0.3, 0.4, 0.3, pivots_suppress=True),
+        "coverage": lambda: coverage(x, w, 60),
+        "dpp": lambda: dpp(x, w, 40),
+    }[name]
+    expected = select()
+    monkeypatch.setattr(_cosine, "DENSE_LIMIT", 100)
+    for module in ("_cosine", "independent_set", "coverage"):
+        monkeypatch.setattr(f"foveate.selection.{module}.CHUNK", 64, raising=False)
+    assert select().equal(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 10**6), st.data())
+def test_dpp_maximises_the_determinant(n, seed, draw):
+    x, w = scene("noise", n, 16, seed)
+    count = draw.draw(st.integers(1, max(1, n - 1)))  # the least relevant adds nothing
+    assert dpp(x, w, count).equal(oracles.dpp(x, w, count))
+
+
+def test_dpp_published_toy():
+    i, k = torch.arange(36, dtype=torch.double)[:, None], torch.arange(16, dtype=torch.double)
+    x = torch.cos(0.7 * (i + 1) * (k + 1)) + 0.3 * torch.sin(1.3 * i + k) + 0.5
+    r = (1 + torch.cos(1.7 * i[:, 0] + 0.9)) / 2
+    order = [29, 7, 3, 33, 14, 10, 18, 26, 22, 25, 21, 32]
+    for count in range(1, 13):
+        assert dpp(x, r, count).nonzero()[:, 0].tolist() == sorted(order[:count])
+
+
+def test_dpp_limits():
+    relevance = torch.rand(20)
+    assert dpp(torch.eye(20), relevance, 6).nonzero()[:, 0].tolist() == relevance.topk(6).indices.sort().values.tolist()
+    x = torch.randn(10, 16)
+    assert dpp(torch.cat([x, x]), torch.ones(20), 10).equal(torch.arange(20) < 10)
+    # Beyond the rank the most relevant of the rest fill up.
+    flat = torch.randn(20, 3)
+    spanning = dpp(flat, relevance, 3)
+    rest = relevance.masked_fill(spanning, -1).topk(6).indices
+    assert dpp(flat, relevance, 9).equal(spanning.index_fill(0, rest, True))

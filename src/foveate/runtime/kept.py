@@ -48,6 +48,10 @@ class Kept:
         """Position ids (B or 1, L), or with leading M-RoPE channels (C, B or 1, L), of the survivors."""
         return self.gather(ids) if ids.ndim == 2 else torch.stack([self.gather(channel) for channel in ids])
 
+    def rotary(self, table: Tensor) -> Tensor:
+        """Cosines or sines (B or 1, L, hd), with leading M-RoPE channels before transformers 5.17, of the survivors."""
+        return self.gather(table) if table.ndim == 3 else torch.stack([self.gather(channel) for channel in table])
+
 
 @dataclass
 class Layout:

@@ -107,7 +107,7 @@ class InsideLlm:
         kwargs["attention_mask"] = _once(step, "mask", mask, lambda: layout.mask(mask, kept, kernel, static))
         rotary = kwargs.get("position_embeddings")
         if rotary is not None:
-            kwargs["position_embeddings"] = _once(step, "rope", rotary, lambda: tuple(map(kept.gather, rotary)))
+            kwargs["position_embeddings"] = _once(step, "rope", rotary, lambda: tuple(map(kept.rotary, rotary)))
         ids = kwargs.get("position_ids")
         if ids is not None:
             kwargs["position_ids"] = _once(step, "ids", ids, lambda: kept.positions(ids))

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from ..errors import RuntimeStateError
 from .kept import Layout
 
-if TYPE_CHECKING:
-    from .pruning import Pruning
+
+class Owner(Protocol):
+    """Whoever prunes a model: a cache that it pruned can be continued only while it is attached."""
+
+    @property
+    def attached(self) -> bool: ...
 
 
 @dataclass
 class CacheState:
     """What pruning did to a cache: `before` for all layers, `inside` for the layers from the pruning layer on."""
 
-    owner: Pruning
+    owner: Owner
     before: Layout | None = None
     inside: Layout | None = None
 

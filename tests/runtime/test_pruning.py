@@ -202,6 +202,10 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
         ({"method": "fastv", "layer": 99}, r"\[1, 3\]|layers 1 to 3"),
         ({"method": "divprune", "positions": "odd"}, "unknown"),
         ({"method": ["divprune", "random"]}, "cannot be combined"),
+        ({"method": None}, "is no method"),
+        ({"method": []}, "is no method"),
+        ({"method": type(foveate.get_method("divprune"))}, "is no method"),
+        ({"method": "divprune", "keep": [0.5, 0.25]}, "one keep value for each method: got 2 for 1"),
     ]:
         with pytest.raises(foveate.FoveateError, match=match):
             foveate.attach(model.model, **wrong)

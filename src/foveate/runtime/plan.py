@@ -23,10 +23,12 @@ def plan(
     Raises:
         FoveateError: for anything that cannot work.
     """
-    names = [method] if isinstance(method, (str, Method)) else list(method)
+    names = list(method) if isinstance(method, (list, tuple)) else [method]
     keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
-    if len(keeps) != len(names) or not names:
-        raise MethodError(f"{len(names)} methods need as many keep values, got {len(keeps)}.")
+    if not names or not all(isinstance(name, (str, Method)) for name in names):
+        raise MethodError(f"method={method!r} is no method; give a name, a foveate.get_method(...), or a list of two.")
+    if len(keeps) != len(names):
+        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
     if len(names) > 1 and hyperparameters:
         raise MethodError("hyperparameters go with one method name; with two, pass foveate.get_method(...) instances.")
     text_config = adapter.model.config.get_text_config()

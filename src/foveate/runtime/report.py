@@ -56,7 +56,7 @@ class Report:
     def __str__(self) -> str:
         flops_before, flops = self.text_flops_before + self.vision_flops, self.text_flops + self.vision_flops
         return (
-            f"{len(self.images)} images: {self.tokens_before} -> {self.tokens} visual tokens; "
+            f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}: {self.tokens_before} -> {self.tokens} visual tokens; "
             f"prefill {flops_before / 1e9:.3g} -> {flops / 1e9:.3g} GFLOPs (vision {self.vision_flops / 1e9:.3g}); "
             f"KV cache {self.kv_bytes_before / 1e6:.3g} -> {self.kv_bytes / 1e6:.3g} MB; "
             f"encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "

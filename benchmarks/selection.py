@@ -1,8 +1,19 @@
-"""Speed of mmr and maxmin beside the straightforward loop and the bare similarity GEMM, all timed in one run."""
+"""Speed of the selectors beside the straightforward loop, the bare similarity GEMM and the physical bound.
+
+The bound is the larger of two times that no exact selector can beat: reading the features once at the memory rate
+(4 N d bytes), and comparing the picked tokens with each other at the arithmetic rate (K (K - 1) d FLOPs). Both rates
+are measured in the same run.
+`python benchmarks/selection.py` times; `--growth` gives time and peak memory up to 16384 tokens.
+"""
 
 from __future__ import annotations
 
+import argparse
+import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,10 +22,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from foveate.selection import maxmin, mmr
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
 
-SIZES = ((576, 4096, 144), (1296, 3584, 324), (2880, 4096, 720))
-REPEATS = 5
+SIZES = (
+    (16, 64, 4),
+    (64, 256, 16),
+    (196, 1024, 49),
+    (256, 64, 64),
+    (576, 4096, 144),
+    (1296, 3584, 324),
+    (2880, 4096, 720),
+    (2880, 4096, 288),
+)
+GROWTH = ((1024, 256), (2048, 512), (4096, 1024), (8192, 2048), (16384, 4096))
+GROWTH_WIDTH = 256  # features per token: few, so that time and memory of N x N would show
+SLOW = 600  # tokens: selectors whose every step costs N x N are timed up to here on a CPU
 
 
 def gemm(features: Tensor) -> Tensor:
@@ -23,9 +45,7 @@ def gemm(features: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def straightforward(
-    features: Tensor, bonus: Tensor, first: Callable[[Tensor], int], penalty: float, count: int
-) -> None:
+def spreading(features: Tensor, bonus: Tensor, first: Callable[[Tensor], int], penalty: float, count: int) -> None:
     """One token at a time over the full matrix, as one would first write it."""
     similarity = gemm(features)
     picked = [first(similarity)]
@@ -38,49 +58,140 @@ def straightforward(
 
 
 def most_isolated(similarity: Tensor) -> int:
-    others = similarity - 3 * torch.eye(len(similarity))
+    others = similarity - 3 * torch.eye(len(similarity), device=similarity.device)
     return int((1 - others.amax(-1)).argmax())
 
 
-def interleaved(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+def suppressing(features: Tensor, scores: Tensor, count: int) -> None:
+    edges = gemm(features) > 0.8
+    order = scores.argsort(descending=True).tolist()
+    picked, closed = order[: int(0.7 * count)], torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    for token in order[len(picked) :]:
+        if len(picked) < count and not closed[token]:
+            picked.append(token)
+            closed |= edges[token]
+
+
+def covering(features: Tensor, scores: Tensor, count: int) -> None:
+    similarity, covered = gemm(features), torch.zeros_like(scores)
+    picked: list[int] = []
+    while len(picked) < count:
+        gain = (similarity - covered).clamp(min=0).sum(-1) * scores
+        gain[picked] = -torch.inf
+        picked.append(int(gain.argmax()))
+        covered = torch.maximum(covered, similarity[picked[-1]])
+
+
+def factoring(features: Tensor, relevance: Tensor, count: int) -> None:
+    kernel = relevance[:, None] * gemm(features) * relevance
+    growth, rows = kernel.diagonal().clone(), kernel.new_zeros(count, len(kernel))
+    for step in range(count):
+        pick = int(growth.argmax())
+        rows[step] = (kernel[pick] - rows[:step, pick] @ rows[:step]) / growth[pick].clamp_min(1e-12).sqrt()
+        growth -= rows[step] ** 2
+        growth[pick] = -torch.inf
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each, taken in turns so that a busy machine slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(REPEATS + 1):
+    for turn in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            if device == "cuda":
+                torch.cuda.synchronize()
             if turn:  # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def main() -> None:
-    table = Table("N", "d", "K", "selector", "GEMM ms", "loop ms", "foveate ms", "loop / foveate", "foveate / GEMM")
+def rates(device: str) -> tuple[float, float]:
+    """FLOP/s of a large product, bytes/s of a large sum."""
+    a = torch.randn(2048, 2048, device=device)
+    memory = torch.randn(2**26, device=device)
+    times = interleaved({"product": lambda: a @ a, "sum": lambda: memory.sum()}, 5, device)
+    return 2 * 2048**3 / times["product"], 4 * len(memory) / times["sum"]
+
+
+def speed(device: str, repeats: int) -> Table:
+    arithmetic, memory = rates(device)
+    table = Table(
+        *("N", "d", "K", "selector", "bound ms", "GEMM ms", "loop ms", "ours ms", "loop/ours", "ours/GEMM"),
+        title=f"{arithmetic / 1e9:.0f} GFLOP/s, {memory / 1e9:.1f} GB/s",
+    )
     for n, d, k in SIZES:
         generator = torch.Generator().manual_seed(0)
-        features, importance = torch.randn(n, d, generator=generator), torch.rand(n, generator=generator)
-        scaled = (importance - importance.min()) / (importance.max() - importance.min() + 1e-6)
+        x = torch.randn(n, d, generator=generator).to(device)
+        w = torch.rand(n, generator=generator).to(device)
+        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "mmr": (
+                lambda x=x, w=w, k=k: spreading(x, 0.5 * w, lambda _: int(w.argmax()), 0.5, k),
+                lambda x=x, w=w, k=k: mmr(x, w, k),
+            ),
+            "maxmin": (
+                lambda x=x, w=w, k=k: spreading(x, torch.ones_like(w), most_isolated, 1.0, k),
+                lambda x=x, k=k: maxmin(x, k),
+            ),
+            "independent_set": (
+                lambda x=x, w=w, k=k: suppressing(x, w, k),
+                lambda x=x, w=w, k=k, n=n: independent_set(x, w, k, (1, n)),
+            ),
+            "dpp": (lambda x=x, w=w, k=k: factoring(x, w, k), lambda x=x, w=w, k=k: dpp(x, w, k)),
+        }
+        if n <= SLOW or device == "cuda":
+            pairs["coverage"] = lambda x=x, w=w, k=k: covering(x, w, k), lambda x=x, w=w, k=k: coverage(x, w, k)
+        runs: dict[str, Callable[[], object]] = {"gemm": lambda x=x: gemm(x)}
+        for name, (loop, ours) in pairs.items():
+            runs |= {f"{name} loop": loop, name: ours}
+        times = interleaved(runs, repeats, device)
+        bound = max(4 * n * d / memory, k * (k - 1) * d / arithmetic)
+        for name in pairs:
+            bare, loop_time, own = times["gemm"], times[f"{name} loop"], times[name]
+            cells = [f"{1000 * t:.2f}" for t in (bound, bare, loop_time, own)]
+            table.add_row(str(n), str(d), str(k), name, *cells, f"{loop_time / own:.2f}x", f"{own / bare:.2f}x")
+    return table
 
-        def relevance_loop(x: Tensor = features, w: Tensor = scaled, k: int = k) -> None:
-            straightforward(x, 0.5 * w, lambda _: int(w.argmax()), 0.5, k)
 
-        def distance_loop(x: Tensor = features, k: int = k) -> None:
-            straightforward(x, torch.ones(len(x)), most_isolated, 1.0, k)
-
-        times = interleaved(
-            {
-                "gemm": lambda x=features: gemm(x),
-                "mmr loop": relevance_loop,
-                "mmr": lambda x=features, w=importance, k=k: mmr(x, w, k),
-                "maxmin loop": distance_loop,
-                "maxmin": lambda x=features, k=k: maxmin(x, k),
-            }
-        )
+def growth() -> Table:
+    """Each case in a process of its own, as peak memory never falls."""
+    table = Table("N", "K", "selector", "seconds", "peak MiB over the features")
+    for n, k in GROWTH:
         for name in ("mmr", "maxmin"):
-            bare, loop, ours = times["gemm"], times[f"{name} loop"], times[name]
-            cells = [f"{1000 * t:.1f}" for t in (bare, loop, ours)]
-            table.add_row(str(n), str(d), str(k), name, *cells, f"{loop / ours:.2f}x", f"{ours / bare:.2f}x")
-    Console().print(table)
+            command = [sys.executable, __file__, "--one", name, str(n), str(k)]
+            cells = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            table.add_row(str(n), str(k), name, *cells)
+    return table
+
+
+def one(name: str, n: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(n, GROWTH_WIDTH, generator=generator), torch.rand(n, generator=generator)
+    mmr(x[:300], w[:300], 30)  # libraries load
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    mmr(x, w, k) if name == "mmr" else maxmin(x, k)
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.2f} {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--growth", action="store_true", help="time and peak memory up to 16384 tokens, on the CPU")
+    parser.add_argument("--one", nargs=3, metavar=("SELECTOR", "N", "K"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+    if options.one:
+        one(options.one[0], int(options.one[1]), int(options.one[2]))
+        return
+    console = Console(width=120)
+    console.print(
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    console.print(growth() if options.growth else speed(options.device, options.repeats))
 
 
 if __name__ == "__main__":

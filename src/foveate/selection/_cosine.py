@@ -90,11 +90,16 @@ class Rows:
         product = self.vectors @ unit.mT
         return snapped(product if self.lengths is None else product.div_(self.lengths[:, None]))
 
+    def matrix(self) -> Tensor:
+        """(N, N) float32: all cosines, from unit vectors on both sides, so that they are symmetric to the bit."""
+        unit = self.unit()
+        return snapped(unit @ unit.mT)
+
     def triangle(self) -> Tensor:
         """(N, N) float32: all cosines, of which only those on one side of the diagonal are multiplied out."""
         unit = self.unit()
         cosines = unit.new_empty(len(self), len(self))
-        leaf = max(160, len(self) // 8)
+        leaf = max(160, len(self) // 16)
 
         def fill(start: int, stop: int) -> None:
             if stop - start <= leaf:

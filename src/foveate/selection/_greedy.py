@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._cosine import Cosines
 from ._inputs import Pools, marked
+from .kernels import for_device
 
 
 def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
@@ -22,6 +23,10 @@ def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float,
     Returns:
         (B, N) bool keep mask.
     """
+    fused = for_device(first)
+    if fused is not None and cosines.matrix is not None:
+        worth = torch.where(pools.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
+        return fused.spread(cosines.matrix, worth, first, pools.counts, penalty)
     batch, width = pools.valid.shape
     open_bonus = cosines.unit.new_full((batch, width), -torch.inf)
     open_bonus = torch.where(pools.valid, bonus, open_bonus)

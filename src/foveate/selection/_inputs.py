@@ -50,7 +50,7 @@ class Pools:
         """
         if self.steps == 0:
             keep = torch.zeros_like(self.valid)
-        elif self.valid.is_cuda:
+        elif self.valid.is_cuda or (len(self.valid) == 1 and bool(self.valid.all())):
             keep = core(self)
         else:
             keep = torch.zeros_like(self.valid)

@@ -13,6 +13,7 @@ from ..errors import SelectionError
 from ..tokens import Grid, as_grid
 from ._cosine import CHUNK, Cosines
 from ._inputs import Pools, marked, prepare, ranking, require
+from .kernels import for_device
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
 
@@ -80,6 +81,10 @@ def independent_set(
                 near = _near(cosines.between(start, stop), pools, slice(start, stop), spatial_weight) > threshold
                 suppressed |= (near & is_pivot[:, start:stop, None]).any(1)
             key += width * (suppressed & (key < width))
+        fused = for_device(key)
+        if fused is not None and cosines.matrix is not None:
+            edges = _near(cosines.matrix, pools, slice(None), spatial_weight) > threshold
+            return is_pivot | fused.suppress(edges, key.int(), pools.counts - quotas)
         picks = order.clone()  # the pivots are in place already
         rows = torch.arange(batch, device=order.device)
         # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.

@@ -12,7 +12,8 @@ from . import blocked
 from .isolated import most_isolated
 
 # Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
-# blocked path, and tokens up to which half a product costs no more than looking for the most isolated token.
+# blocked path, and tokens up to which half a product costs no more than looking for the most isolated token. From a
+# sixth of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
 SMALL_PRODUCT = 2e8
 SMALL_POOL = 1536
 
@@ -36,9 +37,9 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     rows = Rows(pools.features[0].float(), pools.lengths[0])
     value = torch.ones(width) if bonus is None else bonus
     whole = width <= blocked.DENSE or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
-    half = 2 * steps > width or (first is None and width <= SMALL_POOL)
+    half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 6 * steps > width))
     if whole or (half and width <= _cosine.DENSE_LIMIT):
-        cosines = rows.cosines(rows.unit()) if whole else rows.triangle()
+        cosines = rows.matrix() if whole else rows.triangle()
         if first is None:
             first = int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)

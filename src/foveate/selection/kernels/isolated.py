@@ -21,7 +21,7 @@ PROBES = 32  # tokens compared with all others at once, to find a low bar
 def most_isolated(rows: Rows) -> int:
     """The token whose highest cosine to another one is lowest; ties to the lowest index."""
     if len(rows) <= WHOLE:
-        cosines = rows.cosines(rows.unit())
+        cosines = rows.matrix()
         return int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
     nearest = _sampled(rows)
     left = torch.arange(len(rows))

@@ -14,6 +14,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base.method_names()  # loads them all
     monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))  # what an example registers must not outlive it
     runpy.run_path(str(path))
     assert capsys.readouterr().out

@@ -41,6 +41,10 @@ def test_all_is_exactly_the_lazy_and_the_eager_names() -> None:
     assert len(foveate.__all__) == len(set(foveate.__all__))
 
 
+def test_rooms_are_reached_without_importing_them() -> None:
+    assert run_python("import foveate; print(foveate.selection.mmr.__name__)") == "mmr"
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'pruned'"):
         foveate.pruned  # type: ignore[attr-defined]  # noqa: B018

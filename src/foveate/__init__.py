@@ -44,6 +44,8 @@ _LAZY = {
     "supported_models": ".models",
 }
 
+_ROOMS = {"importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
+
 __all__ = [
     "Budget",
     "BudgetError",
@@ -74,6 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)

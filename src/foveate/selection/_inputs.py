@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ class Pools:
         valid: (B, N) bool.
         counts: (B,) long, how many to keep of each row.
         steps: the largest of the counts, known on the host.
+        padded: whether some tokens may not be real.
         batched: whether the caller gave a batch, and so gets one back.
         scores: (B, N) float32, zero on padding; or None.
         features: (B, N, d), any float dtype, unspecified on padding; or None.
@@ -30,6 +32,7 @@ class Pools:
     valid: Tensor
     counts: Tensor
     steps: int
+    padded: bool
     batched: bool
     scores: Tensor | None = None
     features: Tensor | None = None
@@ -50,7 +53,7 @@ class Pools:
         """
         if self.steps == 0:
             keep = torch.zeros_like(self.valid)
-        elif self.valid.is_cuda or (len(self.valid) == 1 and bool(self.valid.all())):
+        elif self.valid.is_cuda or (len(self.valid) == 1 and not self.padded):
             keep = core(self)
         else:
             keep = torch.zeros_like(self.valid)
@@ -71,6 +74,7 @@ class Pools:
             valid=self.valid[row][inside][None],
             counts=self.counts[row : row + 1],
             steps=steps,
+            padded=False,
             scores=cut(self.scores),
             features=cut(self.features),
             lengths=cut(self.lengths),
@@ -117,7 +121,7 @@ def prepare(
     checked_scores = rows = lengths = None
     if scores is not None:
         checked_scores = scores.detach().reshape(batch, width).float()
-        require(checked_scores.isfinite() | ~real, "scores must be finite (no NaN or infinity)")
+        _require_finite(checked_scores, valid, "scores must be finite (no NaN or infinity)")
         if valid is not None:
             checked_scores = checked_scores.masked_fill(~real, 0)
     if features is not None and read_features:
@@ -126,13 +130,16 @@ def prepare(
             rows = rows.float()
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
         # The norm is finite exactly when all of a token is, so that the features need not be read twice.
-        require(
-            norms.isfinite() | ~real,
+        _require_finite(
+            norms,
+            valid,
             "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)",
         )
         lengths = norms + EPSILON
     steps = max(counts, default=0)
-    return Pools(real, torch.tensor(counts, device=device), steps, batched, checked_scores, rows, lengths)
+    return Pools(
+        real, torch.tensor(counts, device=device), steps, valid is not None, batched, checked_scores, rows, lengths
+    )
 
 
 def require(good: Tensor, message: str) -> None:
@@ -142,6 +149,13 @@ def require(good: Tensor, message: str) -> None:
     elif not bool(good.all()):
         row, token = (~good).nonzero()[0].tolist()
         raise SelectionError(f"{message}: see row {row}, token {token}.")
+
+
+def _require_finite(values: Tensor, valid: Tensor | None, message: str) -> None:
+    if valid is None and values.is_cpu and math.isfinite(float(values.sum())):
+        return  # the sum of any that is not finite is not finite either
+    good = values.isfinite()
+    require(good if valid is None else good | ~valid.view_as(good), message)
 
 
 def marked(order: Tensor, pools: Pools) -> Tensor:

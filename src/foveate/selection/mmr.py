@@ -55,7 +55,11 @@ def reference(pools: Pools, balance: float) -> Tensor:
 def _scaled(pools: Pools) -> tuple[Tensor, Tensor]:
     """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
     assert pools.scores is not None
-    lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
-    highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+    if pools.padded:
+        lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
+        highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+    else:
+        lowest, highest = pools.scores.aminmax(dim=-1, keepdim=True)
     scaled = (pools.scores - lowest) / (highest - lowest + 1e-6)
-    return scaled.masked_fill(~pools.valid, -torch.inf).argmax(-1), scaled
+    ranked = scaled.masked_fill(~pools.valid, -torch.inf) if pools.padded else scaled
+    return ranked.argmax(-1), scaled

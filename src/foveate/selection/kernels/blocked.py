@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._cosine import Rows
+from .._cosine import CHUNK, Rows
 
 DENSE = 64  # tokens: so few are compared with each other in one product
 SHARE = 8  # one token of so many leads
@@ -86,7 +86,7 @@ def _leaders(
 
 def _learned(rows: Rows, bonus: Tensor, value: Tensor, penalty: float, picks: Tensor) -> Tensor:
     """The values after these picks, which themselves fall to minus infinity."""
-    nearest = rows.cosines(rows[picks].unit()).amax(1)
+    nearest = torch.stack([rows.cosines(rows[part].unit()).amax(1) for part in picks.split(CHUNK)]).amax(0)
     return torch.minimum(value, torch.sub(bonus, nearest, alpha=penalty)).index_fill_(0, picks, -torch.inf)
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._cosine import Rows
+from .._cosine import CHUNK, Rows
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
 BLOCKS = 16
@@ -41,14 +41,17 @@ def most_isolated(rows: Rows) -> int:
         if len(left) > len(rows) // 8:
             # Half of those left against the other half: every product counts for two tokens.
             halves = left[::2], left[1::2]
-            cosines = rows[halves[0]].cosines(rows[halves[1]].unit())
-            for side, half in zip((1, 0), halves, strict=True):
-                nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
+            one = rows[halves[0]]
+            for other in halves[1].split(CHUNK):
+                cosines = one.cosines(rows[other].unit())
+                for side, half in ((1, halves[0]), (0, other)):
+                    nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
             left = _open(nearest, left, bar, best)
         others = torch.arange(start, stop)
-        cosines = rows.part(start, stop).cosines(rows[left].unit())
-        cosines.masked_fill_(others[:, None] == left, -2)
-        nearest[left] = torch.maximum(nearest[left], cosines.amax(0))
+        for part in left.split(CHUNK):
+            cosines = rows.part(start, stop).cosines(rows[part].unit())
+            cosines.masked_fill_(others[:, None] == part, -2)
+            nearest[part] = torch.maximum(nearest[part], cosines.amax(0))
         left = _open(nearest, left, bar, best)
         if len(left) == 0:
             return _first_of_pair(rows, best)
@@ -68,10 +71,12 @@ def _sampled(rows: Rows) -> Tensor:
     for turn in (1, 2):
         for i in range(BLOCKS):
             if i < i ^ turn:
-                a, b = blocks[i], blocks[i ^ turn]
-                cosines = rows.part(a.start, a.stop).cosines(rows.part(b.start, b.stop).unit())
-                nearest[a] = torch.maximum(nearest[a], cosines.amax(1))
-                nearest[b] = torch.maximum(nearest[b], cosines.amax(0))
+                a, last = blocks[i], blocks[i ^ turn].stop
+                for start in range(blocks[i ^ turn].start, last, CHUNK):
+                    b = slice(start, min(start + CHUNK, last))
+                    cosines = rows.part(a.start, a.stop).cosines(rows.part(b.start, b.stop).unit())
+                    nearest[a] = torch.maximum(nearest[a], cosines.amax(1))
+                    nearest[b] = torch.maximum(nearest[b], cosines.amax(0))
     return nearest
 
 

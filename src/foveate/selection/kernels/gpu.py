@@ -1,7 +1,8 @@
 """Greedy loops on a GPU, each one launch for a whole batch: a program per image, its values in registers.
 
-The ops take their similarities ready-made from one batched product. They never wait for the host, so they work inside
-CUDA graphs and `torch.compile`. With TRITON_INTERPRET=1 they run on a CPU, slowly, for tests.
+The ops take their similarities ready-made from one batched product. They never wait for the host and have
+fake implementations, as CUDA graphs and `torch.compile` need. With TRITON_INTERPRET=1 they run on a CPU, slowly, for
+tests.
 """
 
 from __future__ import annotations

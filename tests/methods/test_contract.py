@@ -12,6 +12,7 @@ from foveate.methods.at_layer import AtLayer
 from foveate.tokens import Grid, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
+WHOLE_GRIDS = {"avgpool"}
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
@@ -41,13 +42,36 @@ def alone(tokens, row):
 def test_contract(name):
     method, tokens = make(name), batch()
     count = torch.tensor([6, 5, 3])
-    keep = method.select(tokens, count).keep
+    selection = method.select(tokens, count)
+    keep = selection.keep
     assert keep.sum(1).tolist() == [6, 5, 3] and not (keep & ~tokens.valid).any()
+    merged = selection.merged(tokens.features)
     for row, n in enumerate(tokens.sizes):
-        single = method.select(alone(tokens, row), count[row : row + 1]).keep
-        assert torch.equal(single[0], keep[row, :n])
-    assert torch.equal(method.select(tokens, torch.tensor(tokens.sizes)).keep, tokens.valid)
+        one = alone(tokens, row)
+        single = method.select(one, count[row : row + 1])
+        assert torch.equal(single.keep[0], keep[row, :n])
+        assert torch.equal(single.merged(one.features)[0, single.keep[0]], merged[row, keep[row]])
+    if selection.target is not None:
+        flows = selection.target >= 0
+        assert not (flows & ~tokens.valid).any() and keep.gather(1, selection.target.clamp_min(0))[flows].all()
+        assert torch.equal(selection.target[keep], keep.nonzero()[:, 1])
+    everything = method.select(tokens, torch.tensor(tokens.sizes))
+    assert torch.equal(everything.keep, tokens.valid)
+    assert torch.equal(everything.merged(tokens.features)[tokens.valid], tokens.features[tokens.valid])
     assert method.provenance.paper and method.provenance.licence
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_tokens_dropped_before_are_not_there(name):
+    tokens = batch()
+    alive = torch.arange(20) % 3 > 0
+    thinned = replace(tokens, alive=alive.expand(3, -1))
+    if name in WHOLE_GRIDS:
+        with pytest.raises(MethodError, match="let it prune first"):
+            make(name).select(thinned, torch.tensor([4, 3, 2]))
+        return
+    keep = make(name).select(thinned, torch.tensor([4, 3, 2])).keep
+    assert keep.sum(1).tolist() == [4, 3, 2] and not (keep & ~thinned.valid).any()
 
 
 def test_near_misses_and_ranges(tmp_path, monkeypatch):

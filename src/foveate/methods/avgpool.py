@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..tokens import Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
+from .checks import check_undropped
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # half-open spans of frames, rows, columns
 _AXES = (1, 2, 0)  # where two axes of a box are equally long, rows are cut before columns before frames
@@ -27,6 +28,7 @@ class AvgPool(Method):
     provenance = Provenance(paper="none (baseline)", licence="foveate's own")
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        check_undropped("avgpool", tokens)
         shape, device = tokens.features.shape[:2], tokens.features.device
         target = torch.full(shape, -1, dtype=torch.long)
         weight = torch.zeros(shape)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 
 from ..errors import MethodError, near_miss
+from ..tokens import VisualTokens
 from .base import ModelFacts
 
 
@@ -36,3 +37,9 @@ def check_layer_of(method: str, layer: int, facts: ModelFacts, low: int = 1) -> 
             f"{method}: layer={layer}, but {facts.label} has {facts.layers} layers; "
             f"use a layer in [{low}, {facts.layers - 1}]."
         )
+
+
+def check_undropped(method: str, tokens: VisualTokens) -> None:
+    """Raise MethodError where an earlier stage dropped tokens, for methods that read whole grids."""
+    if tokens.alive is not None and int(tokens.valid.sum()) < sum(tokens.sizes):
+        raise MethodError(f"{method} reads whole grids, but tokens were dropped before it; let it prune first.")

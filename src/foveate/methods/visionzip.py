@@ -1,35 +1,78 @@
-"""VisionZip, dominant part: the tokens that receive most attention inside the vision encoder.
+"""VisionZip: the tokens that receive most attention inside the vision encoder, and merges of what they leave out.
 
 Paper: arXiv 2412.04467, CVPR 2025. Reference code: Apache-2.0, not copied.
-Deviations: contextual merging is not included yet, so the whole budget goes to dominant tokens; the CLS token is
-neither kept nor counted.
+With C contextual tokens out of K: the K - C tokens of the highest encoder attention are dominant and stay as they are.
+Of the R others, in raster order, those at 0, s, 2s, ... with s = max(1, R // C) are targets, and every other token
+joins the target of the highest cosine; a target becomes ``itself + mean of those that joined it``.
+Deviations: cosines of the encoder's features, as no model gives the encoder's keys; merged after the projector, like
+the authors' port to Qwen2.5-VL, not before it; contextual tokens stay at the place of their target instead of coming
+last; the CLS token is neither kept nor counted.
+Cost class: one product of K x N tokens, no loop over tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range
+from .merging import group_size, itself, nearest
 
 
 @register_method("visionzip")
 @dataclass(frozen=True)
 class VisionZip(Method):
-    """The highest encoder attention; the paper's dominant tokens without its contextual ones."""
+    """Dominant tokens by encoder attention, contextual ones by merging the rest.
+
+    Args:
+        contextual: share of the budget that goes to contextual tokens, in [0, 1]; at least one token is dominant. The
+            default is the paper's 10 of 64, 20 of 128 and 30 of 192; 0 keeps dominant tokens alone.
+        rule: ``"sum"`` adds the mean of the joined tokens to their target (the paper; about twice the length of a
+            token), ``"mean"`` averages over target and joined tokens.
+        features: ``"encoder"`` compares features before the projector, ``"projected"`` after it.
+    """
 
     provenance = Provenance(
         paper="VisionZip, arXiv 2412.04467, CVPR 2025",
         licence="Apache-2.0 (code not copied)",
-        deviations="dominant tokens only, contextual merging is not included yet; CLS neither kept nor counted",
+        deviations="cosines of features instead of keys; merged after the projector; CLS neither kept nor counted",
     )
+
+    contextual: float = 10 / 64
+    rule: Literal["sum", "mean"] = "sum"
+    features: Literal["encoder", "projected"] = "encoder"
+
+    def __post_init__(self) -> None:
+        check_range("visionzip", "contextual", self.contextual, 0, 1)
+        check_choice("visionzip", "rule", self.rule, ("sum", "mean"))
+        check_choice("visionzip", "features", self.features, ("encoder", "projected"))
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.ENCODER_ATTENTION})
+        features = {Cue.ENCODER_FEATURES} if self.contextual and self.features == "encoder" else set()
+        return frozenset({Cue.ENCODER_ATTENTION} | features)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(tokens.cue(Cue.ENCODER_ATTENTION), count, valid=tokens.valid))
+        valid, attention = tokens.valid, tokens.cue(Cue.ENCODER_ATTENTION)
+        if not self.contextual:
+            return Selection(topk(attention, count, valid=valid))
+        merged = torch.minimum((self.contextual * count + 0.5).floor().long(), count - 1).clamp_min(0)
+        dominant = topk(attention, count - merged, valid=valid)
+        rest = valid & ~dominant
+        stride = (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
+        place = rest.cumsum(1) - 1
+        targets = rest & (place % stride == 0) & (place < stride * merged[:, None])
+        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        keep = dominant | targets
+        target = torch.maximum(itself(keep), nearest(features, targets, rest & ~targets))
+        size = group_size(target)
+        if self.rule == "mean":
+            return Selection(keep, target, 1 / size)
+        # A target counts whole, and is no member of the mean that is added to it.
+        return Selection(keep, target, torch.where(keep, 1.0, 1 / (size - 1).clamp_min(1)))

@@ -15,7 +15,13 @@ from zoo import Zoo
 
 from .helpers import TEXTS, gap, generate, logits, pair, single
 
-METHODS: list[Any] = ["divprune", "idpruner", AtLayer(foveate.get_method("divprune"), 2)]
+STAGES = [AtLayer(foveate.get_method("divprune"), layer) for layer in (1, 3)]
+METHODS: list[Any] = ["divprune", "idpruner", AtLayer(foveate.get_method("divprune"), 2), STAGES]
+
+
+def ratios(method: Any) -> Any:
+    """Each stage of a schedule keeps less than the one before."""
+    return [0.7, 0.4] if isinstance(method, list) else 0.4
 
 
 def joined(first: dict[str, Any], answer: torch.Tensor, second: dict[str, Any]) -> dict[str, Any]:
@@ -31,12 +37,18 @@ def joined(first: dict[str, Any], answer: torch.Tensor, second: dict[str, Any]) 
     return out
 
 
-@pytest.mark.parametrize("method", METHODS[:2], ids=str)
-def test_a_second_turn_may_bring_a_second_image(zoo: Zoo, method: Any) -> None:
-    """Before the LLM each image is chosen alone, so that two turns equal the whole conversation in one prompt."""
+@pytest.mark.parametrize(
+    ("method", "keep"),
+    # With token counts a stage may drop nothing of the small first image and something of the second, and the other
+    # way round.
+    [*((method, 0.4) for method in METHODS[:3]), (STAGES, [0.7, 0.4]), (STAGES, [12, 8]), (STAGES, [8, 12])],
+    ids=str,
+)
+def test_a_second_turn_may_bring_a_second_image(zoo: Zoo, method: Any, keep: Any) -> None:
+    """Each image is chosen by what came before it, so that two turns equal the whole conversation in one prompt."""
     first = single(zoo)
-    second = inputs_of(zoo, 140, 56, 4, "and a small")
-    with foveate.prune(zoo.model, method, keep=0.4) as pruning:
+    second = inputs_of(zoo, 140, 84, 4, "and a small")
+    with foveate.prune(zoo.model, method, keep=keep) as pruning:
         answer = generate(zoo, first)
         said = answer.sequences[:, first["input_ids"].shape[1] :]
         whole = joined(first, said, second)
@@ -57,7 +69,7 @@ def inputs_of(z: Zoo, height: int, width: int, seed: int, text: str) -> dict[str
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_copied_cache_serves_two_continuations(zoo: Zoo, method: Any) -> None:
     inputs = single(zoo)
-    with foveate.prune(zoo.model, method, keep=0.5), torch.no_grad():
+    with foveate.prune(zoo.model, method, keep=ratios(method)), torch.no_grad():
         cache = zoo.model(**inputs).past_key_values
         kept = copy.deepcopy(cache)
         assert kept._foveate.owner is cache._foveate.owner
@@ -73,7 +85,7 @@ def test_a_copied_cache_serves_two_continuations(zoo: Zoo, method: Any) -> None:
 def test_two_conversations_interleave(zoo: Zoo, method: Any) -> None:
     one, other = single(zoo), inputs_of(zoo, 56, 140, 7, TEXTS[1])
     token = torch.tensor([[20]])
-    with foveate.prune(zoo.model, method, keep=0.5), torch.no_grad():
+    with foveate.prune(zoo.model, method, keep=ratios(method)), torch.no_grad():
         expected = [generate(zoo, inputs, max_new_tokens=2, min_new_tokens=2).logits[1] for inputs in (one, other)]
         caches = [zoo.model(**inputs).past_key_values for inputs in (one, other)]
         firsts = [generate(zoo, i, max_new_tokens=1, min_new_tokens=1).sequences[:, -1:] for i in (one, other)]
@@ -135,7 +147,7 @@ def test_right_padding_gives_the_logits_of_left_padding(zoo: Zoo, method: Any) -
     for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
         if key in left:
             right[key] = torch.stack([row.roll(-n) for row, n in zip(left[key], shift, strict=True)])
-    with foveate.prune(zoo.model, method, keep=0.4):
+    with foveate.prune(zoo.model, method, keep=ratios(method)):
         assert torch.allclose(logits(zoo, right)[:, -1], logits(zoo, left)[:, -1], atol=2e-5)
 
 
@@ -143,7 +155,7 @@ def test_right_padding_gives_the_logits_of_left_padding(zoo: Zoo, method: Any) -
 def test_several_samples_of_each_prompt(zoo: Zoo, method: Any) -> None:
     inputs = pair(zoo)
     options = {"do_sample": True, "num_return_sequences": 3, "output_logits": False}
-    with foveate.prune(zoo.model, method, keep=0.4):
+    with foveate.prune(zoo.model, method, keep=ratios(method)):
         torch.manual_seed(0)
         cached = generate(zoo, inputs, **options).sequences
         torch.manual_seed(0)

@@ -18,6 +18,7 @@ from .helpers import gap, generate, logits, pair, single
 MAKERS = [zoo.llava, zoo.qwen2_5_vl]
 BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
 INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
+PYRAMID = [foveate.get_method("fastv", layer=layer) for layer in (1, 2, 3)]
 
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
@@ -89,6 +90,45 @@ def test_inside_equals_masking_the_dropped_keys(model: Zoo) -> None:
     assert torch.allclose(pruned, reference, atol=1e-5)
 
 
+def test_several_layers_equal_masking_ever_more_keys(model: Zoo) -> None:
+    """Three stages by rising layer; each ratio is of the unpruned image, and each stage sees what the last one left."""
+    inputs = single(model)
+    schedule = {1: 0.7, 2: 0.5, 3: 0.25}
+    methods = [AtLayer(foveate.get_method("divprune"), layer) for layer in schedule]
+    kept: dict[int, torch.Tensor] = {}
+    for upto in (
+        1,
+        2,
+        3,
+    ):  # the report shows the last stage's choice, so that a shorter schedule shows an earlier one's
+        with foveate.prune(model.model, methods[:upto], keep=list(schedule.values())[:upto]) as pruning:
+            pruned = logits(model, inputs)
+            report = pruning.report()
+            kept[upto] = report.images[0].kept
+    before = report.images[0].before
+    counts = [before, *(foveate.Budget(keep).count(before) for keep in schedule.values())]
+    assert report.visual_tokens_per_layer == counts
+    assert report.average_visual_tokens == sum(counts) / 4
+    assert bool((kept[1] | ~kept[2]).all() and (kept[2] | ~kept[3]).all())  # nothing comes back
+    visual = torch.isin(inputs["input_ids"][0], torch.tensor(model.visual_ids))
+    length = len(visual)
+    handles = []
+    for layer, chosen in kept.items():
+        keep = torch.ones_like(visual)
+        keep[visual.nonzero()[:, 0][~chosen]] = False
+        allowed = torch.ones(length, length, dtype=torch.bool).tril() & keep | torch.eye(length, dtype=torch.bool)
+
+        def mask(module: Any, args: Any, kwargs: dict[str, Any], allowed: torch.Tensor = allowed) -> Any:
+            return args, {**kwargs, "attention_mask": allowed[None, None]}
+
+        block = model.model.model.language_model.layers[layer]
+        handles.append(block.register_forward_pre_hook(mask, with_kwargs=True))
+    reference = logits(model, inputs)[:, keep]
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(pruned, reference, atol=1e-5)
+
+
 def test_layer_zero_equals_before_the_llm(model: Zoo) -> None:
     inputs = pair(model)
     with foveate.prune(model.model, "divprune", keep=0.5):
@@ -97,10 +137,10 @@ def test_layer_zero_equals_before_the_llm(model: Zoo) -> None:
         assert torch.allclose(logits(model, inputs)[:, -1], before[:, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["idpruner", *INSIDE, ["divprune", "fastv"]], ids=str)
+@pytest.mark.parametrize("method", ["idpruner", *INSIDE, ["divprune", "fastv"], ["divprune", *PYRAMID]], ids=str)
 def test_generation(model: Zoo, method: Any) -> None:
     """Cached equals uncached, batched equals single, static cache, eager attention, beams, no attention mask."""
-    keep = [0.6, 0.3] if isinstance(method, list) else 0.4
+    keep = [0.6, 0.4, 0.3, 0.2][: len(method)] if isinstance(method, list) else 0.4
     both, one = pair(model), single(model)
     with foveate.prune(model.model, method, keep=keep):
         cached = generate(model, both)
@@ -202,6 +242,7 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
         ({"method": "fastv", "layer": 99}, r"\[1, 3\]|layers 1 to 3"),
         ({"method": "divprune", "positions": "odd"}, "unknown"),
         ({"method": ["divprune", "random"]}, "cannot be combined"),
+        ({"method": ["fastv", "fastv"]}, "a layer of its own"),
         ({"method": None}, "is no method"),
         ({"method": []}, "is no method"),
         ({"method": type(foveate.get_method("divprune"))}, "is no method"),

@@ -5,44 +5,57 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models import ModelAdapter
 from .cost import CostModel
+from .prompt import Span
 from .report import ImageReport, Report
-from .seams import InsideLlm
-from .step import Step, place_of
+from .step import Step
 
 
-def account(step: Step, adapter: ModelAdapter, cost: CostModel, inside: InsideLlm | None, dtype_bytes: int) -> Report:
+def account(step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int) -> Report:
     """The report of the forward that `step` recorded."""
     decoder: Any = adapter.text.layers
     layers = len(decoder)
+    # Between two pruning layers all layers cost the same.
+    starts = [0, *sorted(layer for layer in step.inside if layer > 0)]
+    lengths: list[list[int]] = []
+    visual: list[int] = []
+    for start, end in zip(starts, [*starts[1:], layers], strict=True):
+        place = step.places(start + 1)
+        left = sum(int(_alive(span, place).sum()) for span in step.spans)
+        lengths += [_lengths(step, start)] * (end - start)
+        visual += [left] * (end - start)
+    final = step.places(layers)
     images = []
-    spans = step.spans
-    for span in spans:
-        here = span.index
-        if step.kept_before is not None:
-            here = place_of(step.kept_before)[span.row, here]
-        if step.kept_inside is not None:
-            inner = place_of(step.kept_inside)[span.row]
-            here = torch.where(here >= 0, inner[here.clamp_min(0)], here)
-        kept = (here >= 0).cpu()
+    for span in step.spans:
+        kept = _alive(span, final)
         images.append(ImageReport(span.row, span.modality, span.grid, len(span.grid), int(kept.sum()), kept))
-    full = step.lengths
-    first = full if step.kept_before is None else step.kept_before.valid.sum(1).tolist()
-    rest = first if step.kept_inside is None else step.kept_inside.valid.sum(1).tolist()
-    start = inside.layer if inside is not None else layers
-    lengths = [first] * start + [rest] * (layers - start)
+    full = [step.lengths] * layers
     watches = (step.encoder_watch, step.selection_watch, step.prefill_watch)
-    seconds = [0.0 if watch is None else watch.seconds for watch in watches]
     return Report(
         images,
-        full,
-        rest,
-        cost.text_flops([full] * layers),
+        step.lengths,
+        lengths[-1],
+        visual,
+        cost.text_flops(full),
         cost.text_flops(lengths),
-        cost.vision_flops([span.grid for span in spans]),
-        cost.kv_bytes([full] * layers, dtype_bytes),
+        cost.vision_flops([span.grid for span in step.spans]),
+        cost.kv_bytes(full, dtype_bytes),
         cost.kv_bytes(lengths, dtype_bytes),
-        *seconds,
+        *(0.0 if watch is None else watch.seconds for watch in watches),
     )
+
+
+def _alive(span: Span, place: Tensor | None) -> Tensor:
+    """Keep mask (N,) of one image or clip."""
+    kept = torch.ones_like(span.index, dtype=torch.bool) if place is None else place[span.row, span.index] >= 0
+    return kept.cpu()
+
+
+def _lengths(step: Step, layer: int) -> list[int]:
+    """Real tokens of each prompt in one layer."""
+    stage = step.stage_below(layer + 1)
+    kept = step.kept_before if stage is None else step.inside[stage]
+    return step.lengths if kept is None else kept.valid.sum(1).tolist()

@@ -6,7 +6,7 @@ The state lives on the cache object, not on the model: several conversations can
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,15 +24,20 @@ class Owner(Protocol):
 
 @dataclass
 class CacheState:
-    """What pruning did to a cache: `before` for all layers, `inside` for the layers from the pruning layer on."""
+    """What pruning did to a cache: `before` in all layers, `inside[k]` from layer k on, until the next such layer."""
 
     owner: Owner
     before: Layout | None = None
-    inside: Layout | None = None
+    inside: dict[int, Layout] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """A copied cache (a prompt prefix used twice) has its own layouts, but the same model."""
         return CacheState(self.owner, copy.deepcopy(self.before, memo), copy.deepcopy(self.inside, memo))
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """All of them."""
+        return [*([self.before] if self.before is not None else []), *self.inside.values()]
 
 
 class PrunedCache:
@@ -67,9 +72,8 @@ class PrunedCache:
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        layout = self._foveate.before or self._foveate.inside
-        if layout is not None:
-            self._select_rows(torch.arange(layout.column.shape[0]).repeat_interleave(repeats))
+        for layout in self._foveate.layouts:
+            layout.select_rows(torch.arange(layout.column.shape[0]).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
@@ -77,12 +81,11 @@ class PrunedCache:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self._foveate.before = self._foveate.inside = None
+        self._foveate.before, self._foveate.inside = None, {}
 
     def _select_rows(self, rows: torch.Tensor) -> None:
-        for layout in (self._foveate.before, self._foveate.inside):
-            if layout is not None:
-                layout.select_rows(rows)
+        for layout in self._foveate.layouts:
+            layout.select_rows(rows)
 
 
 def state_of(cache: Any) -> CacheState | None:

@@ -38,6 +38,10 @@ class Kept:
         index = torch.arange(length, device=device).expand(batch, -1)
         return cls(index, torch.ones_like(index, dtype=torch.bool) if valid is None else valid, length)
 
+    def then(self, later: Kept) -> Kept:
+        """The survivors of a second pruning, `later`, which indexes this one's entries, as an index into the L."""
+        return Kept(self.index.gather(1, later.index), later.valid, self.length)
+
     def gather(self, x: Tensor) -> Tensor:
         """(B or 1, L, ...) -> (B, W, ...)."""
         index = self.index.to(x.device)
@@ -78,6 +82,11 @@ class Layout:
         self.column = torch.cat([self.column, kept.index + self.logical], 1)
         self.valid = torch.cat([self.valid, kept.valid], 1)
         self.logical += kept.length
+
+    def without_last(self, kept: Kept) -> Layout:
+        """A copy from before the latest forward, which appended `kept`."""
+        width = self.column.shape[1] - kept.index.shape[1]
+        return Layout(self.column[:, :width], self.valid[:, :width], self.logical - kept.length)
 
     def select_rows(self, rows: Tensor) -> None:
         """Follow the cache when it selects or repeats batch rows."""

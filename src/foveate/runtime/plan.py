@@ -9,7 +9,9 @@ from ..errors import FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, get_method
 from ..models import ModelAdapter
 from ..tokens import Cue
-from .seams import BeforeLlm, InsideLlm
+from .before import BeforeLlm
+from .inside import InsideLlm
+from .inside import Stage as InsideStage
 
 MethodLike = str | Method
 KeepLike = float | int | str
@@ -26,7 +28,7 @@ def plan(
     names = list(method) if isinstance(method, (list, tuple)) else [method]
     keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
     if not names or not all(isinstance(name, (str, Method)) for name in names):
-        raise MethodError(f"method={method!r} is no method; give a name, a foveate.get_method(...), or a list of two.")
+        raise MethodError(f"method={method!r} is no method; give a name, a foveate.get_method(...), or a list of them.")
     if len(keeps) != len(names):
         raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
     if len(names) > 1 and hyperparameters:
@@ -36,18 +38,26 @@ def plan(
         str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(adapter.text.layers)
     )
     before: BeforeLlm | None = None
-    inside: InsideLlm | None = None
+    stages: dict[int, InsideStage] = {}
     for name, amount in zip(names, keeps, strict=True):
         budget = Budget(amount, scope)
         made = get_method(name, **hyperparameters)
         _check_cues(adapter, made)
         bound = made if budget.keeps_all else made.bind(facts)
-        if bound.stage is Stage.BEFORE_LLM and before is None:
+        if bound.stage is Stage.BEFORE_LLM:
+            if before is not None:
+                raise MethodError(
+                    f"{before.method.name} and {bound.name} both prune before the LLM and cannot be combined; "
+                    "give one before it and others inside."
+                )
             before = BeforeLlm(bound, budget, positions)
-        elif bound.stage is Stage.IN_LLM and inside is None:
-            inside = InsideLlm(bound, budget, _layer_of(bound, facts.layers), text_config)
-        else:
-            raise MethodError(f"two methods {bound.stage.value} cannot be combined; give one before it and one inside.")
+            continue
+        layer = _layer_of(bound, facts.layers)
+        if layer in stages:
+            raise MethodError(f"two methods at layer {layer} cannot be combined; give each a layer of its own.")
+        if not budget.keeps_all:
+            stages[layer] = InsideStage(bound, budget, layer)
+    inside = InsideLlm(tuple(stages[layer] for layer in sorted(stages)), text_config) if stages else None
     _check_positions(positions, text_config, inside)
     if inside is not None and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from ..budget import Budget, Scope
 from ..errors import RuntimeStateError
 from ..models import ModelAdapter, adapter_of
+from ..models.base import AttentionCall
 from ..tokens import Cue
 from .account import account
+from .before import BeforeLlm
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .encoder import EncoderListener
+from .inside import InsideLlm, Stage
 from .plan import KeepLike, MethodLike, plan
 from .prompt import Span, locate, modalities_in
 from .report import Report, Stopwatch
-from .seams import BeforeLlm, InsideLlm, begin
 from .step import Step
 from .tap import Tap
 
@@ -42,11 +45,13 @@ class Pruning:
         self._prompt: Tensor | None = None
         self._seen = 0
         self._removable: list[Any] = []
-        self._active = any(s is not None and not s.budget.keeps_all for s in (before, inside))
+        before_drops = before is not None and not before.budget.keeps_all
+        self._active = before_drops or inside is not None
         needs: frozenset[Cue] = frozenset()
-        for seam in (before, inside):
-            if seam is not None and not seam.budget.keeps_all:
-                needs |= seam.method.needs
+        if before is not None and before_drops:
+            needs |= before.method.needs
+        if inside is not None:
+            needs = needs.union(*(stage.method.needs for stage in inside.stages))
         try:
             self._hook(needs)
         except BaseException:
@@ -80,7 +85,7 @@ class Pruning:
         """
         if self._last is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
-        return account(self._last, self._adapter, self._cost, self._inside, self._dtype_bytes)
+        return account(self._last, self._adapter, self._cost, self._dtype_bytes)
 
     # -- hooks
 
@@ -93,12 +98,13 @@ class Pruning:
         add(adapter.text.register_forward_pre_hook(self._on_text, with_kwargs=True))
         add(adapter.text.register_forward_hook(self._after_text, with_kwargs=True))
         inside = self._inside
-        if inside is None or inside.budget.keeps_all:
+        if inside is None:
             return
         layers: Any = adapter.text.layers
-        if Cue.LLM_ATTENTION in inside.method.needs:
-            add(Tap(layers[inside.layer - 1].self_attn, lambda call: inside.observe(self._step, call)))
-        for index in range(inside.layer, len(layers)):
+        for stage in inside.stages:
+            if stage.reads_attention:
+                add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))
+        for index in range(inside.stages[0].layer, len(layers)):
             hook = self._layer_hook(inside, index)
             add(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -158,7 +164,7 @@ class Pruning:
         past = int(_length_of(cache))
         step.selection_watch, step.prefill_watch = Stopwatch(embeds.device), Stopwatch(embeds.device)
         if self._active or known is not None or step.spans:
-            begin(step, state, embeds, _first_known(step.mask, kwargs.get("attention_mask")), past)
+            step.begin(state, embeds, _first_known(step.mask, kwargs.get("attention_mask")), past)
             if step.spans and self._active:
                 step.selection_watch.start()
                 step.encoder_cues = self._encoder.cues(passes, step.spans)
@@ -176,12 +182,15 @@ class Pruning:
         step = self._step
         if step.prefill_watch is not None:
             step.prefill_watch.stop()
-        step.memo, step.encoder_cues, step.row = {}, {}, None  # of no more use, and large
+        step.let_go()
         if step.spans:
             self._last = step
         cache = getattr(output, "past_key_values", None)
         if cache is not None and step.state is not None and (step.state.before or step.state.inside):
             mark(cache, step.state)  # a cache that the language model made itself
+
+    def _on_attention(self, inside: InsideLlm, stage: Stage, call: AttentionCall) -> None:
+        inside.observe(self._step, stage, call)
 
     def _layer_hook(self, inside: InsideLlm, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -204,8 +213,9 @@ def attach(
 
     Args:
         model: a supported model (see `foveate.supported_models`).
-        method: a method's name or instance; or two of them, one before the LLM and one inside it.
-        keep: how much of each image to keep (see `Budget`); one value per method where two are given. It always
+        method: a method's name or instance; or a list of them, at most one before the LLM and others inside it, each at
+            a layer of its own.
+        keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
             refers to the image's unpruned tokens.
         scope: ``"image"`` or ``"prompt"``: whether each image has a budget of its own or all of a prompt share one.
         positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the

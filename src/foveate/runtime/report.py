@@ -27,6 +27,7 @@ class ImageReport:
 class Report:
     """The latest prefill.
 
+    Prompt tokens are those left in the last layer, per prompt; visual tokens per layer are of all prompts together.
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real
     tokens. Seconds are of the encoder, of selecting, and of the language model's forward without selecting.
     """
@@ -34,6 +35,7 @@ class Report:
     images: list[ImageReport]
     prompt_tokens_before: list[int]
     prompt_tokens: list[int]
+    visual_tokens_per_layer: list[int]
     text_flops_before: float
     text_flops: float
     vision_flops: float
@@ -53,10 +55,17 @@ class Report:
         """Visual tokens of all images after pruning."""
         return sum(image.after for image in self.images)
 
+    @property
+    def average_visual_tokens(self) -> float:
+        """Mean over the layers, so that pruning late is not taken for pruning early at the same ratio."""
+        return sum(self.visual_tokens_per_layer) / len(self.visual_tokens_per_layer)
+
     def __str__(self) -> str:
         flops_before, flops = self.text_flops_before + self.vision_flops, self.text_flops + self.vision_flops
         return (
-            f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}: {self.tokens_before} -> {self.tokens} visual tokens; "
+            f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}: "
+            f"{self.tokens_before} -> {self.tokens} visual tokens "
+            f"({self.average_visual_tokens:.4g} on average over the layers); "
             f"prefill {flops_before / 1e9:.3g} -> {flops / 1e9:.3g} GFLOPs (vision {self.vision_flops / 1e9:.3g}); "
             f"KV cache {self.kv_bytes_before / 1e6:.3g} -> {self.kv_bytes / 1e6:.3g} MB; "
             f"encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,8 @@ class Step:
 
     spans: list[Span] = field(default_factory=list)
     mask: Any = None
-    prompt: int = 0  # tokens of this forward that belong to the prompt
+    length: int = 0  # tokens of this forward, before any pruning
+    prompt: int = 0  # of them, those that belong to the prompt
     state: CacheState | None = None
     encoder_cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
     encoder_watch: Stopwatch | None = None
@@ -36,11 +37,52 @@ class Step:
     past: int = 0
     chunk_valid: Tensor | None = None  # (B, L) before any pruning
     kept_before: Kept | None = None
-    kept_inside: Kept | None = None
-    inside_active: bool = False
-    row: Tensor | None = None  # attention row of the last prompt token, (B, W)
+    inside: dict[int, Kept] = field(default_factory=dict)  # by stage: who of the L tokens is left from that layer on
+    rows: dict[int, Tensor] = field(default_factory=dict)  # by stage: attention row of the last prompt token, (B, W)
     memo: dict[Any, Any] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)  # real tokens of each prompt, before any pruning
+
+    def begin(self, state: CacheState, embeds: Tensor, mask: Any, past_logical: int) -> None:
+        """Fill in what the seams read, before any of them changes anything."""
+        batch, self.length = embeds.shape[:2]
+        self.state, mask = state, without_kinds(mask)
+        if state.before is not None:
+            past = state.before.valid.shape[1]
+            now = key_validity(mask, batch, past_logical + self.length, embeds.device)[:, -self.length :]
+            if now.shape[1] != self.length or (mask is not None and mask.ndim == 4):
+                # A prepared mask counts the cache's physical entries; generate pads no token after the prompt.
+                now = torch.ones(batch, self.length, dtype=torch.bool, device=embeds.device)
+            self.valid, self.past = torch.cat([state.before.valid, now], 1), past
+        else:
+            self.valid = key_validity(mask, batch, past_logical + self.length, embeds.device)
+            self.past = past_logical
+        self.chunk_valid = self.valid[:, self.past :]
+        if self.spans:
+            self.lengths = self.chunk_valid.sum(1).tolist()
+
+    def stage_below(self, layer: int) -> int | None:
+        """The last pruning layer under `layer` at which this forward goes through a shortened cache."""
+        return max((stage for stage in self.inside if stage < layer), default=None)
+
+    def places(self, layer: int) -> Tensor | None:
+        """(B, L): where each of the prompt's tokens lies in the input of a layer, -1 if dropped; None: all in place."""
+        place = None if self.kept_before is None else place_of(self.kept_before)
+        below = self.stage_below(layer)
+        if below is None:
+            return place
+        inner = place_of(self.inside[below])
+        return inner if place is None else inner.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1)
+
+    def once(self, layer: int, kind: str, value: Any, make: Callable[[], Any]) -> Any:
+        """Compute once per stage and distinct argument: all layers are handed the same objects."""
+        key = (layer, kind, id(value))
+        if key not in self.memo:
+            self.memo[key] = (value, make())  # the value is kept alive, so that its id stays unique
+        return self.memo[key][1]
+
+    def let_go(self) -> None:
+        """Drop what is of no more use after the forward, and large."""
+        self.memo, self.encoder_cues, self.rows = {}, {}, {}
 
 
 def without_kinds(mask: Any) -> Any:

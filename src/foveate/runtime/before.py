@@ -1,0 +1,67 @@
+"""The seam before the language model: its input embeddings, positions and mask are shortened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..budget import Budget
+from ..methods import Method
+from .kept import Kept, Layout
+from .selecting import Pools, choose
+from .step import Step
+
+
+class BeforeLlm:
+    """Shortens the embeddings that enter the language model."""
+
+    def __init__(self, method: Method, budget: Budget, positions: str) -> None:
+        self.method, self.budget, self._positions = method, budget, positions
+
+    def apply(self, step: Step, kwargs: dict[str, Any]) -> None:
+        """Edit the language model's keyword arguments in place."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        batch, length = embeds.shape[:2]
+        state = step.state
+        layout = state.before if state is not None else None
+        pools = Pools.of(step.spans, self.budget)
+        if layout is None and not pools.drops:
+            return
+        assert step.chunk_valid is not None and step.selection_watch is not None and state is not None
+        if pools.drops:
+            step.selection_watch.start()
+            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, None)
+            kept = Kept.of(keep & step.chunk_valid)
+            step.selection_watch.stop()
+        else:
+            kept = Kept.everything(batch, length, embeds.device, step.chunk_valid)
+        if layout is None:
+            layout = Layout.empty(batch, embeds.device)
+            if step.past:
+                assert step.valid is not None
+                layout.append(Kept.everything(batch, step.past, embeds.device, step.valid[:, : step.past]))
+            state.before = layout
+        ids = self._position_ids(kwargs.get("position_ids"), layout.logical, length, embeds.device)
+        layout.append(kept)
+        kwargs["inputs_embeds"] = kept.gather(embeds)
+        kwargs["position_ids"] = self._shortened(ids, kept, layout)
+        # Always an explicit 2-D mask: without one, transformers would read gaps in the positions as packed documents.
+        kwargs["attention_mask"] = layout.valid.long()
+        step.kept_before, step.valid = kept, layout.valid
+        step.past = layout.valid.shape[1] - kept.index.shape[1]
+
+    @staticmethod
+    def _position_ids(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
+        """The ids that the unpruned model would use."""
+        return torch.arange(past, past + length, device=device)[None] if ids is None else ids
+
+    def _shortened(self, ids: Tensor, kept: Kept, layout: Layout) -> Tensor:
+        gapless = (layout.valid.long().cumsum(-1) - 1).clamp_min(0)[:, -kept.index.shape[1] :]
+        if self._positions == "compact":
+            return gapless
+        ids = kept.positions(ids)
+        if ids.ndim == 3 and ids.shape[0] == 4:  # channel 0 is the text index, read only to detect packing
+            ids[0] = gapless
+        return ids

@@ -1,0 +1,163 @@
+"""The seam inside the language model: the hidden states that enter one or more decoder layers are shortened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..budget import Budget
+from ..importance.attention import attention_row
+from ..methods import Method
+from ..models.base import AttentionCall
+from ..tokens import Cue
+from .cache import mark
+from .kept import Kept, Layout
+from .selecting import Pools, choose
+from .step import Step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method at the zero-based layer whose input it shortens; its budget is of the unpruned images."""
+
+    method: Method
+    budget: Budget
+    layer: int
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the method needs the attention row of the layer below."""
+        return Cue.LLM_ATTENTION in self.method.needs
+
+    def drops(self, step: Step) -> bool:
+        """Whether this forward loses tokens here."""
+        return Pools.of(step.spans, self.budget).drops
+
+
+class InsideLlm:
+    """Shortens the hidden states that enter one or more decoder layers, and what later layers are given beside them.
+
+    Args:
+        stages: by rising layer.
+        text_config: tells the attention kernel, for masks that must be made from nothing.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], text_config: Any) -> None:
+        self.stages, self._config = stages, text_config
+        self._at = {stage.layer: stage for stage in stages}
+
+    def observe(self, step: Step, stage: Stage, call: AttentionCall) -> None:
+        """Take the attention row of the last prompt token of each row, in the layer below the stage."""
+        if step.valid is None or not stage.drops(step):
+            return
+        valid, past = step.valid, step.past
+        if (layer := step.stage_below(stage.layer)) is not None:
+            assert step.state is not None
+            valid = step.state.inside[layer].valid
+            past = valid.shape[1] - step.inside[layer].index.shape[1]
+        # What was generated since comes last, and none of it is ever dropped.
+        end = valid.shape[1] - (step.length - step.prompt)
+        steps = torch.arange(valid.shape[1], device=valid.device)
+        step.rows[stage.layer] = last_row(call, valid & (steps < end), past)
+
+    def apply(self, step: Step, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Edit a decoder layer's arguments; `index` is the layer's number."""
+        if index in self._at:
+            args = self._shorten(step, self._at[index], args, kwargs)
+        layer = step.stage_below(index + 1)
+        if layer is None:
+            return args
+        assert step.state is not None
+        layout, kept = step.state.inside[layer], step.inside[layer]
+        static = bool(getattr(kwargs.get("past_key_values"), "is_compileable", False))
+        mask = kwargs.get("attention_mask")
+        kernel = self._config._attn_implementation
+        kwargs["attention_mask"] = step.once(layer, "mask", mask, lambda: layout.mask(mask, kept, kernel, static))
+        rotary = kwargs.get("position_embeddings")
+        if rotary is not None:
+            made = step.once(layer, "rope", rotary, lambda: tuple(map(kept.rotary, rotary)))
+            kwargs["position_embeddings"] = made
+        ids = kwargs.get("position_ids")
+        if ids is not None:
+            kwargs["position_ids"] = step.once(layer, "ids", ids, lambda: kept.positions(ids))
+        return args
+
+    def _shorten(self, step: Step, stage: Stage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        state, drops = step.state, stage.drops(step)
+        assert state is not None
+        if not drops and stage.layer not in state.inside:
+            return args
+        assert step.valid is not None
+        entering = self._entering(step, stage.layer, hidden)
+        if drops:
+            survivors, hidden = self._select(step, stage, hidden, entering)
+            hidden = survivors.gather(hidden)
+            kept = entering.then(survivors)
+        else:
+            kept = entering
+        if stage.layer not in state.inside:
+            state.inside[stage.layer] = self._past(step, stage.layer, hidden)
+        state.inside[stage.layer].append(kept)
+        step.inside[stage.layer] = kept
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            mark(cache, state)
+        if args:
+            return (hidden, *args[1:])
+        kwargs["hidden_states"] = hidden
+        return args
+
+    def _select(self, step: Step, stage: Stage, hidden: Tensor, entering: Kept) -> tuple[Kept, Tensor]:
+        """Ask the method: the survivors among the entering tokens, and the hidden states with its merges applied."""
+        assert step.selection_watch is not None and step.prefill_watch is not None
+        step.prefill_watch.stop()
+        step.selection_watch.start()
+        pools, row = Pools.of(step.spans, stage.budget), step.rows.get(stage.layer)
+        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), step.encoder_cues, row)
+        survivors = Kept.of(keep & entering.valid)
+        step.selection_watch.stop()
+        step.prefill_watch.start()
+        return survivors, hidden
+
+    @staticmethod
+    def _entering(step: Step, layer: int, hidden: Tensor) -> Kept:
+        """Which of the forward's tokens enter a layer."""
+        below = step.stage_below(layer)
+        if below is not None:
+            return step.inside[below]
+        assert step.valid is not None
+        return Kept.everything(hidden.shape[0], hidden.shape[1], hidden.device, step.valid[:, step.past :])
+
+    @staticmethod
+    def _past(step: Step, layer: int, hidden: Tensor) -> Layout:
+        """What the cache of a layer held before this forward, when nothing was ever dropped at the layer itself."""
+        below = step.stage_below(layer)
+        assert step.state is not None and step.valid is not None
+        if below is not None:
+            return step.state.inside[below].without_last(step.inside[below])
+        layout = Layout.empty(hidden.shape[0], hidden.device)
+        if step.past:
+            past = step.valid[:, : step.past]
+            layout.append(Kept.everything(hidden.shape[0], step.past, hidden.device, past))
+        return layout
+
+
+def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
+    """Head-mean attention (B, W) of each prompt's last real token to the W tokens of this forward.
+
+    Args:
+        call: query and key of one attention module; the key may have unused room at its end.
+        valid: (B, past + W) bool, real entries.
+        past: entries that were cached before this forward.
+    """
+    width = call.query.shape[2]
+    steps = torch.arange(valid.shape[1], device=valid.device)
+    last = torch.where(valid, steps, -1).amax(1)  # (B,) index among all entries
+    visible = torch.zeros(call.key.shape[0], call.key.shape[2], dtype=torch.bool, device=valid.device)
+    visible[:, : valid.shape[1]] = valid & (steps <= last[:, None])
+    query = call.query[torch.arange(len(last), device=last.device), :, last - past]
+    return attention_row(query, call.key, call.scaling, visible)[:, past : past + width]

@@ -1,0 +1,87 @@
+"""VisPruner: tokens of high encoder attention, and of the others those that are left when duplicates go.
+
+Paper: arXiv 2412.01818, second version, ICCV 2025. Reference code: Apache-2.0, not copied.
+Of K tokens, floor(K * important) are those of the highest encoder attention. The others form a list by descending
+attention. While it is too long, each token at an even place is compared with all at odd places; the (at most) 8 evens
+of the highest maximal cosine are dropped, and the list becomes the other evens by descending cosine, then the odds.
+Deviations: a round drops no more than half of the list, where the reference stops at an error (odd or tiny budgets);
+the adapter's encoder attention where the encoder has no CLS token.
+Cost class: one N x N product, then (N - K) / 8 rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..selection._cosine import snapped
+from ..selection._inputs import Pools, prepare, ranking
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range, check_whole
+
+
+@register_method("vispruner")
+@dataclass(frozen=True)
+class VisPruner(Method):
+    """Important tokens by attention, diverse ones by dropping duplicates round by round.
+
+    Args:
+        important: share of the budget that goes to the highest attention, in [0, 1] (the paper's rho).
+        round_size: tokens dropped in a round, at least 1.
+        features: ``"encoder"`` compares features before the projector (the paper), ``"projected"`` after it.
+    """
+
+    provenance = Provenance(
+        paper="VisPruner, arXiv 2412.01818v2, ICCV 2025",
+        licence="Apache-2.0 (code not copied)",
+        deviations="rounds drop at most half of the list, so that every budget is met",
+    )
+
+    important: float = 0.5
+    round_size: int = 8
+    features: Literal["encoder", "projected"] = "encoder"
+
+    def __post_init__(self) -> None:
+        check_range("vispruner", "important", self.important, 0, 1)
+        check_whole("vispruner", "round_size", self.round_size, 1)
+        check_choice("vispruner", "features", self.features, ("encoder", "projected"))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
+        return frozenset({Cue.ENCODER_ATTENTION} | features)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        attention = tokens.cue(Cue.ENCODER_ATTENTION)
+        return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
+
+    def _keep(self, pools: Pools) -> Tensor:
+        assert pools.scores is not None
+        keep = torch.zeros_like(pools.valid)
+        unit, order = pools.unit(), ranking(pools.scores, pools.valid)
+        sizes, counts = pools.valid.sum(1).tolist(), pools.counts.tolist()
+        # The length of the list, and so each round's shape, is another for each image.
+        for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            important = int(count * self.important)
+            keep[row, order[row, :important]] = True
+            rest = order[row, important:size]
+            keep[row, rest[self._unlike(unit[row, rest], count - important)]] = True
+        return keep
+
+    def _unlike(self, unit: Tensor, count: int) -> Tensor:
+        """Places of the `count` rows of `unit` that are left when the most alike are dropped, in the list's order."""
+        left = torch.arange(len(unit), device=unit.device)
+        if count == 0:
+            return left[:0]
+        cosines = snapped(unit @ unit.mT)
+        while len(left) > count:
+            drop = min(self.round_size, len(left) - count, len(left) // 2)
+            even, odd = left[0::2], left[1::2]
+            by_likeness = cosines[even[:, None], odd].amax(1).argsort(descending=True, stable=True)
+            left = torch.cat([even[by_likeness[drop:]], odd])
+        return left

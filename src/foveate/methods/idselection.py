@@ -1,0 +1,79 @@
+"""A reading of ID-Selection: the most important token, then again and again, each pick lowering what is like it.
+
+Paper: arXiv 2604.05601. Neither its full text nor its code was read, only a digest and a port.
+The importance is min-max normalised to s. K times: keep j, the argmax of s; then
+``s_i = s_i - exp(-gamma * (1 - cosine_ij)^2) * s_j`` for all i.
+Reconstructed: s is clamped at 0 (`clamp`, as in the port; the digest does not say); tokens that have come to 0 are
+picked last, by their original importance, as nothing was seen on them; cosines of the projected features (`features`).
+Deviations: the adapter's encoder attention on every model, where the paper takes an early LLM layer's on Qwen2.5-VL.
+Cost class: one N x N product, then K steps of O(N).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..selection._cosine import Cosines
+from ..selection._inputs import Pools, marked, prepare
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range
+
+
+@register_method("idselection")
+@dataclass(frozen=True)
+class IdSelection(Method):
+    """Encoder attention, from which every pick takes away what it already tells.
+
+    Args:
+        gamma: how fast the effect of a pick fades with the distance, at least 0; at infinity nothing is lowered.
+        clamp: whether no importance falls below 0 (see above).
+        features: ``"projected"`` compares features after the projector, ``"encoder"`` before it.
+    """
+
+    provenance = Provenance(
+        paper="ID-Selection, arXiv 2604.05601",
+        licence="not verified (code not read)",
+        deviations="a reading from a digest and a port; encoder attention on every model",
+    )
+
+    gamma: float = 20.0
+    clamp: bool = True
+    features: Literal["projected", "encoder"] = "projected"
+
+    def __post_init__(self) -> None:
+        check_range("idselection", "gamma", self.gamma, 0)
+        check_choice("idselection", "features", self.features, ("projected", "encoder"))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
+        return frozenset({Cue.ENCODER_ATTENTION} | features)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        attention = tokens.cue(Cue.ENCODER_ATTENTION)
+        return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
+
+    def _keep(self, pools: Pools) -> Tensor:
+        assert pools.scores is not None
+        low = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
+        high = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+        original = (pools.scores - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        cosines = Cosines(pools.unit())
+        left, value = pools.valid.clone(), original.clone()
+        order = torch.zeros(len(left), pools.steps, dtype=torch.long, device=left.device)
+        for step in range(pools.steps):
+            worth = torch.where(value > 0, value, original - 2) if self.clamp else value
+            pick = worth.masked_fill(~left, -torch.inf).argmax(-1, keepdim=True)
+            order[:, step] = pick[:, 0]
+            left.scatter_(1, pick, False)
+            likeness = (-self.gamma * (1 - cosines.of(pick[:, 0])).square()).exp()
+            value = value - likeness * value.gather(1, pick)
+            if self.clamp:
+                value = value.clamp_(min=0)
+        return marked(order, pools)

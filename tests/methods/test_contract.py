@@ -12,7 +12,9 @@ from foveate.methods.at_layer import AtLayer
 from foveate.tokens import Grid, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
-WHOLE_GRIDS = {"avgpool"}
+CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
+CLIPS_ONLY = {"evs"}
+WHOLE_GRIDS = {"avgpool", "evs"}
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
@@ -40,7 +42,7 @@ def alone(tokens, row):
 
 @pytest.mark.parametrize("name", method_names())
 def test_contract(name):
-    method, tokens = make(name), batch()
+    method, tokens = make(name), batch(CLIPS if name in CLIPS_ONLY else POOLS)
     count = torch.tensor([6, 5, 3])
     selection = method.select(tokens, count)
     keep = selection.keep

@@ -1,0 +1,59 @@
+"""EVS, efficient video sampling: of a clip, the tokens that differ most from their place in the frame before.
+
+Paper: arXiv 2510.14624. Reference code: in vLLM, Apache-2.0, not copied.
+A token of the first frame counts as 255 different, so that this frame stays whole; a later one as
+``1 - cosine(token, the token at its place one frame before)``. The most different are kept, ties to the lowest index.
+Deviations: the budget is met exactly, where the reference raises it to a whole frame; a budget below the first frame
+is refused, as are single images, because all of their tokens would tie.
+Cost class: O(N d), no loop over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..errors import MethodError
+from ..selection import topk
+from ..selection._cosine import snapped
+from ..tokens import Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_undropped
+
+_FIRST_FRAME = 255.0  # far above 2, the largest that another token can have
+
+
+@register_method("evs")
+@dataclass(frozen=True)
+class Evs(Method):
+    """The first frame of a clip, and what changes after it. Clips only."""
+
+    provenance = Provenance(
+        paper="EVS, arXiv 2510.14624",
+        licence="Apache-2.0 (code not copied)",
+        deviations="budgets are met exactly; those below the first frame are refused",
+    )
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        check_undropped("evs", tokens)
+        change = torch.full(tokens.features.shape[:2], _FIRST_FRAME, device=tokens.features.device)
+        for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
+            start = first = 0
+            for grid in pool:
+                if grid.frames == 1:
+                    raise MethodError(
+                        "evs compares the frames of clips, but was given a single image; use another method for images."
+                    )
+                step, stop = grid.rows * grid.columns, start + len(grid)
+                clip = tokens.features[row, start:stop].float()
+                change[row, start + step : stop] = 1 - snapped(cosine_similarity(clip[step:], clip[:-step], dim=-1))
+                start, first = stop, first + step
+            if budget < first:
+                raise MethodError(
+                    f"evs keeps the first frame of a clip whole, {first} of its {start} tokens, but only {budget} may "
+                    f"be kept; set keep to at least {first / start:.3f}, or use 'vidcom2'."
+                )
+        return Selection(topk(change, count, valid=tokens.valid))

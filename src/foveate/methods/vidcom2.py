@@ -1,0 +1,89 @@
+"""VidCom2: frames that stand out in a clip get more of the budget, and their least common tokens are kept.
+
+Paper: arXiv 2505.14454, EMNLP 2025. Reference code: Apache-2.0, not copied.
+Of the channels only the half with the lowest variance over the clip is read, and tokens are normalised on them. A
+token is as common as ``sum over s in {1/8, 1/4, 1/2, 1, 2} of exp(-distance^2 / (2 s))``, from the mean of the clip
+(g_v) and from that of its frame (g_f). Frame t stands out by u_t = -mean of its g_v; with p = softmax(u / 0.01) it
+keeps round(n * min(1, base * (1 + p_t - mean p))) of its n tokens, at least 1, those of the lowest g_v + g_f.
+Deviations: the total is made to fit the budget, as in vLLM's version: of too many the most common go, of too few the
+least common dropped ones come back. `base` is the pool's own kept share. An image counts as a clip of one frame.
+Cost class: O(N d), no loop over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import MethodError
+from ..selection._inputs import Pools, prepare
+from ..tokens import Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_range
+
+_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+
+
+@register_method("vidcom2")
+@dataclass(frozen=True)
+class VidCom2(Method):
+    """The least common tokens of each frame; frames share the budget by how much they stand out.
+
+    Args:
+        temperature: of the softmax over frames, above 0; the smaller, the more the most unusual frame gets.
+    """
+
+    provenance = Provenance(
+        paper="VidCom2, arXiv 2505.14454, EMNLP 2025",
+        licence="Apache-2.0 (code not copied)",
+        deviations="the total is repaired to fit the budget; base share is the kept share",
+    )
+
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range("vidcom2", "temperature", self.temperature, 0)
+        if self.temperature == 0:
+            raise MethodError("vidcom2: temperature=0 must be above 0.")
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        pools = prepare(count, tokens.valid, features=tokens.features)
+        return Selection(replace(pools, places=tokens.coordinates).select(self._keep))
+
+    def _keep(self, pools: Pools) -> Tensor:
+        assert pools.features is not None and pools.places is not None
+        keep = torch.zeros_like(pools.valid)
+        for row, count in enumerate(pools.counts.tolist()):  # the number of frames is another for each clip
+            real = pools.valid[row].nonzero()[:, 0]
+            if count:
+                order = self._order(pools.features[row, real].float(), pools.places[row, real, 0], count)
+                keep[row, real[order[:count]]] = True
+        return keep
+
+    def _order(self, tokens: Tensor, frame: Tensor, count: int) -> Tensor:
+        """The tokens (n, d) of one clip in the order in which they are kept, given the frame (n,) of each."""
+        quiet = tokens.var(0, unbiased=False).argsort(stable=True)[: max(1, tokens.shape[1] // 2)]
+        unit = normalize(tokens[:, quiet], dim=-1)
+        member = (frame.unique()[:, None] == frame).float()  # (frames, n)
+        size = member.sum(1)
+        frame = member.argmax(0)
+        in_clip = _commonness(unit, unit.mean(0))
+        common = in_clip + _commonness(unit, ((member @ unit) / size[:, None])[frame])
+        unusual = -(member @ in_clip) / size
+        share = (unusual / self.temperature).softmax(0)
+        scale = (count / len(tokens) * (1 + share - share.mean())).clamp_max(1)
+        wanted = (scale * size).round().clamp_min(1)
+
+        by_commonness = common.argsort(stable=True)
+        rank = member[:, by_commonness].cumsum(1)[frame[by_commonness], torch.arange(len(frame), device=frame.device)]
+        outside = rank > wanted[frame[by_commonness]]
+        # First what the frames want, then the rest, each by commonness: cut anywhere, the total is repaired.
+        return by_commonness[outside.byte().argsort(stable=True)]
+
+
+def _commonness(unit: Tensor, centre: Tensor) -> Tensor:
+    distance = (unit - centre).square().sum(-1)
+    return torch.stack([(-distance / (2 * width)).exp() for width in _WIDTHS]).sum(0)

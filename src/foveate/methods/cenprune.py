@@ -1,0 +1,93 @@
+"""Cen-Prune: centre the features before they are compared, around any method that compares them.
+
+Paper: arXiv 2608.30263. Written from the paper's formulas; no code was seen.
+Tokens share a large mean component, which makes all cosines alike. The mean over the image is subtracted (or channels
+are standardised) before the wrapped method sees the features. Around DivPrune it is the paper's DivPrune+: first
+DivPrune's own seed, on the features as they are, then always the argmax of ``g_i * min over kept s of (1 - cosine of
+the centred i and s)``, where g is minus the mean raw cosine to the other tokens, min-max normalised.
+Deviations: around other methods g is not used, as the paper gives no rule for them; the mean is that of the tokens
+that share a budget, which are one image unless the budget is the prompt's.
+Cost class: O(N d) beside that of the wrapped method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import MethodError
+from ..selection._cosine import Cosines
+from ..selection._inputs import Pools, marked, prepare
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
+from .centring import centred, distinctiveness
+from .divprune import DivPrune
+
+
+@register_method("cenprune")
+@dataclass(frozen=True)
+class CenPrune(Method):
+    """A method on centred features; around ``divprune`` the paper's DivPrune+.
+
+    Args:
+        method: the method to run, by name or with its hyperparameters; it must prune before the LLM.
+        standardise: whether channels are also divided by their standard deviation (the paper's variant).
+    """
+
+    provenance = Provenance(
+        paper="Cen-Prune, arXiv 2608.30263",
+        licence="no code seen",
+        deviations="centring alone around methods other than divprune",
+    )
+
+    method: str | Method = "divprune"
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        inner = self.inner
+        if inner.stage is not Stage.BEFORE_LLM:
+            raise MethodError(f"cenprune wraps methods that prune before the LLM; {inner.name} prunes inside it.")
+        if getattr(inner, "scorer", None) is not None:
+            raise MethodError(f"cenprune: the trained scorer of {inner.name} reads features that are not centred.")
+
+    @property
+    def inner(self) -> Method:
+        """The wrapped method."""
+        return get_method(self.method)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return self.inner.needs
+
+    def bind(self, facts: ModelFacts) -> Method:
+        return replace(self, method=self.inner.bind(facts))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        inner, valid = self.inner, tokens.valid
+        features = centred(tokens.features, valid, self.standardise)
+        if isinstance(inner, DivPrune):
+            seed = inner.select(tokens, valid.sum(1).clamp_max(1)).keep
+            weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
+            pools = prepare(count, valid, scores=weight, features=features)
+            return Selection(pools.select(_weighted_maxmin))
+        encoded = tokens.encoder_features
+        if encoded is not None:
+            encoded = centred(encoded, valid, self.standardise)
+        return inner.select(replace(tokens, features=features, encoder_features=encoded), count)
+
+
+def _weighted_maxmin(pools: Pools) -> Tensor:
+    """First the highest weight, then always argmax of ``weight * distance to the nearest picked``."""
+    assert pools.scores is not None
+    cosines = Cosines(pools.unit())
+    left, order = pools.valid.clone(), pools.counts.new_zeros(len(pools.valid), pools.steps)
+    nearest = torch.full_like(pools.scores, -1)
+    pick = pools.scores.masked_fill(~left, -torch.inf).argmax(-1)
+    for step in range(pools.steps):
+        order[:, step] = pick
+        left.scatter_(1, pick[:, None], False)
+        torch.maximum(nearest, cosines.of(pick), out=nearest)
+        pick = (pools.scores * (1 - nearest)).masked_fill_(~left, -torch.inf).argmax(-1)
+    return marked(order, pools)

@@ -1,0 +1,97 @@
+"""ToMe before the LLM: merge the most alike tokens in pairs until the budget is met.
+
+Paper: arXiv 2210.09461, ICLR 2023. Reference code: CC BY-NC 4.0, not read; facts and formulas only.
+One step: tokens at even places are compared with those at odd places; the evens whose best cosine is highest are merged
+into their best odd token, by a mean that counts every token merged so far. Steps are repeated, each merging at most
+half of the tokens, until as many are left as the budget says.
+Deviations: the paper merges between the layers of the vision encoder, by the keys of their attention; this is the
+baseline that papers on pruning compare with, on the tokens that the LLM would read. Between steps the tokens are in
+raster order, each group at the place of its odd token. No token weighs more in the LLM for having been merged.
+Cost class: one product of half by half of the tokens a step, log2(N / K) steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..selection._cosine import snapped
+from ..selection._inputs import prepare
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice
+from .merging import group_size
+
+
+@register_method("tome")
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Each kept token is the mean of a group of like tokens.
+
+    Args:
+        features: ``"projected"`` compares the tokens that the LLM would read, ``"encoder"`` those before the projector.
+    """
+
+    provenance = Provenance(
+        paper="ToMe, arXiv 2210.09461, ICLR 2023",
+        licence="CC BY-NC 4.0 (code not read)",
+        deviations="merges before the LLM, not between the layers of the encoder",
+    )
+
+    features: Literal["projected", "encoder"] = "projected"
+
+    def __post_init__(self) -> None:
+        check_choice("tome", "features", self.features, ("projected", "encoder"))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.ENCODER_FEATURES} if self.features == "encoder" else set())
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        pools = prepare(count, tokens.valid, features=features)
+        target = torch.full(pools.valid.shape, -1, dtype=torch.long, device=features.device)
+        # Row by row: the shape of each step is another for each image.
+        for row, budget in enumerate(pools.counts.tolist()):
+            real = pools.valid[row].nonzero()[:, 0]
+            target[row, real] = real[merged(features[row, real].float(), budget)]
+        keep = target == torch.arange(target.shape[1], device=target.device)
+        return Selection(keep, target, 1 / group_size(target))
+
+
+def merged(values: Tensor, count: int) -> Tensor:
+    """Merge the tokens (n, d) until `count` are left.
+
+    Returns:
+        (n,) long, for each token the one whose place its group has.
+    """
+    everyone = torch.arange(len(values), device=values.device)
+    root, place = everyone, everyone  # of each group its place in the image; of each token the group it is in now
+    size = torch.ones(len(values), 1, device=values.device)
+    while len(root) > count:
+        here = everyone[: len(root)]
+        even, odd = here[0::2], here[1::2]
+        unit = normalize(values, dim=-1)
+        cosines = snapped(unit[even] @ unit[odd].mT)
+        partner = cosines.argmax(1)
+        by_likeness = cosines.amax(1).argsort(descending=True, stable=True)
+        away = by_likeness[: min(len(root) - count, len(odd))]
+        goes, into = even[away], odd[partner[away]]
+
+        # As a product, because adding to an index is not deterministic on every device.
+        flow = (here[:, None] == into).float()
+        total = size + flow @ size[goes]
+        values = (values * size + flow @ (values * size)[goes]) / total
+        size = total
+
+        moved = here.clone()
+        moved[goes] = into
+        stays = torch.ones_like(here, dtype=torch.bool)
+        stays[goes] = False
+        place = (stays.cumsum(0) - 1)[moved[place]]
+        root, values, size = root[stays], values[stays], size[stays]
+    return root[place]

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint format wheel-test clean
+.PHONY: help setup demo test test-kernels lint format wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,12 +6,13 @@ STAMP := .venv/.installed
 export HF_HUB_OFFLINE = 1
 
 help:
-	@echo "make setup       create .venv and install foveate with its development tools (once)"
-	@echo "make demo        the bundled model on its scenes, with and without pruning"
-	@echo "make test        all tests that need no GPU"
-	@echo "make lint        ruff, mypy, import-linter"
-	@echo "make format      let ruff fix what it can"
-	@echo "make wheel-test  build the wheel, install it elsewhere, prune a scene with it"
+	@echo "make setup         create .venv and install foveate with its development tools (once)"
+	@echo "make demo          the bundled model on its scenes, with and without pruning"
+	@echo "make test          all tests that need no GPU"
+	@echo "make test-kernels  install Triton and run the GPU kernels in its interpreter, on a CPU"
+	@echo "make lint          ruff, mypy, import-linter"
+	@echo "make format        let ruff fix what it can"
+	@echo "make wheel-test    build the wheel, install it elsewhere, prune a scene with it"
 
 setup: $(STAMP)
 
@@ -28,6 +29,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+
+test-kernels: setup
+	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton
+	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
 
 lint: setup
 	$(BIN)/ruff check

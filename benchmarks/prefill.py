@@ -30,7 +30,7 @@ import foveate
 
 SIDE = 36  # LLM tokens along each side of the image: 1296 in all
 TEXT = 32  # text tokens around the image
-METHODS = ("idpruner", "divprune", "visionzip", "d2pruner", "fastv", "random")
+METHODS = ("idpruner", "divprune", "d2pruner", "random")
 KEEPS = (0.25, 0.1)
 IMAGE, START, END = 1000, 1001, 1002
 

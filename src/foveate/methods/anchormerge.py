@@ -1,0 +1,115 @@
+"""Anchor merging, the first half of RESTORE: another method keeps half of the budget, the rest is merged into anchors.
+
+Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: GPL-3.0, not read; facts and formulas only.
+Of K tokens, `method` keeps K - floor(K * anchors). Over the n others, with cosines S: ``R_i = sum over j of S_ij``, and
+``d_i = 1 - max S_ij over the j that are stronger than i`` (1 if there is none). The anchors are those of the highest
+R * d; every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its
+middle token (the lower of two).
+Deviations: this is not RESTORE: its correction of the attention logits for the size and distance of merged tokens
+needs a change of the LLM's attention and is not included.
+Cost class: that of the wrapped method and one n x n product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import MethodError
+from ..selection import topk
+from ..selection._cosine import snapped
+from ..selection._inputs import require
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
+from .checks import check_choice, check_range
+from .merging import group_size, itself
+
+
+@register_method("anchormerge")
+@dataclass(frozen=True)
+class AnchorMerge(Method):
+    """A method's choice for a part of the budget; what it leaves out is merged into anchors.
+
+    Args:
+        method: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
+        anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
+        stronger: which tokens an anchor must differ from: those of ``"larger"`` R (the paper) or of ``"smaller"`` (the
+            released code); the two conflict and keep different tokens.
+    """
+
+    provenance = Provenance(
+        paper="RESTORE (its anchor merging), arXiv 2606.01711, ICML 2026",
+        licence="GPL-3.0 (code not read)",
+        deviations="merging only, without the correction of the attention logits",
+    )
+
+    method: str | Method = "divprune"
+    anchors: float = 0.5
+    stronger: Literal["larger", "smaller"] = "larger"
+
+    def __post_init__(self) -> None:
+        check_range("anchormerge", "anchors", self.anchors, 0, 1)
+        check_choice("anchormerge", "stronger", self.stronger, ("larger", "smaller"))
+        if self.inner.stage is not Stage.BEFORE_LLM:
+            raise MethodError(f"anchormerge wraps methods that prune before the LLM; {self.inner.name} does not.")
+
+    @property
+    def inner(self) -> Method:
+        """The wrapped method."""
+        return get_method(self.method)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return self.inner.needs
+
+    def bind(self, facts: ModelFacts) -> Method:
+        return replace(self, method=self.inner.bind(facts))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        merged = torch.minimum((self.anchors * count).floor().long(), count - 1).clamp_min(0)
+        chosen = self.inner.select(tokens, count - merged)
+        if chosen.target is not None:
+            raise MethodError(f"anchormerge cannot wrap {self.inner.name}, which merges tokens itself.")
+        valid, target = tokens.valid, itself(chosen.keep)
+        finite = tokens.features.sum(-1, dtype=torch.float32).isfinite()
+        require(finite | ~valid, "features must be finite (no NaN or infinity)")
+        for row, groups in enumerate(merged.tolist()):
+            rest = (valid[row] & ~chosen.keep[row]).nonzero()[:, 0]
+            if groups:
+                cosines = self._cosines(tokens.features[row, rest])
+                anchor = self.anchors_of(cosines, groups)
+                target[row, rest] = rest[middles(nearest_of(cosines, anchor))]
+        keep = target == torch.arange(target.shape[1], device=target.device)
+        return Selection(keep, target, torch.where(target >= 0, 1 / group_size(target), 0.0))
+
+    @staticmethod
+    def _cosines(features: Tensor) -> Tensor:
+        unit = normalize(features.float(), dim=-1)
+        return snapped(unit @ unit.mT)
+
+    def anchors_of(self, cosines: Tensor, count: int) -> Tensor:
+        """(n,) bool: the anchors among tokens with these cosines (n, n)."""
+        likeness = cosines.sum(1)
+        others = likeness[None, :]
+        above = others > likeness[:, None] if self.stronger == "larger" else others < likeness[:, None]
+        nearest = cosines.masked_fill(~above, -torch.inf).amax(1)
+        distinct = torch.where(above.any(1), 1 - nearest, 1.0)
+        return topk(likeness * distinct, count)
+
+
+def nearest_of(cosines: Tensor, anchor: Tensor) -> Tensor:
+    """(n,) long: for each token its anchor of the highest cosine, ties to the lowest index; anchors their own."""
+    here = torch.arange(len(anchor), device=anchor.device)
+    return torch.where(anchor, here, cosines.masked_fill(~anchor, -torch.inf).argmax(1))
+
+
+def middles(group: Tensor) -> Tensor:
+    """(n,) long: for each token the middle one, the lower of two, of the tokens with the same `group` (n,)."""
+    order = group.argsort(stable=True)
+    size = torch.zeros_like(group).scatter_add_(0, group, torch.ones_like(group))
+    start = size.cumsum(0) - size
+    return order[(start + (size - 1).clamp_min(0) // 2)[group]]

@@ -12,7 +12,7 @@ import torch
 import zoo as zoo_module
 from zoo import Zoo
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # tiny models: threads cost more than they give, above all beside other workers
 
 
 @pytest.fixture(autouse=True)

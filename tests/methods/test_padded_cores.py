@@ -7,7 +7,7 @@ from foveate.methods import get_method
 from foveate.selection._inputs import prepare
 
 
-@pytest.mark.parametrize("name", ["dart", "holov", "idselection", "tops", "vispruner"])
+@pytest.mark.parametrize("name", ["dart", "holov", "idselection", "prunesid", "tops", "vispruner"])
 def test_a_padded_batch_at_once(name):
     generator = torch.Generator().manual_seed(3)
     features, scores = torch.randn(4, 30, 6, generator=generator), torch.rand(4, 30, generator=generator)

@@ -76,6 +76,24 @@ def test_tokens_dropped_before_are_not_there(name):
     assert keep.sum(1).tolist() == [4, 3, 2] and not (keep & ~thinned.valid).any()
 
 
+@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_holds_anything(name, dtype):
+    tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
+    tokens = replace(tokens, features=tokens.features.to(dtype), encoder_features=tokens.encoder_features.to(dtype))
+    cues = ("features", "encoder_attention", "encoder_features", "llm_attention")
+    padding = ~tokens.valid
+    dirty = {}
+    for cue in cues:
+        dirty[cue] = getattr(tokens, cue).clone()
+        dirty[cue][padding] = torch.nan
+    method = make(name)
+    clean, selection = method.select(tokens, count), method.select(replace(tokens, **dirty), count)
+    assert torch.equal(selection.keep, clean.keep)
+    merged = selection.merged(dirty["features"])
+    assert merged.dtype == dtype and torch.equal(merged[clean.keep], clean.merged(tokens.features)[clean.keep])
+
+
 def test_near_misses_and_ranges(tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path))
     bad = [

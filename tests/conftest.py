@@ -30,7 +30,7 @@ def qwen() -> Zoo:
     return zoo_module.qwen2_5_vl()
 
 
-@pytest.fixture(params=["llava", "qwen2_5_vl"])
+@pytest.fixture(params=zoo_module.MAKERS, ids=lambda make: make.__name__)
 def zoo(request: pytest.FixtureRequest) -> Zoo:
     """Each tiny model in turn."""
-    return getattr(zoo_module, request.param)()
+    return request.param()

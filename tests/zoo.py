@@ -83,6 +83,11 @@ class Zoo:
     visual_ids: tuple[int, ...]  # ids of the image and video placeholders
 
     @property
+    def mrope(self) -> bool:
+        """Whether positions are of time, row and column; such models read the grids and ``mm_token_type_ids``."""
+        return "mrope_section" in self.model.config.get_text_config().rope_parameters
+
+    @property
     def tokenizer(self) -> tf.PreTrainedTokenizerFast:
         return self.processor.tokenizer
 
@@ -97,13 +102,13 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Padded batch tensors; each prompt is its images followed by its text (texts of different length by default).
 
-    LLaVA's forward takes no ``mm_token_type_ids``; the key is there for Qwen only.
+    ``mm_token_type_ids`` is there only for models whose forward takes it.
     """
     if texts is None:
         texts = [_CORPUS[: 24 + 12 * (i % 5)] for i in range(len(images_per_prompt))]
     prompts = ["<s>" + zoo.image * len(images) + text for images, text in zip(images_per_prompt, texts, strict=True)]
     batch = zoo.processor(images_per_prompt, prompts)
-    if zoo.name == "llava":
+    if not zoo.mrope:
         del batch["mm_token_type_ids"]
     return batch
 
@@ -111,22 +116,20 @@ def inputs(
 def video_inputs(
     zoo: Zoo, frames: int = 4, h: int = 56, w: int = 84, seed: int = 0, text: str = "what is in the picture?"
 ) -> dict[str, Tensor]:
-    """A Qwen2.5-VL prompt with one clip, its patches laid out by hand; `h` and `w` multiples of 28, `frames` even."""
-    patch, merge, temporal = 14, zoo.processor.merge_size, 2
+    """A Qwen-VL prompt with one clip, its patches laid out by hand; `frames` even, each side of whole tokens."""
+    patch, merge, temporal = zoo.processor.image_processor.patch_size, zoo.processor.merge_size, 2
     if frames % temporal or h % (patch * merge) or w % (patch * merge):
-        raise ValueError("frames must be even, h and w multiples of 28")
+        raise ValueError(f"frames must be even, h and w multiples of {patch * merge}")
     grid = (frames // temporal, h // patch, w // patch)
     pixels = torch.randn(frames, 3, h, w, generator=torch.Generator().manual_seed(seed))
     axes = (grid[0], temporal, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
     patches = pixels.view(grid[0], temporal, 3, *axes[3:]).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(5).flatten(0, 4)
     count = grid[0] * grid[1] * grid[2] // merge**2
     prompt = f"<s><|vision_start|>{'<|video_pad|>' * count}<|vision_end|>{text}"
-    return {
-        **zoo.processor.tokenize([prompt]),
-        "pixel_values_videos": patches,
-        "video_grid_thw": torch.tensor([grid]),
-        "second_per_grid_ts": torch.ones(1),
-    }
+    media = {"pixel_values_videos": patches, "video_grid_thw": torch.tensor([grid])}
+    if zoo.name == "qwen2_5_vl":  # the one family whose positions follow the clock
+        media["second_per_grid_ts"] = torch.ones(1)
+    return {**zoo.processor.tokenize([prompt]), **media}
 
 
 @functools.cache
@@ -155,12 +158,15 @@ def llava() -> Zoo:
 
 
 @functools.cache
+def qwen2_vl() -> Zoo:
+    """Qwen2-VL in small: M-RoPE, full attention in both layers of the tower."""
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    return _qwen(tf.Qwen2VLForConditionalGeneration, vision)
+
+
+@functools.cache
 def qwen2_5_vl() -> Zoo:
     """Qwen2.5-VL in small: M-RoPE, window attention in layer 0 of the tower, full attention in layer 1."""
-    tokenizer = _tokenizer(
-        "<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>"
-    )
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     vision = {
         "depth": 2,
         "hidden_size": 32,
@@ -171,24 +177,38 @@ def qwen2_5_vl() -> Zoo:
         "fullatt_block_indexes": [1],
         "window_size": 56,
     }
-    config = tf.Qwen2_5_VLConfig(
-        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **_LLM},
+    return _qwen(tf.Qwen2_5_VLForConditionalGeneration, vision)
+
+
+def _qwen(cls: Any, vision: dict[str, Any], rope: dict[str, Any] | None = None, **text: Any) -> Zoo:
+    tokenizer = _tokenizer(
+        "<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>"
+    )
+    rope = rope or {"mrope_section": [2, 3, 3]}
+    config = cls.config_class(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},
+            **_LLM,
+            **text,
+        },
         vision_config=vision,
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )
+    side = 2 * vision["patch_size"]
     images = tf.Qwen2VLImageProcessorPil(
-        patch_size=14,
+        patch_size=vision["patch_size"],
         merge_size=2,
         temporal_patch_size=2,
-        size={"shortest_edge": 28 * 28, "longest_edge": 1296 * 28 * 28},
+        size={"shortest_edge": side**2, "longest_edge": 1296 * side**2},
     )
     processor = Processor(tokenizer, images, "<|image_pad|>", merge_size=2)
-    model = _scaled(tf.Qwen2_5_VLForConditionalGeneration(config))
     visual = (tokenizer.image_token_id, tokenizer.video_token_id)
-    return Zoo("qwen2_5_vl", model, processor, "<|vision_start|><|image_pad|><|vision_end|>", visual)
+    prompt = "<|vision_start|><|image_pad|><|vision_end|>"
+    return Zoo(config.model_type, _scaled(cls(config)), processor, prompt, visual)
 
 
 def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
@@ -224,3 +244,7 @@ def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("bias"):
                 weight.zero_()
     return model.eval()
+
+
+MAKERS = (llava, qwen2_vl, qwen2_5_vl)
+VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl)

@@ -15,6 +15,7 @@ from foveate.models.qwen2_5_vl import window_order
 from foveate.tokens import Grid
 from zoo import Zoo
 
+from .qwen import most_moved_by_painting, received_by_hand
 from .spying import shown
 
 SIDES = st.integers(1, 9)
@@ -29,34 +30,11 @@ def test_window_order_is_that_of_transformers(rows: int, columns: int, frames: i
 
 
 def attention_by_hand(qwen: Zoo, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Column means of the softmax of the last full-attention block, one image at a time, in raster order."""
-    visual = qwen.model.model.visual
-    found: dict[str, torch.Tensor] = {}
-    block = visual.blocks[1].attn
-
-    def keep(module: object, args: tuple, kwargs: dict) -> None:
-        found["hidden"] = args[0] if args else kwargs["hidden_states"]
-        found["cos"], found["sin"] = kwargs["position_embeddings"]
-
+    """Attention that each LLM token receives in the last block, a full-attention one, in raster order."""
     received = []
-    pixels = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(-1).tolist())
-    for image, shape in zip(pixels, inputs["image_grid_thw"], strict=True):
-        handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-        with torch.no_grad():
-            visual(image, grid_thw=shape[None])
-            handle.remove()
-            query, key, _ = block.qkv(found["hidden"]).view(len(image), 3, 2, 16).permute(1, 2, 0, 3)
-        cos, sin = found["cos"], found["sin"]
-
-        def rotated(x: torch.Tensor, cos: torch.Tensor = cos, sin: torch.Tensor = sin) -> torch.Tensor:
-            return x * cos + torch.cat([-x[..., 8:], x[..., :8]], -1) * sin
-
-        weights = (rotated(query) @ rotated(key).mT / 4).softmax(-1).mean((0, 1))
-        rows, columns = shape[1] // 2, shape[2] // 2
+    for shape, windowed in zip(inputs["image_grid_thw"], received_by_hand(qwen, inputs), strict=True):
         windows, _ = get_vision_window_index(shape[None], spatial_merge_size=2, window_size=56, patch_size=14)
-        tokens = torch.empty(int(rows * columns))
-        tokens[windows] = weights.view(-1, 4).mean(1)
-        received.append(tokens)
+        received.append(torch.empty_like(windowed).index_copy_(0, windows, windowed))
     return received
 
 
@@ -76,14 +54,7 @@ def test_the_cues_of_several_images_are_in_raster_order(qwen: Zoo) -> None:
 
 
 def test_features_before_and_after_the_merger_belong_to_the_same_place(qwen: Zoo) -> None:
-    """Painting one 28-pixel cell moves the features of its own token most, before the merger as after it."""
-    plain = zoo.picture(84, 140, 0)
-    painted = plain.copy()
-    painted.paste((255, 255, 255), (84, 28, 112, 56))  # column 3, row 1 of a 3 x 5 grid
-    a, b = (shown(qwen.model, zoo.inputs(qwen, [[image]])) for image in (plain, painted))
-    for name in ("features", "encoder_features"):
-        moved = (getattr(a, name) - getattr(b, name))[0].norm(dim=-1)
-        assert int(moved.argmax()) == 1 * 5 + 3
+    assert most_moved_by_painting(qwen, 1, 3) == {"features": 8, "encoder_features": 8}
 
 
 def test_a_clip_is_seen_frame_by_frame(qwen: Zoo) -> None:

@@ -98,14 +98,14 @@ def test_two_conversations_interleave(zoo: Zoo, method: Any) -> None:
 
 
 def decode_positions(z: Zoo, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """transformers' Qwen2.5-VL cannot decode by hand without them, pruned or not; LLaVA can."""
-    if z.name == "llava":
+    """transformers' Qwen-VL models cannot decode by hand without them, pruned or not; others can."""
+    if not z.mrope:
         return None
     return positions_of(z, inputs)[1:].amax((0, 2))[None, :, None].expand(3, -1, 1) + 1
 
 
 def positions_of(z: Zoo, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Qwen2.5-VL's positions (4, B, L): the text index, then time, row and column."""
+    """M-RoPE positions (4, B, L): the text index, then time, row and column."""
     ids, kinds = inputs["input_ids"], inputs["mm_token_type_ids"]
     positions, _ = z.model.model.get_rope_index(ids, kinds, image_grid_thw=inputs["image_grid_thw"])
     return torch.cat([torch.arange(ids.shape[1])[None, None], positions])
@@ -114,7 +114,7 @@ def positions_of(z: Zoo, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_a_prompt_without_image_beside_one_with(zoo: Zoo) -> None:
     texts = ["<s>" + zoo.image + TEXTS[0], "<s>" + TEXTS[1]]
     batch = zoo.processor([[picture()], []], texts)
-    if zoo.name == "llava":
+    if not zoo.mrope:
         del batch["mm_token_type_ids"]
     with foveate.prune(zoo.model, "divprune", keep=0.4) as pruning:
         both = generate(zoo, batch)

@@ -15,13 +15,12 @@ from zoo import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 
-MAKERS = [zoo.llava, zoo.qwen2_5_vl]
 BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
 INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
 PYRAMID = [foveate.get_method("fastv", layer=layer) for layer in (1, 2, 3)]
 
 
-@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
+@pytest.fixture(params=zoo.MAKERS, ids=lambda make: make.__name__)
 def model(request: pytest.FixtureRequest) -> Zoo:
     return request.param()
 
@@ -206,15 +205,16 @@ def test_prune_inputs_equals_pruning_with_hooks(model: Zoo) -> None:
         foveate.prune_inputs(model.model, inputs, "fastv")
 
 
-def test_compact_positions() -> None:
-    z = zoo.llava()
-    with foveate.prune(z.model, "divprune", keep=0.5, positions="compact"):
-        compact = generate(z, pair(z))
-        assert gap(compact, generate(z, pair(z), use_cache=False)) < 2e-5
-    with foveate.prune(z.model, "divprune", keep=0.5):
-        assert gap(compact, generate(z, pair(z))) > 1e-3
-    with pytest.raises(foveate.FoveateError, match="compact"):
-        foveate.attach(zoo.qwen2_5_vl().model, "divprune", positions="compact")
+def test_compact_positions(model: Zoo) -> None:
+    if model.mrope:
+        with pytest.raises(foveate.FoveateError, match="compact"):
+            foveate.attach(model.model, "divprune", positions="compact")
+        return
+    with foveate.prune(model.model, "divprune", keep=0.5, positions="compact"):
+        compact = generate(model, pair(model))
+        assert gap(compact, generate(model, pair(model), use_cache=False)) < 2e-5
+    with foveate.prune(model.model, "divprune", keep=0.5):
+        assert gap(compact, generate(model, pair(model))) > 1e-3
 
 
 def test_the_model_is_restored(model: Zoo) -> None:
@@ -259,8 +259,9 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
         foveate.attach(torch.nn.Linear(2, 2), "random")
 
 
-def test_video() -> None:
-    z = zoo.qwen2_5_vl()
+@pytest.mark.parametrize("make", zoo.VIDEO_MAKERS, ids=lambda make: make.__name__)
+def test_video(make: Callable[[], Zoo]) -> None:
+    z = make()
     inputs = zoo.video_inputs(z, 4, 84, 112, 0)
     for method in ("idpruner", "avgpool", "fastv"):
         with foveate.prune(z.model, method, keep=0.25) as pruning:

@@ -71,6 +71,15 @@ class ModelAdapter(ABC):
     def projector(self) -> nn.Module:
         """The module whose first input are the vision features before projection."""
 
+    @property
+    def vision_width(self) -> int:
+        """Width of the vision encoder's attention, all heads together."""
+        return self.model.config.vision_config.hidden_size
+
+    def token_modules(self) -> list[nn.Module]:
+        """Vision modules that run once per LLM token; all others run once per position of the encoder."""
+        return [self.projector]
+
     @abstractmethod
     def token_ids(self) -> dict[str, int]:
         """Placeholder token id of each modality."""

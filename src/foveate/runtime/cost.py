@@ -30,7 +30,6 @@ class CostModel:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = getattr(config, "num_key_value_heads", None) or self._heads
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
-        self._vision_hidden: int = adapter.model.config.vision_config.hidden_size
 
     @cached_property
     def _layer_weights(self) -> list[int]:
@@ -43,10 +42,9 @@ class CostModel:
     @cached_property
     def _vision_weights(self) -> tuple[int, int]:
         """Weights used once per encoder position, and once per LLM token."""
-        projector = linear_weights([self._adapter.projector])
-        vision = linear_weights([self._adapter.vision])
-        inside = any(module is self._adapter.projector for module in self._adapter.vision.modules())
-        return vision - (projector if inside else 0), projector
+        projectors, encoder = self._adapter.token_modules(), set(self._adapter.vision.modules())
+        inside = linear_weights([module for module in projectors if module in encoder])
+        return linear_weights([self._adapter.vision]) - inside, linear_weights(projectors)
 
     def text_flops(self, lengths: Sequence[Sequence[int]]) -> float:
         """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each."""
@@ -61,7 +59,7 @@ class CostModel:
         return sum(
             2.0 * encoder * self._adapter.patches(grid)
             + 2.0 * projector * len(grid)
-            + 4.0 * self._vision_hidden * sum(self._adapter.vision_attention_pairs(grid))
+            + 4.0 * self._adapter.vision_width * sum(self._adapter.vision_attention_pairs(grid))
             for grid in grids
         )
 

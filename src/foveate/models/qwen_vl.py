@@ -1,0 +1,82 @@
+"""What the Qwen-VL families have in common: dynamic resolution, 2 x 2 patch merging, M-RoPE, images and video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..importance.attention import attention_received
+from ..tokens import Grid
+from .base import MOST_QUERIES, AttentionCall, ModelAdapter, pooled_mean
+
+
+class QwenVLAdapter(ModelAdapter):
+    """A tower that encodes each frame on its own, in the order of its merged patches, which is raster order of tokens.
+
+    The encoder-attention cue is the attention that a patch receives on average in `attention_module` (see
+    `MOST_QUERIES`), averaged over the patches of an LLM token; encoder features are averaged likewise.
+    """
+
+    modalities = ("image", "video")
+
+    @property
+    def vision(self) -> Any:
+        return self.base.visual
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.vision.merger
+
+    @property
+    def merge(self) -> int:
+        """Patches along each side of an LLM token."""
+        return self.model.config.vision_config.spatial_merge_size
+
+    def token_ids(self) -> dict[str, int]:
+        return {"image": self.model.config.image_token_id, "video": self.model.config.video_token_id}
+
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        out = {}
+        for modality in self.modalities:
+            shapes = inputs.get(f"{modality}_grid_thw")
+            if shapes is not None:
+                out[modality] = [Grid(h // self.merge, w // self.merge, t) for t, h, w in shapes.tolist()]
+        return out
+
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{modality}_grid_thw": kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]}
+
+    def vision_layers(self) -> list[Any]:
+        return list(self.vision.blocks)
+
+    def attention_module(self) -> nn.Module:
+        return self.vision.blocks[-1].attn
+
+    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
+        received = torch.cat([attention_received(c.query, c.key, c.scaling, MOST_QUERIES)[0] for c in calls])
+        return self._of_images(received, grids)
+
+    def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
+        return self._of_images(hidden, grids)
+
+    def _of_images(self, patches: Tensor, grids: list[Grid]) -> list[Tensor]:
+        """Means over the patches of each LLM token, in raster order, one tensor per image."""
+        parts = pooled_mean(patches, self.merge**2).split([len(grid) for grid in grids])
+        return [self._raster(part, grid) for part, grid in zip(parts, grids, strict=True)]
+
+    def _raster(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """From the encoder's order of LLM tokens to raster order."""
+        return tokens
+
+    def patches(self, grid: Grid) -> int:
+        return len(grid) * self.merge**2
+
+    def vision_attention_pairs(self, grid: Grid) -> list[int]:
+        return [self._frame_pairs(grid)] * len(self.vision_layers())
+
+    def _frame_pairs(self, grid: Grid) -> int:
+        """Query-key pairs of a layer in which each frame attends to itself."""
+        return grid.frames * self.patches(Grid(grid.rows, grid.columns)) ** 2

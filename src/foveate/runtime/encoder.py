@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import ModelError
@@ -48,13 +49,14 @@ class EncoderListener:
         self._device = device
         self._watch = Stopwatch(device)
         self._removable: list[Any] = [
-            adapter.vision.register_forward_pre_hook(self._before, with_kwargs=True),
-            adapter.vision.register_forward_hook(self._after),
+            adapter.vision.register_forward_pre_hook(torch.compiler.disable(self._before), with_kwargs=True),
+            adapter.vision.register_forward_hook(torch.compiler.disable(self._after)),
         ]
         if Cue.ENCODER_ATTENTION in needs:
             self._removable.append(Tap(adapter.attention_module(), self._on_attention))
         if Cue.ENCODER_FEATURES in needs:
-            self._removable.append(adapter.projector.register_forward_pre_hook(self._on_projector))
+            hook = torch.compiler.disable(self._on_projector)
+            self._removable.append(adapter.projector.register_forward_pre_hook(hook))
 
     def remove(self) -> None:
         """Take every hook off again."""

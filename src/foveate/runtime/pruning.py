@@ -20,6 +20,7 @@ from .account import account
 from .before import BeforeLlm
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
+from .deepstack import DeepStackSeam
 from .encoder import EncoderListener
 from .inside import InsideLlm, Stage
 from .plan import KeepLike, MethodLike, plan
@@ -45,6 +46,7 @@ class Pruning:
         self._prompt: Tensor | None = None
         self._seen = 0
         self._removable: list[Any] = []
+        self._deepstack: DeepStackSeam | None = None
         before_drops = before is not None and not before.budget.keeps_all
         self._active = before_drops or inside is not None
         needs: frozenset[Cue] = frozenset()
@@ -93,19 +95,24 @@ class Pruning:
         adapter, add = self._adapter, self._removable.append
         self._encoder = EncoderListener(adapter, needs)
         add(self._encoder)
-        add(adapter.model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        add(adapter.base.register_forward_pre_hook(self._on_base, with_kwargs=True))
-        add(adapter.text.register_forward_pre_hook(self._on_text, with_kwargs=True))
-        add(adapter.text.register_forward_hook(self._after_text, with_kwargs=True))
-        inside = self._inside
+        # Under torch.compile, too, hooks run as plain Python: what they do depends on the prompt.
+        eager = torch.compiler.disable
+        add(adapter.model.register_forward_pre_hook(eager(self._on_model), with_kwargs=True))
+        add(adapter.base.register_forward_pre_hook(eager(self._on_base), with_kwargs=True))
+        add(adapter.text.register_forward_pre_hook(eager(self._on_text), with_kwargs=True))
+        add(adapter.text.register_forward_hook(eager(self._after_text), with_kwargs=True))
+        inside, layers = self._inside, adapter.text.layers
+        if adapter.deepstack is not None:
+            self._deepstack = DeepStackSeam(adapter.deepstack, None if inside is None else inside.stages[0].layer)
+            for index in self._deepstack.layers:
+                add(layers[index].register_forward_hook(functools.partial(self._after_layer, self._deepstack, index)))
         if inside is None:
             return
-        layers: Any = adapter.text.layers
         for stage in inside.stages:
             if stage.reads_attention:
                 add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))
         for index in range(inside.stages[0].layer, len(layers)):
-            hook = self._layer_hook(inside, index)
+            hook = eager(self._layer_hook(inside, index))
             add(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
 
     def _on_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -175,6 +182,8 @@ class Pruning:
             seam.apply(step, kwargs)
             if state.before is not None and cache is not None:
                 mark(cache, state)
+        if self._deepstack is not None:
+            self._deepstack.enter(step, kwargs)
         step.prefill_watch.start()
         return args, kwargs
 
@@ -191,6 +200,9 @@ class Pruning:
 
     def _on_attention(self, inside: InsideLlm, stage: Stage, call: AttentionCall) -> None:
         inside.observe(self._step, stage, call)
+
+    def _after_layer(self, seam: DeepStackSeam, index: int, module: nn.Module, args: Any, output: Any) -> Any:
+        return seam.after(self._step, index, output)
 
     def _layer_hook(self, inside: InsideLlm, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -52,7 +53,7 @@ class Tap:
     def __init__(self, module: nn.Module, observe: Callable[[AttentionCall], None]) -> None:
         self._module = module
         self._original = module.config
-        module.config = _TappedConfig(module.config, observe)  # type: ignore[assignment]
+        module.config = _TappedConfig(module.config, torch.compiler.disable(observe))  # type: ignore[assignment]
 
     def remove(self) -> None:
         """Give the module its own config back."""

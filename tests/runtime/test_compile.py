@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import Zoo
 
 import foveate
+from zoo import Zoo
 
 from .helpers import gap, generate, single
 
 
 @pytest.mark.slow
-def test_a_compiled_forward_gives_the_same_logits(llava: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_forward_gives_the_same_logits(llava: Zoo) -> None:
     inputs = single(llava)
     with foveate.prune(llava.model, ["divprune", "fastv"], keep=[0.6, 0.3]):
         plain = generate(llava, inputs)
         # The backend runs the traced graphs as they are: what is tested is the tracing around the hooks.
-        monkeypatch.setattr(llava.model, "forward", torch.compile(llava.model.forward, backend="eager"), raising=False)
+        llava.model.forward = torch.compile(llava.model.forward, backend="eager")
         try:
             assert gap(plain, generate(llava, inputs, cache_implementation="static")) < 2e-5
         finally:
+            del llava.model.forward
             torch._dynamo.reset()

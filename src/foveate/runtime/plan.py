@@ -44,7 +44,8 @@ def plan(
         made = get_method(name, **hyperparameters)
         _check_cues(adapter, made)
         bound = made if budget.keeps_all else made.bind(facts)
-        if bound.stage is Stage.BEFORE_LLM:
+        layer = 0 if bound.stage is Stage.BEFORE_LLM else _layer_of(bound, facts.layers)
+        if layer == 0:  # what enters the first layer is what enters the language model
             if before is not None:
                 raise MethodError(
                     f"{before.method.name} and {bound.name} both prune before the LLM and cannot be combined; "
@@ -52,7 +53,6 @@ def plan(
                 )
             before = BeforeLlm(bound, budget, positions)
             continue
-        layer = _layer_of(bound, facts.layers)
         if layer in stages:
             raise MethodError(f"two methods at layer {layer} cannot be combined; give each a layer of its own.")
         if not budget.keeps_all:

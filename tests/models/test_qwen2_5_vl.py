@@ -58,7 +58,7 @@ def test_features_before_and_after_the_merger_belong_to_the_same_place(qwen: Zoo
 
 
 def test_a_clip_is_seen_frame_by_frame(qwen: Zoo) -> None:
-    tokens = shown(qwen.model, zoo.video_inputs(qwen, 4, 84, 112))
+    tokens = shown(qwen.model, zoo.video_inputs(qwen, 2, 3, 4))
     (grid,) = tokens.grids[0]
     assert (grid.frames, grid.rows, grid.columns) == (2, 3, 4)
     assert tokens.encoder_attention.view(2, 12).sum(1).tolist() == pytest.approx([1 / 4, 1 / 4], abs=1e-5)

@@ -32,6 +32,21 @@ class AttentionCall:
     scaling: float
 
 
+@dataclass(frozen=True)
+class DeepStack:
+    """Rows that the language model adds to the hidden states of its visual tokens, after each of its first layers.
+
+    Args:
+        mask: name of its keyword argument that marks those tokens, (B, L) bool.
+        rows: name of its keyword argument with a list of (n, d) tensors, one a layer, a row for each marked token.
+        layers: how many layers are followed by rows.
+    """
+
+    mask: str
+    rows: str
+    layers: int
+
+
 class ModelAdapter(ABC):
     """Where one model family's visual tokens come out and which cues it can give. Knows no method.
 
@@ -60,6 +75,11 @@ class ModelAdapter(ABC):
     def text(self) -> Any:
         """The language model: called with `inputs_embeds`, has `.layers` whose attention is `.self_attn`."""
         return self.base.language_model
+
+    @property
+    def deepstack(self) -> DeepStack | None:
+        """What the language model adds to visual tokens beside their embeddings; None in most families."""
+        return None
 
     @property
     @abstractmethod

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MethodError
+from ..errors import MethodError, ModelError
 from ..methods import Method, Stage, get_method
+from ..models import adapter_of
 from .plan import KeepLike
 from .pruning import prune
 
@@ -41,7 +42,14 @@ def prune_inputs(
 
     Raises:
         MethodError: for a method inside the LLM, which has no shortened inputs.
+        ModelError: for a model with DeepStack, whose ``generate`` takes no rows to go with the embeddings.
     """
+    adapter = adapter_of(model)
+    if adapter.deepstack is not None:
+        raise ModelError(
+            f"{adapter.class_name} adds visual rows inside its language model (DeepStack), which cannot be passed to "
+            "generate beside shortened inputs; use foveate.prune."
+        )
     fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
     method = get_method(method, **fields)
     if method.stage is not Stage.BEFORE_LLM:

@@ -105,7 +105,8 @@ class Pruning:
         if adapter.deepstack is not None:
             self._deepstack = DeepStackSeam(adapter.deepstack, None if inside is None else inside.stages[0].layer)
             for index in self._deepstack.layers:
-                add(layers[index].register_forward_hook(functools.partial(self._after_layer, self._deepstack, index)))
+                after = functools.partial(self._after_layer, self._deepstack, index)
+                add(layers[index].register_forward_hook(eager(after)))
         if inside is None:
             return
         for stage in inside.stages:
@@ -192,6 +193,8 @@ class Pruning:
         if step.prefill_watch is not None:
             step.prefill_watch.stop()
         step.let_go()
+        if self._deepstack is not None:
+            self._deepstack.leave()
         if step.spans:
             self._last = step
         cache = getattr(output, "past_key_values", None)

@@ -1,0 +1,27 @@
+"""Qwen3-VL: like Qwen2-VL, with DeepStack and with timestamps between the frames of a clip."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .base import DeepStack, register_model
+from .qwen_vl import QwenVLAdapter
+
+
+@register_model
+class Qwen3VLAdapter(QwenVLAdapter):
+    """``Qwen3VLForConditionalGeneration``; the encoder-attention cue is read in the last block.
+
+    A clip is one image of several frames although its tokens are not one run: the tokenizer writes the time before
+    each frame, and that text is never pruned.
+    """
+
+    model_type = "qwen3_vl"
+    class_name = "Qwen3VLForConditionalGeneration"
+
+    @property
+    def deepstack(self) -> DeepStack:
+        return DeepStack("visual_pos_masks", "deepstack_visual_embeds", len(self.vision.deepstack_merger_list))
+
+    def token_modules(self) -> list[nn.Module]:
+        return [self.projector, *self.vision.deepstack_merger_list]

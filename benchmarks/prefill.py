@@ -117,6 +117,7 @@ def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[fl
     selecting: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
     ratios: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
     encoder: list[float] = []
+    reports: dict[tuple[str, float], foveate.Report] = {}
 
     def forward() -> Any:
         return model(**inputs, logits_to_keep=1)
@@ -139,17 +140,14 @@ def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[fl
             options = {"debias": False} if name == "d2pruner" else {}
             with foveate.prune(model, name, keep=keep, **options) as pruning:
                 _, text = clock.time(forward)
-                report = pruning.report()
+                reports[name, keep] = report = pruning.report()
             if turn:
                 seconds[name, keep].append(text)
                 ratios[name, keep].append(reference / text)
                 selecting[name, keep].append(report.selection_seconds)
     rows = []
     for name, keep in cases:
-        options = {"debias": False} if name == "d2pruner" else {}
-        with foveate.prune(model, name, keep=keep, **options) as pruning:
-            forward()
-            report = pruning.report()
+        report = reports[name, keep]
         rows.append(
             {
                 "method": name,

@@ -1,7 +1,8 @@
 """Tiny random models for tests, with tokenizers and image processors that need neither the hub nor torchvision.
 
 Weights are larger than usual, so that dropping visual tokens visibly moves the logits. Random models emit
-placeholder tokens; pass ``suppress_tokens=zoo.visual_ids`` to ``generate``.
+placeholder tokens; pass ``suppress_tokens=zoo.visual_ids`` to ``generate``. Seeds are such that different methods
+choose differently.
 """
 
 from __future__ import annotations
@@ -196,7 +197,6 @@ def qwen3_vl() -> Zoo:
         "num_position_embeddings": 64,
     }
     rope = {"mrope_section": [3, 3, 2], "mrope_interleaved": True}
-    # With seed 0 two methods happen to choose alike in a test that must tell them apart.
     return _qwen(tf.Qwen3VLForConditionalGeneration, vision, rope, seed=1, head_dim=16)
 
 
@@ -229,6 +229,30 @@ def _qwen(cls: Any, vision: dict[str, Any], rope: dict[str, Any] | None = None, 
     visual = (tokenizer.image_token_id, tokenizer.video_token_id)
     prompt = "<|vision_start|><|image_pad|><|vision_end|>"
     return Zoo(config.model_type, _scaled(cls(config), seed), processor, prompt, visual)
+
+
+@functools.cache
+def internvl() -> Zoo:
+    """InternVL in small: tiles of 112 px with patch 14 and pixel shuffle, i.e. 16 visual tokens; Qwen2 of 4 layers."""
+    tokenizer = _tokenizer("<img>", "</img>", image_token="<IMG_CONTEXT>")
+    vision = {
+        "image_size": [112, 112],
+        "patch_size": [14, 14],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    config = tf.InternVLConfig(
+        vision_config=vision,
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **_LLM},
+        image_token_id=tokenizer.image_token_id,
+        image_seq_length=16,
+    )
+    images = tf.CLIPImageProcessorPil(size={"height": 112, "width": 112}, crop_size={"height": 112, "width": 112})
+    processor = Processor(tokenizer, images, "<IMG_CONTEXT>", tokens_per_image=16)
+    model = _scaled(tf.InternVLForConditionalGeneration(config), seed=1)
+    return Zoo("internvl", model, processor, "<img><IMG_CONTEXT></img>", (tokenizer.image_token_id,))
 
 
 def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
@@ -266,5 +290,5 @@ def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl)
+MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
 VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl)

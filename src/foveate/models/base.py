@@ -202,3 +202,8 @@ def _builtin_modules() -> Iterator[str]:
 def pooled_mean(values: Tensor, group: int) -> Tensor:
     """Mean over runs of `group` neighbours along the first dimension."""
     return values.reshape(-1, group, *values.shape[1:]).mean(1)
+
+
+def layer_behind(index: int, layers: list[Any]) -> Any:
+    """The layer that made ``hidden_states[index]``, counted as transformers does: 0 is the embedding, -1 the last."""
+    return layers[max(index - 1, 0) if index >= 0 else index]

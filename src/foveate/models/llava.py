@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..importance.attention import attention_received, attention_row
 from ..tokens import Grid
-from .base import MOST_QUERIES, AttentionCall, ModelAdapter, register_model
+from .base import MOST_QUERIES, AttentionCall, ModelAdapter, layer_behind, register_model
 
 
 @register_model
@@ -69,10 +69,7 @@ class LlavaAdapter(ModelAdapter):
     def attention_module(self) -> nn.Module:
         layer = self.model.config.vision_feature_layer
         last = layer if isinstance(layer, int) else layer[-1]
-        layers = self.vision_layers()
-        # hidden_states[i] is the output of layer i - 1; hidden_states[0] is the embedding.
-        index = last - 1 if last > 0 else len(layers) + last
-        return layers[max(index, 0)].self_attn
+        return layer_behind(last, self.vision_layers()).self_attn
 
     def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
         call = calls[-1]

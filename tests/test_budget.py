@@ -92,7 +92,7 @@ def test_refused(keep: object, says: str) -> None:
 
 
 def test_refused_scope() -> None:
-    with pytest.raises(BudgetError, match="use 'image' or 'prompt'"):
+    with pytest.raises(BudgetError, match="use 'image', 'frame' or 'prompt'"):
         Budget(0.5, scope="batch")  # type: ignore[arg-type]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import BudgetError
 
-Scope = Literal["image", "prompt"]
+Scope = Literal["image", "frame", "prompt"]
 _HELP = "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', or a token count of at least 2 such as 144"
 
 
@@ -21,7 +21,7 @@ class Budget:
         keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens).
             Strings may also spell a fraction (``"0.25"``) or a count (``"144"``). The int 1 is refused,
             because it could mean one token or everything.
-        scope: ``"image"`` counts each image or clip alone; ``"prompt"`` pools them.
+        scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them.
 
     Raises:
         BudgetError: when `keep` or `scope` is anything else.
@@ -31,8 +31,8 @@ class Budget:
     scope: Scope = "image"
 
     def __post_init__(self) -> None:
-        if self.scope not in ("image", "prompt"):
-            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image' or 'prompt'.")
+        if self.scope not in get_args(Scope):
+            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt'.")
         object.__setattr__(self, "keep", _parse(self.keep))
 
     @property

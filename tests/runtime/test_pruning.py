@@ -200,6 +200,25 @@ def test_adjacent_images_are_counted_apart(model: Zoo) -> None:
     assert report.tokens == foveate.Budget(0.25).count(report.tokens_before)
 
 
+@pytest.mark.parametrize("method", ["divprune", "idpruner"])
+@pytest.mark.parametrize("make", zoo.VIDEO_MAKERS, ids=lambda make: make.__name__)
+def test_frames_have_budgets_of_their_own(make: Any, method: str) -> None:
+    """Every frame of a clip keeps its share; with a budget for the clip, only the sum is given."""
+    model = make()
+    inputs, keep = zoo.video_inputs(model), {}
+    for scope in ("frame", "image"):
+        with foveate.prune(model.model, method, keep=0.25, scope=scope) as pruning, torch.no_grad():
+            model.model(**inputs)
+            report = pruning.report()
+        (clip,) = pruning._last.spans  # type: ignore[union-attr]
+        assert pruning._last.kept_before is not None  # type: ignore[union-attr]
+        kept = torch.isin(clip.index, pruning._last.kept_before.index[0])  # type: ignore[union-attr]
+        keep[scope] = kept.view(clip.grid.frames, -1).sum(1).tolist()
+        assert report.tokens == sum(keep[scope])
+    assert keep["frame"] == [foveate.Budget(0.25).count(len(clip.grid) // clip.grid.frames)] * clip.grid.frames
+    assert sum(keep["image"]) == foveate.Budget(0.25).count(len(clip.grid))
+
+
 def test_prune_inputs_equals_pruning_with_hooks(model: Zoo) -> None:
     inputs = pair(model)
     if model.name == "qwen3_vl":

@@ -24,6 +24,11 @@ class Span:
     grid: Grid
     index: Tensor
 
+    def frames(self) -> list[Span]:
+        """Each frame of a clip as a span of its own."""
+        one = Grid(self.grid.rows, self.grid.columns)
+        return [Span(self.row, self.modality, self.order, one, part) for part in self.index.split(len(one))]
+
 
 def modalities_in(adapter: ModelAdapter, input_ids: Tensor) -> list[str]:
     """The modalities that a prompt (B, L) holds placeholders of, in the order in which they are encoded."""

@@ -23,9 +23,11 @@ class Pools:
 
     @classmethod
     def of(cls, spans: list[Span], budget: Budget) -> Pools:
-        """One pool per image, or per prompt with ``scope="prompt"``."""
+        """One pool per image or clip, per frame with ``scope="frame"``, or per prompt with ``scope="prompt"``."""
         if budget.scope == "image":
             groups = [[span] for span in spans]
+        elif budget.scope == "frame":
+            groups = [[frame] for span in spans for frame in span.frames()]
         else:
             groups = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
         return cls(groups, budget.counts([sum(len(s.grid) for s in group) for group in groups]))
@@ -80,16 +82,12 @@ def choose(
 
 
 def _pooled(values: list[Tensor], pools: Pools) -> Tensor:
-    """Cue tensors of all spans, concatenated within pools and padded to (P, N, ...)."""
-    flat, start = [], 0
-    for pool in pools.spans:
-        part = values[start : start + len(pool)]
-        start += len(pool)
-        for span, value in zip(pool, part, strict=True):
-            if len(value) != len(span.grid):
-                raise ModelError(
-                    f"the encoder gave {len(value)} values for an image of {len(span.grid)} tokens; "
-                    "prune with images passed to this forward, or use a method without encoder cues."
-                )
-        flat.append(torch.cat(part))
-    return torch.nn.utils.rnn.pad_sequence(flat, batch_first=True)
+    """Cue tensors of all spans, in the order of the pools, cut into pools and padded to (P, N, ...)."""
+    sizes = [sum(len(span.grid) for span in pool) for pool in pools.spans]
+    given = sum(map(len, values))
+    if given != sum(sizes):
+        raise ModelError(
+            f"the encoder gave {given} values for images of {sum(sizes)} tokens; "
+            "prune with images passed to this forward, or use a method without encoder cues."
+        )
+    return torch.nn.utils.rnn.pad_sequence(torch.cat(values).split(sizes), batch_first=True)

@@ -9,7 +9,15 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .errors import BudgetError, FoveateError, MethodError, ModelError, RuntimeStateError, SelectionError
+from .errors import (
+    BudgetError,
+    FoveateError,
+    MethodError,
+    ModelError,
+    RequestError,
+    RuntimeStateError,
+    SelectionError,
+)
 
 if TYPE_CHECKING:
     from .budget import Budget
@@ -58,6 +66,7 @@ __all__ = [
     "Provenance",
     "Pruning",
     "Report",
+    "RequestError",
     "RuntimeStateError",
     "Selection",
     "SelectionError",

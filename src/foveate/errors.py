@@ -26,6 +26,10 @@ class ModelError(FoveateError, ValueError):
     """The model is not supported, or cannot give a cue that the method needs."""
 
 
+class RequestError(FoveateError, ValueError):
+    """What a server was asked, or how it was set up, is not understood."""
+
+
 class RuntimeStateError(FoveateError, RuntimeError):
     """Pruning was asked for something that its current state does not allow."""
 

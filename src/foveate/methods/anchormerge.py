@@ -23,7 +23,7 @@ from ..errors import MethodError
 from ..selection import topk
 from ..selection._cosine import snapped
 from ..selection._inputs import require
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .checks import check_choice, check_range
 from .merging import group_size, itself
@@ -68,6 +68,9 @@ class AnchorMerge(Method):
 
     def bind(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))
+
+    def check(self, grid: Grid, count: int) -> None:
+        self.inner.check(grid, count)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         merged = torch.minimum((self.anchors * count).floor().long(), count - 1).clamp_min(0)

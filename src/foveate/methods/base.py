@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from ..errors import MethodError, near_miss
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue, Grid, Selection, VisualTokens
 
 
 class Stage(enum.Enum):
@@ -68,6 +68,12 @@ class Method(ABC):
     def bind(self, facts: ModelFacts) -> Method:
         """This method made ready for one model (weights loaded, shapes checked); raises MethodError if it cannot."""
         return self
+
+    def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
+        """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
+
+        Servers ask before they take in an image, because by the time of `select` it runs together with others.
+        """
 
     @abstractmethod
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

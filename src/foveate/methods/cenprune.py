@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..selection._cosine import Cosines
 from ..selection._inputs import Pools, marked, prepare
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .centring import centred, distinctiveness
 from .divprune import DivPrune
@@ -63,6 +63,9 @@ class CenPrune(Method):
 
     def bind(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))
+
+    def check(self, grid: Grid, count: int) -> None:
+        self.inner.check(grid, count)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         inner, valid = self.inner, tokens.valid

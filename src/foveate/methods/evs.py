@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from ..errors import MethodError
 from ..selection import topk
 from ..selection._cosine import snapped
-from ..tokens import Selection, VisualTokens
+from ..tokens import Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_undropped
 
@@ -37,23 +37,31 @@ class Evs(Method):
         deviations="budgets are met exactly; those below the first frame are refused",
     )
 
+    def check(self, grid: Grid, count: int) -> None:
+        if grid.frames == 1:
+            raise MethodError(
+                "evs compares the frames of clips, but was given a single image; use another method for images."
+            )
+        self._check_budget(count, grid.rows * grid.columns, len(grid))
+
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("evs", tokens)
         change = torch.full(tokens.features.shape[:2], _FIRST_FRAME, device=tokens.features.device)
         for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
             start = first = 0
             for grid in pool:
-                if grid.frames == 1:
-                    raise MethodError(
-                        "evs compares the frames of clips, but was given a single image; use another method for images."
-                    )
+                self.check(grid, len(grid))
                 step, stop = grid.rows * grid.columns, start + len(grid)
                 clip = tokens.features[row, start:stop].float()
                 change[row, start + step : stop] = 1 - snapped(cosine_similarity(clip[step:], clip[:-step], dim=-1))
                 start, first = stop, first + step
-            if budget < first:
-                raise MethodError(
-                    f"evs keeps the first frame of a clip whole, {first} of its {start} tokens, but only {budget} may "
-                    f"be kept; set keep to at least {first / start:.3f}, or use 'vidcom2'."
-                )
+            self._check_budget(budget, first, start)
         return Selection(topk(change, count, valid=tokens.valid))
+
+    @staticmethod
+    def _check_budget(budget: int, first: int, tokens: int) -> None:
+        if budget < first:
+            raise MethodError(
+                f"evs keeps the first frame of a clip whole, {first} of its {tokens} tokens, but only {budget} may "
+                f"be kept; set keep to at least {first / tokens:.3f}, or use 'vidcom2'."
+            )

@@ -232,8 +232,8 @@ def attach(
             a layer of its own.
         keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
             refers to the image's unpruned tokens.
-        scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame of
-            a clip has one, or all images of a prompt share one.
+        scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
+            of a clip has one, or all images of a prompt share one.
         positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
             unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
         hyperparameters: fields of the method, where `method` is one name.

@@ -1,0 +1,1 @@
+"""One model family a file: its vLLM classes with pruning mixed in."""

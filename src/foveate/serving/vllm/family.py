@@ -1,0 +1,117 @@
+"""What the plugin must know of a model family in vLLM, beside the family's adapter in `foveate.models`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...budget import Scope
+from ...models.base import AttentionCall, ModelAdapter
+from ...tokens import Grid
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class Family:
+    """One family; its adapter answers from the config alone, and finds vLLM's modules under the names of transformers.
+
+    Args:
+        config: the model's transformers config.
+        model: vLLM's model, or None where only configs and shapes are asked for.
+
+    Raises:
+        ModelError: for a variant of the family that the adapter cannot serve.
+    """
+
+    adapter_class: ClassVar[type[ModelAdapter]]
+    mrope: ClassVar[bool] = False  # whether positions are M-RoPE's, so that survivors can keep theirs
+    clip_scopes: ClassVar[tuple[Scope, ...]] = ("image", "frame")  # allowed for clips, the default first
+
+    def __init__(self, config: Any, model: Any = None) -> None:
+        self.adapter = self.adapter_class(SimpleNamespace(config=config, model=model))  # type: ignore[arg-type]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that can be pruned."""
+        return self.adapter.modalities
+
+    def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
+        """The grids of one image or clip, from its processed tensors; several where it is cut into tiles."""
+        raise NotImplementedError
+
+    def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
+        """The same for each image or clip of a batch, from the arguments of ``embed_multimodal``."""
+        raise NotImplementedError
+
+    def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        """For each argument that concatenates the images of a batch, how many of its rows belong to each of them."""
+        return {}
+
+    def seconds(self, modality: str, batch: Mapping[str, Any], count: int) -> list[float]:
+        """For each of `count` images or clips, by how much M-RoPE's first position grows from frame to frame."""
+        return [1.0] * count
+
+    def attention(self) -> Any:
+        """vLLM's attention layer whose attention is the adapter's ENCODER_ATTENTION cue."""
+        return self.adapter.attention_module().attn
+
+    def calls(self, query: Tensor, key: Tensor, scaling: float, grids: list[Grid]) -> list[AttentionCall]:
+        """One attention call of vLLM as the calls that transformers makes; query and key are (B, S, H, hd)."""
+        return [AttentionCall(query.transpose(1, 2), key.transpose(1, 2), scaling)]
+
+    def projector(self) -> nn.Module:
+        """The module whose first input are the encoder's features."""
+        return self.adapter.projector
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """The projector's input in the shape that it has in transformers."""
+        return hidden
+
+
+class QwenFamily(Family):
+    """What the Qwen-VL families have in common."""
+
+    mrope = True
+
+    def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
+        name = f"{modality}_grid_thw"
+        return self.adapter.grids({name: item[name].reshape(1, 3)})[modality]
+
+    def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
+        name = f"{modality}_grid_thw"
+        return [[grid] for grid in self.adapter.grids({name: batch[name]})[modality]]
+
+    def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        return {PIXELS[modality]: [int(n) for n in batch[f"{modality}_grid_thw"].prod(-1).tolist()]}
+
+    def calls(self, query: Tensor, key: Tensor, scaling: float, grids: list[Grid]) -> list[AttentionCall]:
+        # vLLM attends to all frames of all images in one ragged call, transformers to one after the other.
+        frames = [self.adapter.patches(Grid(grid.rows, grid.columns)) for grid in grids for _ in range(grid.frames)]
+        parts = zip(query.flatten(0, 1).split(frames), key.flatten(0, 1).split(frames), strict=True)
+        return [AttentionCall(q.transpose(0, 1)[None], k.transpose(0, 1)[None], scaling) for q, k in parts]
+
+    def features(self, hidden: Tensor) -> Tensor:
+        return hidden.flatten(0, -2)
+
+
+def take(batch: Mapping[str, Any], rows: Mapping[str, list[int]], first: int, last: int) -> dict[str, Any]:
+    """The arguments of the images `first` to `last` (exclusive) of a batch.
+
+    Args:
+        batch: arguments of ``embed_multimodal``; each holds one entry an image, or the rows of `rows`.
+        rows: for arguments that concatenate images, the rows of each image.
+    """
+    out: dict[str, Any] = {}
+    for name, value in batch.items():
+        if name in rows:
+            start = sum(rows[name][:first])
+            out[name] = value[start : start + sum(rows[name][first:last])]
+        elif isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.ndim):
+            out[name] = value[first:last]
+        else:
+            out[name] = value  # shared by all images
+    return out

@@ -1,0 +1,129 @@
+"""Mixed into vLLM's model classes: images are shortened where they leave the encoder, and keep their positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .batch import pools_of
+from .family import Family
+from .positions import Block, blocks_of, split_distances, unpruned, with_distances
+from .processor import field
+from .pruner import ImagePruner
+from .request import PruneRequest
+from .server import PruningServer
+
+
+class PrunesImages:
+    """Mixin for vLLM's model classes; comes first in their bases."""
+
+    family_class: ClassVar[type[Family]]
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        model_config = vllm_config.model_config
+        server = PruningServer(self.family_class, model_config, self)
+        self._pruner: ImagePruner | None = None
+        if server.prunes:
+            scheduled = vllm_config.scheduler_config.max_num_encoder_input_tokens
+            self._pruner = ImagePruner(server, model_config.get_inputs_embeds_size(), scheduled)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images or clips; what their requests do not keep is gone from the embeddings."""
+        encode = super().embed_multimodal  # type: ignore[misc]
+        if self._pruner is None:
+            return encode(**kwargs)
+        return tuple(rows for rows, _ in self._pruner.embed(encode, kwargs))
+
+
+class PrunesMRope(PrunesImages):
+    """The same for models with M-RoPE, whose survivors keep the coordinates of the unpruned image."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # Added to the positions of the step that runs. A buffer with a fixed place, so that CUDA graphs read it; twice
+        # as long as a step, because graphs are captured at padded lengths.
+        length = 2 * vllm_config.scheduler_config.max_num_batched_tokens
+        self._distances: Tensor = torch.zeros(3, length, dtype=torch.long)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        encode = super(PrunesImages, self).embed_multimodal  # type: ignore[misc]
+        if self._pruner is None:
+            return encode(**kwargs)
+        embedded = self._pruner.embed(encode, kwargs)
+        return tuple(
+            with_distances(rows, rows.new_zeros(len(rows), 3, dtype=torch.long) if far is None else far)
+            for rows, far in embedded
+        )
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        """Take the distances off the embeddings and keep them for the forward that follows."""
+        if multimodal_embeddings is not None and len(multimodal_embeddings) and self._pruner is not None:
+            rows, distances = zip(*map(split_distances, multimodal_embeddings), strict=True)
+            step = self._distances.new_zeros(len(input_ids), 3)
+            step[is_multimodal] = torch.cat(distances)
+            self._distances[:, : len(input_ids)] = step.T
+            multimodal_embeddings = rows
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run at the positions of the unpruned prompt."""
+        if self._pruner is None:
+            return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        distances = self._distances[:, : positions.shape[-1]]
+        hidden = super().forward(input_ids, positions + distances, *args, **kwargs)  # type: ignore[misc]
+        distances.zero_()  # the next step may have no images, and then nothing writes here
+        return hidden
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of the unpruned prompt; of pruned blocks only the beginning, until it is known what is kept."""
+        given = super().get_mrope_input_positions  # type: ignore[misc]
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        blocks, tokens, stretched = self._blocks(input_tokens, features)
+        if not blocks:
+            return given(input_tokens, mm_features)
+        full, places = unpruned(input_tokens, blocks, tokens)
+        positions, delta = given(full, stretched)
+        return positions[:, places], delta + len(full) - len(input_tokens)
+
+    def _blocks(self, tokens: list[int], features: list[Any]) -> tuple[list[Block], list[int], list[Any]]:
+        """The pruned blocks, the id that fills each, and the features as they would lie in the unpruned prompt."""
+        blocks: list[Block] = []
+        fill: list[int] = []
+        stretched, shift = [], 0
+        for feature in features:
+            place, growth = feature.mm_position, 0
+            data = {name: element.data for name, element in (feature.data or {}).items()}
+            mark = data.get(field(feature.modality))
+            request = None if mark is None else PruneRequest.from_tensor(mark)
+            if request is not None and self._pruner is not None:
+                family = self._pruner.family
+                pools = pools_of(family.grids(feature.modality, data), request.budget)
+                placeholder = family.adapter.token_ids()[feature.modality]
+                found = blocks_of(
+                    tokens,
+                    place.offset,
+                    place.offset + place.length,
+                    placeholder,
+                    [pool.count for pool in pools],
+                    [len(pool.grid) for pool in pools],
+                )
+                growth = sum(block.full - block.kept for block in found)
+                blocks += found
+                fill += [placeholder] * len(found)
+            moved = dataclasses.replace(place, offset=place.offset + shift, length=place.length + growth, is_embed=None)
+            stretched.append(dataclasses.replace(feature, mm_position=moved))
+            shift += growth
+        return blocks, fill, stretched

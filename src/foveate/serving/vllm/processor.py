@@ -1,0 +1,147 @@
+"""Mixed into vLLM's multimodal processors: requests are read, placeholders shortened, and caches kept apart.
+
+How many tokens of an image are kept follows from its shape and the budget, so that the prompt has its final length
+before the image is encoded. Everything that vLLM derives from the prompt (cache blocks, schedules, limits) sees
+only that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing.processor import PromptUpdateDetails
+
+from ...errors import BudgetError, ModelError
+from .batch import pools_of
+from .family import PIXELS, Family
+from .request import PruneRequest, no_request
+from .server import PruningServer
+
+_OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
+
+
+class PrunesPrompts:
+    """Mixin for subclasses of vLLM's ``BaseMultiModalProcessor``; comes first in their bases."""
+
+    family_class: ClassVar[type[Family]]
+    info: Any
+
+    def __init__(self, info: Any, dummy_inputs: Any, **options: Any) -> None:
+        super().__init__(info, dummy_inputs, **options)  # type: ignore[call-arg]
+        self._server = PruningServer(self.family_class, info.ctx.model_config)
+
+    def get_dummy_inputs(self, *args: Any, **options: Any) -> Any:
+        """Profiling measures unpruned images, which a request may ask for on any server."""
+        inputs = super().get_dummy_inputs(*args, **options)  # type: ignore[misc]
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs={"foveate_keep": 1.0})
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Check the request before anything else, and give it one spelling."""
+        asked = inputs.hf_processor_mm_kwargs
+        request = self._server.resolve(asked)
+        ours = {} if request is None else self._server.settings.fingerprint(request)
+        inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        asked = inputs.hf_processor_mm_kwargs
+        plain = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked))
+        hashes = super()._get_mm_hashes(plain)  # type: ignore[misc]
+        ours = {key: value for key, value in asked.items() if key not in plain.hf_processor_mm_kwargs}
+        if not ours:
+            return hashes
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return {
+            modality: [MultiModalHasher.hash_kwargs(algorithm, mm_hash=one, **ours) for one in of_items]
+            for modality, of_items in hashes.items()
+        }
+
+    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
+        asked = inputs.hf_processor_mm_kwargs
+        plain = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked))
+        missing = super()._get_cache_missing_processor_kwargs(plain, mm_is_cached)  # type: ignore[misc]
+        return {**missing, **{key: asked[key] for key in asked if key == _OURS}}
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        made = super()._apply_hf_processor_main(mm_items, _others(hf_kwargs))  # type: ignore[misc]
+        if self._server.prunes:
+            request = _request(hf_kwargs)
+            mark = no_request() if request is None else request.to_tensor()
+            for modality, count in mm_items.get_all_counts().items():
+                if count and modality in self._server.known_family.modalities:
+                    made[field(modality)] = mark.repeat(count, 1)
+        return made
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, _others(hf_processor_mm_kwargs))  # type: ignore[misc]
+        ours = {field(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in PIXELS if field(m) in hf_inputs}
+        return {**fields, **ours}
+
+    def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+        plain = _others(hf_processor_mm_kwargs)
+        updates = super()._get_mm_prompt_updates(mm_items, plain, out_mm_kwargs)  # type: ignore[misc]
+        request = _request(hf_processor_mm_kwargs)
+        if request is None:
+            return updates
+        family = self._server.known_family
+        return {
+            modality: [
+                [self._shortened(update, request, modality, out_mm_kwargs[modality][item]) for update in of_item]
+                for item, of_item in enumerate(of_items)
+            ]
+            if modality in family.modalities
+            else of_items
+            for modality, of_items in updates.items()
+        }
+
+    def _shortened(self, update: Any, request: PruneRequest, modality: str, item: Mapping[str, Any]) -> Any:
+        data = {name: element.data for name, element in item.items()}
+        if PIXELS[modality] not in data:
+            raise ModelError(
+                f"the {modality} was passed in as embeddings, which foveate leaves as they are; "
+                "add foveate_keep=1.0 to the request."
+            )
+        family = self._server.known_family
+        grids = family.grids(modality, data)
+        if modality == "video" and request.budget.scope not in family.clip_scopes:
+            raise BudgetError(
+                f"{family.adapter.class_name} writes the time between the frames of a clip, so that vLLM must know how "
+                "many tokens of each frame stay; use foveate_scope='frame'."
+            )
+        pools, method = pools_of(grids, request.budget), self._server.shelf.get(request.method)
+        for pool in pools:
+            method.check(pool.grid, pool.count)
+        content = update.content
+        embeds = [True] * len(content.full) if content.is_embed is None else content.is_embed(content.full).tolist()
+        if sum(embeds) != sum(map(len, grids)):
+            raise ModelError(
+                f"vLLM reserves {sum(embeds)} tokens for a {modality} whose grids hold {sum(map(len, grids))}; "
+                "this variant of the model cannot be pruned: add foveate_keep=1.0 to the request."
+            )
+        kept = torch.cat([torch.arange(len(pool.grid)) < pool.count for pool in pools]).tolist()
+        full = [token for token, stays in zip(content.full, _spread(embeds, kept), strict=True) if stays]
+        return dataclasses.replace(update, content=PromptUpdateDetails(full=full, is_embed=content.is_embed))
+
+
+def field(modality: str) -> str:
+    """The name of the tensor in which an image's request travels to the engine."""
+    return f"{_OURS}_{modality}"
+
+
+def _others(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if not key.startswith(_OURS)}
+
+
+def _request(kwargs: Mapping[str, Any]) -> PruneRequest | None:
+    return PruneRequest.parse(kwargs[_OURS]) if _OURS in kwargs else None
+
+
+def _spread(embeds: Sequence[bool], kept: Sequence[bool]) -> list[bool]:
+    """Which tokens stay: those between the placeholders, and of the placeholders those that `kept` says."""
+    remaining = iter(kept)
+    return [next(remaining) if embed else True for embed in embeds]

@@ -1,0 +1,67 @@
+"""The methods that a server can use, made ready for its model once and tried out before an image depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...errors import MethodError, ModelError
+from ...methods import Method, ModelFacts, Stage, get_method
+from ...tokens import Cue, Grid, VisualTokens
+
+_SMALL = Grid(4, 4, 2)
+
+
+class MethodShelf:
+    """Methods by name, bound to one model.
+
+    Args:
+        facts: of the model.
+        cues: for each cue that the server cannot give, why it cannot.
+        hyperparameters: for each method name the values of its fields.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, missing: Mapping[Cue, str], hyperparameters: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self._facts, self._missing, self._hyperparameters = facts, missing, hyperparameters
+        self._ready: dict[str, Method] = {}
+
+    def get(self, name: str) -> Method:
+        """The method under this name, bound and tried.
+
+        Raises:
+            FoveateError: for an unknown name, and for a method that cannot work in this server.
+        """
+        if name not in self._ready:
+            method = get_method(name, **self._hyperparameters.get(name, {}))
+            if method.stage is not Stage.BEFORE_LLM:
+                raise MethodError(
+                    f"{name} prunes inside the LLM, which vLLM cannot do, because all its layers share one table of "
+                    "cache blocks; use a method that prunes before the LLM, such as 'idpruner', or run this one with "
+                    "foveate.prune in transformers."
+                )
+            for cue in sorted(method.needs, key=lambda cue: cue.name):
+                if cue in self._missing:
+                    raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")
+            bound = method.bind(self._facts)
+            _try(bound, self._facts.hidden_size)
+            self._ready[name] = bound
+        return self._ready[name]
+
+
+def _try(method: Method, width: int) -> None:
+    """Let the method choose once, so that a faulty one is refused here and not while a batch of others runs."""
+    random = torch.Generator().manual_seed(0)
+    size, half = len(_SMALL), len(_SMALL) // 2
+    tokens = VisualTokens.of(
+        torch.randn(size, width, generator=random),
+        _SMALL,
+        encoder_attention=torch.rand(size, generator=random).softmax(0),
+        encoder_features=torch.randn(size, 32, generator=random),
+    )
+    kept = method.select(tokens, torch.tensor([half])).keep.sum().item()
+    if kept != half:
+        raise MethodError(f"{method.name} kept {kept} tokens where {half} were asked for.")

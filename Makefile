@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels lint format wheel-test clean
+.PHONY: help setup demo test test-kernels test-vllm lint format wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,8 +8,9 @@ export HF_HUB_OFFLINE = 1
 help:
 	@echo "make setup         create .venv and install foveate with its development tools (once)"
 	@echo "make demo          the bundled model on its scenes, with and without pruning"
-	@echo "make test          all tests that need no GPU"
+	@echo "make test          all tests that need neither a GPU nor vLLM"
 	@echo "make test-kernels  install Triton and run the GPU kernels in its interpreter, on a CPU"
+	@echo "make test-vllm     install vLLM for CPUs (once; 7 minutes, 3.5 GB) and test the plugin in it"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make format        let ruff fix what it can"
 	@echo "make wheel-test    build the wheel, install it elsewhere, prune a scene with it"
@@ -28,11 +29,20 @@ demo: setup
 	$(BIN)/foveate demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm'
 
 test-kernels: setup
 	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton
 	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
+
+# 1 GiB for keys and values, not a share of the memory; threads not tied to cores that others use, too.
+test-vllm: export VLLM_CPU_KVCACHE_SPACE = 1
+test-vllm: export VLLM_CPU_OMP_THREADS_BIND = nobind
+test-vllm: export VLLM_NO_USAGE_STATS = 1
+test-vllm: export DO_NOT_TRACK = 1
+test-vllm:
+	environment=$$(PYTHON="$(PYTHON)" bash scripts/vllm_env.sh) && \
+		"$$environment/bin/python" -m pytest -m vllm tests/serving
 
 lint: setup
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
 Weights are larger than usual, so that dropping visual tokens visibly moves the logits. Random models emit
 placeholder tokens; pass ``suppress_tokens=zoo.visual_ids`` to ``generate``. Seeds are such that different methods
-choose differently.
+choose differently. Makers take the width of an attention head of the LLM, for engines that serve only some.
 """
 
 from __future__ import annotations
@@ -19,17 +19,6 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-_LLM = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 _CORPUS = "what is in the picture? a red square on a blue background, and a small green circle below it. "
 
 
@@ -136,7 +125,7 @@ def video_inputs(
 
 
 @functools.cache
-def llava() -> Zoo:
+def llava(head_dim: int = 16) -> Zoo:
     """LLaVA-1.5 in small: CLIP tower of 56 px with patch 14, i.e. 16 visual tokens; Llama of 4 layers."""
     tokenizer = _tokenizer(image_token="<image>")
     vision = tf.CLIPVisionConfig(
@@ -150,7 +139,7 @@ def llava() -> Zoo:
     )
     config = tf.LlavaConfig(
         vision_config=vision,
-        text_config=tf.LlamaConfig(vocab_size=len(tokenizer), **_LLM),
+        text_config=tf.LlamaConfig(vocab_size=len(tokenizer), **_llm(head_dim)),
         image_token_id=tokenizer.image_token_id,
         image_seq_length=16,
     )
@@ -161,57 +150,55 @@ def llava() -> Zoo:
 
 
 @functools.cache
-def qwen2_vl() -> Zoo:
+def qwen2_vl(head_dim: int = 16) -> Zoo:
     """Qwen2-VL in small: M-RoPE, full attention in both layers of the tower."""
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    return _qwen(tf.Qwen2VLForConditionalGeneration, vision)
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    return _qwen(tf.Qwen2VLForConditionalGeneration, head_dim, {**vision, "hidden_size": 4 * head_dim})
 
 
 @functools.cache
-def qwen2_5_vl() -> Zoo:
+def qwen2_5_vl(head_dim: int = 16) -> Zoo:
     """Qwen2.5-VL in small: M-RoPE, window attention in layer 0 of the tower, full attention in layer 1."""
     vision = {
         "depth": 2,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "out_hidden_size": 64,
+        "out_hidden_size": 4 * head_dim,
         "num_heads": 2,
         "patch_size": 14,
         "fullatt_block_indexes": [1],
         "window_size": 56,
     }
-    return _qwen(tf.Qwen2_5_VLForConditionalGeneration, vision)
+    return _qwen(tf.Qwen2_5_VLForConditionalGeneration, head_dim, vision)
 
 
 @functools.cache
-def qwen3_vl() -> Zoo:
+def qwen3_vl(head_dim: int = 16) -> Zoo:
     """Qwen3-VL in small: interleaved M-RoPE, DeepStack rows after the first two of four decoder layers."""
     vision = {
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "out_hidden_size": 64,
+        "out_hidden_size": 4 * head_dim,
         "num_heads": 2,
         "patch_size": 16,
         "deepstack_visual_indexes": [0, 1],
         "num_position_embeddings": 64,
     }
-    rope = {"mrope_section": [3, 3, 2], "mrope_interleaved": True}
-    return _qwen(tf.Qwen3VLForConditionalGeneration, vision, rope, seed=1, head_dim=16)
+    cls = tf.Qwen3VLForConditionalGeneration
+    return _qwen(cls, head_dim, vision, sections=(3, 3, 2), seed=1, mrope_interleaved=True)
 
 
-def _qwen(cls: Any, vision: dict[str, Any], rope: dict[str, Any] | None = None, seed: int = 0, **text: Any) -> Zoo:
+def _qwen(
+    cls: Any, head_dim: int, vision: dict[str, Any], sections: Sequence[int] = (2, 3, 3), seed: int = 0, **rope: Any
+) -> Zoo:
+    """`sections` are of a head of 16: how many of its 8 frequencies go with time, row and column."""
     tokenizer = _tokenizer(
         "<|vision_start|>", "<|vision_end|>", image_token="<|image_pad|>", video_token="<|video_pad|>"
     )
-    rope = rope or {"mrope_section": [2, 3, 3]}
+    rope |= {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [n * head_dim // 16 for n in sections]}
     config = cls.config_class(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},
-            **_LLM,
-            **text,
-        },
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **_llm(head_dim)},
         vision_config=vision,
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
@@ -232,9 +219,15 @@ def _qwen(cls: Any, vision: dict[str, Any], rope: dict[str, Any] | None = None, 
 
 
 @functools.cache
-def internvl() -> Zoo:
+def internvl(head_dim: int = 16) -> Zoo:
     """InternVL in small: tiles of 112 px with patch 14 and pixel shuffle, i.e. 16 visual tokens; Qwen2 of 4 layers."""
-    tokenizer = _tokenizer("<img>", "</img>", image_token="<IMG_CONTEXT>")
+    tokenizer = _tokenizer(
+        image_token="<IMG_CONTEXT>",
+        context_image_token="<IMG_CONTEXT>",  # what transformers' own processor calls it
+        start_image_token="<img>",
+        end_image_token="</img>",
+        video_token="<video>",
+    )
     vision = {
         "image_size": [112, 112],
         "patch_size": [14, 14],
@@ -245,7 +238,7 @@ def internvl() -> Zoo:
     }
     config = tf.InternVLConfig(
         vision_config=vision,
-        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **_LLM},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **_llm(head_dim)},
         image_token_id=tokenizer.image_token_id,
         image_seq_length=16,
     )
@@ -255,6 +248,13 @@ def internvl() -> Zoo:
     return Zoo("internvl", model, processor, "<img><IMG_CONTEXT></img>", (tokenizer.image_token_id,))
 
 
+def _llm(head_dim: int) -> dict[str, int]:
+    """Four layers with two heads of queries to one of keys."""
+    widths = {"hidden_size": 4 * head_dim, "intermediate_size": 8 * head_dim, "head_dim": head_dim}
+    counts = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return widths | counts | {"max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
 def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
     """Byte-level BPE trained in memory; `named` tokens become attributes such as ``image_token_id``."""
     tokenizer = Tokenizer(models.BPE())
@@ -262,7 +262,7 @@ def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<pad>", "<s>", "</s>", "<unk>", *named.values(), *extra],
+        special_tokens=["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(named.values()), *extra],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )

@@ -73,7 +73,7 @@ class PruningServer:
 
 
 def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
-    """What a server's set-up rules out, as sentences: ``"all"`` pruning, or only methods that hear the ``"encoder"``."""
+    """What a server's set-up rules out, as sentences: ``"all"`` pruning, or what hears the ``"encoder"``."""
     limits: dict[str, str] = {}
     multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
     compilation = vllm_config.compilation_config

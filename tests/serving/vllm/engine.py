@@ -1,0 +1,60 @@
+"""A vLLM engine in this process, on the CPU, with the plugin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .oracle import STEPS, Answer, Case, Oracle
+
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def engine(path: Path, **options: Any) -> Any:
+    """A small ``vllm.LLM`` in float32."""
+    os.environ.update(SETTINGS)
+    from vllm import LLM
+
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 512,
+        "max_num_seqs": 4,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "seed": 0,
+        "limit_mm_per_prompt": {"image": 2, "video": 1} if "qwen" in path.name else {"image": 2},
+    }
+    return LLM(model=str(path), **(settings | options))
+
+
+def answers(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Answer]:
+    """All cases in one batch."""
+    from vllm import SamplingParams
+
+    bias = dict.fromkeys(oracle.placeholders, -100.0)  # random models must not emit placeholders
+    sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, logit_bias=bias)
+    requests = []
+    for case in cases:
+        data: dict[str, Any] = {}
+        if case.images:
+            data["image"] = list(case.images)
+        if case.clip is not None:
+            data["video"] = case.clip
+        requests.append(
+            {"prompt": oracle.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": dict(case.asked)}
+        )
+    found = []
+    for output in llm.generate(requests, sampling, use_tqdm=False):
+        (one,) = output.outputs
+        steps = zip(one.logprobs, one.token_ids, strict=True)
+        logprobs = [step[token].logprob for step, token in steps]
+        found.append(Answer(list(one.token_ids), logprobs, len(output.prompt_token_ids)))
+    return found

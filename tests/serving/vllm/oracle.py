@@ -1,0 +1,88 @@
+"""What vLLM must say: the same checkpoint, prompt and pictures in transformers, pruned by foveate's own runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+from PIL import Image
+
+import foveate
+import zoo
+
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: a text with pictures (or one clip) before it, and what its arguments ask of foveate."""
+
+    images: tuple[Image.Image, ...] = ()
+    text: str = "what is in the picture?"
+    clip: Any = None
+    asked: dict[str, Any] = field(default_factory=dict)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise, so that no two tokens are alike."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def clip(frames: int, height: int, width: int, seed: int = 0) -> Any:
+    """Noise (T, H, W, 3) and what a decoder would say of it."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
+    known = {"fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames))}
+    return pixels, {**known, "video_backend": "opencv", "do_sample_frames": False}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens, their log-probabilities, and the length of the prompt as the language model saw it."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    prompt: int
+
+
+class Oracle:
+    """The checkpoint at `path` in transformers."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.processor = tf.AutoProcessor.from_pretrained(path)
+        self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.zoo = getattr(zoo, name)()
+        self.placeholders = list(self.zoo.visual_ids)
+
+    def prompt(self, case: Case) -> str:
+        """The text with its placeholders."""
+        video = "<|vision_start|><|video_pad|><|vision_end|>" if case.clip is not None else ""
+        return "<s>" + self.zoo.image * len(case.images) + video + case.text
+
+    def answer(self, case: Case) -> Answer:
+        """What the pruned model answers in transformers."""
+        given: dict[str, Any] = {"text": [self.prompt(case)], "return_tensors": "pt"}
+        if case.images:
+            given["images"] = list(case.images)
+        if case.clip is not None:
+            pixels, known = case.clip
+            known = {key: value for key, value in known.items() if key != "do_sample_frames"}
+            given |= {"videos": [pixels], "video_metadata": [known], "do_sample_frames": False}
+        inputs = self.processor(**given, add_special_tokens=False)
+        settings: dict[str, Any] = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
+        settings |= {"suppress_tokens": self.placeholders, "return_dict_in_generate": True, "output_logits": True}
+        keep = case.asked.get("foveate_keep", 1.0)
+        method = case.asked.get("foveate_method", "idpruner")
+        positions = "keep" if self.zoo.mrope else "compact"
+        scope = case.asked.get("foveate_scope", "frame" if self.name == "qwen3_vl" else "image")
+        with torch.no_grad(), foveate.prune(self.model, method, keep=keep, scope=scope, positions=positions) as pruning:
+            out = self.model.generate(**inputs, **settings)
+            (length,) = pruning.report().prompt_tokens
+        tokens = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        logprobs = [step[0].log_softmax(-1)[token].item() for step, token in zip(out.logits, tokens, strict=True)]
+        return Answer(tokens, logprobs, length)

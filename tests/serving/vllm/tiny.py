@@ -1,0 +1,80 @@
+"""Tiny random checkpoints on disk, for vLLM: the models of the zoo with wider heads and transformers' own processors.
+
+The Qwen and InternVL processors hold one for video, which needs torchvision: build these in the environment of
+``make test-vllm``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+import zoo as zoo_module
+from zoo import Zoo
+
+NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+_HEAD_DIM = 64  # vLLM's attention on CPUs has kernels from 32 on; real models have 64 or 128
+
+
+def saved(name: str, folder: Path) -> Path:
+    """Where the checkpoint of the tiny model `name` lies below `folder`; built on the first call."""
+    path = folder / name
+    if not path.exists():
+        zoo = getattr(zoo_module, name)(_HEAD_DIM)
+        unfinished = folder / f".{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        zoo.model.save_pretrained(unfinished)
+        if name == "llava":
+            _name_as_on_the_hub(unfinished / "model.safetensors")
+        _processor(zoo).save_pretrained(unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def _name_as_on_the_hub(weights: Path) -> None:
+    """Give the weights of a CLIP tower the names of published checkpoints, the only ones that vLLM knows.
+
+    transformers 5 reads both, and writes shorter ones.
+    """
+    renamed = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): weight
+        for name, weight in load_file(weights).items()
+    }
+    save_file(renamed, weights, metadata={"format": "pt"})
+
+
+def _processor(zoo: Zoo) -> tf.ProcessorMixin:
+    tokenizer, images = zoo.tokenizer, zoo.processor.image_processor
+    # InternVL's puts <img> and </img> around its placeholder by itself.
+    image = zoo.processor.image_token if zoo.name == "internvl" else zoo.image
+    template = (
+        "<s>{% for message in messages %}{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+        "{% endfor %}{% endfor %}"
+    )
+    match zoo.name:
+        case "llava":
+            return tf.LlavaProcessor(
+                images,
+                tokenizer,
+                patch_size=14,
+                vision_feature_select_strategy="default",
+                num_additional_image_tokens=1,  # CLS
+                chat_template=template,
+            )
+        case "qwen2_vl":
+            return tf.Qwen2VLProcessor(images, tokenizer, tf.Qwen2VLVideoProcessor(), chat_template=template)
+        case "qwen2_5_vl":
+            return tf.Qwen2_5_VLProcessor(images, tokenizer, tf.Qwen2VLVideoProcessor(), chat_template=template)
+        case "qwen3_vl":
+            # vLLM normalises on the device, clips with the numbers of images.
+            video = tf.Qwen3VLVideoProcessor(image_mean=images.image_mean, image_std=images.image_std)
+            return tf.Qwen3VLProcessor(images, tokenizer, video, chat_template=template)
+        case "internvl":
+            tiles = tf.GotOcr2ImageProcessorPil(size=dict(images.size), crop_to_patches=True, max_patches=4)
+            video = tf.InternVLVideoProcessor(size=dict(images.size))
+            return tf.InternVLProcessor(tiles, tokenizer, video, image_seq_length=16, chat_template=template)
+    raise ValueError(f"no processor for {zoo.name}")

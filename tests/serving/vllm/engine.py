@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ SETTINGS = {
 }
 
 
-def engine(path: Path, **options: Any) -> Any:
-    """A small ``vllm.LLM`` in float32."""
+@contextlib.contextmanager
+def engine(path: Path, **options: Any) -> Iterator[Any]:
+    """A small ``vllm.LLM`` in float32, gone afterwards."""
     os.environ.update(SETTINGS)
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     settings: dict[str, Any] = {
         "dtype": "float32",
@@ -32,7 +36,12 @@ def engine(path: Path, **options: Any) -> Any:
         "seed": 0,
         "limit_mm_per_prompt": {"image": 2, "video": 1} if "qwen" in path.name else {"image": 2},
     }
-    return LLM(model=str(path), **(settings | options))
+    llm = LLM(model=str(path), **(settings | options))
+    try:
+        yield llm
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
 
 
 def answers(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Answer]:

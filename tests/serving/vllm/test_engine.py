@@ -1,0 +1,115 @@
+"""A real engine on the CPU says what transformers says with the same pruning, whatever vLLM does in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .engine import answers, engine
+from .oracle import Answer, Case, Oracle, clip, picture
+from .tiny import NAMES, saved
+
+pytestmark = pytest.mark.vllm
+
+LANDSCAPE, PORTRAIT, SMALL = picture(84, 112, 0), picture(168, 56, 1), picture(56, 56, 2)
+CLIP = clip(4, 84, 112, 3)
+
+
+def asked(keep: Any, method: str = "divprune", **more: Any) -> dict[str, Any]:
+    return {"foveate_keep": keep, "foveate_method": method, **more}
+
+
+# Three ratios and none, one image and two, portrait and landscape, methods that read features, that listen to the
+# encoder and that merge: all in one batch.
+MIXED = [
+    Case((LANDSCAPE,)),
+    Case((LANDSCAPE,), asked=asked(0.5)),
+    Case((LANDSCAPE,), asked=asked("25%")),
+    Case((PORTRAIT,), asked=asked(0.25, "idpruner")),
+    Case((PORTRAIT, LANDSCAPE), "a red square on a blue", asked=asked(0.4, "scope")),
+    Case((SMALL, PORTRAIT), "what is in the picture? a red square on a blue", asked=asked(0.25)),
+    Case((LANDSCAPE, LANDSCAPE), asked=asked(6, "avgpool")),
+    Case((PORTRAIT,), asked=asked(0.5, "visionzip")),
+    Case((LANDSCAPE,), asked=asked(1.0)),
+    Case(text="a red square on a blue"),
+]
+CLIPS = [
+    Case(clip=CLIP),
+    Case(clip=CLIP, asked=asked(0.3)),
+    Case((LANDSCAPE,), clip=CLIP, asked=asked(0.25, "idpruner")),
+    Case(clip=CLIP, asked=asked(0.5, "idpruner", foveate_scope="frame")),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Any, Oracle]]:
+    """Each family in vLLM, with prompts cut into chunks of 64 tokens, and in transformers."""
+    path = saved(request.param, folder)
+    oracle = Oracle(request.param, path)
+    with engine(path, max_num_batched_tokens=64) as llm:
+        yield llm, oracle
+
+
+def check(found: list[Answer], expected: list[Answer]) -> None:
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.prompt == other.prompt, index
+        assert one.tokens == other.tokens, index
+        assert max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True)) <= 1e-4, index
+
+
+def test_equals_transformers_and_again_from_caches(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    expected = [oracle.answer(case) for case in MIXED]
+    check(answers(llm, oracle, MIXED), expected)
+    check(answers(llm, oracle, MIXED[::-1]), expected[::-1])
+    pruned = [oracle.answer(Case(case.images, case.text)).logprobs for case in MIXED[1:8]]
+    assert all(a != b.logprobs for a, b in zip(pruned, expected[1:8], strict=True))  # pruning can be seen
+
+
+def test_clips_equal_transformers(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    if not oracle.name.startswith("qwen"):
+        pytest.skip("sees no clips")
+    check(answers(llm, oracle, CLIPS), [oracle.answer(case) for case in CLIPS])
+    if oracle.name == "qwen3_vl":
+        with pytest.raises(ValueError, match=r"use foveate_scope='frame'"):
+            answers(llm, oracle, [Case(clip=CLIP, asked=asked(0.5, foveate_scope="image"))])
+
+
+def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    refused = {
+        "is out of range": asked(2.5),
+        "inside the LLM, which vLLM cannot do": asked(0.5, "fastv"),
+        "did you mean 'idpruner'": asked(0.5, "idprunner"),
+        "did you mean 'foveate_keep'": {"foveate_kep": 0.5},
+        "add foveate_keep": {"foveate_method": "divprune"},
+        "compares the frames of clips": asked(0.5, "evs"),
+        "needs a trained scorer": asked(0.5, "visionselector"),
+    }
+    for sentence, arguments in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            answers(llm, oracle, [Case((LANDSCAPE,), asked=arguments)])
+    check(answers(llm, oracle, MIXED[1:2]), [oracle.answer(MIXED[1])])
+
+
+def test_server_default_preemption_and_requests_that_differ(folder: Path) -> None:
+    """A default for the server, overruled by requests; so few cache blocks that requests are put back and run again."""
+    path = saved("qwen2_5_vl", folder)
+    oracle = Oracle("qwen2_5_vl", path)
+    default = asked(0.25, "idpruner")
+    overrides = {"foveate": {"method": "idpruner", "keep": 0.25, "hyperparameters": {"idpruner": {"balance": 0.5}}}}
+    plain = [Case((picture(140, 140, seed),), asked=more) for seed in range(4) for more in ({}, asked(1.0))]
+    expected = [oracle.answer(Case(case.images, case.text, asked=case.asked or default)) for case in plain]
+    with engine(path, hf_overrides=overrides, num_gpu_blocks_override=5, block_size=16) as llm:
+        check(answers(llm, oracle, plain), expected)
+    with pytest.raises(ValueError, match="out of range"), engine(path, hf_overrides={"foveate": {"keep": 25}}):
+        pass  # a bad default stops the server

@@ -82,7 +82,8 @@ class Oracle:
         scope = case.asked.get("foveate_scope", "frame" if self.name == "qwen3_vl" else "image")
         with torch.no_grad(), foveate.prune(self.model, method, keep=keep, scope=scope, positions=positions) as pruning:
             out = self.model.generate(**inputs, **settings)
-            (length,) = pruning.report().prompt_tokens
+            seen = case.images or case.clip is not None
+            length = pruning.report().prompt_tokens[0] if seen else inputs["input_ids"].shape[1]
         tokens = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         logprobs = [step[0].log_softmax(-1)[token].item() for step, token in zip(out.logits, tokens, strict=True)]
         return Answer(tokens, logprobs, length)

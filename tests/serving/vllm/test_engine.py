@@ -107,9 +107,11 @@ def test_server_default_preemption_and_requests_that_differ(folder: Path) -> Non
     oracle = Oracle("qwen2_5_vl", path)
     default = asked(0.25, "idpruner")
     overrides = {"foveate": {"method": "idpruner", "keep": 0.25, "hyperparameters": {"idpruner": {"balance": 0.5}}}}
-    plain = [Case((picture(140, 140, seed),), asked=more) for seed in range(4) for more in ({}, asked(1.0))]
+    plain = [Case((picture(112, 140, seed),), asked=more) for seed in range(4) for more in ({}, asked(1.0))]
     expected = [oracle.answer(Case(case.images, case.text, asked=case.asked or default)) for case in plain]
-    with engine(path, hf_overrides=overrides, num_gpu_blocks_override=5, block_size=16) as llm:
+    few = {"num_gpu_blocks_override": 5, "block_size": 32, "max_model_len": 64}
+    with engine(path, hf_overrides=overrides, disable_log_stats=False, **few) as llm:
         check(answers(llm, oracle, plain), expected)
-    with pytest.raises(ValueError, match="out of range"), engine(path, hf_overrides={"foveate": {"keep": 25}}):
+        assert sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions") > 0
+    with pytest.raises(ValueError, match="out of range"), engine(path, hf_overrides={"foveate": {"keep": 2.5}}):
         pass  # a bad default stops the server

@@ -1,0 +1,119 @@
+"""A real server with the real client: defaults from the environment, requests that differ, bad ones answered with 400."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .engine import SETTINGS
+from .oracle import Case, Oracle, picture
+from .tiny import saved
+
+pytestmark = pytest.mark.vllm
+
+PICTURE = picture(84, 112, 0)
+TEXT = "what is in the picture?"
+STARTING = 300.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("qwen2_5_vl", tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint: Path) -> Iterator[Any]:
+    """A client of a server that keeps half of each image unless told otherwise."""
+    import openai
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = SETTINGS | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "FOVEATE_METHOD": "divprune", "FOVEATE_KEEP": "50%"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager", "--limit-mm-per-prompt.image", "2"]
+    command += ["--trust-request-mm-kwargs"]  # vLLM takes arguments from requests only then
+    log = checkpoint.parent / "server.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        made = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        deadline = time.monotonic() + STARTING
+        while True:
+            try:
+                made.models.list()
+                break
+            except openai.APIConnectionError:
+                assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+                time.sleep(0.5)
+        yield made
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def ask(client: Any, **asked: Any) -> Any:
+    """One chat request with the picture."""
+    data = io.BytesIO()
+    PICTURE.save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": TEXT}]
+    return client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": content}],
+        max_tokens=1,
+        temperature=0,
+        logprobs=True,
+        extra_body={"mm_processor_kwargs": asked} if asked else {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "equal"),
+    [
+        ({}, {"foveate_method": "divprune", "foveate_keep": 0.5}),
+        ({"foveate_keep": 0.25}, {"foveate_method": "divprune", "foveate_keep": 0.25}),
+        ({"foveate_method": "idpruner", "foveate_keep": "25%"}, {"foveate_method": "idpruner", "foveate_keep": 0.25}),
+        ({"foveate_keep": 1.0}, {}),
+    ],
+)
+def test_requests(client: Any, checkpoint: Path, asked: dict[str, Any], equal: dict[str, Any]) -> None:
+    expected = Oracle("qwen2_5_vl", checkpoint).answer(Case((PICTURE,), TEXT, asked=equal))
+    answer = ask(client, **asked)
+    assert answer.usage.prompt_tokens == expected.prompt
+    assert answer.choices[0].logprobs.content[0].logprob == pytest.approx(expected.logprobs[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"foveate_keep": 7.5}, "out of range"),
+        ({"foveate_keep": "a lot"}, "is not a number"),
+        ({"foveate_keep": [0.5]}, "is not a budget"),
+        ({"foveate_method": "idprunner", "foveate_keep": 0.5}, "did you mean 'idpruner'"),
+        ({"foveate_method": "d2pruner", "foveate_keep": 0.5}, "inside the LLM"),
+        ({"foveate_method": ["divprune"], "foveate_keep": 0.5}, "must be the name of one method"),
+        ({"foveate_scope": "prompt"}, "use 'image' or 'frame'"),
+        ({"foveate_ratio": 0.5}, "unknown argument 'foveate_ratio'"),
+    ],
+)
+def test_bad_requests_are_answered_with_400_and_the_server_lives_on(
+    client: Any, asked: dict[str, Any], says: str
+) -> None:
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match=says) as caught:
+        ask(client, **asked)
+    assert caught.value.status_code == 400
+    assert ask(client).choices

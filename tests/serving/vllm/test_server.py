@@ -1,4 +1,4 @@
-"""A real server with the real client: defaults from the environment, requests that differ, bad ones answered with 400."""
+"""A real server and the real client: defaults from the environment, requests that differ, bad ones met with 400."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class ServerSettings:
                 raise RequestError(f"the server's foveate settings have an unknown key {key!r}{near_miss(key, known)}")
         from_environ = {key: environ[name] for key, name in SETTINGS.items() if environ.get(name)}
         settings = cls(**(from_environ | dict(given)))
-        settings.resolve({})  # a bad default stops the server before it loads a model
+        settings.resolve({})  # refuses bad values
         return settings
 
     def resolve(self, asked: Mapping[str, Any], default_scope: Scope = "image") -> PruneRequest | None:

@@ -25,7 +25,7 @@ class PruningServer:
         model: vLLM's model in the engine, None elsewhere.
 
     Raises:
-        FoveateError: when the server's settings are wrong.
+        FoveateError: when the server's settings are wrong, or ask for what its set-up rules out.
     """
 
     def __init__(self, family_class: type[Family], model_config: Any, model: Any = None) -> None:
@@ -45,6 +45,7 @@ class PruningServer:
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)
+        self.resolve({})  # a default that cannot work stops the server
 
     @property
     def known_family(self) -> Family:

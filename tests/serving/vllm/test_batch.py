@@ -1,0 +1,67 @@
+"""Selection for a step: each image is pruned as if it were alone, whatever it is batched with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate import Budget, get_method
+from foveate.serving.vllm.batch import Pool, choose, pools_of
+from foveate.serving.vllm.family import take
+from foveate.tokens import Cue, Grid, VisualTokens
+
+WIDTH = 12
+
+
+def test_pools_of_images_tiles_and_frames() -> None:
+    clip, tile = Grid(2, 3, 4), Grid(2, 2)
+    assert pools_of([clip], Budget(0.5)) == [Pool(clip, 0, 12)]
+    assert pools_of([clip], Budget(0.5, "frame")) == [Pool(Grid(2, 3), 6 * i, 3) for i in range(4)]
+    assert pools_of([tile] * 3, Budget(0.25)) == [Pool(tile, 4 * i, 1) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", ["divprune", "idpruner", "avgpool", "random", "visionzip"])
+def test_a_batch_equals_its_images_one_by_one(name: str) -> None:
+    method, grids = get_method(name), [Grid(4, 4), Grid(2, 5), Grid(3, 3, 2)]
+    features = [torch.randn(len(grid), WIDTH + 3) for grid in grids]  # three more columns, as DeepStack has
+    cues = {
+        Cue.ENCODER_ATTENTION: [torch.rand(len(grid)) for grid in grids],
+        Cue.ENCODER_FEATURES: [torch.randn(len(grid), 7) for grid in grids],
+    }
+    pools = [pools_of([grid], Budget(0.4, "frame")) for grid in grids]
+    together = choose(method, features, pools, cues, WIDTH)
+    for item, chosen in enumerate(together):
+        (alone,) = choose(
+            method,
+            features[item : item + 1],
+            pools[item : item + 1],
+            {c: v[item : item + 1] for c, v in cues.items()},
+            WIDTH,
+        )
+        assert torch.equal(chosen.index, alone.index)
+        assert torch.allclose(chosen.rows, alone.rows, atol=1e-6)
+        assert len(chosen.index) == sum(pool.count for pool in pools[item])
+        assert bool((chosen.index.diff() > 0).all())
+        assert torch.equal(chosen.rows[:, WIDTH:], features[item][chosen.index, WIDTH:])
+
+
+def test_rows_are_those_that_the_method_keeps_or_merges() -> None:
+    grid, features = Grid(4, 4), torch.randn(16, WIDTH)
+    for name in ("divprune", "avgpool"):
+        selection = get_method(name).select(VisualTokens.of(features, grid), torch.tensor([4]))
+        (chosen,) = choose(get_method(name), [features], [pools_of([grid], Budget(4))], {}, WIDTH)
+        kept = selection.keep[0].nonzero()[:, 0]
+        assert torch.equal(chosen.index, kept)
+        assert torch.equal(chosen.rows, selection.merged(features[None])[0, kept])
+
+
+def test_take_cuts_a_batch_between_images() -> None:
+    batch = {
+        "pixel_values": torch.arange(10)[:, None],
+        "grid": torch.tensor([[1], [2], [3]]),
+        "notes": ["a", "b", "c"],
+        "token": torch.tensor(5),
+    }
+    part = take(batch, {"pixel_values": [3, 2, 5]}, 1, 3)
+    assert part["pixel_values"].flatten().tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert part["grid"].flatten().tolist() == [2, 3] and part["notes"] == ["b", "c"] and part["token"] == 5

@@ -1,0 +1,82 @@
+"""What a server's set-up rules out is known when it starts, and said when it is asked for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from foveate import FoveateError
+from foveate.models.qwen2_5_vl import Qwen25VLAdapter
+from foveate.serving.vllm.family import QwenFamily
+from foveate.serving.vllm.server import FACT, PruningServer, limits_of
+
+
+def vllm_config(**changed: Any) -> Any:
+    """The little of vLLM's configuration that is looked at."""
+    facts: dict[str, Any] = {
+        "pruning": False,
+        "tp_mode": "weights",
+        "pp": 1,
+        "drafts": None,
+        "graphs": False,
+        "compiled": False,
+    }
+    facts |= changed
+    multimodal = SimpleNamespace(
+        is_multimodal_pruning_enabled=lambda: facts["pruning"], mm_encoder_tp_mode=facts["tp_mode"]
+    )
+    return SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=multimodal),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=facts["pp"]),
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=facts["graphs"], compile_mm_encoder=facts["compiled"]),
+        speculative_config=facts["drafts"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "key", "says"),
+    [
+        ({"pruning": True}, "all", "--video-pruning-rate"),
+        ({"graphs": True}, "all", "cudagraph_mm_encoder"),
+        ({"pp": 2}, "all", "pipeline parallelism"),
+        ({"drafts": object()}, "all", "speculative decoding"),
+        ({"tp_mode": "data"}, "encoder", "mm_encoder_tp_mode='data'"),
+        ({"compiled": True}, "encoder", "compile_mm_encoder"),
+    ],
+)
+def test_limits(changed: dict[str, Any], key: str, says: str) -> None:
+    limits = limits_of(vllm_config(**changed), mrope=True)
+    assert set(limits) == {key} and says in limits[key]
+
+
+def test_a_plain_server_has_none_and_only_mrope_needs_one_rank_for_all_layers() -> None:
+    assert limits_of(vllm_config(), mrope=True) == {}
+    assert limits_of(vllm_config(pp=2, drafts=object()), mrope=False) == {}
+
+
+class Family(QwenFamily):
+    adapter_class = Qwen25VLAdapter
+
+
+def server(limits: dict[str, str], settings: Any = None) -> PruningServer:
+    text = SimpleNamespace(hidden_size=64, num_hidden_layers=2)
+    config = SimpleNamespace(get_text_config=lambda: text, foveate=settings, **{FACT: limits})
+    return PruningServer(Family, SimpleNamespace(hf_config=config, model="tiny"))
+
+
+def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> None:
+    off = server({"all": "drafts are on."})
+    assert not off.prunes and off.resolve({}) is None and off.resolve({"foveate_keep": 1.0}) is None
+    with pytest.raises(FoveateError, match=r"drafts are on\."):
+        off.resolve({"foveate_keep": 0.5})
+    deaf = server({"encoder": "it is compiled."})
+    assert deaf.resolve({"foveate_keep": 0.5, "foveate_method": "divprune"}) is not None
+    with pytest.raises(FoveateError, match=r"idpruner needs .* but it is compiled\."):
+        deaf.resolve({"foveate_keep": 0.5})
+
+
+def test_a_server_whose_default_is_ruled_out_does_not_start() -> None:
+    with pytest.raises(FoveateError, match="drafts are on"):
+        server({"all": "drafts are on."}, {"keep": 0.5})

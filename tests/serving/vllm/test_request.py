@@ -1,0 +1,80 @@
+"""Requests and server settings: one spelling for each meaning, and a sentence for what has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate import Budget, FoveateError
+from foveate.serving.vllm.request import PruneRequest, ServerSettings, no_request
+
+budgets = st.one_of(st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False), st.integers(2, 10**6))
+
+
+@given(budgets, st.sampled_from(["image", "frame"]), st.sampled_from(["idpruner", "a-third-party-method"]))
+def test_a_request_survives_its_way_to_the_engine(keep: float | int, scope: Any, method: str) -> None:
+    request = PruneRequest(method, Budget(keep, scope))
+    assert PruneRequest.from_tensor(request.to_tensor()) == request == PruneRequest.parse(str(request))
+    assert request.to_tensor().shape == no_request().shape
+
+
+def test_no_request_is_none() -> None:
+    assert PruneRequest.from_tensor(no_request()) is None
+
+
+def test_a_name_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(FoveateError, match="too long"):
+        PruneRequest("x" * 200, Budget(0.5)).to_tensor()
+
+
+def test_precedence_is_request_then_overrides_then_environment() -> None:
+    environ = {"FOVEATE_METHOD": "divprune", "FOVEATE_KEEP": "50%", "FOVEATE_SCOPE": ""}
+    assert ServerSettings.read(None, {}).resolve({}) is None
+    assert ServerSettings.read(None, environ).resolve({}) == PruneRequest("divprune", Budget(0.5))
+    settings = ServerSettings.read({"keep": 0.25}, environ)
+    assert settings.resolve({}) == PruneRequest("divprune", Budget(0.25))
+    assert settings.resolve({"foveate_method": "scope"}) == PruneRequest("scope", Budget(0.25))
+    assert settings.resolve({"foveate_keep": 144}, "frame") == PruneRequest("divprune", Budget(144, "frame"))
+    assert settings.resolve({"foveate_keep": 1.0}) is None
+    assert settings.resolve({"foveate_scope": "frame"}) == PruneRequest("divprune", Budget(0.25, "frame"))
+
+
+def test_equal_requests_share_a_fingerprint_and_others_do_not() -> None:
+    settings = ServerSettings.read({"hyperparameters": {"idpruner": {"balance": 0.7}}}, {})
+
+    def fingerprint(method: str, keep: Any) -> dict[str, str]:
+        request = settings.resolve({"foveate_method": method, "foveate_keep": keep})
+        assert request is not None
+        return settings.fingerprint(request)
+
+    assert fingerprint("idpruner", 0.25) == fingerprint("idpruner", "25%")
+    assert fingerprint("idpruner", 0.25) != fingerprint("idpruner", 0.5)
+    assert fingerprint("idpruner", 0.25) != fingerprint("divprune", 0.25)
+    other = ServerSettings.read({"hyperparameters": {"idpruner": {"balance": 0.5}}}, {})
+    assert fingerprint("idpruner", 0.25) != other.fingerprint(PruneRequest("idpruner", Budget(0.25)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ", "says"),
+    [
+        ({"ratio": 0.5}, {}, "unknown key 'ratio'"),
+        ({"kep": 0.5}, {}, "did you mean 'keep'"),
+        ("25%", {}, "must be a mapping"),
+        ({"keep": 2.5}, {}, "out of range"),
+        ({}, {"FOVEATE_KEEP": "lots"}, "is not a number"),
+        ({"scope": "prompt", "keep": 0.5}, {}, "use 'image' or 'frame'"),
+    ],
+)
+def test_bad_settings_are_refused(overrides: Any, environ: dict[str, str], says: str) -> None:
+    with pytest.raises(FoveateError, match=says) as caught:
+        ServerSettings.read(overrides, environ)
+    assert isinstance(caught.value, ValueError)  # which vLLM answers with 400
+
+
+def test_a_method_without_a_budget_is_refused() -> None:
+    with pytest.raises(FoveateError, match="add foveate_keep"):
+        ServerSettings.read(None, {}).resolve({"foveate_method": "divprune"})
+    assert ServerSettings.read(None, {}).resolve({"foveate_method": "divprune", "foveate_keep": 1.0}) is None

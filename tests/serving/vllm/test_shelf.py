@@ -1,0 +1,53 @@
+"""Methods are refused before an image depends on them, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from foveate import FoveateError
+from foveate.methods import Method, ModelFacts
+from foveate.methods.base import _METHODS as REGISTERED
+from foveate.methods.base import Provenance
+from foveate.serving.vllm.shelf import MethodShelf
+from foveate.tokens import Cue, Selection, VisualTokens
+
+FACTS = ModelFacts("tiny", 64, 4)
+
+
+def test_methods_are_bound_once_with_the_servers_hyperparameters() -> None:
+    shelf = MethodShelf(FACTS, {}, {"idpruner": {"balance": 0.75}})
+    assert shelf.get("idpruner").balance == 0.75  # type: ignore[attr-defined]
+    assert shelf.get("idpruner") is shelf.get("idpruner")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("fastv", "inside the LLM, which vLLM cannot do"),
+        ("idprunner", "did you mean 'idpruner'"),
+        ("idpruner", "needs the attention received inside the vision encoder, but it is compiled"),
+        ("visionselector", "give scorer="),
+    ],
+)
+def test_refusals(name: str, says: str) -> None:
+    shelf = MethodShelf(FACTS, {Cue.ENCODER_ATTENTION: "it is compiled."}, {})
+    with pytest.raises(FoveateError, match=says):
+        shelf.get(name)
+    assert shelf.get("divprune").name == "divprune"
+
+
+def test_a_method_that_misses_its_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class KeepsAll(Method):
+        name = "keepsall"
+        provenance = Provenance("none", "none")
+
+        def select(self, tokens: VisualTokens, count: torch.Tensor) -> Selection:
+            return Selection(tokens.valid)
+
+    monkeypatch.setitem(REGISTERED, "keepsall", KeepsAll)
+    with pytest.raises(FoveateError, match="kept 32 tokens where 16 were asked for"):
+        MethodShelf(FACTS, {}, {}).get("keepsall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, 
         with pytest.raises(ValueError, match=sentence):
             answers(llm, oracle, [Case((LANDSCAPE,), asked=arguments)])
     check(answers(llm, oracle, MIXED[1:2]), [oracle.answer(MIXED[1])])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TORCHDYNAMO_DISABLE" in os.environ, reason="run without TORCHDYNAMO_DISABLE; takes two minutes")
+def test_a_compiled_engine_equals_transformers(folder: Path) -> None:
+    path = saved("qwen2_5_vl", folder)
+    oracle = Oracle("qwen2_5_vl", path)
+    cases = MIXED + CLIPS
+    with engine(path, enforce_eager=False, max_num_batched_tokens=64) as llm:
+        check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
 
 
 def test_server_default_preemption_and_requests_that_differ(folder: Path) -> None:

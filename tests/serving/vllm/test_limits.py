@@ -29,7 +29,7 @@ def vllm_config(**changed: Any) -> Any:
     )
     return SimpleNamespace(
         model_config=SimpleNamespace(multimodal_config=multimodal),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=facts["pp"]),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=facts["pp"], enable_dbo=facts["dbo"]),
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=facts["graphs"], compile_mm_encoder=facts["compiled"]),
         speculative_config=facts["drafts"],
     )
@@ -42,6 +42,7 @@ def vllm_config(**changed: Any) -> Any:
         ({"graphs": True}, "all", "cudagraph_mm_encoder"),
         ({"pp": 2}, "all", "pipeline parallelism"),
         ({"drafts": object()}, "all", "speculative decoding"),
+        ({"dbo": True}, "all", "dual batch overlap"),
         ({"tp_mode": "data"}, "encoder", "mm_encoder_tp_mode='data'"),
         ({"compiled": True}, "encoder", "compile_mm_encoder"),
     ],
@@ -60,10 +61,11 @@ class Family(QwenFamily):
     adapter_class = Qwen25VLAdapter
 
 
-def server(limits: dict[str, str], settings: Any = None) -> PruningServer:
+def server(limits: dict[str, str], settings: Any = None, **processor: Any) -> PruningServer:
     text = SimpleNamespace(hidden_size=64, num_hidden_layers=2)
     config = SimpleNamespace(get_text_config=lambda: text, foveate=settings, **{FACT: limits})
-    return PruningServer(Family, SimpleNamespace(hf_config=config, model="tiny"))
+    multimodal = SimpleNamespace(mm_processor_kwargs=processor)
+    return PruningServer(Family, SimpleNamespace(hf_config=config, model="tiny", multimodal_config=multimodal))
 
 
 def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> None:
@@ -75,6 +77,12 @@ def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> 
     assert deaf.resolve({"foveate_keep": 0.5, "foveate_method": "divprune"}) is not None
     with pytest.raises(FoveateError, match=r"idpruner needs .* but it is compiled\."):
         deaf.resolve({"foveate_keep": 0.5})
+
+
+def test_defaults_in_the_wrong_place_do_not_go_unnoticed() -> None:
+    assert server({}, max_pixels=1000).prunes
+    with pytest.raises(FoveateError, match="give defaults by --hf-overrides"):
+        server({}, foveate_keep=0.5)
 
 
 def test_a_server_whose_default_is_ruled_out_does_not_start() -> None:

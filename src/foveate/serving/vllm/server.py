@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
 from ...tokens import Cue
 from .family import Family
@@ -31,6 +31,7 @@ class PruningServer:
     def __init__(self, family_class: type[Family], model_config: Any, model: Any = None) -> None:
         config = model_config.hf_config
         limits: Mapping[str, str] = getattr(config, FACT, {})
+        _check_processor_defaults(getattr(model_config, "multimodal_config", None))
         self.settings = ServerSettings.read(getattr(config, "foveate", None), os.environ)
         self.refusal: str | None = limits.get("all")
         self.family: Family | None = None
@@ -73,6 +74,15 @@ class PruningServer:
         return request
 
 
+def _check_processor_defaults(multimodal: Any) -> None:
+    for key in getattr(multimodal, "mm_processor_kwargs", None) or {}:
+        if key.startswith("foveate"):
+            raise RequestError(
+                f"vLLM hands --mm-processor-kwargs, and with them {key!r}, to transformers, which does not prune; "
+                """give defaults by --hf-overrides '{"foveate": {"method": "idpruner", "keep": 0.25}}'."""
+            )
+
+
 def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
     """What a server's set-up rules out, as sentences: ``"all"`` pruning, or what hears the ``"encoder"``."""
     limits: dict[str, str] = {}
@@ -85,6 +95,8 @@ def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
         limits["all"] = f"the vision encoder runs in CUDA graphs (cudagraph_mm_encoder), past the pruning; {again}"
     elif mrope and parallel.pipeline_parallel_size > 1:
         limits["all"] = f"pipeline parallelism does not hand M-RoPE positions of pruned images to later ranks; {again}"
+    elif mrope and getattr(parallel, "enable_dbo", False):
+        limits["all"] = f"dual batch overlap (--enable-dbo) cuts a step in two, but not its positions; {again}"
     elif mrope and vllm_config.speculative_config is not None:
         limits["all"] = f"draft models cannot read the positions of pruned images; speculative decoding is on; {again}"
     if multimodal is not None and multimodal.mm_encoder_tp_mode == "data":

@@ -15,15 +15,8 @@ from foveate.serving.vllm.server import FACT, PruningServer, limits_of
 
 def vllm_config(**changed: Any) -> Any:
     """The little of vLLM's configuration that is looked at."""
-    facts: dict[str, Any] = {
-        "pruning": False,
-        "tp_mode": "weights",
-        "pp": 1,
-        "drafts": None,
-        "graphs": False,
-        "compiled": False,
-    }
-    facts |= changed
+    facts: dict[str, Any] = {"pruning": False, "tp_mode": "weights", "pp": 1, "drafts": None, "dbo": False}
+    facts |= {"graphs": False, "compiled": False, **changed}
     multimodal = SimpleNamespace(
         is_multimodal_pruning_enabled=lambda: facts["pruning"], mm_encoder_tp_mode=facts["tp_mode"]
     )

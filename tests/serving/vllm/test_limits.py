@@ -15,7 +15,14 @@ from foveate.serving.vllm.server import FACT, PruningServer, limits_of
 
 def vllm_config(**changed: Any) -> Any:
     """The little of vLLM's configuration that is looked at."""
-    facts: dict[str, Any] = {"pruning": False, "tp_mode": "weights", "pp": 1, "drafts": None, "dbo": False}
+    facts: dict[str, Any] = {
+        "pruning": False,
+        "tp_mode": "weights",
+        "pp": 1,
+        "drafts": None,
+        "dbo": False,
+        "lora": None,
+    }
     facts |= {"graphs": False, "compiled": False, **changed}
     multimodal = SimpleNamespace(
         is_multimodal_pruning_enabled=lambda: facts["pruning"], mm_encoder_tp_mode=facts["tp_mode"]
@@ -25,6 +32,7 @@ def vllm_config(**changed: Any) -> Any:
         parallel_config=SimpleNamespace(pipeline_parallel_size=facts["pp"], enable_dbo=facts["dbo"]),
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=facts["graphs"], compile_mm_encoder=facts["compiled"]),
         speculative_config=facts["drafts"],
+        lora_config=facts["lora"],
     )
 
 
@@ -36,6 +44,7 @@ def vllm_config(**changed: Any) -> Any:
         ({"pp": 2}, "all", "pipeline parallelism"),
         ({"drafts": object()}, "all", "speculative decoding"),
         ({"dbo": True}, "all", "dual batch overlap"),
+        ({"lora": SimpleNamespace(enable_tower_connector_lora=True)}, "all", "LoRA in the vision tower"),
         ({"tp_mode": "data"}, "encoder", "mm_encoder_tp_mode='data'"),
         ({"compiled": True}, "encoder", "compile_mm_encoder"),
     ],

@@ -93,6 +93,8 @@ def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
         limits["all"] = f"vLLM's own video pruning (--video-pruning-rate) is on; {again}"
     elif getattr(compilation, "cudagraph_mm_encoder", False):
         limits["all"] = f"the vision encoder runs in CUDA graphs (cudagraph_mm_encoder), past the pruning; {again}"
+    elif getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+        limits["all"] = f"LoRA in the vision tower counts an image's tokens by its placeholders; {again}"
     elif mrope and parallel.pipeline_parallel_size > 1:
         limits["all"] = f"pipeline parallelism does not hand M-RoPE positions of pruned images to later ranks; {again}"
     elif mrope and getattr(parallel, "enable_dbo", False):

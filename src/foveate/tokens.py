@@ -13,11 +13,12 @@ from .errors import SelectionError
 
 
 class Cue(enum.Enum):
-    """Something that a model adapter can supply and a method can need, beyond the token features themselves."""
+    """Something that a method can need beyond the token features themselves."""
 
     ENCODER_ATTENTION = "attention received inside the vision encoder"
     ENCODER_FEATURES = "vision features before the projector"
     LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below"
+    TEXT_EMBEDDINGS = "input embeddings of the prompt's text"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class VisualTokens:
         encoder_features: (B, N, e) vision features before the projector, or None.
         llm_attention: (B, N) head-mean attention of the last prompt token in the layer below, or None.
         alive: (B, N) bool, false where an earlier stage already dropped a token; None when all are there.
+        text_embeddings: (B, M, d) what the LLM reads of the text of each pool's prompt, in order, or None: every token
+            that stands for no image, system prompt, chat template and special tokens included.
+        text_valid: (B, M) bool, false on padding of the text, which can be on either side; None when there is none.
 
     Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
     """
@@ -58,6 +62,8 @@ class VisualTokens:
     encoder_features: Tensor | None = None
     llm_attention: Tensor | None = None
     alive: Tensor | None = None
+    text_embeddings: Tensor | None = None
+    text_valid: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):
@@ -70,7 +76,7 @@ class VisualTokens:
 
     @classmethod
     def of(cls, features: Tensor, grid: Grid, **cues: Tensor | None) -> VisualTokens:
-        """One unpadded image: features (N, d) and cues (N, ...) without a batch dimension."""
+        """One unpadded image: features (N, d) and cues (N, ...), text (M, d), without a batch dimension."""
         return cls(features[None], ((grid,),), **{k: None if v is None else v[None] for k, v in cues.items()})
 
     @property
@@ -105,6 +111,11 @@ class VisualTokens:
         if value is None:
             raise SelectionError(f"the cue {cue.name} ({cue.value}) is missing; declare it in the method's `needs`.")
         return value
+
+    def text(self, row: int) -> Tensor:
+        """(m, d): the embeddings of one pool's text, without padding; m is 0 where a prompt holds no text."""
+        embeddings = self.cue(Cue.TEXT_EMBEDDINGS)[row]
+        return embeddings if self.text_valid is None else embeddings[self.text_valid[row]]
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,5 @@ def test_what_it_refuses():
     scorer = LearnedScorer(torch.randn(4, 8), torch.randn(4), torch.randn(4, 8), torch.randn(4))
     with pytest.raises(MethodError, match="scorer of idpruner reads features that are not centred"):
         get_method("cenprune", method=get_method("idpruner", scorer=scorer))
+    with pytest.raises(MethodError, match="cdpruner compares features with text, which is not centred"):
+        get_method("cenprune", method="cdpruner")

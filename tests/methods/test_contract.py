@@ -14,7 +14,8 @@ from foveate.tokens import Grid, VisualTokens
 FACTS = ModelFacts("toy", 8, 4)
 CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
 CLIPS_ONLY = {"evs"}
-WHOLE_GRIDS = {"avgpool", "evs"}
+WHOLE_GRIDS = {"avgpool", "eadp", "evs"}
+TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
@@ -31,13 +32,14 @@ def make(name):
 def batch(pools=POOLS):
     torch.manual_seed(0)
     cues = [torch.rand(3, 20, 8), torch.rand(3, 20), torch.rand(3, 20, 5), torch.rand(3, 20)]
-    return VisualTokens(cues[0], pools, *cues[1:])
+    return VisualTokens(cues[0], pools, *cues[1:], text_embeddings=torch.randn(3, 4, 8), text_valid=TEXT)
 
 
 def alone(tokens, row):
     n = tokens.sizes[row]
     cut = [t[row : row + 1, :n] for t in (tokens.encoder_attention, tokens.encoder_features, tokens.llm_attention)]
-    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut)
+    text = {"text_embeddings": tokens.text(row)[None]}
+    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **text)
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -80,13 +82,15 @@ def test_tokens_dropped_before_are_not_there(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_holds_anything(name, dtype):
     tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
-    tokens = replace(tokens, features=tokens.features.to(dtype), encoder_features=tokens.encoder_features.to(dtype))
+    typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
+    tokens = replace(tokens, **typed)
     cues = ("features", "encoder_attention", "encoder_features", "llm_attention")
     padding = ~tokens.valid
     dirty = {}
     for cue in cues:
         dirty[cue] = getattr(tokens, cue).clone()
         dirty[cue][padding] = torch.nan
+    dirty["text_embeddings"] = tokens.text_embeddings.masked_fill(~TEXT[..., None], torch.nan)
     method = make(name)
     clean, selection = method.select(tokens, count), method.select(replace(tokens, **dirty), count)
     assert torch.equal(selection.keep, clean.keep)
@@ -105,6 +109,10 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
         ("fastv", {"layer": 0}, "at least 1"),
         ("scope", {"features": "encodr"}, "encoder"),
         ("d2pruner", {"pivots": 1.5}, r"\[0, 1\]"),
+        ("cdpruner", {"sign": "minos"}, "minus"),
+        ("trim", {"sign": "+"}, "unknown"),
+        ("mmtok", {"text_temperature": 0}, "at least"),
+        ("eadp", {"text_share": 2}, r"\[0, 1\]"),
     ]
     for name, fields, message in bad:
         with pytest.raises(MethodError, match=message):

@@ -18,10 +18,11 @@ def text(rows):
     return (0.5 * (torch.arange(rows, dtype=torch.float64)[:, None] + 2) * (_k + 1)).cos()
 
 
-def toy(rows=6, columns=6, frames=1, attention=SALIENCY):
+def toy(rows=6, columns=6, frames=1, attention=SALIENCY, words=3):
     """The toy as one image whose encoder features are its features, and whose attention is its saliency."""
     grid = Grid(rows, columns, frames)
-    return VisualTokens.of(FEATURES, grid, encoder_attention=attention, encoder_features=FEATURES)
+    cues = {"encoder_attention": attention, "encoder_features": FEATURES, "text_embeddings": text(words)}
+    return VisualTokens.of(FEATURES, grid, **cues)
 
 
 def chosen(method, tokens, count):

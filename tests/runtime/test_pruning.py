@@ -15,7 +15,7 @@ from zoo import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 
-BEFORE = ["divprune", "idpruner", "scope", "avgpool"]
+BEFORE = ["divprune", "idpruner", "scope", "avgpool", "cdpruner"]
 INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
 PYRAMID = [foveate.get_method("fastv", layer=layer) for layer in (1, 2, 3)]
 
@@ -100,11 +100,8 @@ def test_several_layers_equal_masking_ever_more_keys(model: Zoo) -> None:
     schedule = {1: 0.7, 2: 0.5, 3: 0.25}
     methods = [AtLayer(foveate.get_method("divprune"), layer) for layer in schedule]
     kept: dict[int, torch.Tensor] = {}
-    for upto in (
-        1,
-        2,
-        3,
-    ):  # the report shows the last stage's choice, so that a shorter schedule shows an earlier one's
+    # The report shows the last stage's choice, so that a shorter schedule shows an earlier one's.
+    for upto in (1, 2, 3):
         with foveate.prune(model.model, methods[:upto], keep=list(schedule.values())[:upto]) as pruning:
             pruned = logits(model, inputs)
             report = pruning.report()
@@ -142,7 +139,9 @@ def test_layer_zero_equals_before_the_llm(model: Zoo) -> None:
         assert torch.allclose(logits(model, inputs)[:, -1], before[:, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["idpruner", *INSIDE, ["divprune", "fastv"], ["divprune", *PYRAMID]], ids=str)
+@pytest.mark.parametrize(
+    "method", ["idpruner", "cdpruner", *INSIDE, ["divprune", "fastv"], ["divprune", *PYRAMID]], ids=str
+)
 def test_generation(model: Zoo, method: Any) -> None:
     """Cached equals uncached, batched equals single, static cache, eager attention, beams, no attention mask."""
     keep = [0.6, 0.4, 0.3, 0.2][: len(method)] if isinstance(method, list) else 0.4

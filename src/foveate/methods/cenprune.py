@@ -51,6 +51,8 @@ class CenPrune(Method):
             raise MethodError(f"cenprune wraps methods that prune before the LLM; {inner.name} prunes inside it.")
         if getattr(inner, "scorer", None) is not None:
             raise MethodError(f"cenprune: the trained scorer of {inner.name} reads features that are not centred.")
+        if Cue.TEXT_EMBEDDINGS in inner.needs:
+            raise MethodError(f"cenprune: {inner.name} compares features with text, which is not centred with them.")
 
     @property
     def inner(self) -> Method:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..selection._cosine import CHUNK, snapped
 from ..selection._inputs import require
+from ..tokens import Selection
+
+
+@dataclass(frozen=True)
+class Mixture(Selection):
+    """A selection whose kept tokens carry weighted sums of tokens, each of which may flow into several.
+
+    Args:
+        mix: for each row (K, n) float32, how much of each of its n tokens, padding left out, each of its K kept ones
+            carries, in order.
+    """
+
+    mix: tuple[Tensor, ...] = ()
+
+    def merged(self, features: Tensor) -> Tensor:
+        out = features.clone()
+        for row, weights in enumerate(self.mix):
+            # Without the padding, which may hold anything, and so that a row cannot depend on its neighbours.
+            tokens = features[row, : weights.shape[1]].float()
+            out[row, self.keep[row]] = (weights @ tokens).to(features.dtype)
+        return out
 
 
 def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from ..tokens import Cue, Grid
 
 ENTRY_POINTS = "foveate.models"
 
+# The runtime takes these off the sequence of any model that runs in transformers. No adapter lists them, because
+# servers ask adapters, too, and encode images without knowing the prompt.
+FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS})
+
 # Where an encoder has no CLS token, its attention is averaged over at most so many queries of an image. All of them
 # would cost as much as the encoder's own attention once more; 1024 of them order the tokens almost the same
 # (benchmarks/cue_sampling.py) at a fraction of the time.
@@ -57,7 +61,7 @@ class ModelAdapter(ABC):
     model_type: ClassVar[str]
     class_name: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
-    cues: ClassVar[frozenset[Cue]] = frozenset(Cue)
+    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model  # Any: torch's stubs take every attribute of a module for a tensor
@@ -180,11 +184,12 @@ class SupportedModel:
 def supported_models() -> list[SupportedModel]:
     """Every model family that foveate can prune."""
     _load_all()
-    rows = (
-        SupportedModel(a.model_type, a.class_name, a.modalities, tuple(sorted(a.cues, key=lambda cue: cue.name)))
-        for a in _ADAPTERS.values()
-    )
-    return sorted(rows, key=lambda row: row.model_type)
+    return sorted((_row(adapter) for adapter in _ADAPTERS.values()), key=lambda row: row.model_type)
+
+
+def _row(adapter: type[ModelAdapter]) -> SupportedModel:
+    cues = sorted(adapter.cues | FROM_SEQUENCE, key=lambda cue: cue.name)
+    return SupportedModel(adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
 
 
 def _load_all() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..methods import Method
+from ..tokens import Cue
 from .kept import Kept, Layout
 from .selecting import Pools, choose
 from .step import Step
@@ -32,7 +33,8 @@ class BeforeLlm:
         assert step.chunk_valid is not None and step.selection_watch is not None and state is not None
         if pools.drops:
             step.selection_watch.start()
-            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, None)
+            text = step.text() if Cue.TEXT_EMBEDDINGS in self.method.needs else None
+            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, None, text)
             kept = Kept.of(keep & step.chunk_valid)
             step.selection_watch.stop()
         else:

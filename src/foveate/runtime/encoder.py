@@ -103,7 +103,8 @@ class EncoderListener:
         Raises:
             ModelError: when images of the prompt were not encoded in this forward.
         """
-        if not self._needs - {Cue.LLM_ATTENTION}:
+        wanted = self._needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES}
+        if not wanted:
             return {}
         modalities = [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
         if len(passes) < len(modalities):
@@ -117,5 +118,4 @@ class EncoderListener:
             grids = [by_order[order] for order in sorted(by_order)]
             for cue, values in heard.digest(self._adapter, self._needs, grids).items():
                 found |= {(cue, modality, order): value for order, value in enumerate(values)}
-        wanted = self._needs - {Cue.LLM_ATTENTION}
         return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in wanted}

@@ -8,6 +8,7 @@ from ..budget import Budget, Scope
 from ..errors import FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, get_method
 from ..models import ModelAdapter
+from ..models.base import FROM_SEQUENCE
 from ..tokens import Cue
 from .before import BeforeLlm
 from .inside import InsideLlm
@@ -65,7 +66,7 @@ def plan(
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
-    missing = method.needs - adapter.cues
+    missing = method.needs - adapter.cues - FROM_SEQUENCE
     if missing:
         lacking = ", ".join(cue.value for cue in missing)
         raise ModelError(
@@ -79,6 +80,11 @@ def _layer_of(method: Method, layers: int) -> int:
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
+        )
+    if layer and Cue.TEXT_EMBEDDINGS in method.needs:
+        raise MethodError(
+            f"{method.name} compares images with the text that enters the language model, which hidden states at layer "
+            f"{layer} are not; use it before the LLM."
         )
     return layer
 

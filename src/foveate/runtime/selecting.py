@@ -11,6 +11,7 @@ from ..budget import Budget
 from ..errors import MethodError, ModelError
 from ..methods import Method
 from ..tokens import Cue, VisualTokens
+from .kept import Kept
 from .prompt import Span, padded_index
 
 
@@ -45,6 +46,7 @@ def choose(
     place: Tensor | None,
     encoder_cues: dict[Cue, list[Tensor]],
     llm_attention: Tensor | None,
+    text: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ask the method once for all pools.
 
@@ -53,6 +55,7 @@ def choose(
         place: (B, L) where each of the prompt's tokens lies in `hidden` now (-1: dropped before), or None for W = L.
         encoder_cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
         llm_attention: (B, W) attention row of the last prompt token, or None.
+        text: (B, W) bool, true on the prompt's text, for methods that read it; None for others.
 
     Returns:
         keep mask (B, W), all true off the images, and `hidden` with the method's merges applied.
@@ -66,6 +69,9 @@ def choose(
     cues = {cue.name.lower(): _pooled(values, pools) for cue, values in encoder_cues.items()}
     if llm_attention is not None:
         cues[Cue.LLM_ATTENTION.name.lower()] = llm_attention[at].masked_fill(~alive, 0.0)
+    if text is not None:
+        words = Kept.of(text)
+        cues |= {"text_embeddings": words.gather(hidden)[rows], "text_valid": words.valid[rows]}
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
     count = torch.minimum(torch.tensor(pools.counts, device=hidden.device), alive.sum(1))
     selection = method.select(VisualTokens(features, grids, alive=alive, **cues), count)

@@ -60,6 +60,18 @@ class Step:
         if self.spans:
             self.lengths = self.chunk_valid.sum(1).tolist()
 
+    def text(self) -> Tensor:
+        """(B, L) bool: the prompt's text in this forward, which on a cache of earlier turns is that of this turn.
+
+        Neither placeholders nor padding, nor what was generated since.
+        """
+        assert self.chunk_valid is not None
+        text = self.chunk_valid.clone()
+        text[:, self.prompt :] = False
+        for span in self.spans:
+            text[span.row, span.index] = False
+        return text
+
     def stage_below(self, layer: int) -> int | None:
         """The last pruning layer under `layer` at which this forward goes through a shortened cache."""
         return max((stage for stage in self.inside if stage < layer), default=None)

@@ -75,6 +75,8 @@ def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> 
     assert not off.prunes and off.resolve({}) is None and off.resolve({"foveate_keep": 1.0}) is None
     with pytest.raises(FoveateError, match=r"drafts are on\."):
         off.resolve({"foveate_keep": 0.5})
+    with pytest.raises(FoveateError, match=r"cdpruner needs the input embeddings .* once for all prompts"):
+        server({}).resolve({"foveate_keep": 0.5, "foveate_method": "cdpruner"})
     deaf = server({"encoder": "it is compiled."})
     assert deaf.resolve({"foveate_keep": 0.5, "foveate_method": "divprune"}) is not None
     with pytest.raises(FoveateError, match=r"idpruner needs .* but it is compiled\."):

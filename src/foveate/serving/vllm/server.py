@@ -43,6 +43,9 @@ class PruningServer:
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers)
         given = frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
+        missing[Cue.TEXT_EMBEDDINGS] = (
+            "vLLM encodes an image once for all prompts that hold it; use foveate.prune in transformers."
+        )
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)

@@ -1,0 +1,106 @@
+"""EADP: facility location, weighted by a relevance to the text that trusts words of low entropy, before the LLM.
+
+Paper: arXiv 2607.02484, ECCV 2026. Reference code: no licence, facts and formulas only.
+With signed cosines of tokens i to the mean text embedding, G_i, and to each text token t, D_it: the entropy of the
+softmax over i of ``100 D_it`` tells how well t points; of the share of text tokens with the lowest entropy H_t the
+mean of D_it, weighted by the softmax of ``-H_t / 0.01``, is the local relevance. ``(G + local) / 2`` is min-max
+normalised, smoothed by a 3 x 3 Gaussian on the grid and raised to a power: s. Greedy facility location of projected
+tokens with ``W = (1 + cosine) / 2``: the gain of token u is ``sum over j of s_j max(0, W_uj - best W_j so far)``.
+Deviations: the text-embedding variant on every model, the LLM's input embeddings of all text of the prompt instead of
+CLIP's text tower, as in the authors' port to Qwen, but with the plus unless `sign` says otherwise; each image has the
+budget that was asked for (the reference shares one among LLaVA-NeXT's tiles); a grid of a single row or column, which
+has nothing to mirror, repeats its edge; the frames of a clip are smoothed each on its own.
+Cost class: N x (N + M) products for M text tokens, then K steps of O(N^2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..tokens import Cue, Grid, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range, check_undropped
+from .covering import covering
+from .prompt_text import SIGNS, Sign, by_image, mean_of
+
+SHARPNESS = 100.0  # of the softmax whose entropy is taken
+TEMPERATURE = 0.01  # of the weights of text tokens
+EDGE = math.exp(-0.5)  # of a Gaussian of width 1, one token away
+
+
+@register_method("eadp")
+@dataclass(frozen=True)
+class Eadp(Method):
+    """Greedy facility location, each token to be covered weighted by its relevance to the text.
+
+    Args:
+        text_share: share of the text tokens that count, those of the lowest entropy, in [0, 1]; at least one does.
+            The paper's runs on LLaVA take 0.2, the released code's default is 0.5.
+        power: exponent of the relevance, at least 0; the paper takes 1 for LLaVA, 2 for Qwen and video.
+        sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as the authors do
+            between CLIP's towers and in their port to Qwen.
+    """
+
+    provenance = Provenance(
+        paper="EADP, arXiv 2607.02484, ECCV 2026",
+        licence="none (code not copied)",
+        deviations="the LLM's text embeddings on every model, as in the authors' Qwen port, but with the plus",
+    )
+
+    text_share: float = 0.2
+    power: float = 2.0
+    sign: Sign = "plus"
+
+    def __post_init__(self) -> None:
+        check_range("eadp", "text_share", self.text_share, 0, 1)
+        check_range("eadp", "power", self.power, 0)
+        check_choice("eadp", "sign", self.sign, SIGNS)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.TEXT_EMBEDDINGS})
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        check_undropped("eadp", tokens)
+        keep = torch.zeros_like(tokens.valid)
+        for row, ((places, visual, text), budget) in enumerate(zip(by_image(tokens), count.tolist(), strict=True)):
+            unit = normalize(visual, dim=-1)
+            relevance = self.relevance(unit, text)
+            parts = relevance.split([len(grid) for grid in tokens.grids[row]])
+            smooth = torch.cat([smoothed(part, grid) for part, grid in zip(parts, tokens.grids[row], strict=True)])
+            keep[row, places[facilities(unit, smooth**self.power, budget)]] = True
+        return Selection(keep)
+
+    def relevance(self, unit: Tensor, text: Tensor) -> Tensor:
+        """(n,), from 1e-6 to 1: global and local relevance of unit vectors (n, d) to the text (m, d); all 1 without."""
+        sign = SIGNS[self.sign]
+        relevance = sign * (unit @ normalize(mean_of(text), dim=-1))
+        if len(text):
+            dense = sign * (unit @ normalize(text, dim=-1).mT)
+            share = (SHARPNESS * dense).log_softmax(0)
+            entropy, trusted = (-(share.exp() * share).sum(0)).sort(stable=True)
+            trusted = trusted[: max(1, int(self.text_share * len(text)))]
+            weight = (-entropy[: len(trusted)] / TEMPERATURE).softmax(0)
+            relevance = (relevance + dense[:, trusted] @ weight) / 2
+        return (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min() + 1e-6)
+
+
+def smoothed(values: Tensor, grid: Grid) -> Tensor:
+    """(n,): values of one image or clip after a 3 x 3 Gaussian within each frame, mirrored at the edges."""
+    plane = values.view(grid.frames, grid.rows, grid.columns)
+    for axis, size in ((1, grid.rows), (2, grid.columns)):
+        here = torch.arange(size, device=values.device)
+        before = plane.index_select(axis, (here - 1).abs().clamp_max(size - 1))
+        after = plane.index_select(axis, (size - 1 - (size - 2 - here).abs()).clamp_min(0))
+        plane = (plane + EDGE * (before + after)) / (1 + 2 * EDGE)
+    return plane.flatten()
+
+
+def facilities(unit: Tensor, weight: Tensor, count: int) -> Tensor:
+    """(count,) long: greedy facility location of unit vectors (n, d), those to be covered weighted by (n,)."""
+    return covering((1 + unit @ unit.mT).clamp_min(0) / 2 * weight, count)

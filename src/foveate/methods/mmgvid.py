@@ -1,0 +1,155 @@
+"""MMG-Vid: segments of a clip share the budget by what they add to it, and density peaks choose in each frame.
+
+Paper: arXiv 2508.21044, AAAI 2026. No code was released; a reading from the abstract and two independent ports, whose
+code is not copied.
+1. A frame is the mean of its tokens. A segment ends where the cosine to the next frame is below `boundary`.
+2. With s_i the mean of the frames of segment i, and `later` and `earlier` the means of the segments after and before
+   it, ``V_i = balance * cos(s_i, later) + (1 - balance) * (1 - cos(s_i, earlier))``; a cosine to nothing is 0. Its
+   frames keep the share ``R_i = R + spread * (V_i - mean V) / std V``, clamped to [0.05, 0.95], R being the pool's own.
+3. With D the distance over sqrt(d): tokens of the first frame of a segment have the density rho = exp(-mean of the
+   `neighbours` smallest D^2, their own 0 among them); those of a later one rho = 1 - exp(-mean D^2 to all tokens
+   kept in the segment so far). The highest rho * delta are kept, where delta is the smallest D to a token of the
+   same frame with a higher rho; for the highest rho the largest D of the frame.
+Deviations: the shares are scaled to spend the budget exactly, by largest remainder, the earliest frame first; a
+segment of one frame joins the more similar of its neighbours; ties in rho go to the lowest index (the ports add noise);
+the standard deviation is that of all segments. An image is a clip of one frame: density peaks alone.
+Cost class: one n x n product per frame of n tokens, frame by frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..selection._cosine import snapped
+from ..selection._inputs import Pools, prepare
+from ..tokens import Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range, check_whole
+from .density import Guide, peaks
+
+_SHARES = (0.05, 0.95)  # what a segment may keep at least and at most, before all are scaled to the budget
+_EQUAL = 1e-6  # standard deviation below which all segments add the same
+
+
+@register_method("mmgvid")
+@dataclass(frozen=True)
+class MmgVid(Method):
+    """Density peaks of each frame, new against the frames before; segments get more where they add more.
+
+    Args:
+        boundary: cosine of two frames below which a segment ends, in [-1, 1].
+        balance: from 0 (a segment adds what differs from those before) to 1 (what is like those after).
+        spread: how far the shares of two segments lie apart, at least 0; 0 gives all frames the same.
+        neighbours: tokens that the density of a first frame is measured over, at least 1 (the paper's K).
+        gain: ``"paper"`` compares as above; ``"port"`` swaps earlier and later segments, as one port does.
+    """
+
+    provenance = Provenance(
+        paper="MMG-Vid, arXiv 2508.21044, AAAI 2026",
+        licence="none released",
+        deviations="a reading from ports; budgets are met exactly; ties by index; an image is a clip of one frame",
+    )
+
+    boundary: float = 0.95
+    balance: float = 0.5
+    spread: float = 0.1
+    neighbours: int = 7
+    gain: Literal["paper", "port"] = "paper"
+
+    def __post_init__(self) -> None:
+        check_range("mmgvid", "boundary", self.boundary, -1, 1)
+        check_range("mmgvid", "balance", self.balance, 0, 1)
+        check_range("mmgvid", "spread", self.spread, 0)
+        check_whole("mmgvid", "neighbours", self.neighbours, 1)
+        check_choice("mmgvid", "gain", self.gain, ("paper", "port"))
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        pools = prepare(count, tokens.valid, features=tokens.features)
+        return Selection(replace(pools, places=tokens.coordinates).select(self._keep))
+
+    def _keep(self, pools: Pools) -> Tensor:
+        assert pools.features is not None and pools.places is not None
+        keep = torch.zeros_like(pools.valid)
+        for row, count in enumerate(pools.counts.tolist()):  # frames and segments are others for each clip
+            real = pools.valid[row].nonzero()[:, 0]
+            if count:
+                sizes = pools.places[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
+                frames = pools.features[row, real].float().split(sizes)
+                keep[row, real[self._picks(frames, count)]] = True
+        return keep
+
+    def _picks(self, frames: tuple[Tensor, ...], count: int) -> Tensor:
+        """Indices, into all tokens of a clip, of those that are kept."""
+        means = torch.stack([frame.mean(0) for frame in frames])
+        segment = segments(means, self.boundary)
+        budgets = spent(self.shares(means, segment, count / sum(map(len, frames))), [*map(len, frames)], count)
+        picks, guide, start = [], Guide(), 0
+        for t, (frame, budget) in enumerate(zip(frames, budgets, strict=True)):
+            if t and segment[t] != segment[t - 1]:
+                guide = Guide()
+            best = peaks(frame, guide, self.neighbours)[:budget]
+            guide = guide.with_tokens(frame[best])
+            picks.append(start + best)
+            start += len(frame)
+        return torch.cat(picks)
+
+    def shares(self, means: Tensor, segment: list[int], share: float) -> list[float]:
+        """What each frame would keep of its tokens: its segment's R_i, before scaling to the budget.
+
+        Args:
+            means: (F, d) float32, the frames.
+            segment: of each frame.
+            share: of the whole clip.
+        """
+        number = torch.tensor(segment, device=means.device)
+        s = torch.stack([means[number == i].mean(0) for i in range(segment[-1] + 1)])
+        nothing = torch.zeros_like(s[:1])
+        earlier = torch.cat([nothing, s.cumsum(0)[:-1]])  # sums, as a cosine does not see the length
+        later = torch.cat([s.flip(0).cumsum(0).flip(0)[1:], nothing])
+        if self.gain == "port":
+            earlier, later = later, earlier
+        value = self.balance * cosine_similarity(s, later) + (1 - self.balance) * (1 - cosine_similarity(s, earlier))
+        deviation = value.std(unbiased=False)
+        score = torch.where(deviation > _EQUAL, (value - value.mean()) / deviation, 0.0)
+        of_segment = (share + self.spread * score.double()).clamp(*_SHARES).tolist()
+        return [of_segment[i] for i in segment]
+
+
+def segments(means: Tensor, boundary: float) -> list[int]:
+    """The number of each frame's segment, from 0, given the frames (F, d).
+
+    A frame that would be a segment alone joins the more similar of the frames beside it; of equal ones the earlier.
+    """
+    alike = snapped(cosine_similarity(means[:-1], means[1:])).tolist()
+    ends = [cosine < boundary for cosine in alike]  # whether a segment ends between frames t and t + 1
+    for t in range(len(means)):
+        sides = [i for i in (t - 1, t) if 0 <= i < len(ends)]
+        if sides and all(ends[i] for i in sides):
+            ends[max(sides, key=lambda i: alike[i])] = False
+    return list(accumulate(map(int, ends), initial=0))
+
+
+def spent(shares: list[float], sizes: list[int], count: int) -> list[int]:
+    """Split a budget over frames in proportion to ``share * size``, by largest remainder, none beyond its size."""
+    wanted, left, open_ = [float(size) for size in sizes], count, set(range(len(sizes)))
+    while open_:
+        scale = left / sum(shares[t] * sizes[t] for t in open_)
+        full = {t for t in open_ if scale * shares[t] >= 1}
+        if not full:
+            for t in open_:
+                wanted[t] = scale * shares[t] * sizes[t]
+            break
+        left -= sum(sizes[t] for t in full)
+        open_ -= full
+    out = [math.floor(round(amount, 9)) for amount in wanted]
+    by_remainder = sorted(range(len(sizes)), key=lambda t: -round(wanted[t] - out[t], 9))
+    for t in by_remainder[: count - sum(out)]:
+        out[t] += 1
+    return out

@@ -1,0 +1,37 @@
+"""What methods that read the prompt's text share: images beside their text, and the sign of relevance.
+
+Checkpoints hold no text tower of CLIP, so these methods compare visual tokens as the language model reads them with
+the input embeddings of the prompt's text (in a later turn on the same cache, of that turn's text).
+
+Between CLIP's patches and sentences the patches that matter have the lower cosine, for which reason CDPruner, TRIM and
+EADP negate it. Nobody has settled the sign between projected tokens and input embeddings: EADP's own port to Qwen keeps
+the minus, OpenVINO's port of CDPruner drops it. Here it is a field, and the plus by default; docs/provenance.md tells
+what either does to the bundled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor
+
+from ..tokens import VisualTokens
+
+Sign = Literal["plus", "minus"]
+SIGNS = {"plus": 1.0, "minus": -1.0}
+
+
+def by_image(tokens: VisualTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each pool the places of its tokens (n,), those tokens (n, d) and its text (m, d), in float32.
+
+    Without padding, so that a pool's choice cannot depend on its neighbours, not even by rounding.
+    """
+    for row, real in enumerate(tokens.valid):
+        places = real.nonzero()[:, 0]
+        yield places, tokens.features[row, places].float(), tokens.text(row).float()
+
+
+def mean_of(text: Tensor) -> Tensor:
+    """(d,): the mean of (m, d); zero without text, which makes all tokens equally relevant."""
+    return text.sum(0) / max(len(text), 1)

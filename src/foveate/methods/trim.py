@@ -1,0 +1,68 @@
+"""TRIM, with a fixed ratio: the tokens most relevant to the prompt, and one mean of all others, before the LLM.
+
+Paper: arXiv 2409.10994, COLING 2025. Reference code: Apache-2.0, not copied.
+Tokens are ranked by the dot product with the text, not normalised, of either sign; the softmax over tokens that the
+paper takes of it changes no ranking. Of K tokens, the first K - 1 stay as they are and the last is the plain mean of
+all others.
+Deviations: the text-embedding variant, projected tokens against the mean input embedding of all text of the prompt,
+as no checkpoint holds CLIP's text tower; the mean is taken behind the projector, counts towards the budget (the
+reference keeps one token more than its ratio) and stands at the place of the most relevant token in it instead of
+coming last. The automatic ratio is left out: its count depends on the picture.
+Cost class: O(N d), no loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..selection import topk
+from ..selection._inputs import ranking
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice
+from .merging import group_size, itself
+from .prompt_text import SIGNS, Sign, by_image, mean_of
+
+
+@register_method("trim")
+@dataclass(frozen=True)
+class Trim(Method):
+    """The most relevant tokens, and the mean of the rest in one.
+
+    Args:
+        sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as between CLIP's
+            towers; between projected tokens and input embeddings neither is settled.
+    """
+
+    provenance = Provenance(
+        paper="TRIM, arXiv 2409.10994, COLING 2025",
+        licence="Apache-2.0 (code not copied)",
+        deviations="the LLM's text embeddings instead of CLIP's; merged after the projector; fixed ratio only",
+    )
+
+    sign: Sign = "plus"
+
+    def __post_init__(self) -> None:
+        check_choice("trim", "sign", self.sign, SIGNS)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.TEXT_EMBEDDINGS})
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        valid, scores = tokens.valid, self.scores(tokens)
+        keep = topk(scores, count, valid=valid)
+        last = ranking(scores, valid).gather(1, (count - 1).clamp_min(0)[:, None])
+        rest = (valid & ~keep).scatter(1, last, valid.gather(1, last))
+        target = torch.where(rest, last, itself(keep))
+        return Selection(keep, target, 1 / group_size(target))
+
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) float32: the product with the mean of the text, signed; zero on padding."""
+        out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
+        for row, (places, visual, text) in enumerate(by_image(tokens)):
+            out[row, places] = SIGNS[self.sign] * (visual @ mean_of(text))
+        return out

@@ -1,0 +1,154 @@
+"""Nüwa: the paper's budgets, regions and weights by hand, an implementation over lists, and a live model."""
+
+import math
+
+import pytest
+import torch
+
+from foveate import prune, prune_inputs
+from foveate.errors import MethodError
+from foveate.methods import get_method
+from foveate.methods.nuwa import budgets, nearness, rank_within
+from foveate.tokens import Grid, VisualTokens
+from methods.toy import FEATURES, SALIENCY, chosen, kept, toy
+from runtime.helpers import logits, single
+
+
+def naive(features, salience, grid, count, rule):
+    """The kept tokens, each with its weights of all tokens."""
+    places = [tuple(place) for place in grid.coordinates().tolist()]
+    n = len(places)
+    regions = {}
+    for i, (frame, row, column) in enumerate(places):
+        regions.setdefault((frame, row // 2, column // 2), []).append(i)
+    ranked = [sorted(part, key=lambda i: (-salience[i], i)) for part in regions.values()]
+    each = next(k for k in range(1, 5) if sum(min(k, len(part)) for part in ranked) >= count)
+    best = sorted((i for part in ranked for i in part[:each]), key=lambda i: (-salience[i], i))[:count]
+    quantile = torch.quantile(torch.stack([salience[i] for i in best]).double(), 0.55)
+    limit = math.sqrt(280 / 1058) * math.sqrt((grid.rows - 1) ** 2 + (grid.columns - 1) ** 2)
+    unit = [row / row.norm() for row in features.double()]
+    out = {}
+    for i in sorted(best):
+        own = [float(j == i) for j in range(n)]
+        if count == n or salience[i] >= quantile:
+            out[i] = own
+            continue
+        w = []
+        for j in range(n):
+            distance = math.dist(places[i], places[j])
+            near = float(i == j) if i == j or places[i][0] != places[j][0] else max(0.0, 1 - distance / limit)
+            w.append(max(0.0, float(unit[i] @ unit[j])) * near)
+        w = [x / sum(w) for x in w]
+        out[i] = [1.0 if rule == "sum" and j == i else w[j] for j in range(n)]
+    return out
+
+
+@pytest.mark.parametrize(("average", "both"), [(64, (112, 16)), (128, (224, 32)), (192, (336, 48))])
+def test_budgets_of_the_paper(average, both):
+    first, second = budgets(average)
+    assert (first, second) == both and (first * 16 + second * 16) / 32 == average
+    # One candidate of each of the 144 regions is enough for 112, two for 224, three for 336.
+    per_region = -(-first // 144)
+    salience = torch.rand(576, generator=torch.Generator().manual_seed(average))
+    cues = {"encoder_attention": salience, "encoder_features": torch.ones(576, 2)}
+    mask = chosen(get_method("nuwa"), VisualTokens.of(torch.ones(576, 2), Grid(24, 24), **cues), first).keep
+    in_region = mask.view(12, 2, 12, 2).sum((1, 3))
+    assert in_region.max() == per_region == average // 64 and mask.sum() == first
+    assert in_region.sum() >= first and (in_region > 0).float().mean() > 0.7
+
+
+def test_regions_by_hand():
+    # Regions 0 1 4 5 and 2 3 6 7.
+    cues = {"encoder_attention": torch.tensor([0.9, 0.8, 0.1, 0.2, 0.3, 0.4, 0.7, 0.6])}
+    tokens = VisualTokens.of(torch.ones(8, 2), Grid(2, 4), encoder_features=torch.ones(8, 2), **cues)
+    assert kept(get_method("nuwa"), tokens, 2) == [0, 6]
+    assert kept(get_method("nuwa"), tokens, 3) == [0, 1, 6]
+    assert kept(get_method("nuwa", per_region=1), tokens, 3) == [0, 1, 6]  # one each would not be enough
+    assert kept(get_method("nuwa", per_region=2), tokens, 2) == [0, 1]
+    assert kept(get_method("nuwa", region=1), tokens, 3) == [0, 1, 6]
+    assert kept(get_method("nuwa", region=4), tokens, 3) == [0, 1, 6]
+    group = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    assert rank_within(group, cues["encoder_attention"]).tolist() == [0, 1, 3, 2, 3, 2, 0, 1]
+
+
+def test_weights_by_hand():
+    # 0 is the pillar. 6 collects from 7 beside it: cosine 0.7071, nearness 0.5, out of 1.35355 with itself.
+    features = torch.tensor([[1.0, 0]] * 6 + [[0, 1.0], [1.0, 1.0]])
+    attention = torch.tensor([0.9, 0.8, 0.1, 0.2, 0.3, 0.4, 0.7, 0.6])
+    tokens = VisualTokens.of(features, Grid(2, 4), encoder_attention=attention, encoder_features=features)
+    for rule, expected in (("sum", [0.26120, 1.26120]), ("mean", [0.26120, 1.0])):
+        selection = chosen(get_method("nuwa", reach=2 / math.sqrt(10), rule=rule), tokens, 2)
+        out = selection.merged(tokens.features)[0]
+        assert torch.equal(out[0], features[0])
+        torch.testing.assert_close(out[6], torch.tensor(expected), atol=1e-5, rtol=0)
+    unmixed = chosen(get_method("nuwa", reach=0.0), tokens, 2).merged(tokens.features)[0]
+    assert torch.equal(unmixed[[0, 6]], features[[0, 6]])
+
+
+def test_nearness_on_the_grid_of_llava():
+    places = Grid(24, 24).coordinates()
+    reach = torch.full((576,), math.sqrt(280 / 1058) * math.hypot(23, 23))
+    near = nearness(places, torch.ones(576, dtype=torch.bool), reach)
+    squares = (places[:, None] - places[None]).square().sum(-1)
+    assert torch.equal(near == 0, squares > 280) and bool((near.diagonal() == 1).all())
+    torch.testing.assert_close(near, (1 - squares.double().sqrt() / math.sqrt(280)).clamp_min(0).float())
+
+
+@pytest.mark.parametrize(("pillars", "number"), [(0.55, 50), (0.75, 28), (0.0, 112), (1.0, 1)])
+def test_pillars_stay_as_they_are(pillars, number):
+    generator = torch.Generator().manual_seed(0)
+    features, salience = torch.randn(576, 8, generator=generator), torch.rand(576, generator=generator)
+    tokens = VisualTokens.of(features, Grid(24, 24), encoder_attention=salience, encoder_features=features)
+    selection = chosen(get_method("nuwa", pillars=pillars), tokens, 112)
+    same = (selection.merged(tokens.features)[0] == features).all(1)[selection.keep[0]]
+    assert same.sum() == number
+    kept_salience = salience[selection.keep[0]]
+    assert torch.equal(same, kept_salience >= kept_salience.quantile(pillars))
+
+
+@pytest.mark.parametrize("rule", ["sum", "mean"])
+@pytest.mark.parametrize("grid", [Grid(6, 6), Grid(4, 9), Grid(5, 7), Grid(1, 36), Grid(3, 4, 3), Grid(1, 1, 36)])
+def test_lists(grid, rule):
+    n = len(grid)
+    features, salience = FEATURES[:n] - 0.4, SALIENCY[:n]
+    tokens = VisualTokens.of(features, grid, encoder_attention=salience, encoder_features=features)
+    for count in (1, 4, 9, 10, 20, n):
+        expected = naive(features, salience, grid, count, rule)
+        selection = chosen(get_method("nuwa", rule=rule), tokens, count)
+        assert selection.keep[0].nonzero().flatten().tolist() == list(expected)
+        weights = torch.tensor(list(expected.values()), dtype=torch.float64)
+        torch.testing.assert_close(selection.mix[0].double(), weights, atol=1e-6, rtol=1e-5)
+        out = selection.merged(tokens.features)[0, selection.keep[0]]
+        torch.testing.assert_close(out, weights @ features, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_projected_features_and_what_they_need():
+    tokens = VisualTokens.of(FEATURES, Grid(6, 6), encoder_attention=SALIENCY)
+    same = chosen(get_method("nuwa"), toy(), 12)
+    projected = chosen(get_method("nuwa", features="projected"), tokens, 12)
+    assert torch.equal(projected.mix[0], same.mix[0])
+
+
+def test_both_stages_on_a_live_model(llava):
+    inputs = single(llava)
+    merged, plain = (prune_inputs(llava.model, inputs, get_method("nuwa", reach=reach), 0.5) for reach in (0.5, 0.0))
+    assert torch.equal(merged["position_ids"], plain["position_ids"])
+    image, text = merged["inputs_embeds"][0].split([8, merged["inputs_embeds"].shape[1] - 8])
+    changed = (image != plain["inputs_embeds"][0, :8]).any(1)
+    assert 1 <= changed.sum() <= 4 and torch.equal(text, plain["inputs_embeds"][0, 8:])  # at least 4 of 8 are pillars
+    with prune(llava.model, ["nuwa", get_method("fastv", layer=1)], keep=[8, 2]) as pruning:
+        logits(llava, inputs)
+        assert pruning.report()
+
+
+def test_what_it_refuses():
+    for fields, message in (
+        ({"region": 0}, "region=0 must be a whole number of at least 1"),
+        ({"per_region": 0}, "at least 1"),
+        ({"pillars": 1.5}, r"\[0, 1\]"),
+        ({"reach": -1}, "at least 0"),
+        ({"rule": "summ"}, "sum"),
+        ({"features": "encodr"}, "encoder"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            get_method("nuwa", **fields)

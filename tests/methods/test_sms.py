@@ -1,0 +1,65 @@
+"""The reading of Sparsity Meets Similarity: knees by hand and by formula, and what the two similarities keep."""
+
+import pytest
+import torch
+
+from foveate.errors import MethodError
+from foveate.methods import get_method
+from foveate.methods.sms import knee
+from foveate.tokens import Grid, VisualTokens
+from methods.toy import kept, toy
+
+
+def naive(scores):
+    curve = sorted(map(float, scores), reverse=True)
+    n, span = len(curve), curve[0] - curve[-1]
+    below = [1 - k / (n - 1) - (s - curve[-1]) / span for k, s in enumerate(curve)]
+    return max(range(n), key=lambda k: (round(below[k], 12), -k)) + 1
+
+
+@pytest.mark.parametrize("root", [2, 5, 10, 24])
+def test_the_knee_of_one_over_k_is_at_the_root(root):
+    curve = 1 / torch.arange(1, root**2 + 1, dtype=torch.float64)
+    assert knee(curve) == root == knee(curve.flip(0)) == knee(7 * curve - 3)
+
+
+def test_knees_by_hand():
+    assert knee(torch.tensor([10.0, 9, 8, 1, 1, 1, 1, 1, 0])) == 4  # scaled 1, .9, .8, .1 at 0, .125, .25, .375
+    assert knee(torch.tensor([1.0, 0, 0, 0, 0])) == 2
+    assert knee(torch.tensor([4.0, 3, 2, 1, 0])) == 5  # straight: nothing is a tail
+    assert knee(torch.tensor([10.0, 10, 10, 9, 0])) == 5  # above its chord
+    assert knee(torch.tensor([3.0, 3, 3, 3])) == 4
+    assert knee(torch.tensor([2.0, 1])) == 2 and knee(torch.tensor([2.0])) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lists(seed):
+    scores = torch.randn(80, generator=torch.Generator().manual_seed(seed)).mul(2).exp()
+    assert knee(scores) == naive(scores) < 40
+
+
+@pytest.mark.parametrize("n", [3, 10, 77, 576])
+def test_rounding_makes_no_knee(n):
+    assert knee(torch.linspace(0.9, 0.1, n, dtype=torch.float64)) == n
+
+
+def test_attention_is_a_ranking():
+    assert kept(get_method("sms"), toy(), 12) == [1, 4, 7, 10, 13, 16, 19, 22, 24, 27, 30, 33]
+
+
+def test_mean_by_hand():
+    # Of the first frame the mean is nearest (1, 0), of the second (0, 1): each is compared with its own.
+    features = torch.tensor([[1.0, 0], [1.0, 0.1], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0], [1.0, 0]])
+    tokens = VisualTokens.of(features, Grid(1, 3, 2), encoder_features=features)
+    scores = get_method("sms", similarity="mean").scores(tokens)[0]
+    expected = [torch.cosine_similarity(frame, frame.mean(0, keepdim=True)) for frame in features.split(3)]
+    torch.testing.assert_close(scores, torch.cat(expected))
+    assert kept(get_method("sms", similarity="mean"), tokens, 2) == [1, 4]
+
+
+def test_what_it_refuses():
+    with pytest.raises(MethodError, match="attention"):
+        get_method("sms", similarity="atention")
+    for scores in (torch.tensor([]), torch.ones(2, 2), torch.tensor([1.0, torch.nan])):
+        with pytest.raises(MethodError, match="knee needs one row of finite scores"):
+            knee(scores)

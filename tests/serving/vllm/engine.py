@@ -31,6 +31,7 @@ def engine(path: Path, **options: Any) -> Iterator[Any]:
         "dtype": "float32",
         "max_model_len": 512,
         "max_num_seqs": 4,
+        "block_size": 32,
         "enforce_eager": True,
         "disable_log_stats": True,
         "seed": 0,
@@ -46,6 +47,17 @@ def engine(path: Path, **options: Any) -> Iterator[Any]:
 
 def answers(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Answer]:
     """All cases in one batch."""
+    found = []
+    for output in outputs(llm, oracle, cases):
+        (one,) = output.outputs
+        steps = zip(one.logprobs, one.token_ids, strict=True)
+        logprobs = [step[token].logprob for step, token in steps]
+        found.append(Answer(list(one.token_ids), logprobs, len(output.prompt_token_ids)))
+    return found
+
+
+def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
+    """What vLLM returns for all cases in one batch."""
     from vllm import SamplingParams
 
     bias = dict.fromkeys(oracle.placeholders, -100.0)  # random models must not emit placeholders
@@ -60,10 +72,4 @@ def answers(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Answer]:
         requests.append(
             {"prompt": oracle.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": dict(case.asked)}
         )
-    found = []
-    for output in llm.generate(requests, sampling, use_tqdm=False):
-        (one,) = output.outputs
-        steps = zip(one.logprobs, one.token_ids, strict=True)
-        logprobs = [step[token].logprob for step, token in steps]
-        found.append(Answer(list(one.token_ids), logprobs, len(output.prompt_token_ids)))
-    return found
+    return list(llm.generate(requests, sampling, use_tqdm=False))

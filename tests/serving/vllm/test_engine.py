@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .engine import answers, engine
+from .engine import answers, engine, outputs
 from .oracle import Answer, Case, Oracle, clip, picture
 from .tiny import NAMES, saved
 
@@ -85,6 +85,21 @@ def test_clips_equal_transformers(pair: tuple[Any, Oracle]) -> None:
             answers(llm, oracle, [Case(clip=CLIP, asked=asked(0.5, foveate_scope="image"))])
 
 
+def test_blocks_are_shared_by_equal_ratios_and_never_by_others(pair: tuple[Any, Oracle]) -> None:
+    """Seen in the prefix cache: how many tokens of a prompt it already held."""
+    llm, oracle = pair
+    if not oracle.name.startswith("qwen"):
+        pytest.skip("its prompts are shorter than two blocks")
+
+    def held(keep: Any) -> int:
+        case = Case((picture(224, 224, 9),), asked=asked(keep))  # more tokens than a block holds
+        (output,) = outputs(llm, oracle, [case])
+        return output.num_cached_tokens
+
+    assert [held(keep) for keep in (1.0, 0.9, 0.8, 0.75)] == [0] * 4
+    assert all(held(keep) >= 32 for keep in (1.0, 0.9, "80%", 0.75))
+
+
 def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, Oracle]) -> None:
     llm, oracle = pair
     refused = {
@@ -120,7 +135,7 @@ def test_server_default_preemption_and_requests_that_differ(folder: Path) -> Non
     overrides = {"foveate": {"method": "idpruner", "keep": 0.25, "hyperparameters": {"idpruner": {"balance": 0.5}}}}
     plain = [Case((picture(112, 140, seed),), asked=more) for seed in range(4) for more in ({}, asked(1.0))]
     expected = [oracle.answer(Case(case.images, case.text, asked=case.asked or default)) for case in plain]
-    few = {"num_gpu_blocks_override": 5, "block_size": 32, "max_model_len": 64}
+    few = {"num_gpu_blocks_override": 5, "max_model_len": 64}
     with engine(path, hf_overrides=overrides, disable_log_stats=False, **few) as llm:
         check(answers(llm, oracle, plain), expected)
         assert sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions") > 0

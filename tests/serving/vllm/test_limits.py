@@ -77,6 +77,9 @@ def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> 
         off.resolve({"foveate_keep": 0.5})
     with pytest.raises(FoveateError, match=r"cdpruner needs the input embeddings .* once for all prompts"):
         server({}).resolve({"foveate_keep": 0.5, "foveate_method": "cdpruner"})
+    for name in ("hiprune", "vscan"):
+        with pytest.raises(FoveateError, match=rf"{name} needs .* layers .* listens to one layer only"):
+            server({}).resolve({"foveate_keep": 0.5, "foveate_method": name})
     deaf = server({"encoder": "it is compiled."})
     assert deaf.resolve({"foveate_keep": 0.5, "foveate_method": "divprune"}) is not None
     with pytest.raises(FoveateError, match=r"idpruner needs .* but it is compiled\."):

@@ -66,12 +66,18 @@ def test_equal_requests_share_a_fingerprint_and_others_do_not() -> None:
         ({"keep": 2.5}, {}, "out of range"),
         ({}, {"FOVEATE_KEEP": "lots"}, "is not a number"),
         ({"scope": "prompt", "keep": 0.5}, {}, "use 'image' or 'frame'"),
+        ({"method": "sms", "keep": "auto"}, {}, "needs to know before; give a fraction"),
     ],
 )
 def test_bad_settings_are_refused(overrides: Any, environ: dict[str, str], says: str) -> None:
     with pytest.raises(FoveateError, match=says) as caught:
         ServerSettings.read(overrides, environ)
     assert isinstance(caught.value, ValueError)  # which vLLM answers with 400
+
+
+def test_a_request_cannot_leave_the_count_to_the_method() -> None:
+    with pytest.raises(ValueError, match="vLLM needs to know before"):
+        ServerSettings.read(None, {}).resolve({"foveate_method": "sms", "foveate_keep": "auto"})
 
 
 def test_a_method_without_a_budget_is_refused() -> None:

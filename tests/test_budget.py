@@ -61,6 +61,15 @@ def test_keeps_all(keep: float | str, everything: bool) -> None:
     assert Budget(keep).keeps_all is everything
 
 
+@given(st.lists(st.integers(0, 999), max_size=5))
+def test_auto_is_bounded_by_the_size(pools: list[int]) -> None:
+    for spelled in ("auto", " auto "):
+        budget = Budget(spelled)
+        assert budget == Budget("auto") and budget.by_content and not budget.keeps_all
+        assert budget.counts(pools) == pools
+    assert not Budget(0.5).by_content and not Budget(144).by_content
+
+
 @pytest.mark.parametrize(
     ("keep", "says"),
     [
@@ -77,6 +86,7 @@ def test_keeps_all(keep: float | str, everything: bool) -> None:
         (math.inf, "out of range"),
         ("inf", "out of range"),
         ("many", "not a number"),
+        ("Auto", "not a number"),
         ("", "not a number"),
         ("%", "not a number"),
         (True, "not a budget"),
@@ -96,6 +106,6 @@ def test_refused_scope() -> None:
         Budget(0.5, scope="batch")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("keep", "text"), [(0.25, "0.25"), ("10%", "0.1"), (144, "144 tokens")])
+@pytest.mark.parametrize(("keep", "text"), [(0.25, "0.25"), ("10%", "0.1"), (144, "144 tokens"), ("auto", "auto")])
 def test_str(keep: float | int | str, text: str) -> None:
     assert str(Budget(keep)) == text

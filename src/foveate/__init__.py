@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .budget import Budget
     from .methods.base import Method, Provenance, Stage, get_method, method_names, register_method
     from .models import register_model, supported_models
-    from .runtime import Pruning, Report, attach, prune, prune_inputs
-    from .tokens import Cue, Grid, Selection, VisualTokens
+    from .runtime import Pruning, Report, attach, compose, prune, prune_inputs
+    from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 
 try:
     __version__ = version("foveate")
@@ -34,6 +34,7 @@ except PackageNotFoundError:  # a source tree on the path, not installed
 _LAZY = {
     "Budget": ".budget",
     "Cue": ".tokens",
+    "EncoderReading": ".tokens",
     "Grid": ".tokens",
     "Method": ".methods.base",
     "Provenance": ".methods.base",
@@ -43,6 +44,7 @@ _LAZY = {
     "Stage": ".methods.base",
     "VisualTokens": ".tokens",
     "attach": ".runtime",
+    "compose": ".runtime",
     "get_method": ".methods.base",
     "method_names": ".methods.base",
     "prune": ".runtime",
@@ -58,6 +60,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Cue",
+    "EncoderReading",
     "FoveateError",
     "Grid",
     "Method",
@@ -74,6 +77,7 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "attach",
+    "compose",
     "get_method",
     "method_names",
     "prune",

@@ -1,4 +1,4 @@
-"""Budget: how many visual tokens to keep, known from counts alone, before any pixel is encoded."""
+"""Budget: how many visual tokens to keep, known from counts alone unless it is ``"auto"``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Literal, get_args
 from .errors import BudgetError
 
 Scope = Literal["image", "frame", "prompt"]
-_HELP = "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', or a token count of at least 2 such as 144"
+AUTO = "auto"
+_HELP = (
+    "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', a token count of at least 2 such as 144, or "
+    "'auto' to let the method find how many"
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Budget:
     Args:
         keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens).
             Strings may also spell a fraction (``"0.25"``) or a count (``"144"``). The int 1 is refused,
-            because it could mean one token or everything.
+            because it could mean one token or everything. ``"auto"`` lets the method count: how many tokens of an
+            image stay depends on what it shows, and is known only when the image is encoded.
         scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them.
 
     Raises:
@@ -40,10 +45,20 @@ class Budget:
         """Whether nothing is ever dropped, whatever the image."""
         return self.keep == 1.0
 
+    @property
+    def by_content(self) -> bool:
+        """Whether the method counts, so that counts are not known before an image is encoded."""
+        return self.keep == AUTO
+
     def count(self, tokens: int) -> int:
-        """Tokens kept of `tokens`: ``max(1, floor(keep * n + 0.5))`` for a fraction, never more than n."""
+        """Tokens kept of `tokens`: ``max(1, floor(keep * n + 0.5))`` for a fraction, never more than n.
+
+        By content it is the upper bound n.
+        """
         if tokens <= 0:
             return 0
+        if self.by_content:
+            return tokens
         if isinstance(self.keep, float):
             return min(tokens, max(1, math.floor(self.keep * tokens + 0.5)))
         return min(tokens, int(self.keep))
@@ -53,11 +68,15 @@ class Budget:
         return [self.count(size) for size in sizes]
 
     def __str__(self) -> str:
+        if self.by_content:
+            return AUTO
         return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
 
 
-def _parse(keep: object) -> float | int:
+def _parse(keep: object) -> float | int | str:
     if isinstance(keep, str):
+        if keep.strip() == AUTO:
+            return AUTO
         keep = _from_text(keep)
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
         raise BudgetError(f"keep={keep!r} is not a budget. {_HELP}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,28 @@ class Cue(enum.Enum):
     ENCODER_ATTENTION = "attention received inside the vision encoder"
     ENCODER_FEATURES = "vision features before the projector"
     LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below"
+    LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer"
     TEXT_EMBEDDINGS = "input embeddings of the prompt's text"
+    ENCODER_READINGS = "attention received in vision encoder layers of the method's choice"
+
+
+AttentionKind = Literal["cls", "received"]
+
+
+@dataclass(frozen=True)
+class EncoderReading:
+    """The attention of one more layer of the vision encoder, or of another kind, beside ENCODER_ATTENTION.
+
+    Args:
+        depth: how deep the layer lies, in [0, 1]: 0 is the first one, 1 the one that ENCODER_ATTENTION is read in. The
+            nearest layer that attends to whole images is read. Layer l of a paper's CLIP-L of 24 layers, of which
+            LLaVA reads the last but one, is ``l / 22``, counted from 0.
+        kind: ``"cls"`` is the row of the CLS token, ``"received"`` the mean over all queries. Encoders without a CLS
+            token give the latter for both.
+    """
+
+    depth: float = 1.0
+    kind: AttentionKind = "cls"
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,9 @@ class VisualTokens:
         text_embeddings: (B, M, d) what the LLM reads of the text of each pool's prompt, in order, or None: every token
             that stands for no image, system prompt, chat template and special tokens included.
         text_valid: (B, M) bool, false on padding of the text, which can be on either side; None when there is none.
+        llm_attention_here: (B, N) head-mean attention of the last prompt token in the layer whose input is shortened,
+            as it would be if nothing were dropped there, or None.
+        encoder_readings: (B, N, R), a column for each of the method's R `encoder_readings`, in order; or None.
 
     Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
     """
@@ -64,6 +89,8 @@ class VisualTokens:
     alive: Tensor | None = None
     text_embeddings: Tensor | None = None
     text_valid: Tensor | None = None
+    llm_attention_here: Tensor | None = None
+    encoder_readings: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):

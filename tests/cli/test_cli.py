@@ -63,6 +63,14 @@ def test_ask_compares_and_counts(scene: Path) -> None:
     assert "KV cache MB" in result.stdout
 
 
+def test_the_method_can_count(scene: Path, tmp_path: Path) -> None:
+    result = run("ask", scene, "colour circle", "--method", "sms", "--keep", "auto")
+    assert result.exit_code == 0, result.output
+    assert 1 <= int(result.stdout.split("sms, ")[1].split(" of 196")[0]) < 196
+    assert run("view", scene, "--methods", "sms", "--keep", "auto", "-o", tmp_path / "kept.png").exit_code == 0
+    assert_one_sentence(run("ask", scene, "colour circle", "--keep", "auto"), "idpruner cannot", "sms")
+
+
 def test_ask_takes_several_images(scene: Path) -> None:
     result = run("ask", scene, scene, "count star", "--keep", "20")
     assert result.exit_code == 0, result.output

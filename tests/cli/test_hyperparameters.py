@@ -82,6 +82,10 @@ def test_what_cannot_be_set_is_said(toy: type[Method], setting: str, message: st
 def test_each_method_takes_what_it_has_a_field_for() -> None:
     idpruner, random, fastv = configured(["idpruner", "random", "fastv"], ["balance=0.7", "seed=3", "layer=1"])
     assert (idpruner.balance, random.seed, fastv.layer) == (0.7, 3, 1)  # type: ignore[attr-defined]
+    (pyramiddrop,) = configured(["pyramiddrop"], ["layers=1,3"])
+    assert pyramiddrop.layers == (1, 3)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"layers of pyramiddrop is whole numbers with commas"):
+        configured(["pyramiddrop"], ["layers=1;3"])
     with pytest.raises(InputError, match=r"random and divprune have no 'balance'"):
         configured(["random", "divprune"], ["balance=0.7"])
     with pytest.raises(InputError, match=r"divprune has no 'balance': there is none to set"):

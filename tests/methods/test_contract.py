@@ -7,8 +7,9 @@ import torch
 
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
-from foveate.methods import ModelFacts, Stage, get_method, method_names
+from foveate.methods import ModelFacts, Stage, base, get_method, method_names
 from foveate.methods.at_layer import AtLayer
+from foveate.methods.base import counting_methods
 from foveate.tokens import Grid, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
@@ -32,14 +33,20 @@ def make(name):
 def batch(pools=POOLS):
     torch.manual_seed(0)
     cues = [torch.rand(3, 20, 8), torch.rand(3, 20), torch.rand(3, 20, 5), torch.rand(3, 20)]
-    return VisualTokens(cues[0], pools, *cues[1:], text_embeddings=torch.randn(3, 4, 8), text_valid=TEXT)
+    text = {"text_embeddings": torch.randn(3, 4, 8), "text_valid": TEXT}
+    more = {"llm_attention_here": torch.rand(3, 20), "encoder_readings": torch.rand(3, 20, 2)}
+    return VisualTokens(cues[0], pools, *cues[1:], **text, **more)
 
 
 def alone(tokens, row):
     n = tokens.sizes[row]
     cut = [t[row : row + 1, :n] for t in (tokens.encoder_attention, tokens.encoder_features, tokens.llm_attention)]
-    text = {"text_embeddings": tokens.text(row)[None]}
-    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **text)
+    more = {
+        "text_embeddings": tokens.text(row)[None],
+        "llm_attention_here": tokens.llm_attention_here[row : row + 1, :n],
+        "encoder_readings": tokens.encoder_readings[row : row + 1, :n],
+    }
+    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **more)
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -65,6 +72,26 @@ def test_contract(name):
     assert method.provenance.paper and method.provenance.licence
 
 
+@pytest.mark.parametrize("name", counting_methods())
+def test_counts_are_of_each_pool_alone(name):
+    method, tokens = make(name), batch()
+    counts = method.counts(tokens)
+    assert method.counts_by_content and counts.shape == (3,) and counts.dtype == torch.long
+    assert torch.equal(torch.cat([method.counts(alone(tokens, row)) for row in range(3)]), counts)
+    assert (counts >= 1).all() and (counts <= tokens.valid.sum(1)).all()
+    dirty = tokens.encoder_attention.masked_fill(~tokens.valid, torch.nan)
+    assert torch.equal(method.counts(replace(tokens, encoder_attention=dirty)), counts)
+    thinned = replace(tokens, alive=(torch.arange(20) % 3 > 0).expand(3, -1))
+    assert (method.counts(thinned) <= thinned.valid.sum(1)).all()
+    moved = AtLayer(method, 2)
+    assert moved.counts_by_content and torch.equal(moved.counts(tokens), counts)
+
+
+def test_most_methods_do_not_count():
+    assert "sms" in counting_methods() and "divprune" not in counting_methods()
+    assert not get_method("divprune").counts_by_content and get_method("divprune").counts(batch()) is None
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_tokens_dropped_before_are_not_there(name):
     tokens = batch()
@@ -84,7 +111,8 @@ def test_padding_holds_anything(name, dtype):
     tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
     typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
     tokens = replace(tokens, **typed)
-    cues = ("features", "encoder_attention", "encoder_features", "llm_attention")
+    cues = ("features", "encoder_attention", "encoder_features", "llm_attention", "llm_attention_here")
+    cues += ("encoder_readings",)
     padding = ~tokens.valid
     dirty = {}
     for cue in cues:
@@ -113,6 +141,12 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
         ("trim", {"sign": "+"}, "unknown"),
         ("mmtok", {"text_temperature": 0}, "at least"),
         ("eadp", {"text_share": 2}, r"\[0, 1\]"),
+        ("hiprune", {"anchors": 2}, r"\[0, 1\]"),
+        ("hiprune", {"attention": "clss"}, "cls"),
+        ("hiprune", {"depth": 8}, r"depth=8 must be in \[0, 1\]"),
+        ("vscan", {"local": -1}, r"\[0, 1\]"),
+        ("vscan", {"window": 0}, "at least 1"),
+        ("vscan", {"depth": 5}, r"\[0, 1\]"),
     ]
     for name, fields, message in bad:
         with pytest.raises(MethodError, match=message):
@@ -124,6 +158,12 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
     for name in ("fastv", "d2pruner"):
         with pytest.raises(MethodError, match=r"layer=4, but toy has 4 layers; use a layer in \[1, 3\]"):
             get_method(name, layer=4).bind(FACTS)
+
+
+def test_a_hyperparameter_without_a_default_is_asked_for(monkeypatch):
+    monkeypatch.setattr(base, "_METHODS", {**base._METHODS, "atlayer": AtLayer})
+    with pytest.raises(MethodError, match="atlayer: needs a value for method, which has no default"):
+        get_method("atlayer", layer=2)
 
 
 def test_a_model_without_a_name_is_this_model():

@@ -8,7 +8,8 @@ import torch
 from foveate import prune, prune_inputs
 from foveate.errors import MethodError
 from foveate.methods import get_method
-from foveate.methods.nuwa import budgets, nearness, rank_within
+from foveate.methods.nuwa import budgets, nearness
+from foveate.methods.regions import rank_within
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, SALIENCY, chosen, kept, toy
 from runtime.helpers import logits, single

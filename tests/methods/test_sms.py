@@ -1,5 +1,7 @@
 """The reading of Sparsity Meets Similarity: knees by hand and by formula, and what the two similarities keep."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,15 @@ def test_mean_by_hand():
     expected = [torch.cosine_similarity(frame, frame.mean(0, keepdim=True)) for frame in features.split(3)]
     torch.testing.assert_close(scores, torch.cat(expected))
     assert kept(get_method("sms", similarity="mean"), tokens, 2) == [1, 4]
+
+
+def test_counts_by_hand():
+    attention = torch.tensor([[10.0, 9, 8, 1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 9, 9, 9, 9]])
+    grids = ((Grid(3, 3),), (Grid(1, 5),))
+    tokens = VisualTokens(torch.zeros(2, 9, 2), grids, encoder_attention=attention)
+    assert get_method("sms").counts(tokens).tolist() == [4, 2]
+    alive = torch.tensor([[True] * 9, [False] * 9])
+    assert get_method("sms").counts(replace(tokens, alive=alive)).tolist() == [4, 0]
 
 
 def test_what_it_refuses():

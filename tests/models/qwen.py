@@ -10,11 +10,11 @@ from zoo import Zoo
 from .spying import shown
 
 
-def received_by_hand(model: Zoo, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Column means of the softmax of the tower's last block, of each LLM token in the encoder's order, per image."""
+def received_by_hand(model: Zoo, inputs: dict[str, torch.Tensor], layer: int = -1) -> list[torch.Tensor]:
+    """Column means of the softmax of a block of the tower, of each LLM token in the encoder's order, per image."""
     visual = model.model.model.visual
     found: dict[str, torch.Tensor] = {}
-    block = visual.blocks[-1].attn
+    block = visual.blocks[layer].attn
 
     def keep(module: object, args: tuple, kwargs: dict) -> None:
         found["hidden"] = args[0] if args else kwargs["hidden_states"]

@@ -11,7 +11,7 @@ from torch import Tensor
 import foveate
 from foveate.methods import Method, Provenance
 from foveate.selection import stride
-from foveate.tokens import Cue, Selection, VisualTokens
+from foveate.tokens import Cue, EncoderReading, Selection, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Spy(Method):
     """Keeps evenly spaced tokens, and every VisualTokens that it was given in `seen`."""
 
     wants: frozenset[Cue] = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES})
+    readings: tuple[EncoderReading, ...] = ()
     seen: list[VisualTokens] = field(default_factory=list, compare=False)
 
     name = "spy"
@@ -26,7 +27,11 @@ class Spy(Method):
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return self.wants
+        return self.wants | ({Cue.ENCODER_READINGS} if self.readings else set())
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return self.readings
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         self.seen.append(tokens)
@@ -34,9 +39,9 @@ class Spy(Method):
 
 
 @torch.no_grad()
-def shown(model: Any, inputs: Any) -> VisualTokens:
+def shown(model: Any, inputs: Any, *readings: EncoderReading) -> VisualTokens:
     """What a method sees of `inputs`."""
-    spy = Spy()
+    spy = Spy(readings=readings)
     with foveate.prune(model, spy, keep=0.5):
         model(**inputs)
     (tokens,) = spy.seen

@@ -14,7 +14,8 @@ from .helpers import gap, generate, single
 @pytest.mark.slow
 def test_a_compiled_forward_gives_the_same_logits(llava: Zoo) -> None:
     inputs = single(llava)
-    with foveate.prune(llava.model, ["divprune", "fastv"], keep=[0.6, 0.3]):
+    methods = ["divprune", "fastv", foveate.get_method("pyramiddrop", layers=[3])]
+    with foveate.prune(llava.model, methods, keep=[0.6, 0.3, 0.2]):
         plain = generate(llava, inputs)
         # The backend runs the traced graphs as they are: what is tested is the tracing around the hooks.
         llava.model.forward = torch.compile(llava.model.forward, backend="eager")

@@ -15,8 +15,13 @@ from zoo import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 
-BEFORE = ["divprune", "idpruner", "scope", "avgpool", "cdpruner"]
-INSIDE: list[Any] = [AtLayer(foveate.get_method("divprune"), 2), "fastv", foveate.get_method("d2pruner", debias=False)]
+BEFORE = ["divprune", "idpruner", "scope", "avgpool", "cdpruner", "hiprune"]
+INSIDE: list[Any] = [
+    AtLayer(foveate.get_method("divprune"), 2),
+    "fastv",
+    foveate.get_method("d2pruner", debias=False),
+    "pyramiddrop",
+]
 PYRAMID = [foveate.get_method("fastv", layer=layer) for layer in (1, 2, 3)]
 
 
@@ -140,7 +145,9 @@ def test_layer_zero_equals_before_the_llm(model: Zoo) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["idpruner", "cdpruner", *INSIDE, ["divprune", "fastv"], ["divprune", *PYRAMID]], ids=str
+    "method",
+    ["idpruner", "cdpruner", *INSIDE, ["divprune", "fastv"], ["divprune", *PYRAMID], ["divprune", "pyramiddrop"]],
+    ids=str,
 )
 def test_generation(model: Zoo, method: Any) -> None:
     """Cached equals uncached, batched equals single, static cache, eager attention, beams, no attention mask."""

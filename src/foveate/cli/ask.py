@@ -25,7 +25,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question; the bundled model knows forms like 'colour star'.")],
     model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
     method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
-    keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "25%",
+    keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "25%",
     settings: SETTINGS = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also answer without pruning.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,

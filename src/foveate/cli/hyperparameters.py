@@ -80,9 +80,14 @@ def _truth(text: str) -> bool:
     return _TRUTHS[text.lower()]
 
 
-_READERS: tuple[tuple[type, str, Callable[[str], Any]], ...] = (
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+_READERS: tuple[tuple[Any, str, Callable[[str], Any]], ...] = (
     (bool, "true or false", _truth),
     (int, "a whole number", int),
     (float, "a number", float),
+    (tuple[int, ...], "whole numbers with commas", _whole_numbers),
     (str, "a text", str),
 )

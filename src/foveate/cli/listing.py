@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from ..tokens import Cue
+import typer
 
 
-def methods() -> None:
-    """List the pruning methods."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Tell all about this method.")] = None,
+) -> None:
+    """List the pruning methods, or tell all about one."""
     from rich.console import Console
     from rich.table import Table
 
     from ..methods import method_names
     from ..methods.base import method_class
+    from .facts import needs_of
 
+    if name is not None:
+        return _method(name)
     table = Table(title="Pruning methods", title_justify="left", show_lines=True)
     for heading in ("name", "prunes", "needs", "paper"):
         table.add_column(heading, no_wrap=heading == "name")
     for name in method_names():
         cls = method_class(name)
-        table.add_row(name, cls.stage.value, _needs(name), cls.provenance.paper)
+        table.add_row(name, cls.stage.value, needs_of(name), cls.provenance.paper)
     Console().print(table)
+
+
+def _method(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .facts import facts_of
+
+    one, console = facts_of(name), Console()
+    facts = Table.grid(padding=(0, 2))
+    for label, fact in one.facts.items():
+        facts.add_row(Text(label, style="bold"), Text(fact))
+    console.print(Text(one.summary, style="bold"))
+    if one.about:
+        console.print(Text(one.about))
+    console.print(facts)
+    if not one.hyperparameters:
+        return
+    table = Table(title="Hyperparameters", title_justify="left", show_lines=True)
+    for heading in ("name", "type", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for field in one.hyperparameters:
+        table.add_row(*map(Text, (field.name, field.type, field.default, field.description)))
+    console.print(table)
 
 
 def models() -> None:
@@ -32,25 +60,11 @@ def models() -> None:
     from rich.table import Table
 
     from ..models import supported_models
+    from .facts import spelled
 
     table = Table(title="Supported models", title_justify="left", show_lines=True)
     for heading in ("model type", "class", "sees", "cues"):
         table.add_column(heading, no_wrap=heading in ("model type", "class"))
     for row in supported_models():
-        table.add_row(row.model_type, row.class_name, ", ".join(row.modalities), _spelled(row.cues))
+        table.add_row(row.model_type, row.class_name, ", ".join(row.modalities), spelled(row.cues))
     Console().print(table)
-
-
-def _needs(name: str) -> str:
-    """What the method reads besides the features, or what it must be given before it can say."""
-    from ..errors import MethodError
-    from ..methods import get_method
-
-    try:
-        return _spelled(get_method(name).needs) or "features only"
-    except MethodError as error:  # a hyperparameter without which there is no method
-        return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
-
-
-def _spelled(cues: Iterable[Cue]) -> str:
-    return ", ".join(sorted(cue.name.lower().replace("_", " ") for cue in cues))

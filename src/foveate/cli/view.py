@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def view(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "idpruner,divprune,random",
-    keep: Annotated[str, typer.Option(help="A percentage, a fraction, or a token count.")] = "10%",
+    keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "10%",
     settings: SETTINGS = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,

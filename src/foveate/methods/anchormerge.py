@@ -23,7 +23,7 @@ from ..errors import MethodError
 from ..selection import topk
 from ..selection._cosine import snapped
 from ..selection._inputs import require
-from ..tokens import Cue, Grid, Selection, VisualTokens
+from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .checks import check_choice, check_range
 from .merging import group_size, itself
@@ -65,6 +65,10 @@ class AnchorMerge(Method):
     @property
     def needs(self) -> frozenset[Cue]:
         return self.inner.needs
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return self.inner.encoder_readings
 
     def bind(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..errors import MethodError
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage
 from .checks import check_layer_of, check_whole
 
@@ -48,9 +48,20 @@ class AtLayer(Method):
     def needs(self) -> frozenset[Cue]:
         return self.method.needs
 
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return self.method.encoder_readings
+
     def bind(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
         return replace(self, method=self.method.bind(facts))
+
+    @property
+    def counts_by_content(self) -> bool:
+        return self.method.counts_by_content
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        return self.method.counts(tokens)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return self.method.select(tokens, count)

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from ..budget import Budget
 from ..errors import MethodError, near_miss
-from ..tokens import Cue, Grid, Selection, VisualTokens
+from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 
 
 class Stage(enum.Enum):
@@ -53,7 +54,7 @@ class Method(ABC):
     """A pruning method: a frozen dataclass whose fields are its hyperparameters.
 
     Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
-    have a field `layer`: the zero-based layer whose input is shortened.
+    have a field `layer`, the zero-based layer whose input is shortened, or override `stages`.
     """
 
     name: ClassVar[str] = ""
@@ -65,15 +66,41 @@ class Method(ABC):
         """The cues that `select` reads besides the features."""
         return frozenset()
 
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        """What the cue ENCODER_READINGS shall hold, for methods that need it; wrappers hand on their method's."""
+        return ()
+
     def bind(self, facts: ModelFacts) -> Method:
         """This method made ready for one model (weights loaded, shapes checked); raises MethodError if it cannot."""
         return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
+
+        Layer 0 is before the LLM. A method that prunes several times, by a schedule, overrides this.
+        """
+        layer = 0 if self.stage is Stage.BEFORE_LLM else int(getattr(self, "layer", -1))
+        return [(self, layer, budget)]
 
     def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
         """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
 
         Servers ask before they take in an image, because by the time of `select` it runs together with others.
         """
+
+    @property
+    def counts_by_content(self) -> bool:
+        """Whether `counts` finds how many tokens to keep, which ``keep="auto"`` asks for."""
+        return type(self).counts is not Method.counts
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        """How many tokens of each pool to keep, by what it shows: (B,) long; None where a method has no rule for it.
+
+        With ``keep="auto"`` it is asked before `select`, of the same tokens. A pool's count must not depend on the
+        other pools of the batch; it is clamped to the number of tokens that are there, and to 1.
+        """
+        return None
 
     @abstractmethod
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
@@ -134,10 +161,13 @@ def get_method(name: str | Method, **hyperparameters: Any) -> Method:
     if isinstance(name, Method):
         return dataclasses.replace(name, **hyperparameters) if hyperparameters else name
     cls = method_class(name)
-    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in hyperparameters:
         if key not in fields:
             raise MethodError(f"{name} has no hyperparameter {key!r}{near_miss(key, fields)}")
+    for key, field in fields.items():
+        if key not in hyperparameters and field.default is field.default_factory is dataclasses.MISSING:
+            raise MethodError(f"{name}: needs a value for {key}, which has no default; give {key}=...")
     return cls(**hyperparameters)
 
 
@@ -145,6 +175,11 @@ def method_names() -> list[str]:
     """All method names, sorted: foveate's own and those of installed packages."""
     _load_all()
     return sorted(_METHODS)
+
+
+def counting_methods() -> list[str]:
+    """The names of the methods that ``keep="auto"`` works with."""
+    return [name for name in method_names() if _METHODS[name].counts is not Method.counts]
 
 
 def _load_all() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..selection._cosine import Cosines
 from ..selection._inputs import Pools, marked, prepare
-from ..tokens import Cue, Grid, Selection, VisualTokens
+from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .centring import centred, distinctiveness
 from .divprune import DivPrune
@@ -62,6 +62,10 @@ class CenPrune(Method):
     @property
     def needs(self) -> frozenset[Cue]:
         return self.inner.needs
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return self.inner.encoder_readings
 
     def bind(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))

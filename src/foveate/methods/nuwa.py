@@ -31,6 +31,7 @@ from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_whole
 from .merging import Mixture, itself
+from .regions import rank_within, region_of
 
 
 @register_method("nuwa")
@@ -100,10 +101,7 @@ class Nuwa(Method):
 
     def benchmark(self, salience: Tensor, places: Tensor, count: int) -> Tensor:
         """(n,) bool: the tokens that are kept, given the salience (n,) and frame, row and column (n, 3) of each."""
-        frame, row, column = places.unbind(1)
-        row, column = row // self.region, column // self.region
-        across, down = column.max() + 1, row.max() + 1
-        rank = rank_within((frame * down + row) * across + column, salience)
+        rank = rank_within(region_of(places, self.region), salience)
         enough = int(rank.sort().values[count - 1]) + 1  # the fewest a region that make `count` candidates
         return topk(salience, count, valid=rank < max(self.per_region or 1, enough))
 
@@ -139,15 +137,6 @@ def budgets(average: int) -> tuple[int, int]:
     """
     first = (7 * average + 2) // 4
     return first, 2 * average - first
-
-
-def rank_within(group: Tensor, scores: Tensor) -> Tensor:
-    """(n,) long: how many tokens of the same group (n,) have a higher score (n,); ties go to the lowest index."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
-    size = group[order].unique_consecutive(return_counts=True)[1]
-    start = (size.cumsum(0) - size).repeat_interleave(size)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device) - start)
 
 
 def nearness(places: Tensor, kept: Tensor, reach: Tensor) -> Tensor:

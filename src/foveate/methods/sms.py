@@ -2,12 +2,13 @@
 
 Paper: arXiv 2409.01162. Only the abstract was read, no code was found: formulas are reconstructed.
 The paper sorts the similarities of the patches to the CLS token and cuts where the curve bends, at another count for
-each image; `knee` finds that count. Here the count is given, and the highest similarities are kept.
-Deviations: the knee does not set the budget, which foveate knows before an image is encoded; so with the CLS token's
-attention the choice is that of `fastervlm`. The CLS token's feature is not among the cues; ``similarity="mean"`` has
-the mean feature of the image in its place (on the bundled model that keeps the background: 8 of 75 answers are right
-at 25, 10 and 5 %, where `random` has 41, 21 and 17). The paper's second cut, inside the LLM by cross-modal attention,
-is not included.
+each image; with ``keep="auto"`` so does this method (see `knee`). With another budget the count is given, and the
+highest similarities are kept.
+Deviations: the rule for the bend is the Kneedle rule, as the paper's was not seen. With a given count and the CLS
+token's attention the choice is that of `fastervlm`. The CLS token's feature is not among the cues;
+``similarity="mean"`` has the mean feature of the image in its place (on the bundled model that keeps the background: 8
+of 75 answers are right at 25, 10 and 5 %, where `random` has 41, 21 and 17). The paper's second cut, inside the LLM by
+cross-modal attention, is not included.
 Cost class: O(N e), no loop over tokens.
 """
 
@@ -43,7 +44,7 @@ class Sms(Method):
     provenance = Provenance(
         paper="a reading of Sparsity Meets Similarity, arXiv 2409.01162",
         licence="no code found",
-        deviations="reconstructed from the abstract; the budget is given, not found at the knee; first cut only",
+        deviations="reconstructed from the abstract; cut at the knee with keep='auto' only; first cut only",
     )
 
     similarity: Literal["attention", "mean"] = "attention"
@@ -57,6 +58,12 @@ class Sms(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
+
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        """Those before the knee of each pool's curve."""
+        scores, valid = self.scores(tokens), tokens.valid
+        found = [knee(row[real]) if real.any() else 0 for row, real in zip(scores, valid, strict=True)]
+        return torch.tensor(found, device=valid.device)
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N): the similarity of each token to its image or frame; anything on padding."""

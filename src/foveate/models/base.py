@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..tokens import Cue, Grid
+from ..importance.attention import attention_received, attention_row
+from ..tokens import AttentionKind, Cue, Grid
 
 ENTRY_POINTS = "foveate.models"
 
@@ -21,7 +23,7 @@ ENTRY_POINTS = "foveate.models"
 # servers ask adapters, too, and encode images without knowing the prompt.
 FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS})
 
-# Where an encoder has no CLS token, its attention is averaged over at most so many queries of an image. All of them
+# Where no CLS token's row is read, attention is averaged over at most so many queries of an image. All of them
 # would cost as much as the encoder's own attention once more; 1024 of them order the tokens almost the same
 # (benchmarks/cue_sampling.py) at a fraction of the time.
 MOST_QUERIES = 1024
@@ -117,12 +119,27 @@ class ModelAdapter(ABC):
         """What `grids` reads, recovered from a call of the vision encoder (generate may encode images beforehand)."""
 
     @abstractmethod
+    def attention_modules(self) -> dict[int, nn.Module]:
+        """The vision attention modules that attend to whole images or frames, by number of their layer, from 0.
+
+        The last of them is that of ENCODER_ATTENTION; none behind the layer that makes the visual features is there.
+        """
+
     def attention_module(self) -> nn.Module:
         """The vision attention module whose attention is the ENCODER_ATTENTION cue."""
+        return self.attention_at(1.0)
+
+    def attention_at(self, depth: float) -> nn.Module:
+        """The nearest of `attention_modules` to a depth in [0, 1], of two the deeper one; see EncoderReading."""
+        modules = self.attention_modules()
+        place = depth * max(modules)
+        return modules[min(modules, key=lambda layer: (abs(layer - place), -layer))]
 
     @abstractmethod
-    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
-        """Attention received by each LLM token, (n,) per image, from the calls of one pass of the encoder."""
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        """Attention received by each LLM token, (n,) per image, from the calls of one module in one encoder pass."""
 
     @abstractmethod
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
@@ -209,6 +226,14 @@ def pooled_mean(values: Tensor, group: int) -> Tensor:
     return values.reshape(-1, group, *values.shape[1:]).mean(1)
 
 
-def layer_behind(index: int, layers: list[Any]) -> Any:
-    """The layer that made ``hidden_states[index]``, counted as transformers does: 0 is the embedding, -1 the last."""
-    return layers[max(index - 1, 0) if index >= 0 else index]
+def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool) -> Tensor:
+    """(B, n) attention that each patch receives; with `cls`, position 0 is a CLS token, which is none of them."""
+    if cls and kind == "cls":
+        everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
+        return attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
+    return attention_received(call.query, call.key, call.scaling, MOST_QUERIES)[:, int(cls) :]
+
+
+def layers_behind(index: int, layers: list[Any]) -> list[Any]:
+    """The first layers, up to the one that made ``hidden_states[index]``: 0 is the embedding, -1 the last layer's."""
+    return layers[: max(index, 1) if index >= 0 else len(layers) + index + 1]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..importance.attention import attention_row
-from ..tokens import Grid
-from .base import AttentionCall, ModelAdapter, layer_behind, register_model
+from ..tokens import AttentionKind, Grid
+from .base import AttentionCall, ModelAdapter, layers_behind, patch_attention, register_model
 
 
 @register_model
@@ -65,13 +63,14 @@ class InternVLAdapter(ModelAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.encoder.layer)
 
-    def attention_module(self) -> nn.Module:
-        return layer_behind(self.model.config.vision_feature_layer, self.vision_layers()).attention
+    def attention_modules(self) -> dict[int, nn.Module]:
+        layers = layers_behind(self.model.config.vision_feature_layer, self.vision_layers())
+        return {i: layer.attention for i, layer in enumerate(layers)}
 
-    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
-        call = calls[-1]
-        everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
-        received = attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        received = patch_attention(calls[-1], kind, cls=True)
         rows, columns, side = grids[0].rows, grids[0].columns, self.merge
         return list(received.view(-1, rows, side, columns, side).mean((2, 4)).flatten(1))
 

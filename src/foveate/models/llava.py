@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..importance.attention import attention_received, attention_row
-from ..tokens import Grid
-from .base import MOST_QUERIES, AttentionCall, ModelAdapter, layer_behind, register_model
+from ..tokens import AttentionKind, Grid
+from .base import AttentionCall, ModelAdapter, layers_behind, patch_attention, register_model
 
 
 @register_model
@@ -66,19 +64,15 @@ class LlavaAdapter(ModelAdapter):
         tower = getattr(self.vision, "vision_model", self.vision)
         return list(tower.encoder.layers)
 
-    def attention_module(self) -> nn.Module:
+    def attention_modules(self) -> dict[int, nn.Module]:
         layer = self.model.config.vision_feature_layer
         last = layer if isinstance(layer, int) else layer[-1]
-        return layer_behind(last, self.vision_layers()).self_attn
+        return {i: layer.self_attn for i, layer in enumerate(layers_behind(last, self.vision_layers()))}
 
-    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
-        call = calls[-1]
-        if self.has_cls:
-            everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
-            received = attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
-        else:
-            received = attention_received(call.query, call.key, call.scaling, MOST_QUERIES)
-        return list(received)
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        return list(patch_attention(calls[-1], kind, self.has_cls))
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden)

@@ -14,8 +14,8 @@ from .qwen_vl import QwenVLAdapter
 class Qwen25VLAdapter(QwenVLAdapter):
     """``Qwen2_5_VLForConditionalGeneration``.
 
-    The encoder-attention cue is read in the last full-attention block. The encoder works in window order, which is
-    undone here.
+    Attention is read in full-attention blocks only, the encoder-attention cue in the last of them: in the others a
+    patch sees no more than its window. The encoder works in window order, which is undone here.
     """
 
     model_type = "qwen2_5_vl"
@@ -27,9 +27,8 @@ class Qwen25VLAdapter(QwenVLAdapter):
         vision = self.model.config.vision_config
         return vision.window_size // self.merge // vision.patch_size
 
-    def attention_module(self) -> nn.Module:
-        full = self.model.config.vision_config.fullatt_block_indexes
-        return self.vision.blocks[max(full)].attn
+    def attention_modules(self) -> dict[int, nn.Module]:
+        return {i: self.vision.blocks[i].attn for i in self.model.config.vision_config.fullatt_block_indexes}
 
     def _raster(self, tokens: Tensor, grid: Grid) -> Tensor:
         order = window_order(grid, self._side).to(tokens.device)

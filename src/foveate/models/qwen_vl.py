@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..importance.attention import attention_received
-from ..tokens import Grid
-from .base import MOST_QUERIES, AttentionCall, ModelAdapter, pooled_mean
+from ..tokens import AttentionKind, Grid
+from .base import AttentionCall, ModelAdapter, patch_attention, pooled_mean
 
 
 class QwenVLAdapter(ModelAdapter):
@@ -52,11 +51,13 @@ class QwenVLAdapter(ModelAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.blocks)
 
-    def attention_module(self) -> nn.Module:
-        return self.vision.blocks[-1].attn
+    def attention_modules(self) -> dict[int, nn.Module]:
+        return {i: block.attn for i, block in enumerate(self.vision.blocks)}
 
-    def encoder_attention(self, calls: list[AttentionCall], grids: list[Grid]) -> list[Tensor]:
-        received = torch.cat([attention_received(c.query, c.key, c.scaling, MOST_QUERIES)[0] for c in calls])
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        received = torch.cat([patch_attention(call, kind, cls=False)[0] for call in calls])
         return self._of_images(received, grids)
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:

@@ -1,7 +1,18 @@
 """Pruning a live transformers model: attach, detach, report."""
 
+from .compose import Composition, compose
 from .inputs import prune_inputs
 from .pruning import Pruning, attach, prune
-from .report import ImageReport, Report
+from .report import ImageReport, Report, StageReport
 
-__all__ = ["ImageReport", "Pruning", "Report", "attach", "prune", "prune_inputs"]
+__all__ = [
+    "Composition",
+    "ImageReport",
+    "Pruning",
+    "Report",
+    "StageReport",
+    "attach",
+    "compose",
+    "prune",
+    "prune_inputs",
+]

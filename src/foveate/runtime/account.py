@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from ..models import ModelAdapter
 from .cost import CostModel
 from .prompt import Span
-from .report import ImageReport, Report
+from .report import ImageReport, Report, StageReport
 from .step import Step
 
 
-def account(step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int) -> Report:
-    """The report of the forward that `step` recorded."""
+def account(
+    step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int, stages: Sequence[StageReport]
+) -> Report:
+    """The report of the forward that `step` recorded, with what its stages were asked to keep."""
     decoder: Any = adapter.text.layers
     layers = len(decoder)
     # Between two pruning layers all layers cost the same.
@@ -34,6 +37,7 @@ def account(step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int
         images.append(ImageReport(span.row, span.modality, span.grid, len(span.grid), int(kept.sum()), kept))
     full = [step.lengths] * layers
     watches = (step.encoder_watch, step.selection_watch, step.prefill_watch)
+    encoder, selection, prefill = (0.0 if watch is None else watch.seconds for watch in watches)
     return Report(
         images,
         step.lengths,
@@ -44,7 +48,10 @@ def account(step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int
         cost.vision_flops([span.grid for span in step.spans]),
         cost.kv_bytes(full, dtype_bytes),
         cost.kv_bytes(lengths, dtype_bytes),
-        *(0.0 if watch is None else watch.seconds for watch in watches),
+        encoder,
+        selection,
+        prefill,
+        tuple(stages),
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import MethodError, ModelError
+from ..methods import Method
 from ..models import ModelAdapter
 from ..models.base import AttentionCall
-from ..tokens import Cue, Grid
+from ..tokens import Cue, EncoderReading, Grid
 from .prompt import Span
 from .report import Stopwatch
 from .tap import Tap
@@ -23,26 +27,41 @@ class _Pass:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    calls: list[AttentionCall] = field(default_factory=list)
+    calls: dict[nn.Module, list[AttentionCall]] = field(default_factory=lambda: defaultdict(list))
     features: Tensor | None = None
     cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
 
-    def digest(self, adapter: ModelAdapter, needs: frozenset[Cue], grids: list[Grid]) -> dict[Cue, list[Tensor]]:
+    def digest(
+        self, adapter: ModelAdapter, needs: frozenset[Cue], readings: Sequence[EncoderReading], grids: list[Grid]
+    ) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
         if not self.cues:
             if Cue.ENCODER_ATTENTION in needs:
-                self.cues[Cue.ENCODER_ATTENTION] = adapter.encoder_attention(self.calls, grids)
+                calls = self.calls[adapter.attention_module()]
+                self.cues[Cue.ENCODER_ATTENTION] = adapter.encoder_attention(calls, grids)
+            if readings:
+                columns = [
+                    adapter.encoder_attention(self.calls[adapter.attention_at(one.depth)], grids, one.kind)
+                    for one in readings
+                ]
+                self.cues[Cue.ENCODER_READINGS] = [torch.stack(image, -1) for image in zip(*columns, strict=True)]
             if Cue.ENCODER_FEATURES in needs and self.features is not None:
                 self.cues[Cue.ENCODER_FEATURES] = adapter.encoder_features(self.features, grids)
-            self.calls, self.features = [], None
+            self.calls, self.features = {}, None
         return self.cues
 
 
 class EncoderListener:
-    """Hooks on the encoder, and on its attention and projector when a method needs them."""
+    """Hooks on the encoder, and on its attention and projector when a method needs them.
 
-    def __init__(self, adapter: ModelAdapter, needs: frozenset[Cue]) -> None:
-        self._adapter, self._needs = adapter, needs
+    Raises:
+        MethodError: for methods whose readings do not go together.
+    """
+
+    def __init__(self, adapter: ModelAdapter, methods: Sequence[Method]) -> None:
+        self._adapter = adapter
+        self._needs = needs = frozenset[Cue]().union(*(method.needs for method in methods))
+        self._readings = _readings(methods)
         self._passes: list[_Pass] = []
         self._before_that: list[_Pass] = []
         device = next(adapter.vision.parameters()).device
@@ -52,8 +71,9 @@ class EncoderListener:
             adapter.vision.register_forward_pre_hook(torch.compiler.disable(self._before), with_kwargs=True),
             adapter.vision.register_forward_hook(torch.compiler.disable(self._after)),
         ]
-        if Cue.ENCODER_ATTENTION in needs:
-            self._removable.append(Tap(adapter.attention_module(), self._on_attention))
+        depths = [one.depth for one in self._readings] + [1.0] * (Cue.ENCODER_ATTENTION in needs)
+        for module in dict.fromkeys(adapter.attention_at(depth) for depth in depths):  # a module bears one tap
+            self._removable.append(Tap(module, functools.partial(self._on_attention, module)))
         if Cue.ENCODER_FEATURES in needs:
             hook = torch.compiler.disable(self._on_projector)
             self._removable.append(adapter.projector.register_forward_pre_hook(hook))
@@ -70,8 +90,8 @@ class EncoderListener:
     def _after(self, module: Any, args: Any, output: Any) -> None:
         self._watch.stop()
 
-    def _on_attention(self, call: AttentionCall) -> None:
-        self._passes[-1].calls.append(call)
+    def _on_attention(self, module: nn.Module, call: AttentionCall) -> None:
+        self._passes[-1].calls[module].append(call)
 
     def _on_projector(self, module: Any, args: Any) -> None:
         self._passes[-1].features = args[0]
@@ -103,7 +123,7 @@ class EncoderListener:
         Raises:
             ModelError: when images of the prompt were not encoded in this forward.
         """
-        wanted = self._needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES}
+        wanted = self._needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS}
         if not wanted:
             return {}
         modalities = [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
@@ -116,6 +136,20 @@ class EncoderListener:
         for modality, heard in zip(modalities, passes, strict=False):
             by_order = {s.order: s.grid for s in spans if s.modality == modality}
             grids = [by_order[order] for order in sorted(by_order)]
-            for cue, values in heard.digest(self._adapter, self._needs, grids).items():
+            for cue, values in heard.digest(self._adapter, self._needs, self._readings, grids).items():
                 found |= {(cue, modality, order): value for order, value in enumerate(values)}
         return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in wanted}
+
+
+def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
+    """What the methods want read; all that want something must want the same, as they see one VisualTokens' cues."""
+    asking = [method for method in methods if Cue.ENCODER_READINGS in method.needs]
+    for method in asking:
+        if not method.encoder_readings:
+            raise MethodError(f"{method.name} needs ENCODER_READINGS but names none; override `encoder_readings`.")
+        if method.encoder_readings != asking[0].encoder_readings:
+            raise MethodError(
+                f"{asking[0].name} and {method.name} read different layers of the vision encoder and cannot be "
+                "combined; use one of them with a method that reads none, such as 'fastv'."
+            )
+    return asking[0].encoder_readings if asking else ()

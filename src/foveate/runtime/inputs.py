@@ -50,6 +50,8 @@ def prune_inputs(
             f"{adapter.class_name} adds visual rows inside its language model (DeepStack), which cannot be passed to "
             "generate beside shortened inputs; use foveate.prune."
         )
+    if not isinstance(method, (str, Method)):
+        raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")
     fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
     method = get_method(method, **fields)
     if method.stage is not Stage.BEFORE_LLM:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..budget import Budget
 from ..importance.attention import attention_row
 from ..methods import Method
 from ..models.base import AttentionCall
 from ..tokens import Cue
+from .ahead import call_ahead
 from .cache import mark
 from .kept import Kept, Layout
 from .selecting import Pools, choose
@@ -58,15 +61,14 @@ class InsideLlm:
             assert step.state is not None
             valid = step.state.inside[layer].valid
             past = valid.shape[1] - step.inside[layer].index.shape[1]
-        # What was generated since comes last, and none of it is ever dropped.
-        end = valid.shape[1] - (step.length - step.prompt)
-        steps = torch.arange(valid.shape[1], device=valid.device)
-        step.rows[stage.layer] = last_row(call, valid & (steps < end), past)
+        step.rows[stage.layer] = last_row(call, step.of_prompt(valid), past)
 
-    def apply(self, step: Step, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Edit a decoder layer's arguments; `index` is the layer's number."""
+    def apply(
+        self, step: Step, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Edit the arguments of a decoder layer, `module`; `index` is its number."""
         if index in self._at:
-            args = self._shorten(step, self._at[index], args, kwargs)
+            args = self._shorten(step, self._at[index], module, args, kwargs)
         layer = step.stage_below(index + 1)
         if layer is None:
             return args
@@ -76,6 +78,13 @@ class InsideLlm:
         mask = kwargs.get("attention_mask")
         kernel = self._config._attn_implementation
         kwargs["attention_mask"] = step.once(layer, "mask", mask, lambda: layout.mask(mask, kept, kernel, static))
+        self._place(step, layer, kwargs)
+        return args
+
+    @staticmethod
+    def _place(step: Step, layer: int, kwargs: dict[str, Any]) -> None:
+        """Cut a decoder layer's positions down to those that the stage at `layer` left."""
+        kept = step.inside[layer]
         rotary = kwargs.get("position_embeddings")
         if rotary is not None:
             made = step.once(layer, "rope", rotary, lambda: tuple(map(kept.rotary, rotary)))
@@ -83,9 +92,10 @@ class InsideLlm:
         ids = kwargs.get("position_ids")
         if ids is not None:
             kwargs["position_ids"] = step.once(layer, "ids", ids, lambda: kept.positions(ids))
-        return args
 
-    def _shorten(self, step: Step, stage: Stage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def _shorten(
+        self, step: Step, stage: Stage, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         state, drops = step.state, stage.drops(step)
         assert state is not None
@@ -94,7 +104,8 @@ class InsideLlm:
         assert step.valid is not None
         entering = self._entering(step, stage.layer, hidden)
         if drops:
-            survivors, hidden = self._select(step, stage, hidden, entering)
+            look = functools.partial(self._row_ahead, step, stage.layer, module, hidden, entering, kwargs)
+            survivors, hidden = self._select(step, stage, hidden, entering, look)
             hidden = survivors.gather(hidden)
             kept = entering.then(survivors)
         else:
@@ -111,17 +122,36 @@ class InsideLlm:
         kwargs["hidden_states"] = hidden
         return args
 
-    def _select(self, step: Step, stage: Stage, hidden: Tensor, entering: Kept) -> tuple[Kept, Tensor]:
+    def _select(
+        self, step: Step, stage: Stage, hidden: Tensor, entering: Kept, look: Callable[[], Tensor]
+    ) -> tuple[Kept, Tensor]:
         """Ask the method: the survivors among the entering tokens, and the hidden states with its merges applied."""
         assert step.selection_watch is not None and step.prefill_watch is not None
         step.prefill_watch.stop()
         step.selection_watch.start()
         pools, row = Pools.of(step.spans, stage.budget), step.rows.get(stage.layer)
-        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), step.encoder_cues, row)
+        cues = step.encoder_cues
+        if Cue.LLM_ATTENTION_HERE in stage.method.needs:
+            cues = {**cues, Cue.LLM_ATTENTION_HERE: step.of_spans(look(), stage.layer)}
+        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), cues, row)
         survivors = Kept.of(keep & entering.valid)
         step.selection_watch.stop()
         step.prefill_watch.start()
         return survivors, hidden
+
+    def _row_ahead(
+        self, step: Step, layer: int, module: nn.Module, hidden: Tensor, entering: Kept, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The attention row of the last prompt token in a layer that has not run yet, if it ran on all that enters."""
+        assert step.state is not None
+        kwargs = dict(kwargs)
+        below = step.stage_below(layer)
+        if below is not None:
+            self._place(step, below, kwargs)
+        known = step.state.inside.get(layer)
+        cached = (self._past(step, layer, hidden) if known is None else known).valid
+        call = call_ahead(module, hidden, kwargs, cached.shape[1] > 0)
+        return last_row(call, step.of_prompt(torch.cat([cached, entering.valid], 1)), cached.shape[1])
 
     @staticmethod
     def _entering(step: Step, layer: int, hidden: Tensor) -> Kept:

@@ -6,15 +6,17 @@ from typing import Any
 
 from ..budget import Budget, Scope
 from ..errors import FoveateError, MethodError, ModelError
-from ..methods import Method, ModelFacts, Stage, get_method
+from ..methods import Method, ModelFacts, get_method
+from ..methods.base import counting_methods
 from ..models import ModelAdapter
 from ..models.base import FROM_SEQUENCE
 from ..tokens import Cue
 from .before import BeforeLlm
+from .compose import Composition, Stages
 from .inside import InsideLlm
 from .inside import Stage as InsideStage
 
-MethodLike = str | Method
+MethodLike = str | Method | Composition
 KeepLike = float | int | str
 
 
@@ -26,26 +28,13 @@ def plan(
     Raises:
         FoveateError: for anything that cannot work.
     """
-    names = list(method) if isinstance(method, (list, tuple)) else [method]
-    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
-    if not names or not all(isinstance(name, (str, Method)) for name in names):
-        raise MethodError(f"method={method!r} is no method; give a name, a foveate.get_method(...), or a list of them.")
-    if len(keeps) != len(names):
-        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
-    if len(names) > 1 and hyperparameters:
-        raise MethodError("hyperparameters go with one method name; with two, pass foveate.get_method(...) instances.")
     text_config = adapter.model.config.get_text_config()
     facts = ModelFacts(
         str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(adapter.text.layers)
     )
     before: BeforeLlm | None = None
     stages: dict[int, InsideStage] = {}
-    for name, amount in zip(names, keeps, strict=True):
-        budget = Budget(amount, scope)
-        made = get_method(name, **hyperparameters)
-        _check_cues(adapter, made)
-        bound = made if budget.keeps_all else made.bind(facts)
-        layer = 0 if bound.stage is Stage.BEFORE_LLM else _layer_of(bound, facts.layers)
+    for bound, layer, budget in _wanted(adapter, facts, method, keep, scope, hyperparameters):
         if layer == 0:  # what enters the first layer is what enters the language model
             if before is not None:
                 raise MethodError(
@@ -65,6 +54,41 @@ def plan(
     return before, inside
 
 
+def _wanted(
+    adapter: ModelAdapter, facts: ModelFacts, method: Any, keep: Any, scope: Scope, hyperparameters: dict[str, Any]
+) -> Stages:
+    """The stages that are asked for, each bound to the model and at a layer that it has."""
+    if isinstance(method, Composition):
+        whole, parts = method.check(Budget(keep, scope)), method.methods
+        stages = _wanted(adapter, facts, parts, [keep] * len(parts), scope, hyperparameters)
+        return method.shared(whole, stages, facts.layers)
+    names = list(method) if isinstance(method, (list, tuple)) else [method]
+    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
+    if not names or not all(isinstance(name, (str, Method)) for name in names):
+        raise MethodError(f"method={method!r} is no method; give a name, a foveate.get_method(...), or a list of them.")
+    if len(keeps) != len(names):
+        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
+    if len(names) > 1 and hyperparameters:
+        raise MethodError(
+            "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
+        )
+    wanted: Stages = []
+    for name, amount in zip(names, keeps, strict=True):
+        budget = Budget(amount, scope)
+        made = get_method(name, **hyperparameters)
+        if budget.by_content and not made.counts_by_content:
+            raise MethodError(
+                f"{made.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
+                f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
+            )
+        _check_cues(adapter, made)
+        bound = made if budget.keeps_all else made.bind(facts)
+        wanted += bound.stages(facts.layers, budget)
+    for bound, layer, _ in wanted:
+        _check_layer(bound, layer, facts.layers)
+    return wanted
+
+
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
     missing = method.needs - adapter.cues - FROM_SEQUENCE
     if missing:
@@ -74,9 +98,8 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
         )
 
 
-def _layer_of(method: Method, layers: int) -> int:
-    layer = int(getattr(method, "layer", -1))
-    first = 1 if Cue.LLM_ATTENTION in method.needs else 0
+def _check_layer(method: Method, layer: int, layers: int) -> None:
+    first = 1 if method.needs & {Cue.LLM_ATTENTION, Cue.LLM_ATTENTION_HERE} else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
@@ -86,7 +109,6 @@ def _layer_of(method: Method, layers: int) -> int:
             f"{method.name} compares images with the text that enters the language model, which hidden states at layer "
             f"{layer} are not; use it before the LLM."
         )
-    return layer
 
 
 def _check_positions(positions: str, text_config: Any, inside: InsideLlm | None) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..budget import Budget, Scope
 from ..errors import RuntimeStateError
+from ..methods import Method
 from ..models import ModelAdapter, adapter_of
 from ..models.base import AttentionCall
-from ..tokens import Cue
 from .account import account
 from .before import BeforeLlm
 from .cache import CacheState, mark, state_of
@@ -25,7 +25,7 @@ from .encoder import EncoderListener
 from .inside import InsideLlm, Stage
 from .plan import KeepLike, MethodLike, plan
 from .prompt import Span, locate, modalities_in
-from .report import Report, Stopwatch
+from .report import Report, StageReport, Stopwatch
 from .step import Step
 from .tap import Tap
 
@@ -49,13 +49,11 @@ class Pruning:
         self._deepstack: DeepStackSeam | None = None
         before_drops = before is not None and not before.budget.keeps_all
         self._active = before_drops or inside is not None
-        needs: frozenset[Cue] = frozenset()
-        if before is not None and before_drops:
-            needs |= before.method.needs
+        self._stages = [Stage(before.method, before.budget, 0)] if before is not None and before_drops else []
         if inside is not None:
-            needs = needs.union(*(stage.method.needs for stage in inside.stages))
+            self._stages += inside.stages
         try:
-            self._hook(needs)
+            self._hook([stage.method for stage in self._stages])
         except BaseException:
             self.detach()
             raise
@@ -87,13 +85,14 @@ class Pruning:
         """
         if self._last is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
-        return account(self._last, self._adapter, self._cost, self._dtype_bytes)
+        stages = [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
+        return account(self._last, self._adapter, self._cost, self._dtype_bytes, stages)
 
     # -- hooks
 
-    def _hook(self, needs: frozenset[Cue]) -> None:
+    def _hook(self, methods: Sequence[Method]) -> None:
         adapter, add = self._adapter, self._removable.append
-        self._encoder = EncoderListener(adapter, needs)
+        self._encoder = EncoderListener(adapter, methods)
         add(self._encoder)
         # Under torch.compile, too, hooks run as plain Python: what they do depends on the prompt.
         eager = torch.compiler.disable
@@ -210,7 +209,7 @@ class Pruning:
     def _layer_hook(self, inside: InsideLlm, index: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             kwargs = dict(kwargs)
-            return inside.apply(self._step, index, args, kwargs), kwargs
+            return inside.apply(self._step, index, module, args, kwargs), kwargs
 
         return hook
 
@@ -229,9 +228,10 @@ def attach(
     Args:
         model: a supported model (see `foveate.supported_models`).
         method: a method's name or instance; or a list of them, at most one before the LLM and others inside it, each at
-            a layer of its own.
+            a layer of its own; or a `compose` of several under one budget.
         keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
-            refers to the image's unpruned tokens.
+            refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
+            Of a method that prunes at several layers it is what is left after the last one.
         scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
             of a clip has one, or all images of a prompt share one.
         positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the

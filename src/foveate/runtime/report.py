@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..budget import Budget
 from ..tokens import Grid
 
 
@@ -24,12 +25,22 @@ class ImageReport:
 
 
 @dataclass(frozen=True)
+class StageReport:
+    """One stage: a method, the layer whose input it shortens (0: before the LLM), and its budget."""
+
+    method: str
+    layer: int
+    budget: Budget
+
+
+@dataclass(frozen=True)
 class Report:
     """The latest prefill.
 
     Prompt tokens are those left in the last layer, per prompt; visual tokens per layer are of all prompts together.
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real
-    tokens. Seconds are of the encoder, of selecting, and of the language model's forward without selecting.
+    tokens. Seconds are of the encoder, of selecting, and of the language model's forward without selecting. Stages tell
+    what each was asked to keep of the unpruned images.
     """
 
     images: list[ImageReport]
@@ -44,6 +55,7 @@ class Report:
     encoder_seconds: float
     selection_seconds: float
     prefill_seconds: float
+    stages: tuple[StageReport, ...] = ()
 
     @property
     def tokens_before(self) -> int:

@@ -20,7 +20,8 @@ class Pools:
     """The images of a forward, grouped into the pools that share a budget."""
 
     spans: list[list[Span]]
-    counts: list[int]
+    counts: list[int]  # upper bounds where the budget is by content
+    by_content: bool = False
 
     @classmethod
     def of(cls, spans: list[Span], budget: Budget) -> Pools:
@@ -31,11 +32,14 @@ class Pools:
             groups = [[frame] for span in spans for frame in span.frames()]
         else:
             groups = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
-        return cls(groups, budget.counts([sum(len(s.grid) for s in group) for group in groups]))
+        counts = budget.counts([sum(len(s.grid) for s in group) for group in groups])
+        return cls(groups, counts, budget.by_content)
 
     @property
     def drops(self) -> bool:
-        """Whether any pool loses a token."""
+        """Whether any pool loses a token, or may lose one where the budget is by content."""
+        if self.by_content:
+            return bool(self.spans)
         return any(c < sum(len(s.grid) for s in group) for group, c in zip(self.spans, self.counts, strict=True))
 
 
@@ -73,8 +77,10 @@ def choose(
         words = Kept.of(text)
         cues |= {"text_embeddings": words.gather(hidden)[rows], "text_valid": words.valid[rows]}
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
-    count = torch.minimum(torch.tensor(pools.counts, device=hidden.device), alive.sum(1))
-    selection = method.select(VisualTokens(features, grids, alive=alive, **cues), count)
+    tokens = VisualTokens(features, grids, alive=alive, **cues)
+    wanted = _by_content(method, tokens) if pools.by_content else torch.tensor(pools.counts, device=hidden.device)
+    count = torch.minimum(wanted, alive.sum(1))
+    selection = method.select(tokens, count)
     chosen = selection.keep & alive
     if not torch.equal(chosen.sum(1), count):
         raise MethodError(f"{method.name} kept {chosen.sum(1).tolist()} tokens where {count.tolist()} were asked for.")
@@ -85,6 +91,17 @@ def choose(
         hidden = hidden.clone()
         hidden[at[0][chosen], at[1][chosen]] = selection.merged(features)[chosen]
     return keep, hidden
+
+
+def _by_content(method: Method, tokens: VisualTokens) -> Tensor:
+    """How many tokens of each pool the method wants to keep, at least 1: (P,) long."""
+    counts = method.counts(tokens)
+    if counts is None or counts.shape != tokens.features.shape[:1] or counts.is_floating_point():
+        raise MethodError(
+            f"{method.name} must give one whole number for each of {len(tokens.grids)} pools with keep='auto', but "
+            f"gave {counts}; give keep a fraction such as 0.25 instead."
+        )
+    return counts.to(tokens.features.device, torch.long).clamp_min(1)
 
 
 def _pooled(values: list[Tensor], pools: Pools) -> Tensor:

@@ -85,6 +85,20 @@ class Step:
         inner = place_of(self.inside[below])
         return inner if place is None else inner.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1)
 
+    def of_spans(self, row: Tensor, layer: int) -> list[Tensor]:
+        """The values of each span in `row` (B, W), one for each token that enters a layer; 0 where dropped before."""
+        place = self.places(layer)
+        found = []
+        for span in self.spans:
+            index = span.index.to(row.device) if place is None else place[span.row, span.index]
+            found.append(row[span.row, index.clamp_min(0)].masked_fill(index < 0, 0))
+        return found
+
+    def of_prompt(self, valid: Tensor) -> Tensor:
+        """`valid` (B, P) without what was generated since, which comes last and is never dropped."""
+        end = valid.shape[1] - (self.length - self.prompt)
+        return valid & (torch.arange(valid.shape[1], device=valid.device) < end)
+
     def once(self, layer: int, kind: str, value: Any, make: Callable[[], Any]) -> Any:
         """Compute once per stage and distinct argument: all layers are handed the same objects."""
         key = (layer, kind, id(value))

@@ -109,6 +109,11 @@ class ServerSettings:
         if scope not in ("image", "frame"):
             raise BudgetError(f"foveate_scope={scope!r} is unknown; use 'image' or 'frame'.")
         budget = Budget(keep, scope)
+        if budget.by_content:
+            raise BudgetError(
+                "keep='auto' finds how many tokens stay when an image is encoded, but vLLM needs to know before; give "
+                "a fraction such as 0.25 or a token count such as 144."
+            )
         if budget.keeps_all:
             if "foveate_method" in asked and "foveate_keep" not in asked:
                 raise BudgetError(

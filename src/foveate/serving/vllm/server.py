@@ -46,6 +46,7 @@ class PruningServer:
         missing[Cue.TEXT_EMBEDDINGS] = (
             "vLLM encodes an image once for all prompts that hold it; use foveate.prune in transformers."
         )
+        missing[Cue.ENCODER_READINGS] = "the plugin listens to one layer only; use foveate.prune in transformers."
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)

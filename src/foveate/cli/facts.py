@@ -1,0 +1,149 @@
+"""What there is to know of a method, read off its class and docstrings: for ``foveate methods`` and docs/methods.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MethodError
+from ..methods import Method, Stage, get_method
+from ..methods.base import counting_methods, method_class
+from ..models import supported_models
+from ..tokens import Cue
+
+_SECTIONS = ("Deviations", "Cost class", "Cost")
+_NOT_IN_VLLM = {
+    Cue.TEXT_EMBEDDINGS: "no: vLLM encodes an image once for all prompts that hold it",
+    Cue.ENCODER_READINGS: "no: the plugin listens to one layer of the vision encoder",
+}
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A field of a method, with its type and default as they are written in Python."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """One method: a sentence, labelled facts, paragraphs from its module's docstring, and its hyperparameters."""
+
+    name: str
+    summary: str
+    facts: dict[str, str]
+    about: str
+    hyperparameters: tuple[Hyperparameter, ...]
+
+
+def facts_of(name: str) -> MethodFacts:
+    """The facts of the method with this name.
+
+    Raises:
+        MethodError: for an unknown name, with the nearest known one.
+    """
+    cls = method_class(name)
+    summary, about, sections = _parts(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or name))
+    facts = {
+        "paper": cls.provenance.paper,
+        "prunes": cls.stage.value,
+        "needs": needs_of(name),
+        "cost": sections.get("Cost class", sections.get("Cost", "")),
+        'keep="auto"': "yes" if name in counting_methods() else "",
+        "models": _models(_cues(name)),
+        "vLLM": _vllm(cls, _cues(name)),
+        "reference code": cls.provenance.licence,
+        "deviations": sections.get("Deviations", cls.provenance.deviations),
+    }
+    return MethodFacts(name, summary, {k: v for k, v in facts.items() if v}, about, _hyperparameters(cls))
+
+
+def needs_of(name: str) -> str:
+    """What the method reads besides the features, or what it must be given before it can say."""
+    try:
+        return spelled(get_method(name).needs) or "features only"
+    except MethodError as error:  # a hyperparameter without which there is no method
+        return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
+
+
+def spelled(cues: Iterable[Cue]) -> str:
+    """Cues as words."""
+    return ", ".join(sorted(cue.name.lower().replace("_", " ") for cue in cues))
+
+
+def _cues(name: str) -> frozenset[Cue]:
+    try:
+        return get_method(name).needs
+    except MethodError:
+        return frozenset()
+
+
+def _models(needs: frozenset[Cue]) -> str:
+    lacking = {row.class_name: spelled(needs - set(row.cues)) for row in supported_models() if needs - set(row.cues)}
+    if not lacking:
+        return "all that foveate supports"
+    return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
+
+
+def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:
+    if cls.stage is Stage.IN_LLM:
+        return "no: all layers share one table of cache blocks"
+    allowed = 'yes: but not keep="auto"' if cls.name in counting_methods() else "yes"
+    return next((why for cue, why in _NOT_IN_VLLM.items() if cue in needs), allowed)
+
+
+def _parts(text: str) -> tuple[str, str, dict[str, str]]:
+    """The first line of a docstring, what follows it, and its sections by name; each as one paragraph."""
+    first, _, rest = text.partition("\n")
+    opening, *others = re.split(rf"^({'|'.join(_SECTIONS)}): ", rest, flags=re.MULTILINE)
+    sections = {name: _paragraph(body) for name, body in zip(others[::2], others[1::2], strict=True)}
+    # A line with nothing but the paper and the licence says what the facts say.
+    about = _paragraph(opening) if len(opening.strip().splitlines()) > 1 else ""
+    return first.strip(), about, sections
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
+    hints, described = typing.get_type_hints(cls), _described(inspect.getdoc(cls) or "")
+    return tuple(
+        Hyperparameter(field.name, _type(hints[field.name]), _default(field), described.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+        if field.init
+    )
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """The ``Args:`` of a docstring."""
+    _, _, block = docstring.partition("\nArgs:\n")
+    block = re.split(r"^\S", block, maxsplit=1, flags=re.MULTILINE)[0]
+    _, *found = re.split(r"^    (\w+): ", block, flags=re.MULTILINE)
+    return {name: _paragraph(text) for name, text in zip(found[::2], found[1::2], strict=True)}
+
+
+def _type(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())

@@ -1,0 +1,92 @@
+"""HiPrune: objects found in a middle layer of the vision encoder, what lies beside them, and tokens of the last layer.
+
+Paper: arXiv 2508.00553, AAAI 2026. Reference code: MIT by secondary sources, not read, not copied.
+With o and p the attention that tokens receive in a middle and in the last layer of the encoder, averaged over heads and
+all queries: of K tokens, the ``n = round(K * anchors / 5)`` highest o are anchors, their neighbours above, below, left
+and right are buffers, and the highest p of all others fill the budget.
+The middle layer is the paper's 9th of CLIP-L. The same share of Qwen2.5-VL's encoder is nearest to its 16th block, the
+paper's choice there, too, as only four of its 32 blocks attend to whole images.
+Deviations: anchors at an edge have no neighbour there, where the reference wraps to the next row or clamps to the
+first or last token; where anchors and buffers are more than K, the anchors stay and the buffers of the highest o; on
+images of more than 1024 patches the adapter averages over 1024 queries. Images and frames that share a budget share
+the anchors.
+Cost class: O(N log N) here; the attention of two encoder layers is recomputed, at most 1024 queries of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..selection._inputs import marked, prepare, ranking
+from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range
+
+
+@register_method("hiprune")
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Anchors and their neighbours by the attention of a middle layer, the rest by that of the last one.
+
+    Args:
+        anchors: share of the budget that goes to anchors and their four neighbours, in [0, 1] (the paper's alpha).
+        depth: the middle layer, in [0, 1] (see `EncoderReading`); the paper's 9th layer of CLIP-L is the default.
+        attention: ``"received"`` from all queries (the paper), or ``"cls"``, the CLS token's (ports of it).
+    """
+
+    provenance = Provenance(
+        paper="HiPrune, arXiv 2508.00553, AAAI 2026",
+        licence="MIT by secondary sources (code not copied)",
+        deviations="neighbours do not wrap around the image; the middle layer is a share of the encoder's depth",
+    )
+
+    anchors: float = 0.1
+    depth: float = 8 / 22
+    attention: AttentionKind = "received"
+
+    def __post_init__(self) -> None:
+        check_range("hiprune", "anchors", self.anchors, 0, 1)
+        check_range("hiprune", "depth", self.depth, 0, 1)
+        check_choice("hiprune", "attention", self.attention, ("received", "cls"))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.ENCODER_READINGS})
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return EncoderReading(self.depth, self.attention), EncoderReading(1.0, self.attention)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        middle, last = tokens.cue(Cue.ENCODER_READINGS).unbind(-1)
+        pools = prepare(count, tokens.valid, scores=middle)
+        objects, summary = pools.scores, prepare(count, tokens.valid, scores=last).scores
+        assert objects is not None and summary is not None
+        number = (pools.counts.double() * self.anchors / 5).round()  # .5 to the even number, as the reference does
+        best = torch.arange(objects.shape[1], device=objects.device) < number[:, None]
+        anchors = torch.zeros_like(pools.valid).scatter(1, ranking(objects, pools.valid), best)
+        near = beside(anchors, tokens.grids)
+        # By score, and then by group, anchors first, then buffers: two stable sorts, the more important one last.
+        order = ranking(torch.where(near, objects, summary), pools.valid)
+        group = torch.where(anchors, 0, torch.where(near, 1, 2)).masked_fill(~pools.valid, 3)
+        order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+        return Selection(marked(order, pools))
+
+
+def beside(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
+    """(B, N) bool: the tokens of `mask` (B, N) and those above, below, left and right of them in the same frame."""
+    out = mask.clone()
+    for row, pool in enumerate(grids):
+        start = 0
+        for grid in pool:
+            shape, end = (grid.frames, grid.rows, grid.columns), start + len(grid)
+            here, near = mask[row, start:end].view(shape), out[row, start:end].view(shape)
+            near[:, 1:] |= here[:, :-1]
+            near[:, :-1] |= here[:, 1:]
+            near[..., 1:] |= here[..., :-1]
+            near[..., :-1] |= here[..., 1:]
+            start = end
+    return out

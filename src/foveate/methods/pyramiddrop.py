@@ -1,0 +1,75 @@
+"""PyramidDrop: ever fewer tokens towards the end of the LLM, each time those that the last prompt token attends to.
+
+Paper: arXiv 2410.17247, CVPR 2025. Reference code: MIT licence; not copied.
+Before layer L runs, with x the hidden states that enter it: ``q, k = rotary(q_proj(norm(x)), k_proj(norm(x)))`` with
+the layer's own weights; the score of a token is the softmax attention of the last prompt token to it, in float32 over
+all tokens that are there, mean over heads. The highest scores stay, ties by the lower index. Of N tokens of an image,
+``N * keep^(s / S)`` are left after stage s of S, so that each stage shrinks it by the same factor.
+Budget: `keep` is what is left after the last stage. The paper's default, half at each of three stages, is keep=0.125,
+with 0.47 of the tokens on average over the layers; `Report.average_visual_tokens` tells what it is for another `keep`.
+Deviations: survivors keep their positions, where the reference numbers them anew at each stage; counts are rounded as
+every budget's are, where the reference rounds down. Pruned once, at prefill, as in the reference.
+Cost: the layer's norm and its projections of queries, keys and values once more at each stage, where the reference
+projects one query and no values; one row of attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..budget import Budget
+from ..errors import MethodError
+from ..selection import topk
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .checks import check_layer_of, check_whole
+from .gradual import gradual
+
+
+@register_method("pyramiddrop")
+@dataclass(frozen=True)
+class PyramidDrop(Method):
+    """The highest attention of the last prompt token in the layer itself, at several layers.
+
+    Args:
+        layers: zero-based layers whose input is shortened, rising, at least 1; None: after each quarter of the layers
+            but the last, ``layers * s // 4`` (8, 16 and 24 of 32). One layer gives the second stage of VScan.
+    """
+
+    stage = Stage.IN_LLM
+    provenance = Provenance(
+        paper="PyramidDrop, arXiv 2410.17247, CVPR 2025",
+        licence="MIT (code not copied)",
+        deviations="survivors keep their positions; counts rounded to the nearest, not down",
+    )
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for layer in self.layers:
+            check_whole("pyramiddrop", "layers", layer, 1)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise MethodError(f"pyramiddrop: layers={self.layers} must be rising layers, at least one.")
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.LLM_ATTENTION_HERE})
+
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.layers is None and facts.layers < 4:
+            raise MethodError(f"pyramiddrop: {facts.label} has only {facts.layers} layers; give layers=.")
+        for layer in self.layers or ():
+            check_layer_of("pyramiddrop", layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        at = self.layers or tuple(layers * stage // 4 for stage in (1, 2, 3))
+        return [(self, layer, part) for layer, part in zip(at, gradual(budget, len(at)), strict=True)]
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(topk(tokens.cue(Cue.LLM_ATTENTION_HERE), count, valid=tokens.valid))

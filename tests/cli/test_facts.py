@@ -1,0 +1,129 @@
+"""What is told of each method, on the command line and in docs/methods.md, and that it is true."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from typer.testing import CliRunner
+
+import zoo
+from foveate.cli import app, facts
+from foveate.cli.facts import Hyperparameter, facts_of
+from foveate.errors import FoveateError
+from foveate.importance import LearnedScorer
+from foveate.methods import Method, Provenance, base, get_method, method_names, register_method
+from foveate.models import SupportedModel
+from foveate.models.llava import LlavaAdapter
+from foveate.serving.vllm.family import Family
+from foveate.serving.vllm.server import PruningServer
+from foveate.tokens import Cue
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "methods_page.py"
+
+
+class LlavaFamily(Family):
+    adapter_class = LlavaAdapter
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+
+    @register_method("toy")
+    @dataclass(frozen=True)
+    class Toy(Method):
+        """A toy.
+
+        Args:
+            whole: first line
+                and second: with a colon.
+            choice: one | other.
+
+        Raises:
+            Nothing: ever.
+        """
+
+        provenance = Provenance("none", "none", "of the class")
+
+        whole: int
+        choice: Literal["left", "right"] | None = None
+        pair: tuple[int, ...] = (1, 2)
+        other: dict[str, int] = dataclasses.field(default_factory=dict)
+
+        def select(self, tokens: Any, count: Any) -> Any:
+            raise NotImplementedError
+
+    return Toy
+
+
+def test_the_page_is_up_to_date() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    written = script["PAGE"].read_text(encoding="utf-8")
+    assert written == script["page"](), "docs/methods.md is out of date: run python scripts/methods_page.py"
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_nothing_is_left_untold(name: str) -> None:
+    one = facts_of(name)
+    assert one.summary and one.facts["paper"] and one.facts["deviations"] and one.facts["reference code"]
+    assert all(field.description for field in one.hyperparameters)
+    result = CliRunner().invoke(app, ["methods", name])
+    assert result.exit_code == 0, result.output
+    said = "".join(result.stdout.split())
+    for text in (one.summary, one.about, *one.facts.values()):
+        assert "".join(text.split()) in said
+    assert all(field.name in said for field in one.hyperparameters)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
+    config = zoo.llava().model.config
+    scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
+    fields = {"visionselector": {"scorer": scorer}}.get(name, {})
+    config = SimpleNamespace(**{**config.__dict__, "get_text_config": config.get_text_config, "foveate": None})
+    config.foveate = {"hyperparameters": {name: fields}}
+    server = PruningServer(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
+    told = facts_of(name).facts["vLLM"]
+    if told.startswith("yes"):
+        server.resolve({"foveate_method": name, "foveate_keep": 0.5})
+    else:
+        with pytest.raises(FoveateError, match=r"foveate\.prune"):
+            server.resolve({"foveate_method": name, "foveate_keep": 0.5})
+    assert told.endswith('"auto"') == get_method(name, **fields).counts_by_content
+
+
+def test_docstrings_are_taken_apart(toy: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Toy: a toy.\n\nPaper: none.\nIt does\nnothing.\nDeviations: many\nmore.\nCost class: O(1).\n"
+    monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", text)
+    one = facts_of("toy")
+    assert (one.summary, one.about) == ("Toy: a toy.", "Paper: none. It does nothing.")
+    assert one.facts["needs"] == "a value for whole, which has no default; give whole="
+    assert (one.facts["deviations"], one.facts["cost"]) == ("many more.", "O(1).")
+    assert one.hyperparameters == (
+        Hyperparameter("whole", "int", "required", "first line and second: with a colon."),
+        Hyperparameter("choice", "'left' | 'right' | None", "None", "one | other."),
+        Hyperparameter("pair", "tuple[int, ...]", "(1, 2)", ""),
+        Hyperparameter("other", "dict[str, int]", "{}", ""),
+    )
+    monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", None)
+    one = facts_of("toy")
+    assert one.summary == "A toy." and one.facts["deviations"] == "of the class"
+
+
+def test_models_that_lack_a_cue_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [SupportedModel("a", "Blind", ("image",), ()), SupportedModel("b", "Seeing", ("image",), tuple(Cue))]
+    monkeypatch.setattr(facts, "supported_models", lambda: rows)
+    assert facts_of("scope").facts["models"] == "all but Blind (no encoder attention, encoder features)"
+    assert facts_of("divprune").facts["models"] == "all that foveate supports"
+
+
+def test_a_wrong_name_ends_in_one_sentence() -> None:
+    result = CliRunner().invoke(app, ["methods", "idprune"])
+    assert result.exit_code == 2 and result.stderr.startswith("foveate: unknown method 'idprune'; did you mean")
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -93,15 +93,14 @@ def test_every_frame_has_a_knee(make: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_generation(zoo: Zoo, method: Any) -> None:
-    """Cached equals uncached, batched equals single, also with eager attention and, before the LLM, a static cache."""
+    """Cached equals uncached, batched equals single, also with eager attention and a static cache."""
     both, one = pair(zoo), single(zoo)
     with foveate.prune(zoo.model, method, keep="auto"):
         cached = generate(zoo, both)
         assert gap(cached, generate(zoo, both, use_cache=False)) < 2e-5
         alone = generate(zoo, one)
         assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, alone.logits, strict=True)) < 2e-5
-        if method is SMS:
-            assert gap(cached, generate(zoo, both, cache_implementation="static")) < 2e-5
+        assert gap(cached, generate(zoo, both, cache_implementation="static")) < 2e-5
         zoo.model.set_attn_implementation("eager")
         try:
             assert gap(cached, generate(zoo, both)) < 2e-5

@@ -168,3 +168,19 @@ def test_a_pruned_cache_refuses_to_be_cropped(llava: Zoo) -> None:
         cache = llava.model(**single(llava)).past_key_values
         with pytest.raises(foveate.RuntimeStateError, match="without an assistant"):
             cache.crop(3)
+
+
+@pytest.mark.parametrize("make", zoo_module.VIDEO_MAKERS, ids=lambda make: make.__name__)
+def test_static_cache_with_rows_that_keep_different_counts_of_an_unpadded_batch(make: Any) -> None:
+    """Without padding the model makes no mask, so the one that shortened rows need is made from nothing."""
+    model = make()
+    pictures = [[zoo_module.picture(84, 112, 0)], [zoo_module.picture(56, 112, 1)]]
+    longer = zoo_module.inputs(model, pictures[:1], ["what"])["input_ids"].shape[1]
+    for extra in range(1, 9):  # a text that makes up for the smaller picture
+        inputs = zoo_module.inputs(model, pictures, ["what", "what" + " is" * extra])
+        if bool(inputs["attention_mask"].all()):
+            break
+    assert inputs["input_ids"].shape[1] == longer and bool(inputs["attention_mask"].all())
+    method = AtLayer(foveate.get_method("divprune"), 2)
+    with foveate.prune(model.model, method, keep=0.5):
+        assert gap(generate(model, inputs), generate(model, inputs, cache_implementation="static")) < 2e-5

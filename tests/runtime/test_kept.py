@@ -59,8 +59,8 @@ def test_masks_lose_the_rows_and_columns_of_dropped_tokens(mask: list[list[bool]
     causal = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
     lowest = torch.finfo(torch.float32).min
     given_mask = torch.where(causal, 0.0, lowest) if additive else causal
-    short = layout.mask(given_mask, kept, "sdpa", static=False)
-    made = layout.mask(None, kept, "sdpa", static=False)
+    short = layout.mask(given_mask, kept, "sdpa", None)
+    made = layout.mask(None, kept, "sdpa", None)
     for row in range(batch):
         real = kept.valid[row]
         expected = given_mask[row, 0][keep[row]][:, keep[row]]
@@ -69,7 +69,12 @@ def test_masks_lose_the_rows_and_columns_of_dropped_tokens(mask: list[list[bool]
         assert bool((hidden == lowest).all() if additive else not hidden.any())
         if made is not None:
             assert torch.equal(made[row, 0][real][:, real], causal[row, 0][keep[row]][:, keep[row]])
-    flat = layout.mask(torch.ones(batch, length, dtype=torch.long), kept, "flash_attention_2", static=False)
+    flat = layout.mask(torch.ones(batch, length, dtype=torch.long), kept, "flash_attention_2", None)
     assert torch.equal(flat.bool(), kept.valid)
-    wide = layout.mask(given_mask, kept, "sdpa", static=True)
-    assert wide.shape[-1] == length and torch.equal(wide[..., : short.shape[-1]], short)
+    physical, closed = short.shape[-1], lowest if additive else False
+    wide = layout.mask(given_mask, kept, "sdpa", length + 3)
+    assert torch.equal(wide[..., :physical], short)
+    assert wide.shape[-1] == length + 3 and bool((wide[..., physical:] == closed).all())
+    if made is not None:
+        wide = layout.mask(None, kept, "sdpa", length + 3)
+        assert torch.equal(wide[..., :physical], made) and not wide[..., physical:].any()

@@ -74,10 +74,11 @@ class InsideLlm:
             return args
         assert step.state is not None
         layout, kept = step.state.inside[layer], step.inside[layer]
-        static = bool(getattr(kwargs.get("past_key_values"), "is_compileable", False))
+        cache = kwargs.get("past_key_values")
+        room = cache.get_max_length(index) if getattr(cache, "is_compileable", False) else None
         mask = kwargs.get("attention_mask")
         kernel = self._config._attn_implementation
-        kwargs["attention_mask"] = step.once(layer, "mask", mask, lambda: layout.mask(mask, kept, kernel, static))
+        kwargs["attention_mask"] = step.once(layer, "mask", mask, lambda: layout.mask(mask, kept, kernel, room))
         self._place(step, layer, kwargs)
         return args
 

@@ -98,14 +98,14 @@ class Layout:
         """How many entries shorter the physical sequence is."""
         return self.logical - self.column.shape[1]
 
-    def mask(self, mask: Tensor | None, kept: Kept, implementation: str, static: bool) -> Tensor | None:
+    def mask(self, mask: Tensor | None, kept: Kept, implementation: str, room: int | None) -> Tensor | None:
         """The attention mask of the shortened sequence, from the one that the model made for the full one.
 
         Args:
             mask: None, (B, S) or (B, 1, L, S); bool or additive.
             kept: the survivors of this forward, already appended to this layout.
             implementation: the attention implementation, for masks that must be made from nothing.
-            static: whether the cache has room behind its entries that the mask must cover.
+            room: length of a static cache, whose unused end the mask must cover; None for others.
         """
         physical = self.column.shape[1]
         if mask is None:
@@ -116,17 +116,21 @@ class Layout:
                 return self.valid
             order = torch.arange(physical, device=self.valid.device)
             causal = order[None, :] <= order[physical - rows :, None]
-            return self.valid[:, None, None, :] & causal[None, None]
+            return _covering(self.valid[:, None, None, :] & causal[None, None], room, False)
         column, valid = self.column.to(mask.device), self.valid.to(mask.device)
         if mask.ndim == 2:
             return mask.expand(column.shape[0], -1).gather(1, column).masked_fill(~valid, 0)
         off = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        width, heads = mask.shape[-1], mask.shape[1]
+        heads = mask.shape[1]
         row = kept.index.to(mask.device)[:, None, :, None]
         mask = mask.expand(column.shape[0], *mask.shape[1:])
-        mask = mask.gather(2, row.expand(-1, heads, -1, width))
+        mask = mask.gather(2, row.expand(-1, heads, -1, mask.shape[-1]))
         mask = mask.gather(3, column[:, None, None].expand(-1, heads, mask.shape[2], -1))
-        mask = mask.masked_fill(~valid[:, None, None], off)
-        if static:
-            mask = torch.cat([mask, mask.new_full((*mask.shape[:3], width - physical), off)], 3)
+        return _covering(mask.masked_fill(~valid[:, None, None], off), room, off)
+
+
+def _covering(mask: Tensor, room: int | None, off: float | bool) -> Tensor:
+    """`mask` (B, 1, L, P), closed from P on up to `room`."""
+    if room is None:
         return mask
+    return torch.cat([mask, mask.new_full((*mask.shape[:3], room - mask.shape[3]), off)], 3)

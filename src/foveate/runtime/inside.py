@@ -74,7 +74,7 @@ class InsideLlm:
             return args
         assert step.state is not None
         layout, kept = step.state.inside[layer], step.inside[layer]
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         room = cache.get_max_length(index) if getattr(cache, "is_compileable", False) else None
         mask = kwargs.get("attention_mask")
         kernel = self._config._attn_implementation
@@ -115,7 +115,7 @@ class InsideLlm:
             state.inside[stage.layer] = self._past(step, stage.layer, hidden)
         state.inside[stage.layer].append(kept)
         step.inside[stage.layer] = kept
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         if cache is not None:
             mark(cache, state)
         if args:

@@ -10,7 +10,7 @@ import torch
 from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.mmgvid import Guide, peaks, segments, spent
-from foveate.selection._inputs import prepare
+from foveate.selection.pools import prepare
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, kept, toy
 

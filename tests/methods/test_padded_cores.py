@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.selection._inputs import prepare
+from foveate.selection.pools import prepare
 
 
 @pytest.mark.parametrize("name", ["dart", "holov", "idselection", "prunesid", "tops", "vispruner"])

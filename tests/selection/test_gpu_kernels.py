@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 
 
 def compare():
-    from foveate.selection._cosine import Cosines
     from foveate.selection._greedy import spread as reference
-    from foveate.selection._inputs import prepare
+    from foveate.selection.cosine import Cosines
     from foveate.selection.kernels import gpu
+    from foveate.selection.pools import prepare
 
     generator = torch.Generator().manual_seed(0)
     for batch, width, depth, copies in ((1, 1, 4, 1), (1, 7, 4, 1), (3, 64, 16, 1), (2, 65, 24, 3), (2, 130, 8, 10)):

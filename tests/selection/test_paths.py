@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.selection import _cosine, coverage, dpp, independent_set, maxmin, mmr
-from foveate.selection._inputs import prepare
+from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr
 from foveate.selection.kernels import cpu
 from foveate.selection.kernels.isolated import most_isolated
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
+from foveate.selection.pools import prepare
 from selection import oracles
 
 KINDS = ("noise", "clusters", "copies", "positive", "one-hot", "constant")
@@ -35,7 +35,7 @@ def scene(kind, n, d, seed):
 
 
 def rows(x):
-    return _cosine.Rows(x, x.norm(dim=-1) + _cosine.EPSILON)
+    return cosine.Rows(x, x.norm(dim=-1) + cosine.EPSILON)
 
 
 @pytest.fixture(params=["whole", "half", "blocked"])
@@ -44,7 +44,7 @@ def path(request, monkeypatch):
     monkeypatch.setattr(cpu, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
     monkeypatch.setattr(cpu, "SMALL_POOL", 0 if request.param == "blocked" else 10**6)
     if request.param == "blocked":
-        monkeypatch.setattr(_cosine, "DENSE_LIMIT", 0)
+        monkeypatch.setattr(cosine, "DENSE_LIMIT", 0)
     return request.param
 
 
@@ -55,7 +55,7 @@ def test_mmr_and_maxmin_equal_the_reference(path, kind, n, d):
     distinct = 5 if kind == "constant" else len(x.unique(dim=0))
     for count in (2, min(n // 4, distinct)) if n > 100 else (1, min(n - 1, distinct)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_cosine, "DENSE_LIMIT", 10**6)
+            patch.setattr(cosine, "DENSE_LIMIT", 10**6)
             by_relevance = mmr_reference(prepare(count, None, features=x, scores=w), 0.5)[0]
             by_distance = maxmin_reference(prepare(count, None, features=x))[0]
         assert mmr(x, w, count).equal(by_relevance)
@@ -90,8 +90,8 @@ def test_bounded_memory_picks_the_same(name, kind, monkeypatch):
         "dpp": lambda: dpp(x, w, 40),
     }[name]
     expected = select()
-    monkeypatch.setattr(_cosine, "DENSE_LIMIT", 100)
-    for module in ("_cosine", "independent_set", "coverage"):
+    monkeypatch.setattr(cosine, "DENSE_LIMIT", 100)
+    for module in ("cosine", "independent_set", "coverage"):
         monkeypatch.setattr(f"foveate.selection.{module}.CHUNK", 64, raising=False)
     assert select().equal(expected)
 

@@ -21,8 +21,8 @@ from torch.nn.functional import normalize
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection._cosine import snapped
-from ..selection._inputs import require
+from ..selection.cosine import snapped
+from ..selection.pools import require
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .checks import check_choice, check_range

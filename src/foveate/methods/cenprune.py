@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..selection._cosine import Cosines
-from ..selection._inputs import Pools, marked, prepare
+from ..selection.cosine import Cosines
+from ..selection.pools import Pools, marked, prepare
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
 from .centring import centred, distinctiveness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..selection._inputs import require
+from ..selection.pools import require
 
 
 def covering(worth: Tensor, count: int) -> Tensor:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection._cosine import snapped
-from ..selection._inputs import Pools, prepare, ranking
+from ..selection.cosine import snapped
+from ..selection.pools import Pools, prepare, ranking
 from ..tokens import Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
 from .checks import check_layer_of, check_whole

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection._cosine import NEAR_ONE
+from ..selection.cosine import NEAR_ONE
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection._cosine import snapped
+from ..selection.cosine import snapped
 from ..tokens import Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_undropped

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection._inputs import marked, prepare, ranking
+from ..selection.pools import marked, prepare, ranking
 from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection._inputs import Pools, ordinals, prepare, require
+from ..selection.pools import Pools, ordinals, prepare, require
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_whole

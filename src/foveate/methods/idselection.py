@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..selection._cosine import Cosines
-from ..selection._inputs import Pools, marked, prepare
+from ..selection.cosine import Cosines
+from ..selection.pools import Pools, marked, prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection._cosine import CHUNK, snapped
-from ..selection._inputs import require
+from ..selection.cosine import CHUNK, snapped
+from ..selection.pools import require
 from ..tokens import Selection
 
 

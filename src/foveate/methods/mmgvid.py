@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..selection._cosine import snapped
-from ..selection._inputs import Pools, prepare
+from ..selection.cosine import snapped
+from ..selection.pools import Pools, prepare
 from ..tokens import Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_whole

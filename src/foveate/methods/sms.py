@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection._cosine import snapped
+from ..selection.cosine import snapped
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection._cosine import snapped
-from ..selection._inputs import prepare
+from ..selection.cosine import snapped
+from ..selection.pools import prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice

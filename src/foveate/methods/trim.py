@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..selection import topk
-from ..selection._inputs import ranking
+from ..selection.pools import ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection._inputs import Pools, prepare
+from ..selection.pools import Pools, prepare
 from ..tokens import Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_range

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..selection._cosine import snapped
-from ..selection._inputs import Pools, prepare, ranking
+from ..selection.cosine import snapped
+from ..selection.pools import Pools, prepare, ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_whole

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection._inputs import marked, prepare, ranking
+from ..selection.pools import marked, prepare, ranking
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_range, check_whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._cosine import Cosines
-from ._inputs import Pools, marked
+from .cosine import Cosines
 from .kernels import for_device
+from .pools import Pools, marked
 
 
 def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:

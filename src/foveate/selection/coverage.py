@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from ._cosine import CHUNK, Cosines, snapped
-from ._inputs import Pools, marked, prepare, require
+from .cosine import CHUNK, Cosines, snapped
+from .pools import Pools, marked, prepare, require
 
 LEADERS = 64  # tokens whose gains are computed anew at a time where the matrix is not built
 

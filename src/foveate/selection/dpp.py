@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._cosine import Cosines
-from ._inputs import Pools, marked, prepare
+from .cosine import Cosines
+from .pools import Pools, marked, prepare
 
 # A token whose share outside the span of the picked is so small cannot be told from one inside in float32.
 SPANNED = 2**-17

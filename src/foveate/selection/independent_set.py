@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
-from ._cosine import CHUNK, Cosines
-from ._inputs import Pools, marked, prepare, ranking, require
+from .cosine import CHUNK, Cosines
 from .kernels import for_device
+from .pools import Pools, marked, prepare, ranking, require
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
 

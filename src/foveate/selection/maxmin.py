@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._cosine import Cosines
 from ._greedy import spread
-from ._inputs import Pools, prepare
+from .cosine import Cosines
 from .kernels.cpu import diverse
+from .pools import Pools, prepare
 
 
 def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:

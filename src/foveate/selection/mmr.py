@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from ._cosine import Cosines
 from ._greedy import spread
-from ._inputs import Pools, prepare
+from .cosine import Cosines
 from .kernels.cpu import diverse
+from .pools import Pools, prepare
 
 
 def mmr(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._inputs import Pools, marked, ordinals, prepare, ranking
+from .pools import Pools, marked, ordinals, prepare, ranking
 
 
 def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._inputs import marked, prepare, ranking
+from .pools import marked, prepare, ranking
 
 
 def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:

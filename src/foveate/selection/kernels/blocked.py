@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._cosine import CHUNK, Rows
+from ..cosine import CHUNK, Rows
 
 DENSE = 64  # tokens: so few are compared with each other in one product
 SHARE = 8  # one token of so many leads

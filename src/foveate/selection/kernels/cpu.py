@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _cosine
-from .._cosine import Rows
-from .._inputs import Pools
+from .. import cosine
+from ..cosine import Rows
+from ..pools import Pools
 from . import blocked
 from .isolated import most_isolated
 
@@ -38,7 +38,7 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     value = torch.ones(width) if bonus is None else bonus
     whole = width <= blocked.DENSE or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 6 * steps > width))
-    if whole or (half and width <= _cosine.DENSE_LIMIT):
+    if whole or (half and width <= cosine.DENSE_LIMIT):
         cosines = rows.matrix() if whole else rows.triangle()
         if first is None:
             first = int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())

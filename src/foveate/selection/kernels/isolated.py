@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .._cosine import CHUNK, Rows
+from ..cosine import CHUNK, Rows
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
 BLOCKS = 16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from ._cosine import EPSILON
+from .cosine import EPSILON
 
 
 @dataclass(frozen=True)

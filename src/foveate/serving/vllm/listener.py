@@ -15,19 +15,22 @@ from .family import Family
 
 
 class EncoderListener:
-    """Hooks on one attention layer and on the projector; deaf except within `listening`."""
+    """Hooks on one attention layer and on the projector, from the first need on; deaf except within `listening`."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
         self._needs: frozenset[Cue] = frozenset()
         self._attention: tuple[Tensor, Tensor, float] | None = None
         self._features: Tensor | None = None
-        family.attention().register_forward_pre_hook(self._on_attention, with_kwargs=True)
-        family.projector().register_forward_pre_hook(self._on_projector)
+        self._hooked = False
 
     @contextlib.contextmanager
     def listening(self, needs: frozenset[Cue]) -> Iterator[None]:
         """Take in what `needs` asks for."""
+        if needs and not self._hooked:  # not sooner: a server for text only, or a later pipeline stage, has no encoder
+            self._family.attention().register_forward_pre_hook(self._on_attention, with_kwargs=True)
+            self._family.projector().register_forward_pre_hook(self._on_projector)
+            self._hooked = True
         self._needs, self._attention, self._features = needs, None, None
         try:
             yield

@@ -47,8 +47,8 @@ class PrunesMRope(PrunesImages):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         # Added to the positions of the step that runs. A buffer with a fixed place, so that CUDA graphs read it; twice
         # as long as a step, because graphs are captured at padded lengths.
-        length = 2 * vllm_config.scheduler_config.max_num_batched_tokens
-        self._distances: Tensor = torch.zeros(3, length, dtype=torch.long)
+        self._length = 2 * vllm_config.scheduler_config.max_num_batched_tokens
+        self._distances: Tensor | None = None
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         encode = super(PrunesImages, self).embed_multimodal  # type: ignore[misc]
@@ -70,9 +70,10 @@ class PrunesMRope(PrunesImages):
         """Take the distances off the embeddings and keep them for the forward that follows."""
         if multimodal_embeddings is not None and len(multimodal_embeddings) and self._pruner is not None:
             rows, distances = zip(*map(split_distances, multimodal_embeddings), strict=True)
-            step = self._distances.new_zeros(len(input_ids), 3)
+            room = self._room(input_ids.device)
+            step = room.new_zeros(len(input_ids), 3)
             step[is_multimodal] = torch.cat(distances)
-            self._distances[:, : len(input_ids)] = step.T
+            room[:, : len(input_ids)] = step.T
             multimodal_embeddings = rows
         return super().embed_input_ids(  # type: ignore[misc]
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal
@@ -80,12 +81,18 @@ class PrunesMRope(PrunesImages):
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run at the positions of the unpruned prompt."""
-        if self._pruner is None:
+        if self._pruner is None or positions.ndim == 1:
             return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
-        distances = self._distances[:, : positions.shape[-1]]
+        distances = self._room(positions.device)[:, : positions.shape[-1]]
         hidden = super().forward(input_ids, positions + distances, *args, **kwargs)  # type: ignore[misc]
         distances.zero_()  # the next step may have no images, and then nothing writes here
         return hidden
+
+    def _room(self, device: torch.device) -> Tensor:
+        """The distances (3, length), made when vLLM first runs the model, which is before it captures graphs."""
+        if self._distances is None:
+            self._distances = torch.zeros(3, self._length, dtype=torch.long, device=device)
+        return self._distances
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Positions of the unpruned prompt; of pruned blocks only the beginning, until it is known what is kept."""

@@ -117,6 +117,13 @@ def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, 
     check(answers(llm, oracle, MIXED[1:2]), [oracle.answer(MIXED[1])])
 
 
+def test_a_server_for_text_only_has_no_encoder_and_needs_none(folder: Path) -> None:
+    path = saved("qwen2_5_vl", folder)
+    oracle, case = Oracle("qwen2_5_vl", path), Case(text="a red square on a blue")
+    with engine(path, limit_mm_per_prompt={"image": 0, "video": 0}) as llm:
+        check(answers(llm, oracle, [case]), [oracle.answer(case)])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("TORCHDYNAMO_DISABLE" in os.environ, reason="run without TORCHDYNAMO_DISABLE; takes two minutes")
 def test_a_compiled_engine_equals_transformers(folder: Path) -> None:

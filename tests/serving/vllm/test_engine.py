@@ -117,6 +117,15 @@ def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, 
     check(answers(llm, oracle, MIXED[1:2]), [oracle.answer(MIXED[1])])
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
+def test_two_tensor_parallel_ranks_choose_the_same_tokens(folder: Path, name: str) -> None:
+    """Each rank has half of the encoder's heads; what they attend to is averaged over both."""
+    path = saved(name, folder)
+    oracle, cases = Oracle(name, path), MIXED + (CLIPS if name == "qwen2_5_vl" else [])
+    with engine(path, tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
+        check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
+
+
 def test_a_server_for_text_only_has_no_encoder_and_needs_none(folder: Path) -> None:
     path = saved("qwen2_5_vl", folder)
     oracle, case = Oracle("qwen2_5_vl", path), Case(text="a red square on a blue")

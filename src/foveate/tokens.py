@@ -54,6 +54,11 @@ class Grid:
     def __len__(self) -> int:
         return self.frames * self.rows * self.columns
 
+    @property
+    def frame(self) -> Grid:
+        """One of its frames."""
+        return Grid(self.rows, self.columns)
+
     def coordinates(self, device: torch.device | None = None) -> Tensor:
         """Frame, row and column of every token in raster order: long tensor (N, 3)."""
         axes = [torch.arange(n, device=device) for n in (self.frames, self.rows, self.columns)]

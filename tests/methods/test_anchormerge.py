@@ -61,3 +61,15 @@ def test_what_it_refuses():
     tokens = VisualTokens.of(FEATURES, Grid(6, 6))
     with pytest.raises(MethodError, match="cannot wrap avgpool, which merges tokens itself"):
         chosen(get_method("anchormerge", method="avgpool"), tokens, 12)
+
+
+def test_a_server_is_refused_what_the_wrapped_method_would_refuse():
+    """EVS keeps the first frame whole; of 12 tokens anchors take half, which leaves it too few."""
+    method, clip = get_method("anchormerge", method="evs"), Grid(3, 3, 2)
+    with pytest.raises(MethodError, match="first frame of a clip whole"):
+        method.check(clip, 12)
+    method.check(clip, 18)
+    tokens = VisualTokens.of(torch.randn(18, 4), clip)
+    with pytest.raises(MethodError, match="first frame of a clip whole"):
+        method.select(tokens, torch.tensor([12]))
+    assert int(method.select(tokens, torch.tensor([18])).keep.sum()) == 18

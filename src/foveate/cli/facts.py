@@ -16,13 +16,10 @@ from ..errors import MethodError
 from ..methods import Method, Stage, get_method
 from ..methods.base import counting_methods, method_class
 from ..models import supported_models
+from ..serving.vllm.server import NEVER
 from ..tokens import Cue
 
 _SECTIONS = ("Deviations", "Cost class", "Cost")
-_NOT_IN_VLLM = {
-    Cue.TEXT_EMBEDDINGS: "no: vLLM encodes an image once for all prompts that hold it",
-    Cue.ENCODER_READINGS: "no: the plugin listens to one layer of the vision encoder",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:
     if cls.stage is Stage.IN_LLM:
         return "no: all layers share one table of cache blocks"
     allowed = 'yes: but not keep="auto"' if cls.name in counting_methods() else "yes"
-    return next((why for cue, why in _NOT_IN_VLLM.items() if cue in needs), allowed)
+    return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), allowed)
 
 
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:

@@ -12,7 +12,7 @@ Cost class: that of the wrapped method and one n x n product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,15 +23,16 @@ from ..errors import MethodError
 from ..selection import topk
 from ..selection.cosine import snapped
 from ..selection.pools import require
-from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
+from ..tokens import Grid, Selection, VisualTokens
+from .base import Method, Provenance, Stage, register_method
 from .checks import check_choice, check_range
 from .merging import group_size, itself
+from .wrapper import Wrapper
 
 
 @register_method("anchormerge")
 @dataclass(frozen=True)
-class AnchorMerge(Method):
+class AnchorMerge(Wrapper):
     """A method's choice for a part of the budget; what it leaves out is merged into anchors.
 
     Args:
@@ -57,27 +58,15 @@ class AnchorMerge(Method):
         if self.inner.stage is not Stage.BEFORE_LLM:
             raise MethodError(f"anchormerge wraps methods that prune before the LLM; {self.inner.name} does not.")
 
-    @property
-    def inner(self) -> Method:
-        """The wrapped method."""
-        return get_method(self.method)
-
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return self.inner.needs
-
-    @property
-    def encoder_readings(self) -> tuple[EncoderReading, ...]:
-        return self.inner.encoder_readings
-
-    def bind(self, facts: ModelFacts) -> Method:
-        return replace(self, method=self.inner.bind(facts))
-
     def check(self, grid: Grid, count: int) -> None:
-        self.inner.check(grid, count)
+        self.inner.check(grid, count - int(self._merged(torch.tensor(count))))
+
+    def _merged(self, count: Tensor) -> Tensor:
+        """How many of the kept tokens carry merged ones."""
+        return torch.minimum((self.anchors * count).floor().long(), count - 1).clamp_min(0)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        merged = torch.minimum((self.anchors * count).floor().long(), count - 1).clamp_min(0)
+        merged = self._merged(count)
         chosen = self.inner.select(tokens, count - merged)
         if chosen.target is not None:
             raise MethodError(f"anchormerge cannot wrap {self.inner.name}, which merges tokens itself.")

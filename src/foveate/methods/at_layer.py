@@ -5,18 +5,19 @@ Paper: that of the wrapped method. Deviations: the features are hidden states of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import MethodError
-from ..tokens import Cue, EncoderReading, Selection, VisualTokens
+from ..tokens import Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage
 from .checks import check_layer_of, check_whole
+from .wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class AtLayer(Method):
+class AtLayer(Wrapper):
     """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
 
     Args:
@@ -44,17 +45,9 @@ class AtLayer(Method):
     def provenance(self) -> Provenance:  # type: ignore[override]
         return self.method.provenance
 
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return self.method.needs
-
-    @property
-    def encoder_readings(self) -> tuple[EncoderReading, ...]:
-        return self.method.encoder_readings
-
     def bind(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
-        return replace(self, method=self.method.bind(facts))
+        return super().bind(facts)
 
     @property
     def counts_by_content(self) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,7 +21,7 @@ from ..selection import dpp
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice
-from .prompt_text import SIGNS, Sign, by_image, mean_of
+from .prompt_text import SIGNS, Sign, mean_of, relevance_of
 
 
 @register_method("cdpruner")
@@ -55,8 +54,7 @@ class CDPruner(Method):
 
     def relevance(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the mean cosine to the text, signed; zero on padding."""
-        out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
-        for row, (places, visual, text) in enumerate(by_image(tokens)):
-            # The mean of the cosines to unit vectors is the product with their mean.
-            out[row, places] = SIGNS[self.sign] * (normalize(visual, dim=-1) @ mean_of(normalize(text, dim=-1)))
-        return out
+        # The mean of the cosines to unit vectors is the product with their mean.
+        return relevance_of(
+            tokens, self.sign, lambda visual, text: normalize(visual, dim=-1) @ mean_of(normalize(text, dim=-1))
+        )

@@ -20,15 +20,16 @@ from torch import Tensor
 from ..errors import MethodError
 from ..selection.cosine import Cosines
 from ..selection.pools import Pools, marked, prepare
-from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, get_method, register_method
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, Stage, register_method
 from .centring import centred, distinctiveness
 from .divprune import DivPrune
+from .wrapper import Wrapper
 
 
 @register_method("cenprune")
 @dataclass(frozen=True)
-class CenPrune(Method):
+class CenPrune(Wrapper):
     """A method on centred features; around ``divprune`` the paper's DivPrune+.
 
     Args:
@@ -53,25 +54,6 @@ class CenPrune(Method):
             raise MethodError(f"cenprune: the trained scorer of {inner.name} reads features that are not centred.")
         if Cue.TEXT_EMBEDDINGS in inner.needs:
             raise MethodError(f"cenprune: {inner.name} compares features with text, which is not centred with them.")
-
-    @property
-    def inner(self) -> Method:
-        """The wrapped method."""
-        return get_method(self.method)
-
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return self.inner.needs
-
-    @property
-    def encoder_readings(self) -> tuple[EncoderReading, ...]:
-        return self.inner.encoder_readings
-
-    def bind(self, facts: ModelFacts) -> Method:
-        return replace(self, method=self.inner.bind(facts))
-
-    def check(self, grid: Grid, count: int) -> None:
-        self.inner.check(grid, count)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         inner, valid = self.inner, tokens.valid

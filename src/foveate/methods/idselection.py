@@ -12,7 +12,6 @@ Cost class: one N x N product, then K steps of O(N).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ from ..selection.cosine import Cosines
 from ..selection.pools import Pools, marked, prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
+from .checks import check_range
+from .compared import Source, check_source, cues_of, features_of
 
 
 @register_method("idselection")
@@ -43,19 +43,18 @@ class IdSelection(Method):
 
     gamma: float = 20.0
     clamp: bool = True
-    features: Literal["projected", "encoder"] = "projected"
+    features: Source = "projected"
 
     def __post_init__(self) -> None:
         check_range("idselection", "gamma", self.gamma, 0)
-        check_choice("idselection", "features", self.features, ("projected", "encoder"))
+        check_source("idselection", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
         return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
 

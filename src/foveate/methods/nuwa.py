@@ -30,6 +30,7 @@ from ..selection.pools import prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_whole
+from .compared import Source, check_source, cues_of, features_of
 from .merging import Mixture, itself
 from .regions import rank_within, region_of
 
@@ -63,7 +64,7 @@ class Nuwa(Method):
     pillars: float = 0.55
     reach: float = math.sqrt(280 / 1058)
     rule: Literal["sum", "mean"] = "sum"
-    features: Literal["encoder", "projected"] = "encoder"
+    features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_whole("nuwa", "region", self.region, 1)
@@ -72,15 +73,14 @@ class Nuwa(Method):
         check_range("nuwa", "pillars", self.pillars, 0, 1)
         check_range("nuwa", "reach", self.reach, 0)
         check_choice("nuwa", "rule", self.rule, ("sum", "mean"))
-        check_choice("nuwa", "features", self.features, ("encoder", "projected"))
+        check_source("nuwa", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         pools = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION), features=features)
         assert pools.scores is not None
         keep, mix = torch.zeros_like(pools.valid), []

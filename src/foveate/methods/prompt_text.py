@@ -11,9 +11,10 @@ what either does to the bundled model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..tokens import VisualTokens
@@ -30,6 +31,14 @@ def by_image(tokens: VisualTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for row, real in enumerate(tokens.valid):
         places = real.nonzero()[:, 0]
         yield places, tokens.features[row, places].float(), tokens.text(row).float()
+
+
+def relevance_of(tokens: VisualTokens, sign: Sign, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(B, N) float32: what `measure` makes of each pool's tokens (n, d) and text (m, d), signed; zero on padding."""
+    out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
+    for row, (places, visual, text) in enumerate(by_image(tokens)):
+        out[row, places] = SIGNS[sign] * measure(visual, text)
+    return out
 
 
 def mean_of(text: Tensor) -> Tensor:

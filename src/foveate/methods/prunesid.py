@@ -16,7 +16,6 @@ Cost class: one N x N eigendecomposition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +25,8 @@ from ..selection.cosine import snapped
 from ..selection.pools import Pools, prepare, ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
+from .checks import check_range
+from .compared import Source, check_source, cues_of, features_of
 
 
 @register_method("prunesid")
@@ -46,19 +46,18 @@ class PruneSid(Method):
     )
 
     least_rho: float = 0.0
-    features: Literal["encoder", "projected"] = "encoder"
+    features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_range("prunesid", "least_rho", self.least_rho, 0)
-        check_choice("prunesid", "features", self.features, ("encoder", "projected"))
+        check_source("prunesid", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
         return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
 

@@ -7,14 +7,14 @@ Deviations: the CLS row is replaced by whatever encoder attention the model adap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from ..selection import coverage
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
+from .checks import check_range
+from .compared import Source, check_source, cues_of, features_of
 
 
 @register_method("scope")
@@ -34,18 +34,17 @@ class Scope(Method):
     )
 
     alpha: float = 1.0
-    features: Literal["encoder", "projected"] = "encoder"
+    features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_range("scope", "alpha", self.alpha, 0)
-        check_choice("scope", "features", self.features, ("encoder", "projected"))
+        check_source("scope", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         saliency = tokens.cue(Cue.ENCODER_ATTENTION)
         return Selection(coverage(features, saliency, count, alpha=self.alpha, valid=tokens.valid))

@@ -13,7 +13,6 @@ Cost class: one product of half by half of the tokens a step, log2(N / K) steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from ..selection.cosine import snapped
 from ..selection.pools import prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_choice
+from .compared import Source, check_source, cues_of, features_of
 from .merging import group_size
 
 
@@ -42,17 +41,17 @@ class ToMe(Method):
         deviations="merges before the LLM, not between the layers of the encoder",
     )
 
-    features: Literal["projected", "encoder"] = "projected"
+    features: Source = "projected"
 
     def __post_init__(self) -> None:
-        check_choice("tome", "features", self.features, ("projected", "encoder"))
+        check_source("tome", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.ENCODER_FEATURES} if self.features == "encoder" else set())
+        return cues_of(self.features)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         pools = prepare(count, tokens.valid, features=features)
         target = torch.full(pools.valid.shape, -1, dtype=torch.long, device=features.device)
         # Row by row: the shape of each step is another for each image.

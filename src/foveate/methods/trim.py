@@ -24,7 +24,7 @@ from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice
 from .merging import group_size, itself
-from .prompt_text import SIGNS, Sign, by_image, mean_of
+from .prompt_text import SIGNS, Sign, mean_of, relevance_of
 
 
 @register_method("trim")
@@ -62,7 +62,4 @@ class Trim(Method):
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the product with the mean of the text, signed; zero on padding."""
-        out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
-        for row, (places, visual, text) in enumerate(by_image(tokens)):
-            out[row, places] = SIGNS[self.sign] * (visual @ mean_of(text))
-        return out
+        return relevance_of(tokens, self.sign, lambda visual, text: visual @ mean_of(text))

@@ -22,6 +22,7 @@ from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range
+from .compared import Source, check_source, cues_of, features_of
 from .merging import group_size, itself, nearest
 
 
@@ -46,17 +47,17 @@ class VisionZip(Method):
 
     contextual: float = 10 / 64
     rule: Literal["sum", "mean"] = "sum"
-    features: Literal["encoder", "projected"] = "encoder"
+    features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_range("visionzip", "contextual", self.contextual, 0, 1)
         check_choice("visionzip", "rule", self.rule, ("sum", "mean"))
-        check_choice("visionzip", "features", self.features, ("encoder", "projected"))
+        check_source("visionzip", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.contextual and self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        compared = cues_of(self.features) if self.contextual else frozenset()
+        return compared | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, attention = tokens.valid, tokens.cue(Cue.ENCODER_ATTENTION)
@@ -68,7 +69,7 @@ class VisionZip(Method):
         stride = (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
         place = rest.cumsum(1) - 1
         targets = rest & (place % stride == 0) & (place < stride * merged[:, None])
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         keep = dominant | targets
         target = torch.maximum(itself(keep), nearest(features, targets, rest & ~targets))
         size = group_size(target)

@@ -12,7 +12,6 @@ Cost class: one N x N product, then (N - K) / 8 rounds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ from ..selection.cosine import snapped
 from ..selection.pools import Pools, prepare, ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range, check_whole
+from .checks import check_range, check_whole
+from .compared import Source, check_source, cues_of, features_of
 
 
 @register_method("vispruner")
@@ -43,20 +43,19 @@ class VisPruner(Method):
 
     important: float = 0.5
     round_size: int = 8
-    features: Literal["encoder", "projected"] = "encoder"
+    features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_range("vispruner", "important", self.important, 0, 1)
         check_whole("vispruner", "round_size", self.round_size, 1)
-        check_choice("vispruner", "features", self.features, ("encoder", "projected"))
+        check_source("vispruner", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        features = {Cue.ENCODER_FEATURES} if self.features == "encoder" else set()
-        return frozenset({Cue.ENCODER_ATTENTION} | features)
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = tokens.cue(Cue.ENCODER_FEATURES) if self.features == "encoder" else tokens.features
+        features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
         return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .base import AttentionCall, ModelAdapter, layers_behind, patch_attention, register_model
+from .base import AttentionCall, layers_behind, patch_attention, register_model
+from .tower import TowerAdapter
 
 
 @register_model
-class InternVLAdapter(ModelAdapter):
+class InternVLAdapter(TowerAdapter):
     """``InternVLForConditionalGeneration``.
 
     Each tile is an image of its own, with a budget of its own: a forward's inputs do not say which tiles were cut from
@@ -28,37 +27,16 @@ class InternVLAdapter(ModelAdapter):
 
     def check(self) -> None:
         if self.model.config.vision_feature_select_strategy != "default":
-            raise ModelError(
-                "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
-                "on the grid; set it to 'default'."
-            )
-
-    @property
-    def vision(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def projector(self) -> nn.Module:
-        return self.base.multi_modal_projector
+            self.refuse_cls()
 
     @property
     def merge(self) -> int:
         """Patches along each side of an LLM token."""
         return round(1 / self.model.config.downsample_ratio)
 
-    def token_ids(self) -> dict[str, int]:
-        return {"image": self.model.config.image_token_id}
-
-    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            return {}
-        sides = zip(pixels.shape[-2:], self.model.config.vision_config.patch_size, strict=True)
-        rows, columns = (size // patch // self.merge for size, patch in sides)
-        return {"image": [Grid(rows, columns)] * pixels.shape[0]}
-
-    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
+    def grid(self, height: int, width: int) -> Grid:
+        patch_height, patch_width = self.model.config.vision_config.patch_size
+        return Grid(height // patch_height // self.merge, width // patch_width // self.merge)
 
     def vision_layers(self) -> list[Any]:
         return list(self.vision.encoder.layer)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .base import AttentionCall, ModelAdapter, layers_behind, patch_attention, register_model
+from .base import AttentionCall, layers_behind, patch_attention, register_model
+from .tower import TowerAdapter
 
 
 @register_model
-class LlavaAdapter(ModelAdapter):
+class LlavaAdapter(TowerAdapter):
     """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower.
 
     The encoder-attention cue is read in the layer whose output becomes the visual feature: the CLS row where the
@@ -29,36 +29,16 @@ class LlavaAdapter(ModelAdapter):
         if tower not in ("clip_vision_model", "siglip_vision_model"):
             raise ModelError(f"LLaVA with a {tower!r} tower is not supported; CLIP and SigLIP towers are.")
         if config.vision_feature_select_strategy == "full" and tower == "clip_vision_model":
-            raise ModelError(
-                "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
-                "on the grid; set it to 'default'."
-            )
-
-    @property
-    def vision(self) -> Any:
-        return self.base.vision_tower
-
-    @property
-    def projector(self) -> nn.Module:
-        return self.base.multi_modal_projector
+            self.refuse_cls()
 
     @property
     def has_cls(self) -> bool:
         """Whether the tower's position 0 is a CLS token."""
         return self.model.config.vision_config.model_type == "clip_vision_model"
 
-    def token_ids(self) -> dict[str, int]:
-        return {"image": self.model.config.image_token_id}
-
-    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            return {}
+    def grid(self, height: int, width: int) -> Grid:
         patch = self.model.config.vision_config.patch_size
-        return {"image": [Grid(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * pixels.shape[0]}
-
-    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
+        return Grid(height // patch, width // patch)
 
     def vision_layers(self) -> list[Any]:
         tower = getattr(self.vision, "vision_model", self.vision)

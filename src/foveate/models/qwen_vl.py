@@ -80,4 +80,4 @@ class QwenVLAdapter(ModelAdapter):
 
     def _frame_pairs(self, grid: Grid) -> int:
         """Query-key pairs of a layer in which each frame attends to itself."""
-        return grid.frames * self.patches(Grid(grid.rows, grid.columns)) ** 2
+        return grid.frames * self.patches(grid.frame) ** 2

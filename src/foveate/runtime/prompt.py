@@ -26,7 +26,7 @@ class Span:
 
     def frames(self) -> list[Span]:
         """Each frame of a clip as a span of its own."""
-        one = Grid(self.grid.rows, self.grid.columns)
+        one = self.grid.frame
         return [Span(self.row, self.modality, self.order, one, part) for part in self.index.split(len(one))]
 
 

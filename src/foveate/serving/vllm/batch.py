@@ -26,7 +26,7 @@ class Pool:
 def pools_of(grids: Sequence[Grid], budget: Budget) -> list[Pool]:
     """The pools of one image or clip."""
     if budget.scope == "frame":
-        grids = [Grid(grid.rows, grid.columns) for grid in grids for _ in range(grid.frames)]
+        grids = [grid.frame for grid in grids for _ in range(grid.frames)]
     pools, start = [], 0
     for grid in grids:
         pools.append(Pool(grid, start, budget.count(len(grid))))

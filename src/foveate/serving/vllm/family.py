@@ -90,7 +90,7 @@ class QwenFamily(Family):
 
     def calls(self, query: Tensor, key: Tensor, scaling: float, grids: list[Grid]) -> list[AttentionCall]:
         # vLLM attends to all frames of all images in one ragged call, transformers to one after the other.
-        frames = [self.adapter.patches(Grid(grid.rows, grid.columns)) for grid in grids for _ in range(grid.frames)]
+        frames = [self.adapter.patches(grid.frame) for grid in grids for _ in range(grid.frames)]
         parts = zip(query.flatten(0, 1).split(frames), key.flatten(0, 1).split(frames), strict=True)
         return [AttentionCall(q.transpose(0, 1)[None], k.transpose(0, 1)[None], scaling) for q, k in parts]
 

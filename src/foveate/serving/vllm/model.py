@@ -37,7 +37,11 @@ class PrunesImages:
         encode = super().embed_multimodal  # type: ignore[misc]
         if self._pruner is None:
             return encode(**kwargs)
-        return tuple(rows for rows, _ in self._pruner.embed(encode, kwargs))
+        return tuple(self._delivered(*image) for image in self._pruner.embed(encode, kwargs))
+
+    def _delivered(self, rows: Tensor, distances: Tensor | None) -> Tensor:
+        """What vLLM keeps of an image, (k, d')."""
+        return rows
 
 
 class PrunesMRope(PrunesImages):
@@ -50,15 +54,10 @@ class PrunesMRope(PrunesImages):
         self._length = 2 * vllm_config.scheduler_config.max_num_batched_tokens
         self._distances: Tensor | None = None
 
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        encode = super(PrunesImages, self).embed_multimodal  # type: ignore[misc]
-        if self._pruner is None:
-            return encode(**kwargs)
-        embedded = self._pruner.embed(encode, kwargs)
-        return tuple(
-            with_distances(rows, rows.new_zeros(len(rows), 3, dtype=torch.long) if far is None else far)
-            for rows, far in embedded
-        )
+    def _delivered(self, rows: Tensor, distances: Tensor | None) -> Tensor:
+        if distances is None:
+            distances = rows.new_zeros(len(rows), 3, dtype=torch.long)
+        return with_distances(rows, distances)
 
     def embed_input_ids(
         self,

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing.processor import PromptUpdateDetails
@@ -123,7 +122,7 @@ class PrunesPrompts:
                 f"vLLM reserves {sum(embeds)} tokens for a {modality} whose grids hold {sum(map(len, grids))}; "
                 "this variant of the model cannot be pruned: add foveate_keep=1.0 to the request."
             )
-        kept = torch.cat([torch.arange(len(pool.grid)) < pool.count for pool in pools]).tolist()
+        kept = [place < pool.count for pool in pools for place in range(len(pool.grid))]
         full = [token for token, stays in zip(content.full, _spread(embeds, kept), strict=True) if stays]
         return dataclasses.replace(update, content=PromptUpdateDetails(full=full, is_embed=content.is_embed))
 

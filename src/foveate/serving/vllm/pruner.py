@@ -73,8 +73,8 @@ class ImagePruner:
         ]
         chosen = self._choose(methods, embeddings, pools, cues)
         return [
-            (rows, None) if one is None else (one.rows, self._distances(one, grids, request.budget.scope, step))
-            for rows, one, grids, request, step in zip(embeddings, chosen, items, requests, seconds, strict=True)
+            (rows, None) if one is None else (one.rows, self._distances(one, grids, step))
+            for rows, one, grids, step in zip(embeddings, chosen, items, seconds, strict=True)
         ]
 
     def _choose(
@@ -98,7 +98,7 @@ class ImagePruner:
                 chosen[index] = one
         return chosen
 
-    def _distances(self, chosen: Chosen, grids: Any, scope: str, step: float) -> Tensor | None:
+    def _distances(self, chosen: Chosen, grids: Any, step: float) -> Tensor | None:
         if not self.family.mrope:
             return None
         (grid,) = grids

@@ -15,6 +15,12 @@ from .shelf import MethodShelf
 
 FACT = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
 
+# Cues that no model gives in vLLM, and why.
+NEVER = {
+    Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
+    Cue.ENCODER_READINGS: "the plugin listens to one layer only",
+}
+
 
 class PruningServer:
     """What the processor (in the API process) and the model (in the engine) both ask.
@@ -43,10 +49,7 @@ class PruningServer:
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers)
         given = frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
-        missing[Cue.TEXT_EMBEDDINGS] = (
-            "vLLM encodes an image once for all prompts that hold it; use foveate.prune in transformers."
-        )
-        missing[Cue.ENCODER_READINGS] = "the plugin listens to one layer only; use foveate.prune in transformers."
+        missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NEVER.items()}
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)

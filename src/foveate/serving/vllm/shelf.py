@@ -19,7 +19,7 @@ class MethodShelf:
 
     Args:
         facts: of the model.
-        cues: for each cue that the server cannot give, why it cannot.
+        missing: for each cue that the server cannot give, why it cannot.
         hyperparameters: for each method name the values of its fields.
     """
 

@@ -1,0 +1,47 @@
+"""What families have in common whose tower sees images or tiles of one size: LLaVA and InternVL."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError
+from ..tokens import Grid
+from .base import ModelAdapter
+
+
+class TowerAdapter(ModelAdapter):
+    """A ``vision_tower`` before a ``multi_modal_projector``; every entry of ``pixel_values`` is an image."""
+
+    @property
+    def vision(self) -> Any:
+        return self.base.vision_tower
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.base.multi_modal_projector
+
+    def token_ids(self) -> dict[str, int]:
+        return {"image": self.model.config.image_token_id}
+
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        pixels = inputs.get("pixel_values")
+        return {} if pixels is None else {"image": [self.grid(*pixels.shape[-2:])] * pixels.shape[0]}
+
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> Grid:
+        """The layout of an image of so many pixels."""
+
+    @staticmethod
+    def refuse_cls() -> None:
+        """Raise ModelError for a model that hands its CLS token on to the LLM."""
+        raise ModelError(
+            "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
+            "on the grid; set it to 'default'."
+        )

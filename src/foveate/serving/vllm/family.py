@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from ...tokens import Grid
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
-class Family:
+class Family(ABC):
     """One family; its adapter answers from the config alone, and finds vLLM's modules under the names of transformers.
 
     Args:
@@ -39,13 +40,13 @@ class Family:
         """The modalities that can be pruned."""
         return self.adapter.modalities
 
+    @abstractmethod
     def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
         """The grids of one image or clip, from its processed tensors; several where it is cut into tiles."""
-        raise NotImplementedError
 
+    @abstractmethod
     def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
         """The same for each image or clip of a batch, from the arguments of ``embed_multimodal``."""
-        raise NotImplementedError
 
     def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """For each argument that concatenates the images of a batch, how many of its rows belong to each of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +23,21 @@ from foveate.models import SupportedModel
 from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.family import Family
 from foveate.serving.vllm.server import PruningServer
-from foveate.tokens import Cue
+from foveate.tokens import Cue, Grid
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "methods_page.py"
 
 
 class LlavaFamily(Family):
+    """LLaVA where vLLM is not installed: what its server allows hangs on the adapter alone, and no image is processed."""
+
     adapter_class = LlavaAdapter
+
+    def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
+        raise NotImplementedError
+
+    def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
+        raise NotImplementedError
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "methods_page.py"
 
 
 class LlavaFamily(Family):
-    """LLaVA where vLLM is not installed: what its server allows hangs on the adapter alone, and no image is processed."""
+    """LLaVA without vLLM: what its server allows hangs on the adapter alone, and no image is processed."""
 
     adapter_class = LlavaAdapter
 

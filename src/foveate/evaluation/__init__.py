@@ -1,0 +1,1 @@
+"""What pruning costs and saves: suites of questions, answers, statistics, tables and plots."""

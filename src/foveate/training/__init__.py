@@ -1,0 +1,1 @@
+"""Training: learned scorers for any supported model, and the models of the testbed."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import image_files, open_image
+from ..pictures import image_files, open_image
 from .session import BUNDLED, Session
 from .view import default_prompt
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..pictures import open_image
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured
-from .inputs import open_image
 from .session import BUNDLED, Session
 
 if TYPE_CHECKING:

@@ -1,0 +1,172 @@
+"""Questions about pictures with their answers: what evaluation asks and training learns from, and files of them.
+
+A file of samples is JSONL, one object a line::
+
+    {"image": "photos/1.jpg", "question": "What colour is the car?", "answer": ["red", "dark red"]}
+    {"image": ["a.png", "b.png"], "question": "Which is larger?", "answer": "the first"}
+    {"video": "clips/7", "question": "Which way does it move?", "answer": "left", "family": "motion"}
+    {"image": "photos/1.jpg", "question": "Where is the car?", "answer": "12 30 80 64", "metric": "iou"}
+
+`image` and `video` are paths relative to the file; a video is a folder of frames in the order of their names, or a list
+of frames. Optional are `id` (the line's number), `family` (what is reported alone; "questions"), `group` (which samples
+hang together, for intervals; those of the same pictures), and `metric`: see `foveate.testbed.scoring`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image
+
+from ..errors import FoveateError, near_miss
+from ..pictures import image_files, open_image
+from .scoring import box_of
+
+Metric = Literal["exact", "contains", "iou"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+_KEYS = ("image", "video", "question", "answer", "family", "id", "group", "metric")
+
+
+class SampleError(FoveateError, ValueError):
+    """A file of samples is missing, or a line of it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about pictures.
+
+    Attributes:
+        id: unique within its suite.
+        question: plain text, without placeholders of a model.
+        answers: the accepted ones, the first being that which a model learns.
+        pictures: one or several images, or the frames of one clip; files, or pictures in memory.
+        video: whether `pictures` are the frames of one clip.
+        family: the kind of question, reported alone.
+        group: what is resampled as one: samples of one group (one image) are not independent of each other.
+        metric: how an answer is judged.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    pictures: tuple[Path | Image.Image, ...]
+    video: bool = False
+    family: str = "questions"
+    group: str = ""
+    metric: Metric = "exact"
+
+    def open(self) -> list[Image.Image]:
+        """The pictures, RGB.
+
+        Raises:
+            PictureError: when one is missing or damaged.
+        """
+        return [open_image(one) if isinstance(one, Path) else one.convert("RGB") for one in self.pictures]
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a JSONL file, or of the one such file in a folder. Pictures are looked for, but not opened.
+
+    Raises:
+        SampleError: when there is no such file, or for the first line that cannot be used, with its number.
+    """
+    file = _file(path)
+    samples: list[Sample] = []
+    seen: set[str] = set()
+    for number, line in _lines(file):
+        try:
+            sample = _sample(line, str(number), file.parent)
+            if sample.id in seen:
+                raise SampleError(f"the id {sample.id!r} was used before; give each sample an id of its own.")
+        except FoveateError as error:
+            raise SampleError(f"{file}, line {number}: {error}") from None
+        seen.add(sample.id)
+        samples.append(sample)
+    if not samples:
+        raise SampleError(f"{file} holds no samples; give it one JSON object a line.")
+    return samples
+
+
+def _file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise SampleError(f"there is no file or folder {path}; give a JSONL file of samples, or its folder.")
+    files = sorted(path.glob("*.jsonl"))
+    if len(files) != 1:
+        raise SampleError(f"the folder {path} holds {len(files) or 'no'} .jsonl files; give the path of one.")
+    return files[0]
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SampleError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _sample(line: str, number: str, folder: Path) -> Sample:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SampleError(f"this is not JSON ({error.msg}); write one object a line.") from None
+    if not isinstance(entry, dict):
+        raise SampleError("this is not a JSON object; write {...} with image, question and answer.")
+    for key in entry:
+        if key not in _KEYS:
+            raise SampleError(f"unknown key {key!r}{near_miss(key, _KEYS)}")
+    if ("image" in entry) == ("video" in entry):
+        raise SampleError('give either "image" or "video".')
+    metric = entry.get("metric", "exact")
+    if metric not in METRICS:
+        raise SampleError(f"unknown metric {metric!r}{near_miss(str(metric), METRICS)}")
+    pictures = _pictures(entry, folder)
+    return Sample(
+        id=_text(entry, "id", number),
+        question=_text(entry, "question"),
+        answers=_answers(entry, metric),
+        pictures=pictures,
+        video="video" in entry,
+        family=_text(entry, "family", "questions"),
+        group=_text(entry, "group", "\n".join(map(str, pictures))),
+        metric=metric,
+    )
+
+
+def _text(entry: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = entry.get(key, default)
+    if isinstance(value, int) and key in ("id", "group"):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise SampleError(f'"{key}" must be a text that is not empty.')
+    return value
+
+
+def _answers(entry: dict[str, Any], metric: Metric) -> tuple[str, ...]:
+    value = entry.get("answer")
+    answers = [value] if isinstance(value, str) else value
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise SampleError('"answer" must be a text or a list of accepted texts.')
+    if metric == "iou" and any(box_of(answer) is None for answer in answers):
+        raise SampleError('with the metric "iou", "answer" must hold four numbers: left, top, right and bottom.')
+    return tuple(answers)
+
+
+def _pictures(entry: dict[str, Any], folder: Path) -> tuple[Path, ...]:
+    kind = "video" if "video" in entry else "image"
+    value = entry[kind]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise SampleError(f'"{kind}" must be a path or a list of paths.')
+    paths = [folder / name for name in names]
+    if kind == "video" and isinstance(value, str):
+        return tuple(image_files(paths[0]))
+    for path in paths:
+        if not path.is_file():
+            raise SampleError(f"there is no image file at {path}; paths are relative to the file of samples.")
+    return tuple(paths)

@@ -113,7 +113,7 @@ def video_inputs(
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     patches = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(5).flatten(0, 4)
     frame = f"<|vision_start|>{'<|video_pad|>' * rows * columns}<|vision_end|>"
-    if zoo.name == "qwen3_vl":  # each frame is a run of its own, after the time at which it was taken
+    if zoo.name.startswith("qwen3_vl"):  # each frame is a run of its own, after the time at which it was taken
         clip = "".join(f"<{time}.5 seconds>{frame}" for time in range(frames))
     else:
         clip = frame.replace("<|video_pad|>", "<|video_pad|>" * frames)
@@ -175,6 +175,17 @@ def qwen2_5_vl(head_dim: int = 16) -> Zoo:
 @functools.cache
 def qwen3_vl(head_dim: int = 16) -> Zoo:
     """Qwen3-VL in small: interleaved M-RoPE, DeepStack rows after the first two of four decoder layers."""
+    return _qwen3(tf.Qwen3VLForConditionalGeneration, head_dim)
+
+
+@functools.cache
+def qwen3_vl_moe(head_dim: int = 16) -> Zoo:
+    """Qwen3-VL-MoE in small: 2 of 8 experts for each token, in all decoder layers but layer 0, which is dense."""
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}
+    return _qwen3(tf.Qwen3VLMoeForConditionalGeneration, head_dim, **experts)
+
+
+def _qwen3(cls: Any, head_dim: int, **text: Any) -> Zoo:
     vision = {
         "depth": 3,
         "hidden_size": 32,
@@ -185,12 +196,17 @@ def qwen3_vl(head_dim: int = 16) -> Zoo:
         "deepstack_visual_indexes": [0, 1],
         "num_position_embeddings": 64,
     }
-    cls = tf.Qwen3VLForConditionalGeneration
-    return _qwen(cls, head_dim, vision, sections=(3, 3, 2), seed=1, mrope_interleaved=True)
+    return _qwen(cls, head_dim, vision, sections=(3, 3, 2), seed=1, text=text, mrope_interleaved=True)
 
 
 def _qwen(
-    cls: Any, head_dim: int, vision: dict[str, Any], sections: Sequence[int] = (2, 3, 3), seed: int = 0, **rope: Any
+    cls: Any,
+    head_dim: int,
+    vision: dict[str, Any],
+    sections: Sequence[int] = (2, 3, 3),
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    **rope: Any,
 ) -> Zoo:
     """`sections` are of a head of 16: how many of its 8 frequencies go with time, row and column."""
     tokenizer = _tokenizer(
@@ -198,7 +214,7 @@ def _qwen(
     )
     rope |= {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [n * head_dim // 16 for n in sections]}
     config = cls.config_class(
-        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **_llm(head_dim)},
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **_llm(head_dim), **(text or {})},
         vision_config=vision,
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
@@ -279,16 +295,20 @@ def _tokenizer(*extra: str, **named: str) -> tf.PreTrainedTokenizerFast:
 
 
 def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights of standard deviation 0.9 / sqrt(fan in), ones for norms, zeros for biases."""
+    """Random weights of standard deviation 0.9 / sqrt(fan in), ones for norms, zeros for biases.
+
+    Weights of experts are stacked: the fan in of each is the last dimension.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim >= 2:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.9 / weight[0].numel() ** 0.5)
+                fan_in = weight.shape[-1] if ".experts." in name else weight[0].numel()
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.9 / fan_in**0.5)
             elif name.endswith("bias"):
                 weight.zero_()
     return model.eval()
 
 
-MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl)
-VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl)
+MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)
+VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)

@@ -18,13 +18,17 @@ LATE = AtLayer(foveate.get_method("divprune"), 2)
 
 
 def counted(z: Zoo, inputs: dict[str, torch.Tensor]) -> int:
-    """What torch counts in a whole forward; it does not know every fused attention kernel, so eager ones are used."""
+    """What torch counts in a whole forward; it knows no fused kernels of attention or experts, so eager ones are used."""
     z.model.set_attn_implementation("eager")
+    if experts := z.name.endswith("moe"):
+        z.model.set_experts_implementation("eager")
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             z.model(**inputs, logits_to_keep=1)
     finally:
         z.model.set_attn_implementation("sdpa")
+        if experts:
+            z.model.set_experts_implementation("grouped_mm")
     return counter.get_total_flops()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..importance.attention import attention_received, attention_row
 from ..tokens import AttentionKind, Cue, Grid
+from .moe import MoeBlock
 
 ENTRY_POINTS = "foveate.models"
 
@@ -31,11 +32,15 @@ MOST_QUERIES = 1024
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an attention function: post-rotary query (B, H, L, hd), key (B, Hkv, S, hd) and the softmax scale."""
+    """One call of an attention function: post-rotary query (B, H, L, hd), key (B, Hkv, S, hd) and the softmax scale.
+
+    Calls in the language model have the value, too, (B, Hkv, S, hd).
+    """
 
     query: Tensor
     key: Tensor
     scaling: float
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ class ModelAdapter(ABC):
     @property
     def deepstack(self) -> DeepStack | None:
         """What the language model adds to visual tokens beside their embeddings; None in most families."""
+        return None
+
+    def moe(self, layer: int) -> MoeBlock | None:
+        """The experts of a decoder layer; None for a dense one."""
         return None
 
     @property
@@ -139,7 +148,7 @@ class ModelAdapter(ABC):
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
-        """Attention received by each LLM token, (n,) per image, from the calls of one module in one encoder pass."""
+        """What `kind` reads of each LLM token, (n,) per image, from the calls of one module in one encoder pass."""
 
     @abstractmethod
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
@@ -227,7 +236,9 @@ def pooled_mean(values: Tensor, group: int) -> Tensor:
 
 
 def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool) -> Tensor:
-    """(B, n) attention that each patch receives; with `cls`, position 0 is a CLS token, which is none of them."""
+    """(B, n) what `kind` reads of each patch; with `cls`, position 0 is a CLS token, which is none of them."""
+    if kind == "keys":
+        return call.key.float().square().sum((1, 3)).sqrt()[:, int(cls) :]
     if cls and kind == "cls":
         everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
         return attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]

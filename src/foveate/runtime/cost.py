@@ -33,7 +33,12 @@ class CostModel:
 
     @cached_property
     def _layer_weights(self) -> list[int]:
-        return [linear_weights([layer]) for layer in self._adapter.text.layers]
+        return [linear_weights([layer]) + self._moe_weights(i) for i, layer in enumerate(self._adapter.text.layers)]
+
+    def _moe_weights(self, layer: int) -> int:
+        """Those of the router and of the experts that a token goes through, which are no linear layers."""
+        moe = self._adapter.moe(layer)
+        return 0 if moe is None else moe.router.weight.numel() + moe.chosen * moe.weights_per_expert
 
     @cached_property
     def _head_weights(self) -> int:

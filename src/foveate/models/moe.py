@@ -1,0 +1,41 @@
+"""A mixture of experts in a decoder layer: where its router and its experts are, and how many experts a token takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MoeBlock:
+    """The experts of one decoder layer.
+
+    Args:
+        router: called with hidden states (..., d); the first of its outputs are logits (T, E), one row a token.
+        experts: called with hidden states (T, d), experts (T, k) long and their weights (T, k); gives (T, d).
+        norm: what hidden states (..., d) pass on their way to the router.
+        chosen: k, how many of the E experts a token goes through.
+        normalises: whether a token's k weights add up to 1.
+    """
+
+    router: Any
+    experts: Any
+    norm: nn.Module
+    chosen: int
+    normalises: bool
+
+    @property
+    def weights_per_expert(self) -> int:
+        """Multiply-adds of one token in one expert."""
+        return sum(weight.numel() for weight in self.experts.parameters()) // self.experts.num_experts
+
+
+def moe_block(layer: Any) -> MoeBlock | None:
+    """The experts of a decoder layer built like Qwen3-MoE's; None for a dense layer."""
+    router, experts = getattr(layer.mlp, "gate", None), getattr(layer.mlp, "experts", None)
+    if router is None or experts is None:
+        return None
+    normalises = getattr(router, "norm_topk_prob", True)
+    return MoeBlock(router, experts, layer.post_attention_layernorm, router.top_k, normalises)

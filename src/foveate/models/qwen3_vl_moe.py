@@ -1,0 +1,18 @@
+"""Qwen3-VL-MoE: Qwen3-VL with experts in the decoder layers of its language model."""
+
+from __future__ import annotations
+
+from .base import register_model
+from .moe import MoeBlock, moe_block
+from .qwen3_vl import Qwen3VLAdapter
+
+
+@register_model
+class Qwen3VLMoeAdapter(Qwen3VLAdapter):
+    """``Qwen3VLMoeForConditionalGeneration``; the vision encoder is Qwen3-VL's."""
+
+    model_type = "qwen3_vl_moe"
+    class_name = "Qwen3VLMoeForConditionalGeneration"
+
+    def moe(self, layer: int) -> MoeBlock | None:
+        return moe_block(self.text.layers[layer])

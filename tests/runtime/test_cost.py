@@ -18,7 +18,7 @@ LATE = AtLayer(foveate.get_method("divprune"), 2)
 
 
 def counted(z: Zoo, inputs: dict[str, torch.Tensor]) -> int:
-    """What torch counts in a whole forward; it knows no fused kernels of attention or experts, so eager ones are used."""
+    """What torch counts in a whole forward; it knows not every fused kernel, so eager ones are used."""
     z.model.set_attn_implementation("eager")
     if experts := z.name.endswith("moe"):
         z.model.set_experts_implementation("eager")

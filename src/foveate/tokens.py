@@ -22,9 +22,14 @@ class Cue(enum.Enum):
     LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer"
     TEXT_EMBEDDINGS = "input embeddings of the prompt's text"
     ENCODER_READINGS = "attention received in vision encoder layers of the method's choice"
+    ROUTER_LOGITS = "logits of the router of experts in the same LLM layer"
+    INPUT_EMBEDDINGS = "what entered the language model in the place of hidden states inside it"
+    LLM_TEXT_ATTENTION = "attention of the prompt's text to the visual tokens, one LLM layer below"
+    LLM_CONTRIBUTIONS = "part of the visual tokens in what the last prompt token reads, in the LLM layers below"
+    ROTARY_DECAY = "decay of attention with the distance between visual tokens and the prompt's text"
 
 
-AttentionKind = Literal["cls", "received"]
+AttentionKind = Literal["cls", "received", "keys"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class EncoderReading:
             nearest layer that attends to whole images is read. Layer l of a paper's CLIP-L of 24 layers, of which
             LLaVA reads the last but one, is ``l / 22``, counted from 0.
         kind: ``"cls"`` is the row of the CLS token, ``"received"`` the mean over all queries. Encoders without a CLS
-            token give the latter for both.
+            token give the latter for both. ``"keys"`` is no attention: it is the length of the key, of all heads.
     """
 
     depth: float = 1.0
@@ -82,6 +87,18 @@ class VisualTokens:
         llm_attention_here: (B, N) head-mean attention of the last prompt token in the layer whose input is shortened,
             as it would be if nothing were dropped there, or None.
         encoder_readings: (B, N, R), a column for each of the method's R `encoder_readings`, in order; or None.
+        router_logits: (B, N, E), what the router of the layer whose input is shortened makes of that input, passed
+            through the norm before the router; or None.
+        input_embeddings: (B, N, d) what entered the language model in the place of `features`, or None.
+        text_follows: (B, M) bool, true on the text that comes after all images of the pool and so attends to them; or
+            None. Inside the LLM the M texts of `text_embeddings` and of the two cues below are the same.
+        llm_text_attention: (B, N, H, M) attention of each text token to each visual one in the layer below, by head,
+            over all that the text token sees; 0 from text before the image; or None.
+        llm_contributions: (B, N, L, 2), a column for each of the L layers below in which the method had them read, the
+            latest last, or None. With o what the attention heads of the last prompt token put out, side by side, and
+            c_j the part of token j in it: ``1 - cos(o, o - c_j)`` and ``|c_j|``. 0 where a token was gone by then.
+        rotary_decay: (B, N, M): mean over the rotary frequencies of the cosine of the angle between the positions of a
+            visual and a text token; 1 where they are the same. Or None.
 
     Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
     """
@@ -96,6 +113,12 @@ class VisualTokens:
     text_valid: Tensor | None = None
     llm_attention_here: Tensor | None = None
     encoder_readings: Tensor | None = None
+    router_logits: Tensor | None = None
+    input_embeddings: Tensor | None = None
+    text_follows: Tensor | None = None
+    llm_text_attention: Tensor | None = None
+    llm_contributions: Tensor | None = None
+    rotary_decay: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):

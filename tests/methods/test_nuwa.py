@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from foveate import prune, prune_inputs
+from foveate import attach, prune, prune_inputs
+from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import get_method
-from foveate.methods.nuwa import budgets, nearness
+from foveate.methods.nuwa import nearness
 from foveate.methods.regions import rank_within
-from foveate.tokens import Grid, VisualTokens
+from foveate.models import adapter_of
+from foveate.tokens import EncoderReading, Grid, VisualTokens
 from methods.toy import FEATURES, SALIENCY, chosen, kept, toy
+from models.spying import shown
 from runtime.helpers import logits, single
 
 
@@ -46,8 +51,13 @@ def naive(features, salience, grid, count, rule):
 
 @pytest.mark.parametrize(("average", "both"), [(64, (112, 16)), (128, (224, 32)), (192, (336, 48))])
 def test_budgets_of_the_paper(average, both):
-    first, second = budgets(average)
-    assert (first, second) == both and (first * 16 + second * 16) / 32 == average
+    stages = get_method("nuwa").stages(32, Budget(average))
+    assert [(method.name, layer, budget.count(576)) for method, layer, budget in stages] == [
+        ("nuwa", 0, both[0]),
+        ("nuwa", 16, both[1]),
+    ]
+    first, second = both
+    assert (first * 16 + second * 16) / 32 == average
     # One candidate of each of the 144 regions is enough for 112, two for 224, three for 336.
     per_region = -(-first // 144)
     salience = torch.rand(576, generator=torch.Generator().manual_seed(average))
@@ -56,6 +66,21 @@ def test_budgets_of_the_paper(average, both):
     in_region = mask.view(12, 2, 12, 2).sum((1, 3))
     assert in_region.max() == per_region == average // 64 and mask.sum() == first
     assert in_region.sum() >= first and (in_region > 0).float().mean() > 0.7
+
+
+@given(st.integers(1, 2000), st.integers(2, 80), st.data())
+def test_the_average_over_the_layers_is_the_budget(tokens, layers, data):
+    layer = data.draw(st.integers(1, layers - 1))
+    keep = data.draw(st.one_of(st.integers(2, 2000), st.floats(0.001, 1.0)))
+    method = get_method("nuwa", layer=layer, ratio=data.draw(st.floats(0.01, 1.0)))
+    (_, _, first), (_, at, second) = method.stages(layers, Budget(keep))
+    left = first.count(tokens), second.count(tokens)
+    assert at == layer and tokens >= left[0] >= left[1] >= 1
+    average = min(keep, tokens) if isinstance(keep, int) else keep * tokens
+    found = (left[0] * layer + left[1] * (layers - layer)) / layers
+    # Half a token of the second stage, unless a stage must keep one token, or all of them.
+    assert abs(found - average) <= 0.5 or (left[1] == 1 and found > average) or (left[0] == left[1] == 1)
+    assert Budget(1.0).counts([tokens]) == [b.count(tokens) for _, _, b in method.stages(layers, Budget(1.0))][:1]
 
 
 def test_regions_by_hand():
@@ -132,17 +157,66 @@ def test_weights_of_projected_features_and_what_they_need():
 
 def test_both_stages_on_a_live_model(llava):
     inputs = single(llava)
-    merged, plain = (prune_inputs(llava.model, inputs, get_method("nuwa", reach=reach), 0.5) for reach in (0.5, 0.0))
+    methods = (get_method("nuwa", inside=False, reach=reach) for reach in (0.5, 0.0))
+    merged, plain = (prune_inputs(llava.model, inputs, method, 0.5) for method in methods)
     assert torch.equal(merged["position_ids"], plain["position_ids"])
     image, text = merged["inputs_embeds"][0].split([8, merged["inputs_embeds"].shape[1] - 8])
     changed = (image != plain["inputs_embeds"][0, :8]).any(1)
     assert 1 <= changed.sum() <= 4 and torch.equal(text, plain["inputs_embeds"][0, 8:])  # at least 4 of 8 are pillars
-    with prune(llava.model, ["nuwa", get_method("fastv", layer=1)], keep=[8, 2]) as pruning:
+    with prune(llava.model, [get_method("nuwa", inside=False), get_method("fastv", layer=2)], keep=[14, 2]) as pruning:
+        expected = logits(llava, inputs)
+    with prune(llava.model, "nuwa", keep=8) as pruning:
+        assert torch.equal(logits(llava, inputs), expected)
+        report = pruning.report()
+    assert report.visual_tokens_per_layer == [14, 14, 2, 2] and report.average_visual_tokens == 8
+
+
+def test_the_second_stage_by_text(llava):
+    inputs = single(llava)
+    first = prune_inputs(llava.model, inputs, get_method("nuwa", inside=False), 14)["inputs_embeds"][0]
+    image, text = first[1:15], torch.cat([first[:1], first[15:]])  # after the start token
+    cosines = torch.nn.functional.cosine_similarity(image, text.mean(0)[None])
+    with prune(llava.model, get_method("nuwa", inside=False), keep=14) as pruning:
         logits(llava, inputs)
-        assert pruning.report()
+        before = pruning.report().images[0].kept.nonzero()[:, 0]
+    with prune(llava.model, "nuwa", keep=8, second="text") as pruning:
+        logits(llava, inputs)
+        kept = pruning.report().images[0].kept.nonzero()[:, 0]
+    assert kept.tolist() == sorted(before[cosines.topk(2).indices].tolist())
 
 
-def test_what_it_refuses():
+def test_keys_by_hand():
+    # One region each: 0 1 | 2 3. Lengths of keys turn the order of both regions, and who is a pillar.
+    cues = {"encoder_attention": torch.tensor([0.4, 0.3, 0.2, 0.1]), "encoder_features": torch.ones(4, 2)}
+    tokens = VisualTokens.of(
+        torch.ones(4, 2), Grid(1, 4), encoder_readings=torch.tensor([[1.0], [2], [1], [8]]), **cues
+    )
+    assert kept(get_method("nuwa"), tokens, 2) == [0, 2]
+    assert kept(get_method("nuwa", salience="attention_keys"), tokens, 2) == [1, 3]
+    for pillars_by, pillar in (("salience", 0), ("keys", 1)):
+        selection = chosen(get_method("nuwa", pillars_by=pillars_by, pillars=1.0), tokens, 3)
+        assert selection.keep[0].tolist() == [True, True, True, False]
+        stays = (selection.mix[0] == torch.eye(4)[:3]).all(1)
+        assert stays.nonzero().tolist() == [[pillar]]
+
+
+def test_keys_are_those_of_the_encoder(llava, qwen):
+    for zoo, name in ((llava, "k_proj"), (qwen, "qkv")):
+        heard = []
+        adapter = adapter_of(zoo.model)
+        module = getattr(adapter.attention_module(), name)
+        handle = module.register_forward_hook(lambda module, args, output, heard=heard: heard.append(output))
+        tokens = shown(zoo.model, single(zoo), EncoderReading(1.0, "keys"))
+        handle.remove()
+        if name == "k_proj":
+            expected = heard[0][0].norm(dim=-1)[1:]
+        else:
+            keys = heard[0].unflatten(-1, (3, -1))[..., 1, :].norm(dim=-1)
+            expected = adapter._raster(keys.view(-1, 4).mean(1), tokens.grids[0][0])
+        torch.testing.assert_close(tokens.encoder_readings[0, :, 0], expected)
+
+
+def test_what_it_refuses(llava):
     for fields, message in (
         ({"region": 0}, "region=0 must be a whole number of at least 1"),
         ({"per_region": 0}, "at least 1"),
@@ -150,6 +224,15 @@ def test_what_it_refuses():
         ({"reach": -1}, "at least 0"),
         ({"rule": "summ"}, "sum"),
         ({"features": "encodr"}, "encoder"),
+        ({"salience": "key"}, "attention_keys"),
+        ({"pillars_by": "key"}, "keys"),
+        ({"second": "texts"}, "text"),
+        ({"ratio": 2}, r"\[0, 1\]"),
+        ({"layer": 0}, "at least 1"),
     ):
         with pytest.raises(MethodError, match=message):
             get_method("nuwa", **fields)
+    with pytest.raises(MethodError, match=r"layer=9, but .* use a layer in \[1, 3\]"):
+        attach(llava.model, "nuwa", layer=9)
+    with pytest.raises(MethodError, match=r"nuwa prunes inside the LLM.*set its inside=False"):
+        prune_inputs(llava.model, single(llava), "nuwa")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..budget import Budget
 from ..errors import MethodError
 from ..methods import Method, Stage, get_method
 from ..methods.base import counting_methods, method_class
@@ -19,6 +20,7 @@ from ..models import supported_models
 from ..serving.vllm.server import NEVER
 from ..tokens import Cue
 
+_LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
 _SECTIONS = ("Deviations", "Cost class", "Cost")
 
 
@@ -68,7 +70,7 @@ def facts_of(name: str) -> MethodFacts:
 def needs_of(name: str) -> str:
     """What the method reads besides the features, or what it must be given before it can say."""
     try:
-        return spelled(get_method(name).needs) or "features only"
+        return spelled(_all_needs(get_method(name))) or "features only"
     except MethodError as error:  # a hyperparameter without which there is no method
         return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
 
@@ -80,9 +82,14 @@ def spelled(cues: Iterable[Cue]) -> str:
 
 def _cues(name: str) -> frozenset[Cue]:
     try:
-        return get_method(name).needs
+        return _all_needs(get_method(name))
     except MethodError:
         return frozenset()
+
+
+def _all_needs(method: Method) -> frozenset[Cue]:
+    """Of its stages in any model, too, which may be methods of their own."""
+    return method.needs.union(*(stage.needs for stage, _, _ in method.stages(_LAYERS, Budget(0.25))))
 
 
 def _models(needs: frozenset[Cue]) -> str:
@@ -93,8 +100,9 @@ def _models(needs: frozenset[Cue]) -> str:
 
 
 def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:
-    if cls.stage is Stage.IN_LLM:
-        return "no: all layers share one table of cache blocks"
+    if cls.stage is not Stage.BEFORE_LLM:
+        first = "; with inside=False, yes" if cls.stage is Stage.BOTH else ""
+        return f"no: all layers share one table of cache blocks{first}"
     allowed = 'yes: but not keep="auto"' if cls.name in counting_methods() else "yes"
     return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), allowed)
 

@@ -27,6 +27,50 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     return logits.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1).mean((1, 2))
 
 
+def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
+    """Softmax attention of several queries per sequence to every key, by head.
+
+    Args:
+        query: (B, H, M, hd), after rotary embedding.
+        key: (B, Hkv, L, hd), H a multiple of Hkv.
+        scaling: factor on the logits.
+        visible: (B, M, L) bool, the keys that each query may see.
+
+    Returns:
+        (B, H, M, L) float32, zero on invisible keys and for queries that see nothing.
+    """
+    logits = _grouped(query, key.shape[1]) @ key.float().mT[:, :, None] * scaling
+    seen = visible[:, None, None]
+    weights = logits.masked_fill_(~seen, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill_(~seen, 0).flatten(1, 2)
+
+
+def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor) -> Tensor:
+    """What each token adds to the attention output of one query per sequence.
+
+    With ``o`` the outputs of all heads side by side and ``c_j`` the part of token j in it, weight times value.
+
+    Args:
+        query: (B, H, hd), after rotary embedding.
+        key: (B, Hkv, L, hd), H a multiple of Hkv.
+        value: (B, Hkv, L, hv).
+        scaling: factor on the logits.
+        visible: (B, L) bool, the keys that the query may see, at least one per row.
+
+    Returns:
+        (B, L, 2) float32: ``1 - cos(o, o - c_j)``, which is 1 where nothing is left without the token, and ``|c_j|``.
+    """
+    weights = attention_weights(query[:, :, None], key, scaling, visible[:, None])[:, :, 0]
+    weights, value = weights.unflatten(1, (value.shape[1], -1)), value.float()
+    out = weights @ value
+    total = out.square().sum((1, 2, 3))[:, None]
+    along = (weights * (out @ value.mT)).sum((1, 2))  # o . c_j
+    square = (weights.square() * value.square().sum(-1)[:, :, None]).sum((1, 2))
+    rest = (total - 2 * along + square).clamp_min(0)
+    cosine = (total - along) / (total * rest).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.stack([1 - cosine.clamp(-1, 1), square.sqrt()], -1)
+
+
 def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int = 64) -> Tensor:
     """Softmax attention that each key receives, mean over heads and queries, nothing masked.
 

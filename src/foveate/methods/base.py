@@ -17,6 +17,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import MethodError, near_miss
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from .experts import ExpertCut
 
 
 class Stage(enum.Enum):
@@ -24,6 +25,7 @@ class Stage(enum.Enum):
 
     BEFORE_LLM = "before the LLM"
     IN_LLM = "inside the LLM"
+    BOTH = "before the LLM and inside it"
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Method(ABC):
     """A pruning method: a frozen dataclass whose fields are its hyperparameters.
 
     Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
-    have a field `layer`, the zero-based layer whose input is shortened, or override `stages`.
+    have a field `layer`, the zero-based layer whose input is shortened, or override `stages`. Those that may leave an
+    image without any token where they count (``keep="auto"``) set `may_drop_all`.
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[Stage] = Stage.BEFORE_LLM
+    may_drop_all: ClassVar[bool] = False
     provenance: ClassVar[Provenance]
 
     @property
@@ -71,6 +75,11 @@ class Method(ABC):
         """What the cue ENCODER_READINGS shall hold, for methods that need it; wrappers hand on their method's."""
         return ()
 
+    @property
+    def experts(self) -> ExpertCut | None:
+        """How many experts visual tokens go through, for methods inside an LLM that has them; None: all."""
+        return None
+
     def bind(self, facts: ModelFacts) -> Method:
         """This method made ready for one model (weights loaded, shapes checked); raises MethodError if it cannot."""
         return self
@@ -78,9 +87,10 @@ class Method(ABC):
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
 
-        Layer 0 is before the LLM. A method that prunes several times, by a schedule, overrides this.
+        Layer 0 is before the LLM. A method that prunes several times, by a schedule, overrides this. The method of a
+        stage may be another one than this, with a `select` and needs of its own.
         """
-        layer = 0 if self.stage is Stage.BEFORE_LLM else int(getattr(self, "layer", -1))
+        layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
         return [(self, layer, budget)]
 
     def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
@@ -98,7 +108,8 @@ class Method(ABC):
         """How many tokens of each pool to keep, by what it shows: (B,) long; None where a method has no rule for it.
 
         With ``keep="auto"`` it is asked before `select`, of the same tokens. A pool's count must not depend on the
-        other pools of the batch; it is clamped to the number of tokens that are there, and to 1.
+        other pools of the batch; it is clamped to the number of tokens that are there and, unless a method
+        `may_drop_all`, to 1.
         """
         return None
 

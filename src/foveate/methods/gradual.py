@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..budget import Budget
 
@@ -20,6 +20,42 @@ class _PartOfTheWay(Budget):
             return 0
         ratio = self.keep if isinstance(self.keep, float) else last / tokens
         return min(tokens, max(last, math.floor(tokens * ratio**self.way + 0.5)))
+
+
+@dataclass(frozen=True)
+class _PartOfAverage(Budget):
+    """What one of two stages leaves of n tokens where the whole budget is their average over a model's layers.
+
+    Args:
+        below: share of the layers below the second stage, in (0, 1).
+        ratio: what the second stage keeps of what the first one left, where that is not more than there is.
+        second: whether it is the second stage.
+    """
+
+    below: float = 0.5
+    ratio: float = 0.5
+    second: bool = False
+
+    def count(self, tokens: int) -> int:
+        if tokens <= 0 or self.by_content:
+            return super().count(tokens)
+        average = self.keep * tokens if isinstance(self.keep, float) else super().count(tokens)
+        first = average / (self.below + (1 - self.below) * self.ratio)
+        first = min(tokens, max(1, math.floor(first + 0.5)))
+        if not self.second:
+            return first
+        rest = math.floor((average - self.below * first) / (1 - self.below) + 0.5)
+        return min(first, max(1, rest))
+
+
+def averaged(budget: Budget, layer: int, layers: int, ratio: float) -> tuple[Budget, Budget]:
+    """The budgets of a stage before the LLM and one at `layer` of `layers`, whose average over the layers is `budget`.
+
+    The second keeps `ratio` of what the first one left; more where `budget` is so large that even all tokens before
+    the LLM are too few. Counts are rounded, and the second's makes up for the first's.
+    """
+    first = _PartOfAverage(budget.keep, budget.scope, layer / layers, ratio)
+    return first, replace(first, second=True)
 
 
 def gradual(budget: Budget, stages: int) -> list[Budget]:

@@ -1,46 +1,59 @@
-"""Nüwa, its stage before the LLM: the best tokens of every small region, which take in what lies around them.
+"""Nüwa: the best tokens of every small region take in what lies around them; inside the LLM few of them go on.
 
 Paper: arXiv 2602.02951, ICLR 2026. Reference code: Man-PaperRejected/Nuwa, licence not verified, not copied.
 With S the encoder attention: of each region of 2 x 2 tokens the highest S are candidates, and the K highest of all of
 them are kept. Kept tokens whose S reaches the `pillars` quantile of the kept ones are pillars and stay as they are; the
 others are collectors. With ``w_ij = ReLU(cosine_ij) * (1 - min(1, distance_ij / reach))`` to any token j, a collector i
 becomes ``v_i + (sum over j != i of w_ij v_j) / (sum over all j of w_ij)``.
-The second stage is, in the released code, `fastv`: ``attach(model, ["nuwa", get_method("fastv", layer=16)],
-keep=budgets(64))`` is the paper's LLaVA-1.5 at an average of 64 tokens.
-Deviations: S is without the norm of the encoder's keys, which no model gives (as in the released code; the paper has
-it in S and in the quantile); cosines of the features of one layer, not of the mean of several; aggregated after the
-projector, not before it; the reach is a share of the largest distance in the grid. Each frame of a clip is an image
-of its own, but they share the budget. Where all tokens are kept, all are pillars.
-Cost class: one product of K x N tokens to choose and one to merge, no loop over tokens; K x N weights in memory.
+In the middle of the LLM a second stage keeps a seventh of them: in the released code those that the last prompt token
+attends to most in the layer below, in the paper those whose embedding, as it entered the LLM, has the highest cosine to
+the mean of the text's.
+Budget: `keep` is the average over the layers, as the paper counts. On LLaVA-1.5 keep=64 is 112 tokens and from layer 16
+on 16, 128 is 224 and 32, 192 is 336 and 48. Without the second stage it is what is kept before the LLM.
+Where paper and released code conflict, the code is the default. The paper is ``salience="attention_keys",
+pillars_by="keys", pillars=0.75, rule="mean", second="text"``.
+Deviations: cosines of the features of one layer, not of the mean of several; aggregated after the projector, not before
+it; the reach is a share of the largest distance in the grid; the length of a key is that of all heads. Each frame of a
+clip is an image of its own, but they share the budget. Where all tokens are kept, all are pillars. The text is all of
+the prompt's, special tokens included.
+Cost class: one product of K x N tokens to choose and one to merge, no loop over tokens; K x N weights in memory; one
+row of attention in the LLM.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
+from ..budget import Budget
 from ..selection import topk
 from ..selection.cosine import snapped
 from ..selection.pools import prepare
-from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range, check_whole
+from ..tokens import Cue, EncoderReading, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .both_places import BothPlaces
+from .checks import check_choice, check_layer_of, check_range, check_whole
 from .compared import Source, check_source, cues_of, features_of
+from .gradual import averaged
 from .merging import Mixture, itself
+from .prompt_text import mean_of, relevance_of
 from .regions import rank_within, region_of
+
+Rule = Literal["attention", "text"]
 
 
 @register_method("nuwa")
 @dataclass(frozen=True)
-class Nuwa(Method):
+class Nuwa(BothPlaces):
     """The highest encoder attention of each small region; most of the kept tokens aggregate their surroundings.
 
     Args:
+        inside: whether the second stage, inside the LLM, follows. Without it the method runs in vLLM, too.
         region: rows and columns of a region, at least 1 (the code's 2; the paper leaves it open).
         per_region: candidates of each region, at least 1; None takes as few as the budget allows, and so does a number
             that is too small for it. The paper has 1, 2 and 3 for its budgets of 112, 224 and 336.
@@ -51,12 +64,19 @@ class Nuwa(Method):
         rule: ``"sum"`` adds what is aggregated to the token itself (the code), ``"mean"`` averages over both (the
             paper's formula).
         features: ``"encoder"`` compares features before the projector, ``"projected"`` after it.
+        salience: ``"attention"`` (the code), or ``"attention_keys"``: times the length of the token's key in the same
+            layer of the encoder (the paper).
+        pillars_by: what the quantile is of, ``"salience"`` (the code) or ``"keys"``, their length (the paper).
+        second: the second stage's choice, by ``"attention"`` (the code) or similarity to the ``"text"`` (the paper).
+        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        ratio: what the second stage keeps of what the first one left, in (0, 1]. The paper's pairs for LLaVA-1.5 make
+            it a seventh; for Qwen2.5-VL it has 0.42, 0.66 and 0.7 at 25, 50 and 75 %.
     """
 
     provenance = Provenance(
-        paper="Nüwa (its stage before the LLM), arXiv 2602.02951, ICLR 2026",
+        paper="Nüwa, arXiv 2602.02951, ICLR 2026",
         licence="not verified (code not copied)",
-        deviations="attention without key norms; cosines of one layer's features; aggregated after the projector",
+        deviations="cosines of one layer's features; aggregated after the projector",
     )
 
     region: int = 2
@@ -65,8 +85,14 @@ class Nuwa(Method):
     reach: float = math.sqrt(280 / 1058)
     rule: Literal["sum", "mean"] = "sum"
     features: Source = "encoder"
+    salience: Literal["attention", "attention_keys"] = "attention"
+    pillars_by: Literal["salience", "keys"] = "salience"
+    second: Rule = "attention"
+    layer: int | None = None
+    ratio: float = 1 / 7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_whole("nuwa", "region", self.region, 1)
         if self.per_region is not None:
             check_whole("nuwa", "per_region", self.per_region, 1)
@@ -74,15 +100,42 @@ class Nuwa(Method):
         check_range("nuwa", "reach", self.reach, 0)
         check_choice("nuwa", "rule", self.rule, ("sum", "mean"))
         check_source("nuwa", self.features)
+        check_choice("nuwa", "salience", self.salience, ("attention", "attention_keys"))
+        check_choice("nuwa", "pillars_by", self.pillars_by, ("salience", "keys"))
+        check_choice("nuwa", "second", self.second, get_args(Rule))
+        check_range("nuwa", "ratio", self.ratio, 0, 1)
+        if self.layer is not None:
+            check_whole("nuwa", "layer", self.layer, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
+        keys = {Cue.ENCODER_READINGS} if self.encoder_readings else set()
+        return cues_of(self.features) | {Cue.ENCODER_ATTENTION} | keys
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        reads = self.salience == "attention_keys" or self.pillars_by == "keys"
+        return (EncoderReading(1.0, "keys"),) if reads else ()
+
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.inside and self.layer is not None:
+            check_layer_of("nuwa", self.layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if not self.inside:
+            return super().stages(layers, budget)
+        layer = layers // 2 if self.layer is None else self.layer
+        first, second = averaged(budget, layer, layers, self.ratio)
+        return [(self, 0, first), (NuwaInside(self.second), layer, second)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features = features_of(tokens, self.features)
-        pools = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION), features=features)
+        features, attention = features_of(tokens, self.features), tokens.cue(Cue.ENCODER_ATTENTION)
+        keys = tokens.cue(Cue.ENCODER_READINGS)[..., 0] if self.encoder_readings else attention
+        salience = attention * keys if self.salience == "attention_keys" else attention
+        pools = prepare(count, tokens.valid, scores=salience, features=features)
         assert pools.scores is not None
+        rank = pools.scores if self.pillars_by == "salience" else keys
         keep, mix = torch.zeros_like(pools.valid), []
         coordinates = tokens.coordinates
         for row, (pool, budget) in enumerate(zip(tokens.grids, pools.counts.tolist(), strict=True)):
@@ -91,7 +144,7 @@ class Nuwa(Method):
             kept = self.benchmark(salience, places, budget) if budget else torch.zeros_like(real, dtype=torch.bool)
             reach = torch.cat([torch.full((len(grid),), self._reach(grid.rows, grid.columns)) for grid in pool])
             near = nearness(places, kept, reach.to(real.device)[real[kept]])
-            weights = self.weights(features[row, real], near, salience, kept)
+            weights = self.weights(features[row, real], near, rank[row, real], kept)
             keep[row, real[kept]] = True
             mix.append(weights.new_zeros(len(weights), sum(map(len, pool))).index_copy_(1, real, weights))
         return Mixture(keep, itself(keep), mix=tuple(mix))
@@ -105,13 +158,13 @@ class Nuwa(Method):
         enough = int(rank.sort().values[count - 1]) + 1  # the fewest a region that make `count` candidates
         return topk(salience, count, valid=rank < max(self.per_region or 1, enough))
 
-    def weights(self, features: Tensor, near: Tensor, salience: Tensor, kept: Tensor) -> Tensor:
+    def weights(self, features: Tensor, near: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
         """(K, n) float32: how much of each token each kept one carries.
 
         Args:
             features: (n, e), any float dtype.
             near: (K, n), from 1 at a kept token itself to 0 out of its reach.
-            salience: (n,).
+            rank: (n,), what makes kept tokens pillars.
             kept: (n,) bool.
         """
         index = kept.nonzero()
@@ -124,19 +177,43 @@ class Nuwa(Method):
         around = around / around.sum(1, keepdim=True)
         if self.rule == "sum":
             around = torch.where(own > 0, 1.0, around)
-        ascending = salience[kept].sort().values
+        ascending = rank[kept].sort().values
         threshold = ascending[math.ceil(self.pillars * (len(ascending) - 1) - 1e-6)]
-        pillar = salience[kept] >= threshold
+        pillar = rank[kept] >= threshold
         return torch.where(pillar[:, None], own, around)
 
 
-def budgets(average: int) -> tuple[int, int]:
-    """Tokens after the first and the second stage that come to `average` a layer, the second one in the middle.
+@dataclass(frozen=True)
+class NuwaInside(Method):
+    """The second stage.
 
-    The paper's LLaVA-1.5-7B, cut at layer 16 of 32: 112 and 16 for 64, 224 and 32 for 128, 336 and 48 for 192.
+    Args:
+        rule: what it keeps: the highest ``"attention"`` of the last prompt token in the layer below, or the highest
+            cosine of what entered the LLM to the mean of the ``"text"`` there.
     """
-    first = (7 * average + 2) // 4
-    return first, 2 * average - first
+
+    name = "nuwa"
+    stage = Stage.IN_LLM
+    provenance = Nuwa.provenance
+
+    rule: Rule = "attention"
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        if self.rule == "attention":
+            return frozenset({Cue.LLM_ATTENTION})
+        return frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS})
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        if self.rule == "attention":
+            return Selection(topk(tokens.cue(Cue.LLM_ATTENTION), count, valid=tokens.valid))
+        entered = replace(tokens, features=tokens.cue(Cue.INPUT_EMBEDDINGS))
+        return Selection(topk(relevance_of(entered, "plus", cosine_to_mean), count, valid=tokens.valid))
+
+
+def cosine_to_mean(visual: Tensor, text: Tensor) -> Tensor:
+    """(n,): the cosine of each visual token (n, d) to the mean of the text (m, d)."""
+    return cosine_similarity(visual, mean_of(text)[None], dim=-1)
 
 
 def nearness(places: Tensor, kept: Tensor, reach: Tensor) -> Tensor:

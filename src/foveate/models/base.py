@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..importance.attention import attention_received, attention_row
 from ..tokens import AttentionKind, Cue, Grid
-from .moe import MoeBlock
+from .moe import MoeBlock, moe_block
 
 ENTRY_POINTS = "foveate.models"
 
 # The runtime takes these off the sequence of any model that runs in transformers. No adapter lists them, because
 # servers ask adapters, too, and encode images without knowing the prompt.
-FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS})
+FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS})
+
+# A language model with experts gives these, whatever the family; the adapter of such a family lists them.
+FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
 
 # Where no CLS token's row is read, attention is averaged over at most so many queries of an image. All of them
 # would cost as much as the encoder's own attention once more; 1024 of them order the tokens almost the same
@@ -68,7 +71,7 @@ class ModelAdapter(ABC):
     model_type: ClassVar[str]
     class_name: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
-    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE
+    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE - FROM_ROUTER
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model  # Any: torch's stubs take every attribute of a module for a tensor
@@ -92,9 +95,14 @@ class ModelAdapter(ABC):
         """What the language model adds to visual tokens beside their embeddings; None in most families."""
         return None
 
-    def moe(self, layer: int) -> MoeBlock | None:
-        """The experts of a decoder layer; None for a dense one."""
-        return None
+    def moe(self) -> list[MoeBlock | None]:
+        """The experts of each decoder layer; None for a dense one."""
+        return [moe_block(layer) for layer in self.text.layers]
+
+    @property
+    def given(self) -> frozenset[Cue]:
+        """The cues that this very model gives: those of its family, and those of routers where it has any."""
+        return self.cues | (FROM_ROUTER if any(self.moe()) else frozenset())
 
     @property
     @abstractmethod

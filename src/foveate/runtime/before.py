@@ -33,8 +33,8 @@ class BeforeLlm:
         assert step.chunk_valid is not None and step.selection_watch is not None and state is not None
         if pools.drops:
             step.selection_watch.start()
-            text = step.text() if Cue.TEXT_EMBEDDINGS in self.method.needs else None
-            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, None, text)
+            words = step.read(embeds) if Cue.TEXT_EMBEDDINGS in self.method.needs else None
+            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, words)
             kept = Kept.of(keep & step.chunk_valid)
             step.selection_watch.stop()
         else:

@@ -12,8 +12,8 @@ from ..errors import MethodError, ModelError
 from ..importance.prior import AttentionPrior
 from ..models import adapter_of
 from ..models.base import AttentionCall
-from .inside import last_row
 from .prompt import locate
+from .reading import last_row
 from .tap import Tap
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ class EncoderListener:
         self._watch.stop()
 
     def _on_attention(self, module: nn.Module, call: AttentionCall) -> None:
-        self._passes[-1].calls[module].append(call)
+        self._passes[-1].calls[module].append(replace(call, value=None))  # nobody reads it, and it is large
 
     def _on_projector(self, module: Any, args: Any) -> None:
         self._passes[-1].features = args[0]

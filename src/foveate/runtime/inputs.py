@@ -55,7 +55,8 @@ def prune_inputs(
     fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
     method = get_method(method, **fields)
     if method.stage is not Stage.BEFORE_LLM:
-        raise MethodError(f"{method.name} prunes inside the LLM, so it has no shortened inputs; use foveate.prune.")
+        fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
+        raise MethodError(f"{method.name} prunes inside the LLM, so it has no shortened inputs; {fix}.")
     found: dict[str, Any] = {}
 
     def stop(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

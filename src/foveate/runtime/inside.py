@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Budget
-from ..importance.attention import attention_row
 from ..methods import Method
 from ..models.base import AttentionCall
 from ..tokens import Cue
 from .ahead import call_ahead
 from .cache import mark
 from .kept import Kept, Layout
+from .reading import OF_THE_LAYER_BELOW, OF_THE_PROMPT, decay, heard, last_row
 from .selecting import Pools, choose
 from .step import Step
 
@@ -31,9 +31,9 @@ class Stage:
     layer: int
 
     @property
-    def reads_attention(self) -> bool:
-        """Whether the method needs the attention row of the layer below."""
-        return Cue.LLM_ATTENTION in self.method.needs
+    def listens(self) -> bool:
+        """Whether the method needs to know how the layer below attends."""
+        return bool(self.method.needs & OF_THE_LAYER_BELOW)
 
     def drops(self, step: Step) -> bool:
         """Whether this forward loses tokens here."""
@@ -52,16 +52,15 @@ class InsideLlm:
         self.stages, self._config = stages, text_config
         self._at = {stage.layer: stage for stage in stages}
 
+    def enter(self, step: Step, embeds: Tensor) -> None:
+        """Keep what the stages read of the embeddings (B, W, d) that enter the language model."""
+        if any(stage.method.needs & OF_THE_PROMPT for stage in self.stages):
+            step.embeds, step.words = embeds, step.read(embeds)
+
     def observe(self, step: Step, stage: Stage, call: AttentionCall) -> None:
-        """Take the attention row of the last prompt token of each row, in the layer below the stage."""
-        if step.valid is None or not stage.drops(step):
-            return
-        valid, past = step.valid, step.past
-        if (layer := step.stage_below(stage.layer)) is not None:
-            assert step.state is not None
-            valid = step.state.inside[layer].valid
-            past = valid.shape[1] - step.inside[layer].index.shape[1]
-        step.rows[stage.layer] = last_row(call, step.of_prompt(valid), past)
+        """Take what the stage's method needs from the attention of the layer below."""
+        if step.valid is not None and stage.drops(step):
+            step.heard[stage.layer] = heard(step, stage.layer, call, stage.method.needs)
 
     def apply(
         self, step: Step, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -106,7 +105,9 @@ class InsideLlm:
         entering = self._entering(step, stage.layer, hidden)
         if drops:
             look = functools.partial(self._row_ahead, step, stage.layer, module, hidden, entering, kwargs)
-            survivors, hidden = self._select(step, stage, hidden, entering, look)
+            survivors, hidden = self._select(step, stage, hidden, entering, look, kwargs.get("position_embeddings"))
+            if stage.layer not in state.inside and torch.equal(survivors.valid.sum(1), entering.valid.sum(1)):
+                return self._with(hidden, args, kwargs)  # by content, nothing had to go
             hidden = survivors.gather(hidden)
             kept = entering.then(survivors)
         else:
@@ -118,23 +119,33 @@ class InsideLlm:
         cache: Any = kwargs.get("past_key_values")
         if cache is not None:
             mark(cache, state)
+        return self._with(hidden, args, kwargs)
+
+    @staticmethod
+    def _with(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         if args:
             return (hidden, *args[1:])
         kwargs["hidden_states"] = hidden
         return args
 
     def _select(
-        self, step: Step, stage: Stage, hidden: Tensor, entering: Kept, look: Callable[[], Tensor]
+        self, step: Step, stage: Stage, hidden: Tensor, entering: Kept, look: Callable[[], Tensor], rotary: Any
     ) -> tuple[Kept, Tensor]:
         """Ask the method: the survivors among the entering tokens, and the hidden states with its merges applied."""
         assert step.selection_watch is not None and step.prefill_watch is not None
         step.prefill_watch.stop()
         step.selection_watch.start()
-        pools, row = Pools.of(step.spans, stage.budget), step.rows.get(stage.layer)
-        cues = step.encoder_cues
-        if Cue.LLM_ATTENTION_HERE in stage.method.needs:
-            cues = {**cues, Cue.LLM_ATTENTION_HERE: step.of_spans(look(), stage.layer)}
-        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), cues, row)
+        pools, needs = Pools.of(step.spans, stage.budget), stage.method.needs
+        cues = {**step.encoder_cues, **step.heard.pop(stage.layer, {})}
+        if Cue.LLM_ATTENTION_HERE in needs:
+            cues[Cue.LLM_ATTENTION_HERE] = step.of_spans(look(), stage.layer)
+        if Cue.INPUT_EMBEDDINGS in needs:
+            assert step.embeds is not None
+            cues[Cue.INPUT_EMBEDDINGS] = step.of_spans(step.embeds, 0)
+        if Cue.ROTARY_DECAY in needs:
+            cues[Cue.ROTARY_DECAY] = decay(step, rotary)
+        words = step.words if needs & OF_THE_PROMPT else None
+        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
         survivors = Kept.of(keep & entering.valid)
         step.selection_watch.stop()
         step.prefill_watch.start()
@@ -175,20 +186,3 @@ class InsideLlm:
             past = step.valid[:, : step.past]
             layout.append(Kept.everything(hidden.shape[0], step.past, hidden.device, past))
         return layout
-
-
-def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
-    """Head-mean attention (B, W) of each prompt's last real token to the W tokens of this forward.
-
-    Args:
-        call: query and key of one attention module; the key may have unused room at its end.
-        valid: (B, past + W) bool, real entries.
-        past: entries that were cached before this forward.
-    """
-    width = call.query.shape[2]
-    steps = torch.arange(valid.shape[1], device=valid.device)
-    last = torch.where(valid, steps, -1).amax(1)  # (B,) index among all entries
-    visible = torch.zeros(call.key.shape[0], call.key.shape[2], dtype=torch.bool, device=valid.device)
-    visible[:, : valid.shape[1]] = valid & (steps <= last[:, None])
-    query = call.query[torch.arange(len(last), device=last.device), :, last - past]
-    return attention_row(query, call.key, call.scaling, visible)[:, past : past + width]

@@ -15,6 +15,7 @@ from .before import BeforeLlm
 from .compose import Composition, Stages
 from .inside import InsideLlm
 from .inside import Stage as InsideStage
+from .reading import OF_THE_LAYER_BELOW
 
 MethodLike = str | Method | Composition
 KeepLike = float | int | str
@@ -85,12 +86,13 @@ def _wanted(
         bound = made if budget.keeps_all else made.bind(facts)
         wanted += bound.stages(facts.layers, budget)
     for bound, layer, _ in wanted:
+        _check_cues(adapter, bound)
         _check_layer(bound, layer, facts.layers)
     return wanted
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
-    missing = method.needs - adapter.cues - FROM_SEQUENCE
+    missing = method.needs - adapter.given - FROM_SEQUENCE
     if missing:
         lacking = ", ".join(cue.value for cue in missing)
         raise ModelError(
@@ -99,12 +101,12 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:
-    first = 1 if method.needs & {Cue.LLM_ATTENTION, Cue.LLM_ATTENTION_HERE} else 0
+    first = 1 if method.needs & {*OF_THE_LAYER_BELOW, Cue.LLM_ATTENTION_HERE} else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
         )
-    if layer and Cue.TEXT_EMBEDDINGS in method.needs:
+    if layer and Cue.TEXT_EMBEDDINGS in method.needs and Cue.INPUT_EMBEDDINGS not in method.needs:
         raise MethodError(
             f"{method.name} compares images with the text that enters the language model, which hidden states at layer "
             f"{layer} are not; use it before the LLM."

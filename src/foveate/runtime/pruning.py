@@ -6,6 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from ..errors import RuntimeStateError
 from ..methods import Method
 from ..models import ModelAdapter, adapter_of
 from ..models.base import AttentionCall
+from ..models.moe import moe_block
+from ..tokens import Cue
 from .account import account
 from .before import BeforeLlm
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .deepstack import DeepStackSeam
 from .encoder import EncoderListener
+from .experts import check_routers, expert_seam, read_router
 from .inside import InsideLlm, Stage
 from .plan import KeepLike, MethodLike, plan
 from .prompt import Span, locate, modalities_in
@@ -86,12 +90,18 @@ class Pruning:
         if self._last is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
         stages = [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
-        return account(self._last, self._adapter, self._cost, self._dtype_bytes, stages)
+        report = account(self._last, self._adapter, self._cost, self._dtype_bytes, stages)
+        if self._experts is None:
+            return report
+        spared = self._experts.spared_flops(report.visual_tokens_per_layer)
+        return replace(report, text_flops=report.text_flops - spared)
 
     # -- hooks
 
     def _hook(self, methods: Sequence[Method]) -> None:
         adapter, add = self._adapter, self._removable.append
+        self._experts = expert_seam(adapter, methods, lambda: self._step)
+        check_routers(adapter, self._stages)
         self._encoder = EncoderListener(adapter, methods)
         add(self._encoder)
         # Under torch.compile, too, hooks run as plain Python: what they do depends on the prompt.
@@ -108,8 +118,15 @@ class Pruning:
                 add(layers[index].register_forward_hook(eager(after)))
         if inside is None:
             return
+        if self._experts is not None:
+            self._experts.hook()
+            add(self._experts)
         for stage in inside.stages:
-            if stage.reads_attention:
+            if Cue.ROUTER_LOGITS in stage.method.needs:
+                listen = eager(functools.partial(self._on_router, stage))
+                add(layers[stage.layer].register_forward_pre_hook(listen, with_kwargs=True))
+        for stage in inside.stages:
+            if stage.listens:
                 add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))
         for index in range(inside.stages[0].layer, len(layers)):
             hook = eager(self._layer_hook(inside, index))
@@ -184,6 +201,8 @@ class Pruning:
                 mark(cache, state)
         if self._deepstack is not None:
             self._deepstack.enter(step, kwargs)
+        if step.spans and self._inside is not None:
+            self._inside.enter(step, kwargs["inputs_embeds"])
         step.prefill_watch.start()
         return args, kwargs
 
@@ -202,6 +221,12 @@ class Pruning:
 
     def _on_attention(self, inside: InsideLlm, stage: Stage, call: AttentionCall) -> None:
         inside.observe(self._step, stage, call)
+
+    def _on_router(self, stage: Stage, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if stage.drops(self._step):
+            block = moe_block(module)
+            assert block is not None
+            read_router(self._step, stage.layer, block, args[0] if args else kwargs["hidden_states"])
 
     def _after_layer(self, seam: DeepStackSeam, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         return seam.after(self._step, index, output)

@@ -11,8 +11,8 @@ from ..budget import Budget
 from ..errors import MethodError, ModelError
 from ..methods import Method
 from ..tokens import Cue, VisualTokens
-from .kept import Kept
 from .prompt import Span, padded_index
+from .step import Words
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,16 @@ def choose(
     pools: Pools,
     hidden: Tensor,
     place: Tensor | None,
-    encoder_cues: dict[Cue, list[Tensor]],
-    llm_attention: Tensor | None,
-    text: Tensor | None = None,
+    cues: dict[Cue, list[Tensor]],
+    words: Words | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ask the method once for all pools.
 
     Args:
         hidden: (B, W, d), the sequence to be shortened.
         place: (B, L) where each of the prompt's tokens lies in `hidden` now (-1: dropped before), or None for W = L.
-        encoder_cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
-        llm_attention: (B, W) attention row of the last prompt token, or None.
-        text: (B, W) bool, true on the prompt's text, for methods that read it; None for others.
+        cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
+        words: the prompt's text, for methods that read it; None for others.
 
     Returns:
         keep mask (B, W), all true off the images, and `hidden` with the method's merges applied.
@@ -70,14 +68,13 @@ def choose(
     alive = index >= 0
     at = (rows[:, None].expand_as(index), index.clamp_min(0))
     grids = tuple(tuple(span.grid for span in pool) for pool in pools.spans)
-    cues = {cue.name.lower(): _pooled(values, pools) for cue, values in encoder_cues.items()}
-    if llm_attention is not None:
-        cues[Cue.LLM_ATTENTION.name.lower()] = llm_attention[at].masked_fill(~alive, 0.0)
-    if text is not None:
-        words = Kept.of(text)
-        cues |= {"text_embeddings": words.gather(hidden)[rows], "text_valid": words.valid[rows]}
+    given = {cue.name.lower(): _pooled(values, pools) for cue, values in cues.items()}
+    if words is not None:
+        last = torch.tensor([int(pool[-1].index[-1]) for pool in pools.spans], device=words.index.device)
+        follows = (words.index[rows] > last[:, None]) & words.valid[rows]
+        given |= {"text_embeddings": words.embeddings[rows], "text_valid": words.valid[rows], "text_follows": follows}
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
-    tokens = VisualTokens(features, grids, alive=alive, **cues)
+    tokens = VisualTokens(features, grids, alive=alive, **given)
     wanted = _by_content(method, tokens) if pools.by_content else torch.tensor(pools.counts, device=hidden.device)
     count = torch.minimum(wanted, alive.sum(1))
     selection = method.select(tokens, count)
@@ -94,14 +91,14 @@ def choose(
 
 
 def _by_content(method: Method, tokens: VisualTokens) -> Tensor:
-    """How many tokens of each pool the method wants to keep, at least 1: (P,) long."""
+    """How many tokens of each pool the method wants to keep, at least as many as it must leave: (P,) long."""
     counts = method.counts(tokens)
     if counts is None or counts.shape != tokens.features.shape[:1] or counts.is_floating_point():
         raise MethodError(
             f"{method.name} must give one whole number for each of {len(tokens.grids)} pools with keep='auto', but "
             f"gave {counts}; give keep a fraction such as 0.25 instead."
         )
-    return counts.to(tokens.features.device, torch.long).clamp_min(1)
+    return counts.to(tokens.features.device, torch.long).clamp_min(0 if method.may_drop_all else 1)
 
 
 def _pooled(values: list[Tensor], pools: Pools) -> Tensor:

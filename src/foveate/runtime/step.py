@@ -16,6 +16,20 @@ from .prompt import Span
 from .report import Stopwatch
 
 
+@dataclass(frozen=True)
+class Words:
+    """The text of each prompt of a forward, left-padded.
+
+    Args:
+        index: (B, M) long, into the L tokens before any pruning; of which `valid` (B, M) are real.
+        embeddings: (B, M, d) what enters the language model.
+    """
+
+    index: Tensor
+    valid: Tensor
+    embeddings: Tensor
+
+
 @dataclass
 class Step:
     """State of one forward; made anew when the model is called.
@@ -38,7 +52,10 @@ class Step:
     chunk_valid: Tensor | None = None  # (B, L) before any pruning
     kept_before: Kept | None = None
     inside: dict[int, Kept] = field(default_factory=dict)  # by stage: who of the L tokens is left from that layer on
-    rows: dict[int, Tensor] = field(default_factory=dict)  # by stage: attention row of the last prompt token, (B, W)
+    heard: dict[int, dict[Cue, list[Tensor]]] = field(default_factory=dict)  # by stage: cues of the layer below it
+    contributions: list[list[Tensor]] = field(default_factory=list)  # by layer in which they were read, and by span
+    words: Words | None = None  # the prompt's text, where a stage inside the LLM reads it
+    embeds: Tensor | None = None  # (B, W, d) that entered the language model, where such a stage reads them
     memo: dict[Any, Any] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)  # real tokens of each prompt, before any pruning
 
@@ -72,6 +89,23 @@ class Step:
             text[span.row, span.index] = False
         return text
 
+    def keys(self, layer: int) -> tuple[Tensor, int]:
+        """What a layer attends to: (B, P) bool, its real entries, and how many of the P were cached before."""
+        below = self.stage_below(layer + 1)
+        if below is None:
+            assert self.valid is not None
+            return self.valid, self.past
+        assert self.state is not None
+        valid = self.state.inside[below].valid
+        return valid, valid.shape[1] - self.inside[below].index.shape[1]
+
+    def read(self, embeds: Tensor) -> Words:
+        """The prompt's text, given what enters the language model of it, (B, W, d) after pruning before it."""
+        text = Kept.of(self.text())
+        rows = torch.arange(len(embeds), device=embeds.device)[:, None]
+        place = self.placed(text.index, rows, 0).clamp_min(0)
+        return Words(text.index, text.valid, embeds[rows, place])
+
     def stage_below(self, layer: int) -> int | None:
         """The last pruning layer under `layer` at which this forward goes through a shortened cache."""
         return max((stage for stage in self.inside if stage < layer), default=None)
@@ -85,14 +119,29 @@ class Step:
         inner = place_of(self.inside[below])
         return inner if place is None else inner.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1)
 
-    def of_spans(self, row: Tensor, layer: int) -> list[Tensor]:
-        """The values of each span in `row` (B, W), one for each token that enters a layer; 0 where dropped before."""
+    def placed(self, index: Tensor, rows: Tensor | int, layer: int) -> Tensor:
+        """Where prompt tokens, by `index` in their `rows`, lie in the input of a layer; -1 where dropped before."""
         place = self.places(layer)
+        return index if place is None else place[rows, index.to(place.device)]
+
+    def of_spans(self, values: Tensor, layer: int) -> list[Tensor]:
+        """The part of each span of `values` (B, W, ...), one for each token that enters a layer; 0 where dropped."""
         found = []
         for span in self.spans:
-            index = span.index.to(row.device) if place is None else place[span.row, span.index]
-            found.append(row[span.row, index.clamp_min(0)].masked_fill(index < 0, 0))
+            index = self.placed(span.index, span.row, layer).to(values.device)
+            part = values[span.row, index.clamp_min(0)]
+            found.append(part.masked_fill((index < 0).view(-1, *[1] * (part.ndim - 1)), 0))
         return found
+
+    def visual(self, layer: int, tokens: int) -> Tensor:
+        """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
+        assert self.chunk_valid is not None
+        batch, place = len(self.chunk_valid), self.places(layer)
+        visual = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=self.chunk_valid.device)
+        for span in self.spans:
+            index = span.index if place is None else place[span.row, span.index]
+            visual[span.row, index[index >= 0]] = True
+        return visual.flatten()
 
     def of_prompt(self, valid: Tensor) -> Tensor:
         """`valid` (B, P) without what was generated since, which comes last and is never dropped."""
@@ -108,7 +157,8 @@ class Step:
 
     def let_go(self) -> None:
         """Drop what is of no more use after the forward, and large."""
-        self.memo, self.encoder_cues, self.rows = {}, {}, {}
+        self.memo, self.encoder_cues, self.heard, self.contributions = {}, {}, {}, []
+        self.words = self.embeds = None
 
 
 def without_kinds(mask: Any) -> Any:

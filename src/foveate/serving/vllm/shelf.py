@@ -38,10 +38,11 @@ class MethodShelf:
         if name not in self._ready:
             method = get_method(name, **self._hyperparameters.get(name, {}))
             if method.stage is not Stage.BEFORE_LLM:
+                other = "set its inside=False among the server's hyperparameters, " * (method.stage is Stage.BOTH)
                 raise MethodError(
                     f"{name} prunes inside the LLM, which vLLM cannot do, because all its layers share one table of "
-                    "cache blocks; use a method that prunes before the LLM, such as 'idpruner', or run this one with "
-                    "foveate.prune in transformers."
+                    f"cache blocks; {other}use a method that prunes before the LLM, such as 'idpruner', or run this "
+                    "one with foveate.prune in transformers."
                 )
             for cue in sorted(method.needs, key=lambda cue: cue.name):
                 if cue in self._missing:

@@ -35,6 +35,7 @@ def batch(pools=POOLS):
     cues = [torch.rand(3, 20, 8), torch.rand(3, 20), torch.rand(3, 20, 5), torch.rand(3, 20)]
     text = {"text_embeddings": torch.randn(3, 4, 8), "text_valid": TEXT}
     more = {"llm_attention_here": torch.rand(3, 20), "encoder_readings": torch.rand(3, 20, 2)}
+    more["router_logits"] = torch.randn(3, 20, 6)
     return VisualTokens(cues[0], pools, *cues[1:], **text, **more)
 
 
@@ -45,6 +46,7 @@ def alone(tokens, row):
         "text_embeddings": tokens.text(row)[None],
         "llm_attention_here": tokens.llm_attention_here[row : row + 1, :n],
         "encoder_readings": tokens.encoder_readings[row : row + 1, :n],
+        "router_logits": tokens.router_logits[row : row + 1, :n],
     }
     return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **more)
 
@@ -112,7 +114,7 @@ def test_padding_holds_anything(name, dtype):
     typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
     tokens = replace(tokens, **typed)
     cues = ("features", "encoder_attention", "encoder_features", "llm_attention", "llm_attention_here")
-    cues += ("encoder_readings",)
+    cues += ("encoder_readings", "router_logits")
     padding = ~tokens.valid
     dirty = {}
     for cue in cues:

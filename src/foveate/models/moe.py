@@ -31,10 +31,16 @@ class MoeBlock:
         """Multiply-adds of one token in one expert."""
         return sum(weight.numel() for weight in self.experts.parameters()) // self.experts.num_experts
 
+    @property
+    def weights_per_token(self) -> int:
+        """Multiply-adds of one token in the router and in the experts that it goes through."""
+        return self.router.weight.numel() + self.chosen * self.weights_per_expert
+
 
 def moe_block(layer: Any) -> MoeBlock | None:
     """The experts of a decoder layer built like Qwen3-MoE's; None for a dense layer."""
-    router, experts = getattr(layer.mlp, "gate", None), getattr(layer.mlp, "experts", None)
+    block = getattr(layer, "mlp", None)
+    router, experts = getattr(block, "gate", None), getattr(block, "experts", None)
     if router is None or experts is None:
         return None
     normalises = getattr(router, "norm_topk_prob", True)

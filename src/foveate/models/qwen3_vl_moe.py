@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .base import register_model
-from .moe import MoeBlock, moe_block
+from .base import FROM_ROUTER, register_model
 from .qwen3_vl import Qwen3VLAdapter
 
 
@@ -13,6 +12,4 @@ class Qwen3VLMoeAdapter(Qwen3VLAdapter):
 
     model_type = "qwen3_vl_moe"
     class_name = "Qwen3VLMoeForConditionalGeneration"
-
-    def moe(self, layer: int) -> MoeBlock | None:
-        return moe_block(self.text.layers[layer])
+    cues = Qwen3VLAdapter.cues | FROM_ROUTER

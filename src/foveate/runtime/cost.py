@@ -33,12 +33,9 @@ class CostModel:
 
     @cached_property
     def _layer_weights(self) -> list[int]:
-        return [linear_weights([layer]) + self._moe_weights(i) for i, layer in enumerate(self._adapter.text.layers)]
-
-    def _moe_weights(self, layer: int) -> int:
-        """Those of the router and of the experts that a token goes through, which are no linear layers."""
-        moe = self._adapter.moe(layer)
-        return 0 if moe is None else moe.router.weight.numel() + moe.chosen * moe.weights_per_expert
+        # Of experts, which are no linear layers, a token goes through the router and those that it chooses.
+        routed = [0 if moe is None else moe.weights_per_token for moe in self._adapter.moe()]
+        return [linear_weights([layer]) + more for layer, more in zip(self._adapter.text.layers, routed, strict=True)]
 
     @cached_property
     def _head_weights(self) -> int:

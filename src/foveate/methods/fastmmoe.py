@@ -1,0 +1,173 @@
+"""FastMMoE: fewer experts for visual tokens, and pruning that reads the router of a mixture of experts.
+
+Paper: arXiv 2511.17885, CVPR 2026 Findings. Neither its body nor its code could be read: formulas are those of an
+independent port and of two audits.
+Part one: from `expert_layer` on a visual token goes through ``max(1, round(expert_share * k))`` of the k experts that
+the router chose for it, the best ones, whose weights are scaled to the sum of all k; text is untouched.
+Part two, at each of `layers`, with r_i the router's softmax over all experts and a_i the last prompt token's attention
+one layer below: consecutive tokens form groups of `window`; the redundancy of a group is the mean cosine of its r_i to
+their mean, 0 for a single token; its importance is the mean a_i over the largest such mean. Of T tokens to be left, the
+``m = floor(merge * T)`` groups with the highest ``balance * redundancy - (1 - balance) * importance`` become one token
+each, in the place of their first one, and outside them the T - m highest a_i stay.
+Budget: `keep` is what is left after the last of `layers`, each of which shrinks an image by the same factor. With
+keep=1.0 nothing is changed, the experts included; for fewer experts alone give a number of tokens that no image has.
+The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05,
+(2, 5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
+Deviations: r_i is what the layer's own router makes of the layer's normalised input, as the layer's attention has not
+run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie outside them to reach T. Others
+read the paper's part one as experts of a smaller width, ``expert_reading="width"``.
+Cost class: O(N (d + E)), no loop over tokens; part one halves the visual tokens' share of the experts' work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..budget import Budget
+from ..errors import MethodError
+from ..selection import topk
+from ..selection.cosine import snapped
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .checks import check_choice, check_layer_of, check_range, check_whole
+from .experts import ExpertCut, Reading
+from .gradual import gradual
+from .merging import itself
+
+_OF = 48  # layers of the model that the default layers are given for
+
+
+@register_method("fastmmoe")
+@dataclass(frozen=True)
+class FastMMoE(Method):
+    """Groups that the router treats alike are merged; of the other tokens those stay that the last one attends to.
+
+    Args:
+        layers: zero-based layers whose input is shortened, rising, at least 1; None: 5, 8 and 12 of 48, in proportion.
+        balance: weight of the router's redundancy against attention, in [0, 1] (the paper's alpha).
+        merge: share of the tokens to be left that are merged groups, in [0, 1] (the paper's mu).
+        window: tokens of a group.
+        merging: ``"mlerp"`` gives a merged token the direction of the group's mean and its largest length, ``"mean"``
+            the mean.
+        expert_layer: the first layer in which visual tokens go through fewer experts.
+        expert_share: share of the chosen experts that is left to visual tokens, above 0; 1 leaves all.
+        expert_reading: ``"number"`` leaves fewer experts, ``"width"`` the first channels of each.
+    """
+
+    stage = Stage.IN_LLM
+    provenance = Provenance(
+        paper="a reading of FastMMoE, arXiv 2511.17885, CVPR 2026 Findings",
+        licence="not readable (code not copied)",
+        deviations="formulas of a port; the router reads the layer's normalised input",
+    )
+
+    layers: tuple[int, ...] | None = None
+    balance: float = 0.5
+    merge: float = 0.025
+    window: int = 3
+    merging: Literal["mlerp", "mean"] = "mlerp"
+    expert_layer: int = 2
+    expert_share: float = 0.5
+    expert_reading: Reading = "number"
+
+    def __post_init__(self) -> None:
+        check_range("fastmmoe", "balance", self.balance, 0, 1)
+        check_range("fastmmoe", "merge", self.merge, 0, 1)
+        check_whole("fastmmoe", "window", self.window, 1)
+        check_choice("fastmmoe", "merging", self.merging, ("mlerp", "mean"))
+        check_whole("fastmmoe", "expert_layer", self.expert_layer, 0)
+        check_range("fastmmoe", "expert_share", self.expert_share, 0, 1)
+        check_choice("fastmmoe", "expert_reading", self.expert_reading, get_args(Reading))
+        if self.expert_share == 0:
+            raise MethodError("fastmmoe: expert_share=0 leaves visual tokens no expert; give a share such as 0.5.")
+        if self.layers is None:
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for layer in self.layers:
+            check_whole("fastmmoe", "layers", layer, 1)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise MethodError(f"fastmmoe: layers={self.layers} must be rising layers, at least one.")
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.ROUTER_LOGITS, Cue.LLM_ATTENTION})
+
+    @property
+    def experts(self) -> ExpertCut | None:
+        if self.expert_share == 1:
+            return None
+        return ExpertCut(self.expert_layer, self.expert_share, self.expert_reading)
+
+    def bind(self, facts: ModelFacts) -> Method:
+        for layer in (*(self.layers or ()), self.expert_layer):
+            check_layer_of("fastmmoe", layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        places = self.layers or sorted({max(1, layers * layer // _OF) for layer in (5, 8, 12)})
+        parts = gradual(budget, len(places))
+        return [(self, layer, part) for layer, part in zip(places, parts, strict=True)]
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        attention, valid = tokens.cue(Cue.LLM_ATTENTION).float(), tokens.valid
+        target = torch.full(valid.shape, -1, device=valid.device)
+        weight = torch.zeros(valid.shape, device=valid.device)
+        merged = torch.zeros(len(valid), dtype=torch.long, device=valid.device)
+        for row, wanted in enumerate(count.tolist()):
+            # Row by row without padding, so that a row's groups cannot depend on its neighbours.
+            index = valid[row].nonzero()[:, 0]
+            groups = torch.arange(len(index), device=index.device) // self.window
+            router = tokens.cue(Cue.ROUTER_LOGITS)[row, index].float().softmax(-1)
+            for group in self._merging(router, attention[row, index], groups, wanted):
+                members = index[groups == group]
+                target[row, members] = members[0]
+                weight[row, members] = self._weight(tokens.features[row, members].float())
+                merged[row] += 1
+        joined = target >= 0
+        alone = topk(attention, count - merged, valid=valid & ~joined)
+        if not bool(joined.any()):
+            return Selection(alone)
+        here = torch.arange(valid.shape[1], device=valid.device)
+        return Selection(
+            alone | (target == here),
+            torch.where(alone, itself(alone), target),
+            torch.where(alone, torch.ones_like(weight), weight),
+        )
+
+    def _merging(self, router: Tensor, attention: Tensor, groups: Tensor, wanted: int) -> list[int]:
+        """The numbers of the groups that merge, of one image's n tokens, of which `wanted` are to be left.
+
+        Args:
+            router: (n, E) probabilities.
+            attention: (n,).
+            groups: (n,) long, rising.
+        """
+        most = math.floor(self.merge * wanted)
+        if not most or len(groups) == 0:
+            return []
+        member = (groups == groups.unique()[:, None]).float()  # (G, n)
+        size = member.sum(1)
+        mean = member @ router / size[:, None]
+        alike = member @ cosine_similarity(router, mean[groups], dim=-1) / size
+        redundancy = snapped(alike.masked_fill(size == 1, 0))
+        importance = member @ attention / size
+        importance = importance / importance.max().clamp_min(torch.finfo(torch.float32).tiny)
+        score = self.balance * redundancy - (1 - self.balance) * importance
+        order = score.sort(descending=True, stable=True).indices[: min(most, len(size) - 1)]
+        # With m groups merged, wanted - m of the tokens outside them stay, so that there must be as many.
+        outside = len(groups) - size[order].cumsum(0).long()
+        enough = outside >= wanted - torch.arange(1, len(order) + 1, device=outside.device)
+        return order[: int(enough.nonzero().max()) + 1].tolist() if bool(enough.any()) else []
+
+    def _weight(self, features: Tensor) -> float:
+        """What each token (w, d) of a group weighs in the merged one."""
+        if self.merging == "mean":
+            return 1 / len(features)
+        length = features.mean(0).norm()
+        return float(features.norm(dim=-1).max() / length) / len(features) if length > 0 else 1 / len(features)

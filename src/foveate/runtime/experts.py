@@ -1,0 +1,149 @@
+"""A language model with experts: what its routers tell of visual tokens, and fewer experts for them.
+
+The forward of the experts is not copied. A hook hands them the text alone; another calls them once more for the visual
+tokens, with fewer experts, or with narrower ones, and puts both together. So what is saved is saved indeed, not
+multiplied by zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..errors import MethodError
+from ..methods import Method
+from ..methods.experts import ExpertCut
+from ..models import ModelAdapter
+from ..models.moe import MoeBlock
+from ..tokens import Cue
+from .inside import Stage
+from .step import Step
+
+_Routed = tuple[Tensor, Tensor, Tensor]  # hidden states (T, d), experts (T, k) and their weights (T, k)
+
+
+def check_routers(adapter: ModelAdapter, stages: Sequence[Stage]) -> None:
+    """Raise MethodError where a stage reads the router of a layer that has none."""
+    sparse = [layer for layer, block in enumerate(adapter.moe()) if block is not None]
+    for stage in stages:
+        if Cue.ROUTER_LOGITS in stage.method.needs and stage.layer not in sparse:
+            raise MethodError(
+                f"{stage.method.name} reads the router of layer {stage.layer}, but in this model only the layers "
+                f"{', '.join(map(str, sparse))} have one; give layers=(...) among them."
+            )
+
+
+@torch.no_grad()
+def read_router(step: Step, layer: int, block: MoeBlock, hidden: Tensor) -> None:
+    """Leave with `step` what the router of a layer makes of its input (B, W, d), by span."""
+    assert step.selection_watch is not None and step.prefill_watch is not None
+    step.prefill_watch.stop()
+    step.selection_watch.start()
+    logits = block.router.forward(block.norm(hidden))[0]  # past hooks, so that whoever listens hears each layer once
+    step.encoder_cues[Cue.ROUTER_LOGITS] = step.of_spans(logits.view(*hidden.shape[:2], -1), layer)
+    step.selection_watch.stop()
+    step.prefill_watch.start()
+
+
+def expert_seam(adapter: ModelAdapter, methods: Sequence[Method], step: Callable[[], Step]) -> ExpertSeam | None:
+    """The seam that the methods ask for; None where visual tokens go through all experts.
+
+    Raises:
+        MethodError: for methods that ask for different ones.
+    """
+    cuts = {method.experts: method.name for method in methods if method.experts is not None}
+    if len(cuts) > 1:
+        raise MethodError(f"{' and '.join(cuts.values())} cut the experts differently; give both the same cut.")
+    return ExpertSeam(next(iter(cuts)), adapter.moe(), step) if cuts else None
+
+
+class ExpertSeam:
+    """Hooks on the experts of all layers from the cut on.
+
+    Args:
+        cut: what is asked for.
+        blocks: the experts of the language model's layers, None for dense ones.
+        step: what is known of the forward that runs.
+    """
+
+    def __init__(self, cut: ExpertCut, blocks: list[MoeBlock | None], step: Callable[[], Step]) -> None:
+        self._cut, self._step = cut, step
+        known = {layer: block for layer, block in enumerate(blocks) if block is not None and layer >= cut.layer}
+        self._blocks = {layer: block for layer, block in known.items() if self.spared_weights(block)}
+        self._held: tuple[Tensor, _Routed] | None = None  # visual tokens among T, and all that was routed
+        self._again = False
+        self._removable: list[Any] = []
+
+    def hook(self) -> None:
+        """Put the hooks on."""
+        eager, add = torch.compiler.disable, self._removable.append
+        for layer, block in self._blocks.items():
+            add(block.experts.register_forward_pre_hook(eager(functools.partial(self._before, layer))))
+            add(block.experts.register_forward_hook(eager(functools.partial(self._after, block))))
+
+    def remove(self) -> None:
+        """Take every hook off again."""
+        for handle in self._removable:
+            handle.remove()
+
+    def spared_flops(self, visual: list[int]) -> float:
+        """What a prefill saves, from how many visual tokens pass each layer."""
+        return sum(2.0 * self.spared_weights(block) * visual[layer] for layer, block in self._blocks.items())
+
+    def spared_weights(self, block: MoeBlock) -> int:
+        """Multiply-adds that a visual token saves in a layer."""
+        if self._cut.reading == "number":
+            return (block.chosen - self._cut.left(block.chosen)) * block.weights_per_expert
+        width = block.experts.down_proj.shape[-1]
+        return block.chosen * block.weights_per_expert * (width - self._cut.left(width)) // width
+
+    def _before(self, layer: int, module: Any, args: _Routed) -> _Routed | None:
+        step = self._step()
+        if self._again or not step.spans:
+            return None
+        visual = step.visual(layer + 1, len(args[0])).to(args[0].device)
+        self._held = visual, args
+        return args if bool(visual.all()) else _rows(args, ~visual)
+
+    def _after(self, block: MoeBlock, module: Any, args: _Routed, output: Tensor) -> Tensor:
+        if self._again or self._held is None:
+            return output
+        visual, routed = self._held
+        self._held = None
+        together = torch.empty_like(routed[0], dtype=output.dtype)
+        if len(output) < len(visual):
+            together[~visual] = output
+        self._again = True
+        try:
+            together[visual] = self._fewer(block, _rows(routed, visual))
+        finally:
+            self._again = False
+        return together
+
+    def _fewer(self, block: MoeBlock, routed: _Routed) -> Tensor:
+        hidden, chosen, weight = routed
+        if self._cut.reading == "width":
+            return functional_call(block.experts, narrowed(block.experts, self._cut), (hidden, chosen, weight))
+        best = weight.topk(self._cut.left(block.chosen), dim=-1)
+        left = best.values
+        if block.normalises:
+            left = (left.float() * (weight.float().sum(-1, keepdim=True) / left.float().sum(-1, keepdim=True))).to(left)
+        return block.experts(hidden, chosen.gather(-1, best.indices), left)
+
+
+def narrowed(experts: Any, cut: ExpertCut) -> dict[str, Tensor]:
+    """The weights of experts with the first of their intermediate channels only."""
+    gate_up, down = experts.gate_up_proj, experts.down_proj
+    width = cut.left(down.shape[-1])
+    gate_up = gate_up.unflatten(1, (2, -1))[:, :, :width].flatten(1, 2)  # of the gates and of what they gate
+    return {"gate_up_proj": gate_up, "down_proj": down[..., :width].contiguous()}
+
+
+def _rows(routed: _Routed, which: Tensor) -> _Routed:
+    hidden, chosen, weight = routed
+    return hidden[which], chosen[which], weight[which]

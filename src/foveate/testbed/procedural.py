@@ -1,0 +1,116 @@
+"""Scenes from numbers: the same split, seed and index give the same scene on every machine, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from .asking import ask
+from .clips import clip
+from .documents import chart, page
+from .layout import Drawing, Item
+from .objects import objects
+from .questions import LARGEST, STILL_FAMILIES, Question
+from .sources import SPLITS, TestbedError, check_split
+
+DATA_VERSION = 1  # raised whenever a scene would come out differently
+CELL = 8  # pixels: the side of what one visual token covers in both models
+KINDS = ("objects", "page", "chart", "clip")
+_CHANCES = (0.66, 0.17, 0.17)  # of the stills
+_SHORTEST = {"objects": (3, 3), "page": (3, 6), "chart": (6, 7), "clip": (6, 6)}  # (rows, columns) in cells
+_LONGEST_CLIP = 8  # cells
+_QUESTIONS = 16  # of a scene, at most
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, or a clip of 4 to 8 frames, and what is asked about it; sides are multiples of 8 pixels, at most 112."""
+
+    kind: str
+    frames: tuple[Image.Image, ...]
+    items: tuple[Item, ...]
+    questions: tuple[Question, ...]
+
+
+def generate(
+    split: str,
+    seed: int,
+    index: int,
+    kind: str | None = None,
+    size: tuple[int, int] | None = None,
+    wanted: int = _QUESTIONS,
+    crowded: bool = False,
+) -> Scene:
+    """Scene number `index` of a split.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``; they share no photograph, handwriting or listed word.
+        seed: scenes of different seeds have nothing to do with each other.
+        index: which of the seed's scenes.
+        kind: one of `KINDS`; chance decides among the stills if not given.
+        size: (height, width) in pixels; chance decides if not given, full size being the most frequent.
+        wanted: questions, at most.
+        crowded: as many things as find room, for training.
+
+    Raises:
+        TestbedError: for an unknown split or kind, or when scikit-image, scikit-learn or matplotlib is missing.
+    """
+    check_split(split)
+    rng = np.random.default_rng((DATA_VERSION, SPLITS.index(split), seed, index))
+    kind = kind or KINDS[int(np.searchsorted(np.cumsum(_CHANCES), rng.random()))]
+    if kind not in KINDS:
+        raise TestbedError(f"kind {kind!r} must be one of {', '.join(KINDS)}.")
+    height, width = size or draw_size(rng, kind)
+    drawn = _draw(rng, kind, split, height, width, crowded)
+    return Scene(kind, drawn.frames, drawn.items, ask(rng, kind, drawn.items, height, wanted))
+
+
+def _draw(rng: np.random.Generator, kind: str, split: str, height: int, width: int, crowded: bool) -> Drawing:
+    if kind == "objects":
+        return objects(rng, split, height, width, crowded)
+    draw: Callable[..., Drawing] = {"page": page, "chart": chart, "clip": clip}[kind]
+    return draw(rng, split, height, width)
+
+
+def draw_size(rng: np.random.Generator, kind: str) -> tuple[int, int]:
+    """(height, width) in pixels of a scene of a kind: often full, else any rectangle that is large enough for it."""
+    full = LARGEST // CELL
+    longest = _LONGEST_CLIP if kind == "clip" else full
+    if kind != "clip" and rng.random() < 0.45:
+        return LARGEST, LARGEST
+    rows, columns = _SHORTEST[kind]
+    return int(rng.integers(rows, longest + 1)) * CELL, int(rng.integers(columns, longest + 1)) * CELL
+
+
+def suite(
+    split: str = "test",
+    seed: int = 0,
+    per_family: int = 250,
+    families: Sequence[str] = STILL_FAMILIES,
+    per_scene: int = 3,
+) -> list[Scene]:
+    """Scenes with exactly `per_family` questions of each family, and at most `per_scene` of one family a scene.
+
+    The same arguments give the same list; scenes that have nothing more to give are left out.
+    """
+    missing = dict.fromkeys(families, per_family)
+    scenes: list[Scene] = []
+    index = 0
+    while any(missing.values()):
+        kind = "clip" if set(f for f, n in missing.items() if n) == {"clips"} else None
+        if kind is None and "clips" in missing and missing["clips"] and index % 5 == 4:
+            kind = "clip"
+        scene = generate(split, seed, index, kind)
+        index += 1
+        taken: list[Question] = []
+        for question in scene.questions:
+            family = question.family
+            if missing.get(family, 0) and sum(q.family == family for q in taken) < per_scene:
+                missing[family] -= 1
+                taken.append(question)
+        if taken:
+            scenes.append(replace(scene, questions=tuple(taken)))
+    return scenes

@@ -1,0 +1,76 @@
+"""Questions of the testbed: their families, what they are about, and when a reply is right."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+FAMILIES = ("attributes", "counting", "existence", "relation", "reading", "charts", "localisation", "clips")
+STILL_FAMILIES = FAMILIES[:-1]
+OVERLAP = 0.5  # the intersection over union from which a box counts as right, as in RefCOCO
+STEP = 4  # pixels between the coordinates that answers are made of
+LARGEST = 112  # pixels, the longest side of a picture
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of its frame; x1 and y1 are exclusive
+
+_COORDINATE = re.compile(r"<(\d+)>")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture or a clip, with the true answer.
+
+    Args:
+        family: one of `FAMILIES`.
+        text: plain English.
+        answer: what a model should reply; boxes are written in steps of 4 pixels, ``"<12> <40> <36> <64>"``.
+        boxes: for each frame, the boxes of what is asked about. May be empty, as where nothing matches a count.
+        metric: ``"exact"``, or ``"iou"`` where the answer is a box.
+    """
+
+    family: str
+    text: str
+    answer: str
+    boxes: tuple[tuple[Box, ...], ...]
+    metric: Literal["exact", "iou"] = "exact"
+
+
+def is_right(question: Question, reply: str) -> bool:
+    """Whether a reply counts.
+
+    Words must be equal, whatever their case and spacing; a box must overlap the true one, which is not rounded, by an
+    intersection over union of at least 0.5.
+    """
+    if question.metric == "exact":
+        return _plain(reply) == _plain(question.answer)
+    box = parse_box(reply)
+    return box is not None and iou(box, question.boxes[0][0]) >= OVERLAP
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, in [0, 1]."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    common = max(0.0, width) * max(0.0, height)
+    both = _area(a) + _area(b) - common
+    return common / both if both > 0 else 0.0
+
+
+def write_box(box: Box) -> str:
+    """A box as answers write it, each side rounded to a step of 4 pixels."""
+    return " ".join(f"<{min(LARGEST, STEP * round(side / STEP))}>" for side in box)
+
+
+def parse_box(reply: str) -> Box | None:
+    """The box that a reply names, or None if it does not hold exactly four coordinates."""
+    sides = [float(side) for side in _COORDINATE.findall(reply)]
+    return (sides[0], sides[1], sides[2], sides[3]) if len(sides) == 4 else None
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).lower()

@@ -1,0 +1,235 @@
+"""Training of the testbed's models: the tower with dense labels, the language model with symbols, then both together."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..testbed.architectures import build, tokenizer
+from ..testbed.questions import is_right
+from .muon import Muon
+from .testbed_batches import NOT_ASKED, Batch, Batches, Packed
+from .testbed_students import student
+from .testbed_supervision import Heads, Symbols
+
+_END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
+_NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
+_VALIDATION = 8  # batches
+_WARM_UP, _DECAY = 200, 0.3  # steps; share of a stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: which losses, how fast, how large the batches, and its share of the hours."""
+
+    name: str
+    rate: float
+    tokens: int
+    share: float
+
+
+STAGES = (
+    Stage("vision", rate=3e-3, tokens=2400, share=0.3),
+    Stage("language", rate=3e-3, tokens=4000, share=0.15),
+    Stage("joint", rate=1.5e-3, tokens=6000, share=0.55),
+)
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: steps, seconds of processor time, and the means since the last report."""
+
+    stage: str
+    step: int
+    seconds: float
+    share: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """One model of one seed in one folder; `run` goes on where the folder's last checkpoint is.
+
+    Args:
+        model: ``"llava"`` or ``"qwen2.5-vl"``.
+        seed: of the first weights and of the scenes.
+        folder: checkpoints and ``log.jsonl``.
+        hours: of processor time, over all stages.
+    """
+
+    def __init__(self, model: str, seed: int, folder: Path, hours: float) -> None:
+        self.name, self.seed, self.folder, self.hours = model, seed, folder, hours
+        self.tokenizer = tokenizer(model)
+        self.model = build(model, seed)
+        self.student = student(model, self.model, self.tokenizer)
+        embeddings = self.model.model.language_model.embed_tokens.weight.detach()
+        self.heads = Heads(embeddings.shape[1])
+        self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed)
+        self.spread = float(embeddings.var()) * 8  # about the variance of symbols
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, report: Callable[[Progress], None], only: str | None = None) -> None:
+        """Train all stages, or `only` one."""
+        for stage in STAGES:
+            if only in (None, stage.name):
+                self._stage(stage, report)
+
+    # one stage
+
+    def _stage(self, stage: Stage, report: Callable[[Progress], None]) -> None:
+        optimisers = self._optimisers(stage)
+        step, before = self._resume(stage, optimisers)
+        budget = self.hours * 3600 * stage.share
+        batches = Batches("train", 1000 * self.seed + STAGES.index(stage), self.tokenizer, stage.tokens, self._clips)
+        torch.manual_seed(1000 * self.seed + step)
+        means: dict[str, list[float]] = defaultdict(list)
+        started = saved = time.process_time()
+        seconds = before
+        while seconds < budget:
+            share = seconds / budget
+            batch = batches.batch(step, questions=stage.name != "vision", crowded=stage.name == "vision")
+            loss = self._loss(stage, batch, means, share)
+            loss.backward()
+            self._apply(optimisers, stage.rate * _schedule(step, share))
+            step += 1
+            seconds = before + time.process_time() - started
+            if step % 100 == 0:
+                figures = {name: sum(values) / len(values) for name, values in means.items()}
+                means.clear()
+                if step % 500 == 0:
+                    figures |= self.validate(stage)
+                self._log(report, Progress(stage.name, step, seconds, min(1.0, seconds / budget), figures))
+            if time.process_time() - saved > 120:
+                saved = time.process_time()
+                self._save(stage, optimisers, step, seconds)
+        self._save(stage, optimisers, step, seconds)
+
+    def _loss(self, stage: Stage, batch: Batch, means: dict[str, list[float]], share: float) -> Tensor:
+        symbols = self.symbols(batch.labels, batch.grid)
+        if stage.name == "language":
+            return self._answers(batch, symbols + _NOISE * torch.randn_like(symbols), means)
+        seen = self.student.see(batch.pixels)
+        dense, right = self.heads(seen, batch.labels)
+        likeness = (seen - symbols).pow(2).mean() / self.spread
+        for name, value in {"dense": dense.item(), "likeness": likeness.item(), **right}.items():
+            if not math.isnan(value):
+                means[name].append(value)
+        if stage.name == "vision":
+            return dense + likeness
+        return self._answers(batch, seen, means) + 0.3 * dense + 0.5 * max(0.0, 1 - 2 * share) * likeness
+
+    def _answers(self, batch: Batch, seen: Tensor, means: dict[str, list[float]]) -> Tensor:
+        assert batch.packed is not None
+        targets = batch.packed.targets
+        logits = self.student.answer(seen, batch.packed, batch.grid)[targets != NOT_ASKED]
+        wanted = targets[targets != NOT_ASKED]
+        each = F.cross_entropy(logits, wanted, reduction="none")
+        weight = torch.where(wanted == self.tokenizer.eos_token_id, _END_WEIGHT, 1.0)
+        loss = (each * weight).sum() / weight.sum()
+        means["answers"].append(loss.item())
+        for family, right in self._judged(batch.packed, logits.argmax(-1)):
+            means[family].append(float(right))
+        return loss
+
+    def _judged(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
+        """For each question its family, and whether the likeliest tokens, given the true ones before, are right."""
+        asked = packed.targets != NOT_ASKED
+        rows, _ = asked.nonzero(as_tuple=True)
+        words = self.tokenizer.convert_ids_to_tokens(best.tolist())
+        replies: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for row, number, word in zip(rows.tolist(), packed.numbers[asked].tolist(), words, strict=True):
+            replies[row, number].append(word)
+        for (row, number), reply in replies.items():
+            question = packed.questions[row][number]
+            yield question.family, is_right(question, " ".join(reply[:-1]))
+
+    @torch.no_grad()
+    def validate(self, stage: Stage) -> dict[str, float]:
+        """Means over scenes of the validation split, named ``validation/...``."""
+        means: dict[str, list[float]] = defaultdict(list)
+        batches = Batches("validation", 0, self.tokenizer, 4000, self._clips)
+        for number in range(_VALIDATION):
+            self._loss(stage, batches.batch(number, questions=stage.name != "vision"), means, 1.0)
+        return {f"validation/{name}": sum(values) / len(values) for name, values in means.items()}
+
+    @property
+    def _clips(self) -> bool:
+        return self.name != "llava"
+
+    # optimisers and checkpoints
+
+    def _optimisers(self, stage: Stage) -> list[torch.optim.Optimizer]:
+        text, model = self.model.model.language_model, self.model
+        mine = {id(p) for p in text.parameters()}
+        chosen: dict[str, nn.Parameter] = {
+            name: p
+            for name, p in model.named_parameters()
+            if stage.name == "joint" or (id(p) in mine) == (stage.name == "language")
+        }
+        hidden = [p for name, p in chosen.items() if p.ndim == 2 and "embed" not in name]
+        other = [p for name, p in chosen.items() if p.ndim != 2 or "embed" in name]
+        if stage.name != "language":
+            other += list(self.heads.parameters())
+        plain = [p for p in other if p.ndim < 2]
+        wide = [p for p in other if p.ndim >= 2]
+        groups = [{"params": wide, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+        return [Muon(hidden), torch.optim.AdamW(groups, betas=(0.9, 0.98))]
+
+    def _apply(self, optimisers: list[torch.optim.Optimizer], rate: float) -> None:
+        parameters = [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    def _resume(self, stage: Stage, optimisers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+        """Steps and seconds done of a stage, whose state is loaded; before its first step, what it builds on is."""
+        if (path := self.folder / f"{stage.name}.pt").exists():
+            saved = torch.load(path, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.heads.load_state_dict(saved["heads"])
+            for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
+                optimiser.load_state_dict(state)
+            return saved["step"], saved["seconds"]
+        if stage.name == "joint":
+            tower = torch.load(self.folder / "vision.pt", weights_only=True)
+            text = torch.load(self.folder / "language.pt", weights_only=True)["model"]
+            own = {name: weight for name, weight in text.items() if "language_model" in name or "lm_head" in name}
+            self.model.load_state_dict(tower["model"] | own)
+            self.heads.load_state_dict(tower["heads"])
+        return 0, 0.0
+
+    def _save(self, stage: Stage, optimisers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            "step": step,
+            "seconds": seconds,
+        }
+        path = self.folder / f"{stage.name}.pt"
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def _log(self, report: Callable[[Progress], None], progress: Progress) -> None:
+        line = {"stage": progress.stage, "step": progress.step, "seconds": round(progress.seconds)}
+        line |= {name: round(value, 4) for name, value in progress.figures.items()}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        report(progress)
+
+
+def _schedule(step: int, share: float) -> float:
+    """The rate's factor: up over the first steps, then constant, down to nothing over the last share of a stage."""
+    return min(1.0, (step + 1) / _WARM_UP, max(0.02, (1 - share) / _DECAY))

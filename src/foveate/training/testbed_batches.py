@@ -1,0 +1,150 @@
+"""Batches of scenes of one size, the questions of each scene packed behind its one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..testbed.architectures import DEVIATION, MEAN
+from ..testbed.procedural import CELL, Scene, draw_size, generate
+from ..testbed.questions import LARGEST, Question
+from .testbed_labels import Labels, label
+
+NOT_ASKED = -100  # target of a token after which nothing is predicted
+_FULL = LARGEST // CELL
+_QUESTIONS = 16  # of a full picture
+_LENGTH = 12  # tokens of a question and its answer, about
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The questions of a batch of B scenes, one after the other, padded on the right to T tokens.
+
+    Args:
+        ids: (B, T) long.
+        offsets: (B, T) long, each token's place in its own question.
+        numbers: (B, T) long, which question a token belongs to; -1 on padding.
+        targets: (B, T) long, the token that comes next where that is part of an answer, else `NOT_ASKED`.
+        questions: the questions themselves.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    numbers: Tensor
+    targets: Tensor
+    questions: tuple[tuple[Question, ...], ...]
+
+    def mask(self, prefix: int) -> Tensor:
+        """(B, 1, L, L) bool of what each token may attend to, with `prefix` shared tokens in front of the questions."""
+        length = prefix + self.ids.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        mask = mask.repeat(len(self.ids), 1, 1)
+        mask[:, prefix:, prefix:] &= self.numbers[:, :, None] == self.numbers[:, None, :]
+        return mask[:, None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes of one size as training wants them.
+
+    Args:
+        pixels: (B, frames, 3, height, width) float32, normalised.
+        padded: whether the pictures are to be laid onto a full canvas, whose remainder counts as part of the picture.
+        labels: of the visual tokens.
+        packed: the questions, or None.
+    """
+
+    pixels: Tensor
+    padded: bool
+    labels: Labels
+    packed: Packed | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of visual tokens in a frame."""
+        return self.pixels.shape[-2] // CELL, self.pixels.shape[-1] // CELL
+
+
+class Batches:
+    """Batch number n of a seed is always the same, so that training can go on where it stopped."""
+
+    def __init__(self, split: str, seed: int, tokenizer: Any, tokens: int, clips: bool = False) -> None:
+        """`tokens`: about how many visual and textual tokens a batch has; `clips`: whether there are any."""
+        self.split, self.seed, self.tokenizer, self.tokens, self.clips = split, seed, tokenizer, tokens, clips
+
+    def scenes(self, number: int, questions: bool = True, crowded: bool = False) -> list[Scene]:
+        """The scenes of a batch, all of one size; small ones are asked less."""
+        rng = np.random.default_rng((self.seed, number))
+        clip = self.clips and rng.random() < 0.2
+        height, width = draw_size(rng, "clip" if clip else "objects")
+        visual = height * width // CELL**2 * (3 if clip else 1)
+        wanted = max(4, round(_QUESTIONS * min(1.0, visual / _FULL**2))) if questions else 0
+        count = max(4, self.tokens // (visual + _LENGTH * wanted))
+        scenes: list[Scene] = []
+        for i in range(count):
+            kind = "clip" if clip else _kind(rng, height, width)
+            dense = crowded and kind == "objects" and rng.random() < 0.6
+            scenes.append(generate(self.split, self.seed, number * 4096 + i, kind, (height, width), wanted, dense))
+        if clip:  # clips of one length
+            frames = len(scenes[0].frames)
+            scenes = [scene for scene in scenes if len(scene.frames) == frames]
+        return scenes
+
+    def batch(self, number: int, questions: bool = True, crowded: bool = False) -> Batch:
+        """Batch number `number`."""
+        scenes = self.scenes(number, questions, crowded)
+        if questions:
+            scenes = [scene for scene in scenes if scene.questions]
+        padded = not self.clips and bool(np.random.default_rng((self.seed, number, 1)).random() < 0.3)
+        return collate(scenes, self.tokenizer if questions else None, padded)
+
+
+def _kind(rng: np.random.Generator, height: int, width: int) -> str:
+    chance = rng.random()
+    if chance < 0.2 and height >= 6 * CELL and width >= 7 * CELL:
+        return "chart"
+    if chance > 0.75 and height >= 3 * CELL and width >= 6 * CELL:
+        return "page"
+    return "objects"
+
+
+def collate(scenes: list[Scene], tokenizer: Any | None, padded: bool = False) -> Batch:
+    """Scenes of one size and number of frames as a batch; with their questions if there is a tokenizer."""
+    pixels = torch.stack([torch.stack([normalised(frame) for frame in scene.frames]) for scene in scenes])
+    height, width = pixels.shape[-2:]
+    if padded:
+        pixels = torch.nn.functional.pad(pixels, (0, LARGEST - width, 0, LARGEST - height))
+        height = width = LARGEST
+    packed = pack([scene.questions for scene in scenes], tokenizer) if tokenizer is not None else None
+    return Batch(pixels, padded, label(scenes, height // CELL, width // CELL), packed)
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """(3, height, width) float32, as the image processors make it."""
+    pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+def pack(questions: Sequence[Sequence[Question]], tokenizer: Any) -> Packed:
+    """The questions of each scene, with their answers, behind each other."""
+    flat = [text for asked in questions for question in asked for text in (question.text, question.answer)]
+    spelled = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    rows = []
+    for asked in questions:
+        row: list[tuple[int, int, int, int]] = []
+        for number, _ in enumerate(asked):
+            text, answer = next(spelled), next(spelled)
+            ids = [*text, *answer]
+            targets = [NOT_ASKED] * (len(text) - 1) + answer + [tokenizer.eos_token_id]
+            row += [(ids[i], i, number, targets[i]) for i in range(len(ids))]
+        rows.append(row)
+    length = max(len(row) for row in rows)
+    filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED)
+    table = torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+    return Packed(*table.unbind(-1), tuple(tuple(asked) for asked in questions))

@@ -1,4 +1,4 @@
-"""The command line: ``foveate demo``, ``ask``, ``view``, ``methods``, ``models`` and ``calibrate``.
+"""The command line: ``foveate demo``, ``ask``, ``view``, ``methods``, ``models``, ``calibrate`` and ``train``.
 
 Commands load torch and transformers only when they run, so that ``foveate --help`` answers at once.
 """
@@ -15,6 +15,7 @@ from .calibrate import calibrate
 from .demo import demo
 from .handler import SentenceGroup
 from .listing import methods, models
+from .train import train
 from .view import view
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def options(
 
 for command in (demo, ask, view, methods, models, calibrate):
     app.command()(command)
+app.add_typer(train)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import image_files, open_image
-from .session import BUNDLED, Session
+from .session import Session
 from .view import default_prompt
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def calibrate(
     from rich.console import Console
     from rich.progress import track
 
-    from ..importance.prior import default_prior_path, short_name
+    from ..importance.prior import default_prior_path
     from ..runtime.calibrate import measure_prior
 
     files = image_files(images)
@@ -46,9 +46,7 @@ def calibrate(
 
     prior = measure_prior(session.model, samples(), layer, asked)
     path = output or default_prior_path(prior.model, layer)
-    # A prior may be passed on, so it names the model but not the folder that it lies in here.
-    name = BUNDLED if session.bundled else short_name(prior.model) if Path(prior.model).is_dir() else prior.model
-    replace(prior, model=name).save(path)
+    replace(prior, model=session.label).save(path)
     typer.echo(f"Averaged over {len(files)} images: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')

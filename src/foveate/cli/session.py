@@ -55,6 +55,14 @@ class Session:
                     f"checkpoint and its processor, a hub id, or {BUNDLED!r}."
                 ) from None
 
+    @property
+    def label(self) -> str:
+        """What the model is called where it is passed on: not by the folder that it lies in here."""
+        from ..importance.prior import short_name
+
+        name = str(self.model.name_or_path)
+        return BUNDLED if self.bundled else short_name(name) if Path(name).is_dir() else name
+
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
         if self.bundled:

@@ -2,7 +2,7 @@
 
 from .checkpoint import TrainingError
 from .scorer import TrainableScorer
-from .scorer_data import Example
+from .scorer_data import Example, example_of
 from .scorer_folder import StepLog
 from .scorer_recipe import ScorerRecipe
 from .scorer_trainer import make_accelerator, train_scorer
@@ -14,6 +14,7 @@ __all__ = [
     "StepLog",
     "TrainableScorer",
     "TrainingError",
+    "example_of",
     "make_accelerator",
     "soft_topk",
     "train_scorer",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..testbed.encoding import Prompt, collate, encode_one, is_bundled, left_padded
+from ..testbed.samples import Sample
 from .checkpoint import TrainingError
 
 _IGNORED = -100
@@ -27,41 +29,53 @@ class Example:
     answer: Tensor
 
 
+def example_of(processor: Any, sample: Sample) -> Example:
+    """A sample as a model with this processor is asked it, and the first of its answers as the model would give it."""
+    prompt = Prompt(sample.open(), sample.question, sample.video)
+    return Example(encode_one(processor, prompt), answer_ids(processor, prompt, sample.answers[0]))
+
+
+def answer_ids(processor: Any, prompt: Prompt, answer: str) -> Tensor:
+    """Token ids (A,) of an answer behind its prompt, which end in the tokenizer's end token.
+
+    With a chat template they are what the template puts behind the prompt for a turn with this answer, up to the end of
+    that turn; templates that do not put the answer last have it appended as it is.
+
+    Raises:
+        TrainingError: when the tokenizer has no end token, or makes nothing of the answer.
+    """
+    tokenizer = processor.tokenizer
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise TrainingError(
+            "the model's tokenizer has no end token (eos_token), so that answers would not end; set it."
+        )
+    text = answer
+    if not is_bundled(processor) and getattr(processor, "chat_template", None):
+        text = _turn(processor, prompt, answer)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not set(ids) - {end}:
+        raise TrainingError(f"the model's tokenizer makes nothing of the answer {answer!r}; leave this sample out.")
+    return torch.tensor(ids if ids[-1] == end else [*ids, end])
+
+
 def batch_of(examples: Sequence[Example], padding: int) -> tuple[dict[str, Any], Tensor]:
     """Model inputs of prompts followed by their answers, padded on the left, and the answers' labels.
 
     Args:
-        examples: at least one; all with the same inputs.
+        examples: at least one.
         padding: the token id to pad with; masked, so that any id but a placeholder's will do.
 
     Returns:
-        the inputs, whose last A positions end in the answers, and labels (B, A) of those positions, -100 where a
-        position belongs to a prompt.
+        the inputs, which end in the answers, and labels (B, A) of their last A positions, -100 where a position belongs
+        to a prompt.
 
     Raises:
-        TrainingError: when pixels of different shape cannot lie in one tensor.
+        ModelError: when pictures of different shape cannot lie in one tensor.
     """
-    whole = [_answered(example) for example in examples]
-    length = max(one["input_ids"].shape[1] for one in whole)
-    inputs: dict[str, Any] = {}
-    for name in whole[0]:
-        values = [one[name] for one in whole]
-        if not isinstance(values[0], Tensor):
-            inputs[name] = [item for value in values for item in value]
-        elif all(value.shape == one["input_ids"].shape for value, one in zip(values, whole, strict=True)):
-            filler = padding if name == "input_ids" else 0
-            inputs[name] = torch.cat([_padded(value, length, filler) for value in values])
-        else:
-            try:
-                inputs[name] = torch.cat(values)
-            except RuntimeError:
-                shapes = sorted({str(tuple(value.shape)) for value in values})
-                raise TrainingError(
-                    f"{name} of shapes {', '.join(shapes)} do not go into one batch; use a micro-batch of 1."
-                ) from None
     longest = max(len(example.answer) for example in examples)
-    labels = [_padded(example.answer[None], longest, _IGNORED) for example in examples]
-    return inputs, torch.cat(labels)
+    labels = [left_padded(example.answer[None], longest, _IGNORED) for example in examples]
+    return collate([_answered(example) for example in examples], padding), torch.cat(labels)
 
 
 def answer_losses(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
@@ -80,19 +94,24 @@ def answer_losses(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -
 
 def _answered(example: Example) -> dict[str, Any]:
     """The inputs with the answer's ids appended: real tokens, of text."""
-    shape = example.inputs["input_ids"].shape
-    fillers: dict[str, Tensor] = {
-        "input_ids": example.answer,
-        "attention_mask": torch.ones_like(example.answer),
-    }
+    shape, answer = example.inputs["input_ids"].shape, example.answer[None]
+    tails = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
     found: dict[str, Any] = {}
     for name, value in example.inputs.items():
         if isinstance(value, Tensor) and value.shape == shape:
-            tail = fillers.get(name, torch.zeros_like(example.answer))[None]
-            value = torch.cat([value, tail.to(value)], 1)
+            value = torch.cat([value, tails.get(name, torch.zeros_like(answer)).to(value)], 1)
         found[name] = value
     return found
 
 
-def _padded(value: Tensor, length: int, filler: int) -> Tensor:
-    return nn.functional.pad(value, (length - value.shape[1], 0), value=filler)
+def _turn(processor: Any, prompt: Prompt, answer: str) -> str:
+    """What the chat template writes behind the prompt for a turn that answers it."""
+    kind = "video" if prompt.video else "image"
+    shown = [{"type": kind}] * (1 if prompt.video else len(prompt.pictures))
+    question = {"role": "user", "content": [*shown, {"type": "text", "text": prompt.question}]}
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    template = {"chat_template": processor.chat_template, "tokenize": False}
+    before = processor.tokenizer.apply_chat_template([question], add_generation_prompt=True, **template)
+    whole = processor.tokenizer.apply_chat_template([question, reply], **template)
+    behind = whole[len(before) :] if whole.startswith(before) else ""
+    return behind.rstrip() if answer in behind else answer

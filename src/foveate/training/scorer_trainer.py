@@ -21,6 +21,7 @@ from torch import nn
 
 from ..importance import LearnedScorer
 from ..models import adapter_of
+from ..testbed.encoding import placed
 from .checkpoint import TrainingError
 from .scorer import TrainableScorer
 from .scorer_data import Example, answer_losses, batch_of
@@ -53,7 +54,7 @@ def train_scorer(
 
     Args:
         model: a supported model on the device of this process; frozen meanwhile, unchanged afterwards.
-        encode: makes an example of a sample, on the model's device.
+        encode: makes an example of a sample, such as `example_of` with a processor.
         samples: what to learn from, at least one.
         recipe: what decides the result.
         out: the folder; made if need be.
@@ -128,7 +129,7 @@ class Learner(Generic[S]):
         for start in range(0, len(mine), self.micro_batch):
             examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
             inputs, labels = batch_of(examples, self.padding)
-            answers = answer_losses(self.model, inputs, labels)
+            answers = answer_losses(self.model, placed(inputs, self.model), labels)
             masked = self.mask.take()
             loss = (answers + weight * masked.constraint).sum() / len(samples)
             loss.backward()

@@ -1,0 +1,106 @@
+"""``foveate train scorer``: an importance scorer for a model, by which visionselector and idpruner then prune."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .session import Session
+
+if TYPE_CHECKING:
+    from ..testbed.samples import Sample
+    from ..training import Example, StepLog
+
+
+def scorer(
+    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="A JSONL file of samples, or the folder that holds it.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the scorer, the log and the checkpoint.")],
+    keep: Annotated[str, typer.Option(help="What the soft mask sums to: a percentage, a fraction or a count.")] = "20%",
+    scope: Annotated[str, typer.Option(help="What has a budget of its own: image, frame or prompt.")] = "image",
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Questions a step, over all processes.")] = 128,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Questions in one forward: as many as fit.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 5e-5,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.03,
+    constraint: Annotated[
+        tuple[float, float], typer.Option(help="Weight of the constraint in the first and in the last step.")
+    ] = (0.1, 2.0),
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Width of queries and keys.", show_default="half the embeddings'")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the order of the data.")] = 42,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+) -> None:
+    """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
+    from ..testbed.samples import read_samples
+    from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
+
+    recipe = ScorerRecipe(
+        keep=keep,
+        scope=scope,  # type: ignore[arg-type]  # checked there
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        constraint=constraint,
+        width=width,
+        seed=seed,
+    )
+    samples = read_samples(data)
+    accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
+    session = Session.load(model)
+
+    def encode(sample: Sample) -> Example:
+        return example_of(session.processor, sample)
+
+    with _bar(accelerator.is_main_process) as show:
+        train_scorer(
+            session.model,
+            encode,
+            samples,
+            recipe,
+            out,
+            facts={"model": session.label, "data": fingerprint(samples)},
+            padding=session.processor.tokenizer.pad_token_id or 0,
+            micro_batch=micro_batch,
+            save_every=save_every,
+            on_step=show,
+            accelerator=accelerator,
+        )
+    if accelerator.is_main_process:
+        path = out / "scorer.safetensors"
+        typer.echo(f"Trained on {len(samples)} questions in {recipe.steps(len(samples))} steps: {path}")
+        typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """What tells this data from other data: a hash of the questions, their answers and their pictures' names."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        names = [one.name if isinstance(one, Path) else "" for one in sample.pictures]
+        digest.update(repr((sample.id, sample.question, sample.answers[0], names)).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _bar(visible: bool) -> Iterator[Callable[[StepLog], None]]:
+    """A progress bar on stderr with the latest step's figures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    figures = TextColumn("{task.fields[figures]}")
+    with Progress(*columns, figures, console=Console(stderr=True), disable=not visible) as progress:
+        task = progress.add_task("Training", total=None, figures="")
+
+        def show(log: StepLog) -> None:
+            figures = f"answers {log.answer_loss:.3f}, constraint {log.constraint:.3f}, hard {log.agreement:.0%}"
+            progress.update(task, total=log.steps, completed=log.step + 1, figures=figures)
+
+        yield show

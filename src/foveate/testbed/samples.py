@@ -24,6 +24,7 @@ from PIL import Image
 
 from ..errors import FoveateError, near_miss
 from ..pictures import image_files, open_image
+from .questions import Box
 from .scoring import box_of
 
 Metric = Literal["exact", "contains", "iou"]
@@ -48,6 +49,8 @@ class Sample:
         family: the kind of question, reported alone.
         group: what is resampled as one: samples of one group (one image) are not independent of each other.
         metric: how an answer is judged.
+        boxes: for each frame, where in the picture (left, top, right, bottom, in pixels) the things asked about are;
+            empty where that is not known.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Sample:
     family: str = "questions"
     group: str = ""
     metric: Metric = "exact"
+    boxes: tuple[tuple[Box, ...], ...] = ()
 
     def open(self) -> list[Image.Image]:
         """The pictures, RGB.

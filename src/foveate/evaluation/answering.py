@@ -1,0 +1,122 @@
+"""Answer one batch in one run after the other: texts, what they cost, and how long they took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FoveateError
+from ..models import adapter_of
+from ..runtime import Report, prune
+from ..runtime.cost import CostModel
+from ..testbed.encoding import Prompt, decode, encode
+from ..testbed.samples import Sample
+from .downsampling import downsampled
+from .memory import EncoderMemory
+from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
+
+COSTS = ("visual_tokens", "text_flops", "vision_flops", "kv_bytes")
+TIMES = ("encode", "select", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch in one run.
+
+    Attributes:
+        run: its key.
+        batch: number of the batch.
+        answers: one for each sample, or None where the run cannot be done.
+        refused: the sentence that says why, or None.
+        costs: sums over the batch: visual tokens (mean over the LLM's layers), FLOPs and KV bytes of the prefill.
+        times: seconds for the whole batch; decoding is what is left of the whole after the other three.
+    """
+
+    run: str
+    batch: int
+    answers: list[str] | None
+    refused: str | None
+    costs: dict[str, float]
+    times: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """A model with its processor, ready to be asked."""
+
+    model: Any
+    processor: Any
+    max_new_tokens: int
+
+    @torch.no_grad()
+    def cells(self, number: int, samples: Sequence[Sample], runs: Iterable[Run]) -> Iterator[Cell]:
+        """Answer the samples of batch `number` in each of the runs; the pictures are encoded once."""
+        adapter = adapter_of(self.model)
+        memory = EncoderMemory(adapter)
+        prompts = [Prompt(sample.open(), sample.question, sample.video) for sample in samples]
+        inputs = encode(self.model, self.processor, prompts)
+        with memory.remembering():
+            for run in runs:
+                try:
+                    answers, costs, times = self._answered(run, samples, prompts, inputs)
+                except FoveateError as error:
+                    yield Cell(run.key, number, None, str(error), {}, {})
+                    continue
+                if run.label not in (BLIND, DOWNSAMPLE):
+                    times["encode"] = memory.watch.seconds
+                yield Cell(run.key, number, answers, None, costs, times)
+
+    def _answered(
+        self, run: Run, samples: Sequence[Sample], prompts: Sequence[Prompt], inputs: Mapping[str, Tensor]
+    ) -> tuple[list[str], dict[str, float], dict[str, float]]:
+        if run.label == BLIND:
+            blind = encode(self.model, self.processor, [Prompt((), prompt.question) for prompt in prompts])
+            answers, seconds = self._generate(blind)
+            return answers, self._blind_costs(blind), dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
+        method: Any = run.method
+        keep: float | str = run.keep
+        if run.label == UNPRUNED:
+            method, keep = "stride", 1.0
+        elif run.label == ORACLE:
+            from ..testbed.oracle import Oracle
+
+            method = Oracle(boxes=tuple(sample.boxes for sample in samples))
+        elif run.label == DOWNSAMPLE:
+            inputs, method, keep = downsampled(self.model, self.processor, prompts, inputs, run.keep)
+        with prune(self.model, method, keep) as pruning:
+            answers, seconds = self._generate(inputs)
+            report = pruning.report()
+        return answers, _costs(report), _times(report, seconds)
+
+    def _generate(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], float]:
+        started = self._now()
+        output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
+        seconds = self._now() - started
+        return decode(self.processor, output[:, inputs["input_ids"].shape[1] :]), seconds
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+    def _blind_costs(self, inputs: Mapping[str, Tensor]) -> dict[str, float]:
+        adapter = adapter_of(self.model)
+        cost = CostModel(adapter)
+        lengths = [inputs["attention_mask"].sum(1).tolist()] * len(adapter.text.layers)
+        kv = cost.kv_bytes(lengths, next(adapter.text.parameters()).element_size())
+        return dict(zip(COSTS, (0.0, cost.text_flops(lengths), 0.0, float(kv)), strict=True))
+
+
+def _costs(report: Report) -> dict[str, float]:
+    values = (report.average_visual_tokens, report.text_flops, report.vision_flops, float(report.kv_bytes))
+    return dict(zip(COSTS, values, strict=True))
+
+
+def _times(report: Report, seconds: float) -> dict[str, float]:
+    known = (report.encoder_seconds, report.selection_seconds, report.prefill_seconds)
+    return dict(zip(TIMES, (*known, seconds - sum(known)), strict=True))

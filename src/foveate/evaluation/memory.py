@@ -1,0 +1,70 @@
+"""What a vision encoder made of a batch, so that runs which differ only in pruning need not encode it again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import ModelAdapter
+from ..runtime.report import Stopwatch
+
+
+class EncoderMemory:
+    """Lets the layers of a vision encoder give back what they made of the same input before, bit for bit.
+
+    A layer runs all the same when its input is another one (smaller pictures, tokens dropped inside the encoder) and
+    when a method listens to its attention.
+
+    Attributes:
+        watch: holds the seconds of the first full pass.
+    """
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self._adapter = adapter
+        self._known: dict[int, tuple[Tensor, Any]] = {}
+        self._plain = {index: (module, module.config) for index, module in adapter.attention_modules().items()}
+        self.watch = Stopwatch(next(adapter.vision.parameters()).device)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Remember and give back until the block is left. Methods are attached inside, not before."""
+        vision, layers = self._adapter.vision, self._adapter.vision_layers()
+        hooks = [vision.register_forward_pre_hook(self._begin), vision.register_forward_hook(self._end)]
+        try:
+            for index, layer in enumerate(layers):
+                layer.forward = functools.partial(self._forward, index, layer.forward)
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, *_: Any) -> None:
+        if not self._known:
+            self.watch.start()
+
+    def _end(self, *_: Any) -> None:
+        self.watch.stop()
+
+    def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given: Tensor = args[0] if args else kwargs["hidden_states"]
+        if index not in self._known:
+            self._known[index] = given, original(*args, **kwargs)
+            return self._known[index][1]
+        before, made = self._known[index]
+        return made if not self._heard(index) and _same(given, before) else original(*args, **kwargs)
+
+    def _heard(self, index: int) -> bool:
+        """Whether something stands around the layer's attention, which shows in its config."""
+        module, config = self._plain.get(index, (None, None))
+        return module is not None and module.config is not config
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))

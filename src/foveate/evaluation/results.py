@@ -1,0 +1,177 @@
+"""The outcome of an evaluation: every answer of every run, as JSON.
+
+``results.json`` holds nothing that differs when the same evaluation is done again; the measured times are in
+``times.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..testbed.scoring import is_right
+from .answering import COSTS, TIMES, Cell
+from .journal import write_whole
+from .runs import Run
+from .statistics import Array, Bootstrap, bootstrap
+from .suites import EvaluationError
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
+
+RESULTS, TIMED = "results.json", "times.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a table says of a method at a budget: means over the runs that share it.
+
+    Attributes:
+        label: see `foveate.evaluation.runs.Run`.
+        keep: likewise.
+        seeds: how many runs these are means of.
+        scores: (questions,), the share of the runs whose answer is right.
+        costs: means over the questions; see `foveate.evaluation.answering.COSTS`.
+        times: seconds a question; empty where they are not known.
+    """
+
+    label: str
+    keep: str
+    seeds: int
+    scores: Array
+    costs: dict[str, float]
+    times: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Of everything, a question."""
+        return sum(self.times.values())
+
+
+@dataclass(frozen=True)
+class Results:
+    """All answers.
+
+    Attributes:
+        configuration: what was evaluated.
+        samples: id, family, image (a number), question, accepted answers and metric of each question.
+        runs: label, keep, seed, answers, right (0 or 1) and costs (means) of each run that could be done.
+        refused: label, keep and the sentence that says why of the others.
+        times: seconds a question, by the key of a run.
+        machine: on which they were measured.
+    """
+
+    configuration: dict[str, Any]
+    samples: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    refused: list[dict[str, str]]
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    machine: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: Evaluation,
+        configuration: dict[str, Any],
+        cells: Sequence[Cell],
+        split: Sequence[Sequence[int]],
+    ) -> Results:
+        """From the cells of all runs, in the order of the batches `split`."""
+        samples = evaluation.suite.samples
+        images = {group: number for number, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
+        runs, refused, times = [], [], {}
+        for run in evaluation.runs:
+            own = [cell for cell in cells if cell.run == run.key]
+            reasons = [cell.refused for cell in own if cell.refused is not None]
+            if reasons:
+                refused.append({"label": run.label, "keep": run.keep, "why": reasons[0]})
+                continue
+            answers = [""] * len(samples)
+            for cell in own:
+                for place, answer in zip(split[cell.batch], cell.answers or (), strict=True):
+                    answers[place] = answer
+            right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
+            told: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
+            runs.append(told | {"answers": answers, "right": right, "costs": _means(own, "costs", COSTS, len(samples))})
+            times[run.key] = _means(own, "times", TIMES, len(samples))
+        asked = [
+            {
+                "id": sample.id,
+                "family": sample.family,
+                "image": images[sample.group],
+                "question": sample.question,
+                "answers": list(sample.answers),
+                "metric": sample.metric,
+            }
+            for sample in samples
+        ]
+        machine = f"{platform.machine()}, {platform.system()}"
+        return cls(configuration, asked, runs, refused, times, machine)
+
+    def save(self, folder: Path) -> None:
+        """Write ``results.json`` and ``times.json``, a line for each question and each run."""
+        parts = {"samples": self.samples, "runs": self.runs, "refused": self.refused}
+        lists = ",\n".join(f"{json.dumps(name)}: {_lines(items)}" for name, items in parts.items())
+        write_whole(folder / RESULTS, f'{{"configuration": {json.dumps(self.configuration, indent=1)},\n{lists}}}\n')
+        write_whole(folder / TIMED, json.dumps({"machine": self.machine, "times": self.times}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """The results in a folder.
+
+        Raises:
+            EvaluationError: when there are none.
+        """
+        path = folder / RESULTS
+        if not path.is_file():
+            raise EvaluationError(f"there is no {RESULTS} in {folder}; make one with `foveate eval -o {folder}`.")
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            timed = folder / TIMED
+            more = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else {}
+            return cls(**read, **more)
+        except (ValueError, TypeError):
+            raise EvaluationError(f"{path} holds no results of foveate; make it anew with `foveate eval`.") from None
+
+    def rows(self) -> list[Row]:
+        """The runs, those of several seeds put together, in order."""
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for run in self.runs:
+            found.setdefault((run["label"], run["keep"]), []).append(run)
+        return [self._row(label, keep, runs) for (label, keep), runs in found.items()]
+
+    def _row(self, label: str, keep: str, runs: list[dict[str, Any]]) -> Row:
+        scores = np.mean([run["right"] for run in runs], axis=0, dtype=float)
+        costs = _average([run["costs"] for run in runs])
+        keys = [Run(label, keep, seed=run["seed"]).key for run in runs]
+        times = [self.times[key] for key in keys if key in self.times]
+        return Row(label, keep, len(runs), scores, costs, _average(times) if times else {})
+
+    def bootstrap(self, rows: Sequence[Row], resamples: int = 2000, level: float = 0.95) -> Bootstrap:
+        """Resampled scores of rows, in their order; the same draws whenever it is asked."""
+        return bootstrap(
+            np.stack([row.scores for row in rows]),
+            [str(sample["image"]) for sample in self.samples],
+            [sample["family"] for sample in self.samples],
+            resamples,
+            self.configuration["seed"],
+            level,
+        )
+
+
+def _means(cells: Sequence[Cell], of: str, names: Sequence[str], questions: int) -> dict[str, float]:
+    return {name: sum(getattr(cell, of).get(name, 0.0) for cell in cells) / questions for name in names}
+
+
+def _average(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+
+
+def _lines(items: Sequence[Any]) -> str:
+    return "[" + ",".join("\n" + json.dumps(item, ensure_ascii=False) for item in items) + "\n]"

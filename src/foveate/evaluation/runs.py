@@ -1,0 +1,73 @@
+"""Runs: each method at each budget, and the baselines that every table has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..budget import Budget
+from ..methods import Method, get_method
+from .suites import EvaluationError
+
+UNPRUNED, BLIND, ORACLE, DOWNSAMPLE, RANDOM = "unpruned", "blind", "oracle", "downsample", "random"
+BASELINES = (RANDOM, "stride", "avgpool", DOWNSAMPLE)
+REFERENCES = (UNPRUNED, BLIND)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to answer all questions.
+
+    Attributes:
+        label: a method's name, or what stands for it: ``unpruned``, ``blind`` (no picture at all), ``downsample``
+            (smaller pictures), ``oracle`` (the tokens of the things asked about first).
+        keep: the budget as tables write it, such as ``25%``; empty for `REFERENCES`.
+        method: what prunes, where it is the same for all questions.
+        seed: tells apart several runs that share a row.
+    """
+
+    label: str
+    keep: str = ""
+    method: Method | None = None
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Unique among the runs of an evaluation."""
+        name = self.label if self.seed is None else f"{self.label}#{self.seed}"
+        return f"{name}@{self.keep}" if self.keep else name
+
+
+def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle: bool) -> list[Run]:
+    """All runs of an evaluation, in the order of its tables.
+
+    Args:
+        methods: without baselines, or with; these run in any case.
+        keeps: budgets, as `spelled` writes them.
+        seeds: how many times the random baseline runs.
+        oracle: whether the suite knows where the things asked about are.
+    """
+    runs = [Run(UNPRUNED), Run(BLIND)]
+    names = [method.name for method in methods]
+    for keep in keeps:
+        runs += [Run(RANDOM, keep, get_method(RANDOM, seed=seed), seed) for seed in range(seeds)]
+        runs += [Run(name, keep, get_method(name)) for name in ("stride", "avgpool") if name not in names]
+        runs.append(Run(DOWNSAMPLE, keep))
+        runs += [Run(ORACLE, keep)] if oracle else []
+        runs += [Run(method.name, keep, method) for method in methods if method.name != RANDOM]
+    return runs
+
+
+def spelled(keep: str) -> str:
+    """A budget as tables write it: ``25%``, or a count of tokens.
+
+    Raises:
+        BudgetError: when it is none.
+        EvaluationError: for budgets that leave nothing to compare.
+    """
+    budget = Budget(keep)
+    if budget.by_content or budget.keeps_all:
+        raise EvaluationError(
+            f"--keep {keep}: an evaluation compares equal budgets below 100%; give some, such as 25%."
+        )
+    return f"{100 * budget.keep:.4g}%" if isinstance(budget.keep, float) else str(budget.keep)

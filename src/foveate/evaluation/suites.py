@@ -1,0 +1,116 @@
+"""Suites: the questions that an evaluation asks."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import FoveateError, near_miss
+from ..testbed import scenes
+from ..testbed.samples import Sample, read_samples
+
+
+class EvaluationError(FoveateError, ValueError):
+    """An evaluation was asked for something that does not exist, or cannot go on where it was left."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Samples and what they are.
+
+    Attributes:
+        name: of the suite, or the path of a folder.
+        about: one sentence for readers of the results.
+        samples: at least one, ids unique.
+    """
+
+    name: str
+    about: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def families(self) -> list[str]:
+        """The families asked about, sorted."""
+        return sorted({sample.family for sample in self.samples})
+
+    def digest(self) -> str:
+        """A short hash of all questions, answers and pictures (of files only their names and sizes)."""
+        hashed = hashlib.sha256()
+        pictures: dict[int, str] = {}
+        for sample in self.samples:
+            for one in sample.pictures:
+                if id(one) not in pictures:
+                    content = f"{one.name} {one.stat().st_size}".encode() if isinstance(one, Path) else one.tobytes()
+                    pictures[id(one)] = hashlib.sha256(content).hexdigest()
+            shown = [pictures[id(one)] for one in sample.pictures]
+            hashed.update(repr(replace(sample, pictures=(), group="")).encode() + repr(shown).encode())
+        return hashed.hexdigest()[:16]
+
+
+def suite(name: str, questions: int | None, seed: int, families: Sequence[str] | None = None) -> Suite:
+    """A suite that comes with foveate.
+
+    Args:
+        name: one of `SUITES`.
+        questions: how many; all that there are when None.
+        seed: of the scenes, or of the choice among questions that are given.
+        families: only these.
+
+    Raises:
+        EvaluationError: for an unknown suite or family.
+    """
+    if name not in SUITES:
+        raise EvaluationError(f"unknown suite {name!r}{near_miss(name, SUITES)}")
+    return SUITES[name](questions, seed, families)
+
+
+def dataset(path: Path, questions: int | None = None, seed: int = 0, families: Sequence[str] | None = None) -> Suite:
+    """The samples in a JSONL file or its folder (see `foveate.testbed.samples`).
+
+    Raises:
+        SampleError: for a missing file or a line that cannot be used.
+        EvaluationError: for an unknown family.
+    """
+    samples = chosen(read_samples(path), questions, seed, families)
+    return Suite(path.name, f"{len(samples)} questions of {path.name}.", samples)
+
+
+def chosen(
+    samples: Sequence[Sample], questions: int | None, seed: int, families: Sequence[str] | None
+) -> tuple[Sample, ...]:
+    """Those of some families, at most so many, drawn without replacement, in their order.
+
+    Raises:
+        EvaluationError: for an unknown family.
+    """
+    known = sorted({sample.family for sample in samples})
+    for family in families or ():
+        if family not in known:
+            raise EvaluationError(f"unknown family {family!r}{near_miss(family, known)}")
+    left = [sample for sample in samples if families is None or sample.family in families]
+    if questions is not None and questions < len(left):
+        left = [left[place] for place in sorted(random.Random(seed).sample(range(len(left)), questions))]
+    return tuple(left)
+
+
+def _bundled(questions: int | None, seed: int, families: Sequence[str] | None) -> Suite:
+    samples = [
+        Sample(
+            id=f"{place}-{number}",
+            question=asked.question,
+            answers=(asked.answer,),
+            pictures=(scene.image,),
+            family=asked.family,
+            group=str(place),
+        )
+        for place, scene in enumerate(scenes())
+        for number, asked in enumerate(scene.questions)
+    ]
+    left = chosen(samples, questions, seed, families)
+    return Suite("bundled", f"{len(left)} questions about the twelve drawn scenes that come with foveate.", left)
+
+
+SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None], Suite]] = {"bundled": _bundled}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,12 @@ from pathlib import Path
 
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
+from ..testbed.generated import generated_samples
+from ..testbed.questions import FAMILIES, STILL_FAMILIES
 from ..testbed.samples import Sample, read_samples
+
+
+TESTBED_QUESTIONS = 2000
 
 
 class EvaluationError(FoveateError, ValueError):
@@ -113,4 +119,22 @@ def _bundled(questions: int | None, seed: int, families: Sequence[str] | None) -
     return Suite("bundled", f"{len(left)} questions about the twelve drawn scenes that come with foveate.", left)
 
 
-SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None], Suite]] = {"bundled": _bundled}
+def _testbed(questions: int | None, seed: int, families: Sequence[str] | None) -> Suite:
+    asked = tuple(families or STILL_FAMILIES)
+    for family in asked:
+        if family not in FAMILIES:
+            raise EvaluationError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")
+    wanted = TESTBED_QUESTIONS if questions is None else questions
+    made = generated_samples(seed, math.ceil(wanted / len(asked)), asked)
+    return Suite(
+        "testbed",
+        f"{wanted} questions about generated scenes, seed {seed}, none of whose photographs, digits and words were "
+        "seen in training.",
+        chosen(made, wanted, seed, None),
+    )
+
+
+SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None], Suite]] = {
+    "testbed": _testbed,
+    "bundled": _bundled,
+}

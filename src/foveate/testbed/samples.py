@@ -51,6 +51,7 @@ class Sample:
         metric: how an answer is judged.
         boxes: for each frame, where in the picture (left, top, right, bottom, in pixels) the things asked about are;
             empty where that is not known.
+        target: the box that "iou" compares with, where it is known more exactly than an answer can say it.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Sample:
     group: str = ""
     metric: Metric = "exact"
     boxes: tuple[tuple[Box, ...], ...] = ()
+    target: Box | None = None
 
     def open(self) -> list[Image.Image]:
         """The pictures, RGB.

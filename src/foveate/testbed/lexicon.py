@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 COLOURS = {
@@ -180,6 +181,7 @@ year yew yes yolk zap zero zinc zone zoo
 """
 
 
+@functools.cache
 def words(split: str) -> list[str]:
     """The words of 2 to 4 letters that signs and pages of a split bear: no split shares one with another."""
     short = sorted({word.upper() for word in _WORDS.split() if 2 <= len(word) <= 4})

@@ -25,7 +25,7 @@ from .testbed_supervision import Heads, Symbols
 _END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
 _VALIDATION = 8  # batches
-_WARM_UP, _DECAY = 200, 0.3  # steps; share of a stage
+_WARM_UP, _DECAY = 100, 0.3  # steps; share of a stage
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Training:
             replies[row, number].append(word)
         for (row, number), reply in replies.items():
             question = packed.questions[row][number]
-            yield question.family, is_right(question, " ".join(reply[:-1]))
+            yield question.family, is_right(question, " ".join(word or "" for word in reply[:-1]))
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> dict[str, float]:

@@ -13,20 +13,11 @@ from foveate.training.scorer_data import answer_losses, batch_of
 from foveate.training.scorer_mask import soft_mask
 from zoo import Zoo, inputs, picture, video_inputs
 
+from .helpers import entering
+
 
 def scorer_of(zoo: Zoo, spread: float = 0.5) -> TrainableScorer:
     return TrainableScorer(zoo.model.config.get_text_config().hidden_size, spread=spread, seed=3)
-
-
-def entering(zoo: Zoo, batch: dict) -> dict:
-    """What the language model is called with."""
-    found = {}
-    handle = adapter_of(zoo.model).text.register_forward_pre_hook(
-        lambda module, args, kwargs: found.update(kwargs), with_kwargs=True
-    )
-    zoo.model(**batch)
-    handle.remove()
-    return found
 
 
 def all_pairs(scorer: TrainableScorer, features: torch.Tensor, keep: float) -> torch.Tensor:

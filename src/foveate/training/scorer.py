@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ class TrainableScorer(nn.Module):
         q, k = self.q_proj, self.k_proj
         return LearnedScorer(q.weight, q.bias, k.weight, k.bias, source)
 
-    def save(self, path: Path, notes: Mapping[str, str]) -> None:
-        """Write ``q_proj`` and ``k_proj``, weights and biases, in float32, with `notes` in the file's metadata."""
+    def save(self, path: Path) -> None:
+        """Write ``q_proj.weight``, ``q_proj.bias``, ``k_proj.weight`` and ``k_proj.bias`` in float32."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write(path, save(tensors, metadata={"format": "pt", **notes}))
+        write(path, save(tensors, metadata={"format": "pt"}))

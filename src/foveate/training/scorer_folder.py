@@ -84,7 +84,7 @@ class ScorerFolder:
 
     def finish(self, scorer: TrainableScorer) -> None:
         """Write the result, and beside it how it was made."""
-        scorer.save(self._scorer, {name: json.dumps(value) for name, value in self._settings.items()})
+        scorer.save(self._scorer)
         card = {**self._settings, "seconds": round(self._seconds, 1), "torch": torch.__version__}
         write(self._card, (json.dumps(card, indent=2) + "\n").encode())
 

@@ -94,9 +94,10 @@ class VisualTokens:
             None. Inside the LLM the M texts of `text_embeddings` and of the two cues below are the same.
         llm_text_attention: (B, N, H, M) attention of each text token to each visual one in the layer below, by head,
             over all that the text token sees; 0 from text before the image; or None.
-        llm_contributions: (B, N, L, 2), a column for each of the L layers below in which the method had them read, the
+        llm_contributions: (B, N, L, 3), a column for each of the L layers below in which the method had them read, the
             latest last, or None. With o what the attention heads of the last prompt token put out, side by side, and
-            c_j the part of token j in it: ``1 - cos(o, o - c_j)`` and ``|c_j|``. 0 where a token was gone by then.
+            c_j the part of token j in it: ``1 - cos(o, o - c_j)``, ``|c_j|`` and ``|c_j| / |o|``. 0 where a token was
+            gone by then.
         rotary_decay: (B, N, M): mean over the rotary frequencies of the cosine of the angle between the positions of a
             visual and a text token; 1 where they are the same. Or None.
 

@@ -58,7 +58,8 @@ def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, vis
         visible: (B, L) bool, the keys that the query may see, at least one per row.
 
     Returns:
-        (B, L, 2) float32: ``1 - cos(o, o - c_j)``, which is 1 where nothing is left without the token, and ``|c_j|``.
+        (B, L, 3) float32: ``1 - cos(o, o - c_j)``, which is 1 where nothing is left without the token, ``|c_j|`` and
+        ``|c_j| / |o|``; all 0 for invisible keys.
     """
     weights = attention_weights(query[:, :, None], key, scaling, visible[:, None])[:, :, 0]
     weights, value = weights.unflatten(1, (value.shape[1], -1)), value.float()
@@ -66,9 +67,13 @@ def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, vis
     total = out.square().sum((1, 2, 3))[:, None]
     along = (weights * (out @ value.mT)).sum((1, 2))  # o . c_j
     square = (weights.square() * value.square().sum(-1)[:, :, None]).sum((1, 2))
-    rest = (total - 2 * along + square).clamp_min(0)
-    cosine = (total - along) / (total * rest).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.stack([1 - cosine.clamp(-1, 1), square.sqrt()], -1)
+    rest = total - 2 * along + square
+    tiny = torch.finfo(torch.float32).tiny
+    # A rest that is nothing but rounding has no direction.
+    cosine = torch.where(rest > 1e-6 * total, (total - along) / (total * rest).clamp_min(tiny).sqrt(), 0.0)
+    cosine = torch.where(square > 0, cosine, 1.0)
+    length = square.sqrt()
+    return torch.stack([1 - cosine.clamp(-1, 1), length, length / total.sqrt().clamp_min(tiny)], -1)
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int = 64) -> Tensor:

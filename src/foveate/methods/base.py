@@ -7,7 +7,7 @@ import enum
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import MethodError, near_miss
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from .editing import AttentionEdit
 from .experts import ExpertCut
 
 
@@ -95,6 +96,10 @@ class Method(ABC):
 
     def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
         """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
+
+    def edits(self, layers: int) -> Sequence[AttentionEdit]:
+        """What it changes in the attention of a model's `layers`, whatever is pruned; asked of each stage's method."""
+        return ()
 
         Servers ask before they take in an image, because by the time of `select` it runs together with others.
         """

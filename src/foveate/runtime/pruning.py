@@ -24,6 +24,7 @@ from .before import BeforeLlm
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .deepstack import DeepStackSeam
+from .editing import edit_layer, edits_of
 from .encoder import EncoderListener
 from .experts import check_routers, expert_seam, read_router
 from .inside import InsideLlm, Stage
@@ -136,6 +137,8 @@ class Pruning:
         if kwargs.get("labels") is not None and self._active:
             raise RuntimeStateError(
                 "labels cannot be used while pruning: the logits are shorter than the labels; "
+        for layer, edits in edits_of(methods, len(layers)).items():
+            add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
                 "compute the loss outside, or detach pruning for training."
             )
 

@@ -1,0 +1,145 @@
+"""VisiPruner: shallow layers do not look, one layer in the middle chooses few tokens, deep layers do without any.
+
+Paper: arXiv 2510.17205, EMNLP 2025. Reference code: EIT-NLP/VisiPruner, licence not verified, not copied.
+With s shallow layers, for the prompt only (what is generated looks as ever), behind the softmax and without
+normalising anew: in layer 0 the text's weights on visual tokens move to the first one, those of visual tokens vanish;
+in layers 1 to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt
+token, side by side, and c_j the part of visual token j in it, weight times value. The first layer where any
+``cos(o, o - c_j)`` is below `fusion` is the filtering layer, behind which the tokens with ``|c_j| > contribution`` are
+left. A layer after it in which all cosines of these are at least `still` is a still one; after `patience` of them no
+visual token is left.
+Budget: with ``keep="auto"`` layers and numbers are found as above; an image may be left without tokens. With another
+budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
+Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
+a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`).
+Deviations: each image decides for itself; with ``scope="prompt"`` they decide together, as in the reference. The
+thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares ``|c_j| / |o|`` instead. Text
+of a later turn on the same cache sees all of the images before it.
+Cost class: in layer 0 three times its attention, in the other shallow layers twice; then one row of attention and of
+its values a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..budget import Budget
+from ..errors import MethodError
+from ..selection.pools import ranking
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .checks import check_choice, check_layer_of, check_range, check_whole
+from .editing import AttentionEdit
+
+
+@register_method("visipruner")
+@dataclass(frozen=True)
+class VisiPruner(Method):
+    """No look in shallow layers, the tokens that move the last prompt token's output, then none.
+
+    Args:
+        shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
+            LLaVA-1.5, in proportion, but at least 1.
+        first: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens vanish
+            (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of the image
+            (``"half"``, its 13B).
+        fusion: the cosine below which a layer is the filtering one, in [-1, 1].
+        contribution: the length above which a token is left, at least 0.
+        relative: whether that length is a share of the whole output's.
+        still: the cosine from which on a token changes nothing, in [-1, 1].
+        patience: so many still layers, at least 1, and vision is over; None: never.
+        in_a_row: whether they must follow each other (the paper), or add up (the code).
+        layer: where a given budget cuts: the zero-based layer whose input is shortened, at least 1; None: the middle.
+    """
+
+    stage = Stage.IN_LLM
+    may_drop_all = True
+    provenance = Provenance(
+        paper="VisiPruner, arXiv 2510.17205, EMNLP 2025",
+        licence="not verified (code not copied)",
+        deviations="each image decides for itself; with a given budget one cut at a given layer",
+    )
+
+    shallow: int | None = None
+    first: Literal["sink", "half"] = "sink"
+    fusion: float = 0.995
+    contribution: float = 0.2
+    relative: bool = False
+    still: float = 0.999
+    patience: int | None = 2
+    in_a_row: bool = False
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shallow is not None:
+            check_whole("visipruner", "shallow", self.shallow, 0)
+        check_choice("visipruner", "first", self.first, ("sink", "half"))
+        check_range("visipruner", "fusion", self.fusion, -1, 1)
+        check_range("visipruner", "contribution", self.contribution, 0)
+        check_range("visipruner", "still", self.still, -1, 1)
+        if self.patience is not None:
+            check_whole("visipruner", "patience", self.patience, 1)
+        if self.layer is not None:
+            check_whole("visipruner", "layer", self.layer, 1)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.LLM_CONTRIBUTIONS})
+
+    def _shallow(self, layers: int) -> int:
+        return max(1, layers * 6 // 32) if self.shallow is None else self.shallow
+
+    def bind(self, facts: ModelFacts) -> Method:
+        shallow = self._shallow(facts.layers)
+        if shallow + 2 >= facts.layers:
+            raise MethodError(
+                f"visipruner: shallow={shallow} leaves no layer to choose in and one to prune behind it, as "
+                f"{facts.label} has {facts.layers} layers; give a lower shallow=."
+            )
+        if self.layer is not None:
+            check_layer_of("visipruner", self.layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if budget.by_content:
+            return [(self, layer, budget) for layer in range(self._shallow(layers) + 2, layers)]
+        return [(self, layers // 2 if self.layer is None else self.layer, budget)]
+
+    def edits(self, layers: int) -> Sequence[AttentionEdit]:
+        shallow = self._shallow(layers)
+        if not shallow:
+            return ()
+        text = AttentionEdit(0, "text", moved="first") if self.first == "sink" else AttentionEdit(0, "text", share=0.5)
+        others = [AttentionEdit(layer, "text") for layer in range(1, shallow)]
+        return [text, AttentionEdit(0, "visual"), *others]
+
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        """All that are there before the filtering layer, what it chose behind it, 0 when vision is over."""
+        parts, alive = tokens.cue(Cue.LLM_CONTRIBUTIONS), tokens.valid.sum(1)
+        found = [self.left(parts[row, :size]) for row, size in enumerate(tokens.sizes)]
+        return torch.stack([alive[row] if kept is None else kept.sum() for row, kept in enumerate(found)])
+
+    def left(self, parts: Tensor) -> Tensor | None:
+        """(n,) bool: the tokens that go on behind all layers read, (n, L, 3); None where none of them chose."""
+        change, length = parts[..., 0], parts[..., 2 if self.relative else 1]
+        chose = (change > 1 - self.fusion).any(0).nonzero()[:, 0]
+        if not len(chose):
+            return None
+        at = int(chose[0])
+        kept = length[:, at] > self.contribution
+        still = 0
+        for calm in (change[kept, at + 1 :] <= 1 - self.still).all(0).tolist():
+            still = still + 1 if calm else 0 if self.in_a_row else still
+            if still == self.patience:
+                return torch.zeros_like(kept)
+        return kept
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        length = tokens.cue(Cue.LLM_CONTRIBUTIONS)[:, :, -1, 2 if self.relative else 1]
+        rank = ranking(length, tokens.valid).argsort(-1)
+        return Selection((rank < count[:, None]) & tokens.valid)

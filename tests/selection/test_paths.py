@@ -35,7 +35,7 @@ def scene(kind, n, d, seed):
 
 
 def rows(x):
-    return cosine.Rows(x, x.norm(dim=-1) + cosine.EPSILON)
+    return cosine.Rows.measured(x, x.norm(dim=-1) + cosine.EPSILON)
 
 
 @pytest.fixture(params=["whole", "half", "blocked"])

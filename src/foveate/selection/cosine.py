@@ -14,6 +14,7 @@ NEAR_ONE = 1 - 2**-18
 # Tokens: beyond so many no selector builds an N x N matrix (256 MiB in float32), and memory stays O(N * d).
 DENSE_LIMIT = 8192
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
+PANEL = 96  # rows of half a product at a time: as few as a product needs to run at nearly full rate
 
 
 def snapped(cosines: Tensor) -> Tensor:
@@ -59,58 +60,48 @@ class Cosines:
 
 @dataclass(frozen=True)
 class Rows:
-    """The tokens of one image; their lengths are divided out only where needed, as a normalised copy costs a pass.
+    """The tokens of one image as they came: products are divided by lengths, as a normalised copy costs a pass.
 
     Args:
         vectors: (N, d) float32.
-        lengths: (N,) float32, positive; None where the vectors have unit length.
+        inverse: (N,) float32, one over the length of each.
     """
 
     vectors: Tensor
-    lengths: Tensor | None
+    inverse: Tensor
+
+    @classmethod
+    def measured(cls, vectors: Tensor, lengths: Tensor) -> Rows:
+        """Rows of these vectors (N, d), float32, with these positive lengths (N,)."""
+        longest = float(lengths.amax())
+        if 1e-6 < longest < 1e18:
+            return cls(vectors, lengths.reciprocal())
+        # The product of two of them would leave the range of float32.
+        return cls(vectors / lengths[:, None], torch.ones_like(lengths))
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, places: Tensor) -> Rows:
-        """A copy of some of the tokens, as unit vectors."""
-        vectors = self.vectors.index_select(0, places)
-        return Rows(vectors if self.lengths is None else vectors.div_(self.lengths[places, None]), None)
+        """A copy of some of the tokens."""
+        return Rows(self.vectors.index_select(0, places), self.inverse.index_select(0, places))
 
     def part(self, start: int, stop: int) -> Rows:
         """A view of the tokens from `start` to `stop`."""
-        return Rows(self.vectors[start:stop], None if self.lengths is None else self.lengths[start:stop])
+        return Rows(self.vectors[start:stop], self.inverse[start:stop])
 
-    def unit(self) -> Tensor:
-        """(N, d) float32, the tokens at unit length."""
-        return self.vectors if self.lengths is None else self.vectors / self.lengths[:, None]
-
-    def cosines(self, unit: Tensor) -> Tensor:
-        """(N, M) float32: all tokens against the unit vectors (M, d)."""
-        product = self.vectors @ unit.mT
-        return snapped(product if self.lengths is None else product.div_(self.lengths[:, None]))
-
-    def matrix(self) -> Tensor:
-        """(N, N) float32: all cosines, from unit vectors on both sides, so that they are symmetric to the bit."""
-        unit = self.unit()
-        return snapped(unit @ unit.mT)
+    def cosines(self, others: Rows) -> Tensor:
+        """(N, M) float32: all tokens against M others. With itself, symmetric to the bit."""
+        product = self.vectors @ others.vectors.mT
+        return snapped(product.mul_(torch.outer(self.inverse, others.inverse)))
 
     def triangle(self) -> Tensor:
-        """(N, N) float32: all cosines, of which only those on one side of the diagonal are multiplied out."""
-        unit = self.unit()
-        cosines = unit.new_empty(len(self), len(self))
-        leaf = max(160, len(self) // 16)
-
-        def fill(start: int, stop: int) -> None:
-            if stop - start <= leaf:
-                cosines[start:stop, start:stop] = unit[start:stop] @ unit[start:stop].mT
-                return
-            middle = (start + stop) // 2
-            below = unit[middle:stop] @ unit[start:middle].mT
-            cosines[middle:stop, start:middle] = below
-            cosines[start:middle, middle:stop] = below.mT
-            fill(start, middle)
-            fill(middle, stop)
-
-        fill(0, len(self))
-        return snapped(cosines)
+        """(N, N) float32: the cosines among all, of which only those on one side of the diagonal are multiplied out."""
+        count = len(self)
+        product = self.vectors.new_empty(count, count)
+        panel = max(PANEL, count // 12)
+        for start in range(0, count, panel):
+            stop = min(start + panel, count)
+            torch.mm(self.vectors[start:stop], self.vectors[start:].mT, out=product[start:stop, start:])
+            product[stop:, start:stop] = product[start:stop, stop:].mT
+        return snapped(product.mul_(torch.outer(self.inverse, self.inverse)))

@@ -9,7 +9,8 @@ from .. import cosine
 from ..cosine import Rows
 from ..pools import Pools
 from . import blocked
-from .isolated import most_isolated
+from .isolated import isolated_dense, most_isolated
+from .lazy import LEADERS
 
 # Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
 # blocked path, and tokens up to which half a product costs no more than looking for the most isolated token. From a
@@ -34,14 +35,14 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     width, steps = pools.valid.shape[1], pools.steps
     if steps == width:
         return torch.ones_like(pools.valid)
-    rows = Rows(pools.features[0].float(), pools.lengths[0])
+    rows = Rows.measured(pools.features[0].float(), pools.lengths[0])
     value = torch.ones(width) if bonus is None else bonus
-    whole = width <= blocked.DENSE or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
+    whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 6 * steps > width))
     if whole or (half and width <= cosine.DENSE_LIMIT):
-        cosines = rows.matrix() if whole else rows.triangle()
+        cosines = rows.cosines(rows) if whole else rows.triangle()
         if first is None:
-            first = int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
+            first = isolated_dense(cosines)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
     else:
         picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)

@@ -1,7 +1,7 @@
 """The most isolated token without all similarities: most tokens show early that they have a nearer neighbour.
 
-A token's nearest neighbour is at least as near as the nearest one seen so far. So a token is out as soon as one
-neighbour is seen that is nearer than the nearest neighbour of some token that has been compared with all others.
+What a token has seen of the others bounds how near its nearest neighbour is. So the tokens that seem most isolated, and
+only those, look further, until one that has seen all others is at least as isolated as any may still be.
 """
 
 from __future__ import annotations
@@ -11,92 +11,92 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..cosine import CHUNK, Rows
+from ..cosine import Rows
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
-BLOCKS = 16
-PROBES = 32  # tokens compared with all others at once, to find a low bar
+# The share of the tokens that goes on, the most isolated as far as seen, and in how many blocks it is compared in
+# pairs: one block with another, so that each product counts for two tokens.
+ROUNDS = ((1.0, 8), (0.4, 4), (0.16, 2))
+BLOCKS = 8  # parts of all tokens that those who are left are compared with, one after the other
+PROBES = 32  # tokens that first are compared with all, to find a bar for the others; then four times as many
 
 
 def most_isolated(rows: Rows) -> int:
     """The token whose highest cosine to another one is lowest; ties to the lowest index."""
     if len(rows) <= WHOLE:
-        cosines = rows.matrix()
-        return int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
+        return isolated_dense(rows.cosines(rows))
+    everyone = torch.arange(len(rows))
     nearest = _sampled(rows)
-    left = torch.arange(len(rows))
-    edges = torch.linspace(0, len(rows), BLOCKS // 2 + 1).long().tolist()
-    bar, best = torch.inf, -1
-    for start, stop in pairwise(edges):
-        # The most promising are compared with all, and may lower the bar.
-        probes = left[nearest[left].argsort(stable=True)[:PROBES]].sort().values
-        exact = _without_self(rows.cosines(rows[probes].unit()), probes).amax(0)
-        lowest = int(exact.argmin())
-        if (float(exact[lowest]), int(probes[lowest])) < (bar, best) or best < 0:
-            bar, best = float(exact[lowest]), int(probes[lowest])
-        nearest[probes] = exact
-        left = _open(nearest, left[~torch.isin(left, probes)], bar, best)
+    known = torch.zeros(len(rows), dtype=torch.bool)
+    bar, best, size = torch.inf, len(rows), PROBES
+    while True:
+        left = everyone[~known & _ahead(nearest, everyone, bar, best)]
         if len(left) == 0:
             return _first_of_pair(rows, best)
-        if len(left) > len(rows) // 8:
-            # Half of those left against the other half: every product counts for two tokens.
-            halves = left[::2], left[1::2]
-            one = rows[halves[0]]
-            for other in halves[1].split(CHUNK):
-                cosines = one.cosines(rows[other].unit())
-                for side, half in ((1, halves[0]), (0, other)):
-                    nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
-            left = _open(nearest, left, bar, best)
-        others = torch.arange(start, stop)
-        for part in left.split(CHUNK):
-            cosines = rows.part(start, stop).cosines(rows[part].unit())
-            cosines.masked_fill_(others[:, None] == part, -2)
-            nearest[part] = torch.maximum(nearest[part], cosines.amax(0))
-        left = _open(nearest, left, bar, best)
-        if len(left) == 0:
-            return _first_of_pair(rows, best)
-    # Those still left have now been compared with all others.
-    lowest = int(nearest[left].argmin())
-    if (float(nearest[left[lowest]]), int(left[lowest])) < (bar, best):
-        best = int(left[lowest])
-    return _first_of_pair(rows, best)
+        probes = _lowest(nearest[left], size)
+        whole = _compared(rows, nearest, left[probes], bar, best)
+        known[whole] = True
+        if len(whole):
+            lowest = int(whole[nearest[whole].argmin()])
+            bar, best = min((bar, best), (float(nearest[lowest]), lowest))
+        size *= 4
+
+
+def isolated_dense(cosines: Tensor) -> int:
+    """The same from all cosines (N, N), whose diagonal is overwritten."""
+    return int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
 
 
 def _sampled(rows: Rows) -> Tensor:
-    """(N,) a lower bound of the cosine to the nearest neighbour, from two sixteenths of the others."""
-    count = len(rows)
-    nearest = torch.full((count,), -2.0)
-    edges = [count * i // BLOCKS for i in range(BLOCKS + 1)]
-    blocks = [slice(*ends) for ends in pairwise(edges)]
-    for turn in (1, 2):
-        for i in range(BLOCKS):
-            if i < i ^ turn:
-                a, last = blocks[i], blocks[i ^ turn].stop
-                for start in range(blocks[i ^ turn].start, last, CHUNK):
-                    b = slice(start, min(start + CHUNK, last))
-                    cosines = rows.part(a.start, a.stop).cosines(rows.part(b.start, b.stop).unit())
-                    nearest[a] = torch.maximum(nearest[a], cosines.amax(1))
-                    nearest[b] = torch.maximum(nearest[b], cosines.amax(0))
+    """(N,) a lower bound of the cosine to the nearest neighbour, the better the more isolated a token seems."""
+    nearest = rows.inverse.new_full((len(rows),), -2.0)
+    for share, blocks in ROUNDS:
+        places = _lowest(nearest, int(share * len(rows)))
+        some = rows if share == 1 else rows[places]
+        edges = [len(places) * i // blocks for i in range(blocks + 1)]
+        for start, middle, stop in zip(edges[::2], edges[1::2], edges[2::2], strict=False):
+            cosines = some.part(start, middle).cosines(some.part(middle, stop))
+            for side, half in ((1, places[start:middle]), (0, places[middle:stop])):
+                nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
     return nearest
 
 
-def _open(nearest: Tensor, left: Tensor, bar: float, best: int) -> Tensor:
-    """Those that may still be more isolated than `best`, whose nearest neighbour is at `bar`."""
-    seen = nearest[left]
-    return left[(seen < bar) | ((seen == bar) & (left < best))]
+def _compared(rows: Rows, nearest: Tensor, tokens: Tensor, bar: float, best: int) -> Tensor:
+    """Raise the bounds of these tokens by all others, unless they prove no better; those compared with all."""
+    some = rows[tokens]
+    edges = [len(rows) * i // BLOCKS for i in range(BLOCKS + 1)]
+    for start, stop in pairwise(edges):
+        cosines = rows.part(start, stop).cosines(some)
+        own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
+        cosines[tokens[own] - start, own] = -2
+        nearest[tokens] = torch.maximum(nearest[tokens], cosines.amax(0))
+        left = _ahead(nearest[tokens], tokens, bar, best).nonzero()[:, 0]
+        if 2 * len(left) < len(tokens):
+            tokens, some = tokens[left], some[left]
+        if len(tokens) == 0:
+            break
+    return tokens
 
 
-def _without_self(cosines: Tensor, tokens: Tensor) -> Tensor:
-    cosines[tokens, torch.arange(len(tokens))] = -2
-    return cosines
+def _lowest(values: Tensor, size: int) -> Tensor:
+    """The places of the lowest values, ascending."""
+    if size >= len(values):
+        return torch.arange(len(values))
+    return values.topk(size, largest=False).indices.sort().values
+
+
+def _ahead(nearest: Tensor, tokens: Tensor, bar: float, best: int) -> Tensor:
+    """Whether each may still be more isolated than `best`, whose nearest neighbour is at `bar`."""
+    return (nearest < bar) | ((nearest == bar) & (tokens < best))
 
 
 def _first_of_pair(rows: Rows, token: int) -> int:
     """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
-    both = torch.tensor([token])
-    other = int(_without_self(rows.cosines(rows[both].unit()), both).argmax())
-    if other > token:
-        return token
-    both = torch.tensor([other])
-    back = _without_self(rows.cosines(rows[both].unit()), both)
-    return other if int(back.argmax()) == token else token
+    other = _neighbour(rows, token)
+    return min(token, other) if _neighbour(rows, other) == token else token
+
+
+def _neighbour(rows: Rows, token: int) -> int:
+    cosines = rows.cosines(rows.part(token, token + 1))[:, 0]
+    cosines[token] = -2
+    return int(cosines.argmax())

@@ -1,0 +1,114 @@
+"""Greedy selection on a CPU that brings up to date only the tokens that may come next.
+
+What a token is worth only falls while others are picked, so that what it was worth when last looked at is a bound. The
+picks come from a small set of leaders, up to date and compared among themselves, for as long as the best of them is
+ahead of the bounds of all others. Those who lag behind learn of the picks that they missed, many at a time, only when
+their bound would make them leaders.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+LEADERS = 64  # tokens: a step among so few costs hardly more than among fewer
+MOST_LEADERS = 512
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The best token outside of a set: a pick must have a higher value, or the same and a lower index."""
+
+    value: float = -np.inf
+    index: int = -1
+
+    def beats(self, value: float, index: int) -> bool:
+        """Whether a token of this value and index has to wait."""
+        return value < self.value or (value == self.value and index > self.index)
+
+
+class Lazy(ABC):
+    """The state of one such selection.
+
+    Args:
+        value: (N,) float32, what each token is worth at first, or a bound; minus infinity on those never to be picked.
+        count: how many to pick, at most as many as can be.
+    """
+
+    def __init__(self, value: Tensor, count: int) -> None:
+        self.bound = value.clone()
+        self.value: Floats = self.bound.numpy()  # the same memory: steps on few numbers are faster in NumPy
+        self.picks: Indices = np.empty(count, dtype=np.int64)
+        self.done = 0
+        self.seen: Indices = np.zeros(len(value), dtype=np.int64)  # how many of the picks each token knows of
+
+    @abstractmethod
+    def learn(self, tokens: Tensor | None, start: int) -> None:
+        """Lower the bounds of `tokens` (all when None) by the picks from `start` on."""
+
+    @abstractmethod
+    def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
+        """Up to `room` picks, as places among the `leaders`, while ahead of the rival; keeps the leaders' values."""
+
+    def crowd(self, room: int) -> int:
+        """How many tokens lead: as many as stay ahead of the others for about as many picks as were made so far."""
+        return min(self.done + LEADERS, 2 * room + LEADERS // 2, MOST_LEADERS, len(self.value))
+
+    def took(self, tokens: Indices) -> None:
+        """Note these picks, and that they are never to be picked again."""
+        stop = self.done + len(tokens)
+        self.picks[self.done : stop] = tokens
+        self.value[tokens] = -np.inf
+        self.seen[tokens] = len(self.value)
+        self.done = stop
+
+    def run(self) -> Tensor:
+        """(count,) long, the picks in order; ties to the lowest index."""
+        while self.done < len(self.picks):
+            room = len(self.picks) - self.done
+            size = self.crowd(room)
+            leaders, width = self._front(size), 2 * size
+            while self.seen[leaders].min() < self.done:
+                self._wake(self._front(width))
+                leaders, width = self._front(size), 2 * width
+            new = leaders[self.contest(leaders, self._rival(leaders), room)]
+            self.seen[leaders] = self.done + len(new)
+            self.took(new)
+        return torch.from_numpy(self.picks)
+
+    def _front(self, size: int) -> Indices:
+        """The tokens of highest bound, ties to the lowest index, ascending."""
+        if size >= len(self.value):
+            return np.arange(len(self.value))
+        lowest = np.partition(self.value, -size)[-size]
+        above = np.flatnonzero(self.value > lowest)
+        level = np.flatnonzero(self.value == lowest)[: size - len(above)]
+        return np.sort(np.concatenate([above, level]))
+
+    def _rival(self, leaders: Indices) -> Rival:
+        if len(leaders) == len(self.value):
+            return Rival()
+        outside = self.value.copy()
+        outside[leaders] = -np.inf
+        index = int(outside.argmax())
+        return Rival(float(outside[index]), index)
+
+    def _wake(self, tokens: Indices) -> None:
+        """Bring tokens up to date, those together that stopped listening together."""
+        seen = self.seen[tokens]
+        for start in np.unique(seen[seen < self.done]).tolist():
+            part = tokens[seen == start]
+            everyone = 4 * len(part) > 3 * len(self.value)  # then a copy of their features costs more than it saves
+            self.learn(None if everyone else torch.from_numpy(part), start)
+            if everyone:
+                np.maximum(self.seen, self.done, out=self.seen)
+            else:
+                self.seen[part] = self.done

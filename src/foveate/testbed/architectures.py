@@ -19,7 +19,14 @@ MODELS = ("llava", "qwen2.5-vl")
 WIDTH = 128  # of both towers and both language models
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 IMAGE = "<image>"
+WORDS_IN_ANSWER = 10  # tokens, at most, the end included
 START, END, PICTURE, CLIP = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{% set parts = [{"type": "text", "text": message.content}] if message.content is string else message.content %}\
+{% for part in parts %}\
+{% if part.type == "image" %}IMAGE{% elif part.type == "video" %}VIDEO{% elif message.role == "assistant" %}\
+{{ part.text }}{% else %}{{ part.text | lower }}{% endif %}{% endfor %}\
+{% if message.role == "assistant" %}{{ eos_token }}{% endif %}{% endfor %}"""
 MEAN, DEVIATION = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)  # of pixels, as CLIP has them
 
 
@@ -34,8 +41,10 @@ def tokenizer(model: str) -> tf.PreTrainedTokenizerFast:
     )
     backend.add_tokens(coordinates)
     named = {"image_token": IMAGE} if model == "llava" else {"image_token": PICTURE, "video_token": CLIP}
+    image, clip = (IMAGE, CLIP) if model == "llava" else (f"{START}{PICTURE}{END}", f"{START}{CLIP}{END}")
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        chat_template=_TEMPLATE.replace("IMAGE", image).replace("VIDEO", clip),
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -43,6 +52,18 @@ def tokenizer(model: str) -> tf.PreTrainedTokenizerFast:
         padding_side="left",
         extra_special_tokens=named | ({} if model == "llava" else {"start_token": START, "end_token": END}),
     )
+
+
+def image_processor(model: str) -> Any:
+    """What makes pixels of pictures: LLaVA's pads them at the right and bottom, Qwen2.5-VL's takes them as they are."""
+    pixels = {"image_mean": list(MEAN), "image_std": list(DEVIATION)}
+    if model == "llava":
+        side = {"height": LARGEST, "width": LARGEST}
+        return tf.CLIPImageProcessorPil(
+            **pixels, do_resize=False, do_center_crop=False, do_pad=True, pad_size=side, size=side, crop_size=side
+        )
+    sizes = {"shortest_edge": CELL**2, "longest_edge": LARGEST**2}
+    return tf.Qwen2VLImageProcessorPil(**pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2, size=sizes)
 
 
 def build(model: str, seed: int) -> Any:

@@ -176,9 +176,7 @@ _ASKED: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...]]
 }
 
 
-def ask(
-    rng: np.random.Generator, kind: str, items: Sequence[Item], height: int, wanted: int
-) -> tuple[Question, ...]:
+def ask(rng: np.random.Generator, kind: str, items: Sequence[Item], height: int, wanted: int) -> tuple[Question, ...]:
     """Up to `wanted` different questions about what a drawing shows."""
     asker = _Asker(rng, tuple(item for item in items if item.noun != PATTERN), height)
     if not asker.items:

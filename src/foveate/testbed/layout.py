@@ -18,7 +18,7 @@ class Item:
     """One drawn thing.
 
     Args:
-        noun: a noun of the lexicon, or ``"line"`` (of a page), ``"bar"`` (of a chart), ``"pattern"`` (never asked about).
+        noun: a noun of the lexicon, ``"line"`` (of a page), ``"bar"`` (of a chart), ``"pattern"`` (never asked about).
         colour: of the thing; of its dot for a line; empty for patterns.
         boxes: where it is in each frame.
         text: what it says: a word or number, a digit, a line, a bar's value.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from .clips import clip
 from .documents import chart, page
 from .layout import Drawing, Item
 from .objects import objects
-from .questions import LARGEST, STILL_FAMILIES, Question
+from .questions import LARGEST, Question
 from .sources import SPLITS, TestbedError, check_split
 
 DATA_VERSION = 1  # raised whenever a scene would come out differently
@@ -27,7 +27,10 @@ _QUESTIONS = 16  # of a scene, at most
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, or a clip of 4 to 8 frames, and what is asked about it; sides are multiples of 8 pixels, at most 112."""
+    """A picture, or a clip of 4 to 8 frames, and what is asked about it.
+
+    The sides of frames are multiples of 8 pixels, at most 112.
+    """
 
     kind: str
     frames: tuple[Image.Image, ...]
@@ -83,34 +86,3 @@ def draw_size(rng: np.random.Generator, kind: str) -> tuple[int, int]:
         return LARGEST, LARGEST
     rows, columns = _SHORTEST[kind]
     return int(rng.integers(rows, longest + 1)) * CELL, int(rng.integers(columns, longest + 1)) * CELL
-
-
-def suite(
-    split: str = "test",
-    seed: int = 0,
-    per_family: int = 250,
-    families: Sequence[str] = STILL_FAMILIES,
-    per_scene: int = 3,
-) -> list[Scene]:
-    """Scenes with exactly `per_family` questions of each family, and at most `per_scene` of one family a scene.
-
-    The same arguments give the same list; scenes that have nothing more to give are left out.
-    """
-    missing = dict.fromkeys(families, per_family)
-    scenes: list[Scene] = []
-    index = 0
-    while any(missing.values()):
-        kind = "clip" if set(f for f, n in missing.items() if n) == {"clips"} else None
-        if kind is None and "clips" in missing and missing["clips"] and index % 5 == 4:
-            kind = "clip"
-        scene = generate(split, seed, index, kind)
-        index += 1
-        taken: list[Question] = []
-        for question in scene.questions:
-            family = question.family
-            if missing.get(family, 0) and sum(q.family == family for q in taken) < per_scene:
-                missing[family] -= 1
-                taken.append(question)
-        if taken:
-            scenes.append(replace(scene, questions=tuple(taken)))
-    return scenes

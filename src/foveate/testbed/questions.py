@@ -1,8 +1,7 @@
-"""Questions of the testbed: their families, what they are about, and when a reply is right."""
+"""Questions of the testbed: their families, and where in the picture their answers are."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +12,6 @@ STEP = 4  # pixels between the coordinates that answers are made of
 LARGEST = 112  # pixels, the longest side of a picture
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of its frame; x1 and y1 are exclusive
-
-_COORDINATE = re.compile(r"<(\d+)>")
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,6 @@ class Question:
     metric: Literal["exact", "iou"] = "exact"
 
 
-def is_right(question: Question, reply: str) -> bool:
-    """Whether a reply counts.
-
-    Words must be equal, whatever their case and spacing; a box must overlap the true one, which is not rounded, by an
-    intersection over union of at least 0.5.
-    """
-    if question.metric == "exact":
-        return _plain(reply) == _plain(question.answer)
-    box = parse_box(reply)
-    return box is not None and iou(box, question.boxes[0][0]) >= OVERLAP
-
-
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, in [0, 1]."""
     width = min(a[2], b[2]) - max(a[0], b[0])
@@ -59,18 +44,13 @@ def iou(a: Box, b: Box) -> float:
 
 def write_box(box: Box) -> str:
     """A box as answers write it, each side rounded to a step of 4 pixels."""
-    return " ".join(f"<{min(LARGEST, STEP * round(side / STEP))}>" for side in box)
+    return " ".join(f"<{STEP * steps(side)}>" for side in box)
 
 
-def parse_box(reply: str) -> Box | None:
-    """The box that a reply names, or None if it does not hold exactly four coordinates."""
-    sides = [float(side) for side in _COORDINATE.findall(reply)]
-    return (sides[0], sides[1], sides[2], sides[3]) if len(sides) == 4 else None
+def steps(side: float) -> int:
+    """A coordinate in steps; halves go up, so that things do not shrink from both sides."""
+    return int(side / STEP + 0.5)
 
 
 def _area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def _plain(text: str) -> str:
-    return "".join(text.split()).lower()

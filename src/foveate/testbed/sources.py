@@ -19,9 +19,20 @@ from .lexicon import DIGITS
 
 SPLITS = ("train", "validation", "test")
 _PHOTOS = {
-    "train": "astronaut color hubble_deep_field ihc retina brick cell clock_motion grass moon".split(),
-    "validation": "chelsea coins".split(),
-    "test": "coffee rocket motorcycle_left camera gravel".split(),
+    "train": [
+        "astronaut",
+        "color",
+        "hubble_deep_field",
+        "ihc",
+        "retina",
+        "brick",
+        "cell",
+        "clock_motion",
+        "grass",
+        "moon",
+    ],
+    "validation": ["chelsea", "coins"],
+    "test": ["coffee", "rocket", "motorcycle_left", "camera", "gravel"],
 }
 _FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 FONTS = len(_FONTS)

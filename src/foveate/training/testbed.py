@@ -1,4 +1,4 @@
-"""Training of the testbed's models: the tower with dense labels, the language model with symbols, then both together."""
+"""Training of the testbed's models: the tower with dense labels, the language model with symbols, then both."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..testbed.architectures import build, tokenizer
-from ..testbed.questions import is_right
+from ..testbed.scoring import is_right
+from ..testbed.suite import sample
+from .checkpoint import TrainingError, load_checkpoint, save_checkpoint
 from .muon import Muon
 from .testbed_batches import NOT_ASKED, Batch, Batches, Packed
+from .testbed_export import export
 from .testbed_students import student
 from .testbed_supervision import Heads, Symbols
 
@@ -46,7 +48,7 @@ STAGES = (
 
 
 @dataclass
-class Progress:
+class Standing:
     """Where a stage stands: steps, seconds of processor time, and the means since the last report."""
 
     stage: str
@@ -77,15 +79,33 @@ class Training:
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
         folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, report: Callable[[Progress], None], only: str | None = None) -> None:
-        """Train all stages, or `only` one."""
+    def run(self, report: Callable[[Standing], None], only: str | None = None) -> Path | None:
+        """Train all stages, or `only` one; the folder of the trained model after the last."""
+        if only is not None and only not in (names := [stage.name for stage in STAGES]):
+            raise TrainingError(f"stage {only!r} must be one of {', '.join(names)}.")
         for stage in STAGES:
             if only in (None, stage.name):
                 self._stage(stage, report)
+        return self.export() if only in (None, STAGES[-1].name) else None
+
+    def export(self) -> Path:
+        """The model as it stands, as a folder that ``from_pretrained`` loads."""
+        folder = self.folder / "model"
+        reached = {
+            name.removeprefix("validation/"): round(value, 4) for name, value in self.validate(STAGES[-1]).items()
+        }
+        facts = {"seed": self.seed, "hours of processor time": round(self.spent() / 3600, 2), "validation": reached}
+        export(self.model, self.tokenizer, self.name, folder, facts)
+        return folder
+
+    def spent(self) -> float:
+        """Seconds of processor time in all stages, as their checkpoints tell."""
+        paths = [self._path(stage) for stage in STAGES]
+        return sum(load_checkpoint(path)["seconds"] for path in paths if path.exists())
 
     # one stage
 
-    def _stage(self, stage: Stage, report: Callable[[Progress], None]) -> None:
+    def _stage(self, stage: Stage, report: Callable[[Standing], None]) -> None:
         optimisers = self._optimisers(stage)
         step, before = self._resume(stage, optimisers)
         budget = self.hours * 3600 * stage.share
@@ -107,7 +127,7 @@ class Training:
                 means.clear()
                 if step % 500 == 0:
                     figures |= self.validate(stage)
-                self._log(report, Progress(stage.name, step, seconds, min(1.0, seconds / budget), figures))
+                self._log(report, Standing(stage.name, step, seconds, min(1.0, seconds / budget), figures))
             if time.process_time() - saved > 120:
                 saved = time.process_time()
                 self._save(stage, optimisers, step, seconds)
@@ -150,7 +170,7 @@ class Training:
             replies[row, number].append(word)
         for (row, number), reply in replies.items():
             question = packed.questions[row][number]
-            yield question.family, is_right(question, " ".join(word or "" for word in reply[:-1]))
+            yield question.family, is_right(sample(question, (), "", 0), " ".join(word or "" for word in reply[:-1]))
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> dict[str, float]:
@@ -195,17 +215,21 @@ class Training:
 
     def _resume(self, stage: Stage, optimisers: list[torch.optim.Optimizer]) -> tuple[int, float]:
         """Steps and seconds done of a stage, whose state is loaded; before its first step, what it builds on is."""
-        if (path := self.folder / f"{stage.name}.pt").exists():
-            saved = torch.load(path, weights_only=True)
+        if self._path(stage).exists():
+            saved = load_checkpoint(self._path(stage))
             self.model.load_state_dict(saved["model"])
             self.heads.load_state_dict(saved["heads"])
             for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
                 optimiser.load_state_dict(state)
             return saved["step"], saved["seconds"]
         if stage.name == "joint":
-            tower = torch.load(self.folder / "vision.pt", weights_only=True)
-            text = torch.load(self.folder / "language.pt", weights_only=True)["model"]
-            own = {name: weight for name, weight in text.items() if "language_model" in name or "lm_head" in name}
+            for before in STAGES[:-1]:
+                if not self._path(before).exists():
+                    raise TrainingError(f"the stage {before.name} has no checkpoint in {self.folder}; train it first.")
+            tower, text = (load_checkpoint(self._path(before)) for before in STAGES[:-1])
+            own = {
+                name: weight for name, weight in text["model"].items() if "language_model" in name or "lm_head" in name
+            }
             self.model.load_state_dict(tower["model"] | own)
             self.heads.load_state_dict(tower["heads"])
         return 0, 0.0
@@ -218,16 +242,17 @@ class Training:
             "step": step,
             "seconds": seconds,
         }
-        path = self.folder / f"{stage.name}.pt"
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save_checkpoint(self._path(stage), state)
 
-    def _log(self, report: Callable[[Progress], None], progress: Progress) -> None:
-        line = {"stage": progress.stage, "step": progress.step, "seconds": round(progress.seconds)}
-        line |= {name: round(value, 4) for name, value in progress.figures.items()}
+    def _path(self, stage: Stage) -> Path:
+        return self.folder / f"{stage.name}.pt"
+
+    def _log(self, report: Callable[[Standing], None], standing: Standing) -> None:
+        line = {"stage": standing.stage, "step": standing.step, "seconds": round(standing.seconds)}
+        line |= {name: round(value, 4) for name, value in standing.figures.items()}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        report(progress)
+        report(standing)
 
 
 def _schedule(step: int, share: float) -> float:

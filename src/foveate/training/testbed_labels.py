@@ -11,7 +11,7 @@ from torch import Tensor
 from ..testbed.layout import BAR, LINE, PATTERN, Item
 from ..testbed.lexicon import COLOURS, DIGITS, LETTERS, NOUNS
 from ..testbed.procedural import CELL, Scene
-from ..testbed.questions import LARGEST, STEP, Box
+from ..testbed.questions import LARGEST, STEP, Box, steps
 
 THINGS = (*NOUNS, LINE, BAR)
 CHARACTERS = LETTERS + DIGITS
@@ -75,7 +75,7 @@ def _describe(labels: dict[str, np.ndarray], item: Item, frame: int) -> None:
     labels["thing"][where] = 1 + THINGS.index(item.noun)
     labels["colour"][where] = 1 + TINTS.index(item.colour_at(frame))
     for name, side in zip(("x0", "y0", "x1", "y1"), box, strict=True):
-        labels[name][where] = min(SIDES - 1, round(side / STEP))
+        labels[name][where] = steps(side)
     if item.noun == BAR:
         labels["value"][where] = int(item.text)
     for place, (character, glyph) in enumerate(zip(item.text.replace(" ", ""), item.glyphs, strict=False)):

@@ -125,7 +125,7 @@ def _attend(attention: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], lengt
 
 
 def patchified(pixels: Tensor, temporal: int, patch: int, merge: int) -> Tensor:
-    """Patches of clips (B, frames, C, height, width) as Qwen-VL's image processors lay them out: (B, P, patch values)."""
+    """Patches (B, P, values) of clips (B, frames, C, height, width), as Qwen-VL's image processors lay them out."""
     batch, frames, channels, height, width = pixels.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
     shape = (batch, frames // temporal, temporal, channels, rows, merge, patch, columns, merge, patch)

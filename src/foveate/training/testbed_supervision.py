@@ -1,7 +1,7 @@
 """Dense supervision of the tokens that the language model reads: linear heads, and the symbols they should resemble.
 
-A symbol is what a perfect tower would say of a token: the sum of fixed vectors, one for each label. A language model can
-learn its part from symbols alone, beside the tower that learns to make them; both are then trained together.
+A symbol is what a perfect tower would say of a token: the sum of fixed vectors, one for each label. A language model
+can learn its part from symbols alone, beside the tower that learns to make them; both are then trained together.
 """
 
 from __future__ import annotations

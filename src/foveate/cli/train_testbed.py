@@ -1,0 +1,45 @@
+"""``foveate train testbed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def testbed(
+    model: Annotated[str, typer.Option(help="llava or qwen2.5-vl.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, and the trained model at the end.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the scenes.")] = 0,
+    hours: Annotated[float, typer.Option(min=0.0, help="Processor time over all stages; more may be added later.")] = 3,
+    stage: Annotated[
+        str | None, typer.Option(help="Only vision, language or joint: the first two can go in parallel.")
+    ] = None,
+) -> None:
+    """Train a small model of the testbed from scratch; goes on where the folder's last checkpoint is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..training.testbed import Standing, Training
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(standing: Standing) -> None:
+            if standing.stage not in tasks:
+                tasks[standing.stage] = bars.add_task(standing.stage, total=1.0)
+            bars.update(tasks[standing.stage], completed=standing.share)
+            figures = "  ".join(f"{name} {value:.3f}" for name, value in standing.figures.items())
+            bars.console.print(f"[dim]{standing.stage} {standing.step}[/dim]  {figures}", highlight=False)
+
+        folder = Training(model, seed, out, hours).run(show, stage)
+    if folder is not None:
+        console.print(f"The trained model is in {folder}.")

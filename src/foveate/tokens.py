@@ -75,7 +75,8 @@ class VisualTokens:
     """Visual tokens of a padded batch of pools; a pool is an image, a clip, or all images of a prompt.
 
     Args:
-        features: (B, N, d), any float dtype; what the LLM would read (embeddings before it, hidden states inside).
+        features: (B, N, d), any float dtype; what the LLM would read (embeddings before it, hidden states inside), or
+            before the vision encoder the pixels in [0, 1] of all patches of a token.
         grids: for each of the B pools, the grids of the images in it, in order; their sizes add up to the pool's.
         encoder_attention: (B, N) attention received inside the vision encoder, or None when not asked for.
         encoder_features: (B, N, e) vision features before the projector, or None.

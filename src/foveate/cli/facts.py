@@ -17,6 +17,7 @@ from ..errors import MethodError
 from ..methods import Method, Stage, get_method
 from ..methods.base import counting_methods, method_class
 from ..models import supported_models
+from ..models.base import FROM_ROUTER
 from ..serving.vllm.server import NEVER
 from ..tokens import Cue
 
@@ -59,7 +60,7 @@ def facts_of(name: str) -> MethodFacts:
         "needs": needs_of(name),
         "cost": sections.get("Cost class", sections.get("Cost", "")),
         'keep="auto"': "yes" if name in counting_methods() else "",
-        "models": _models(_cues(name)),
+        "models": _models(cls, _cues(name)),
         "vLLM": _vllm(cls, _cues(name)),
         "reference code": cls.provenance.licence,
         "deviations": sections.get("Deviations", cls.provenance.deviations),
@@ -92,14 +93,23 @@ def _all_needs(method: Method) -> frozenset[Cue]:
     return method.needs.union(*(stage.needs for stage, _, _ in method.stages(_LAYERS, Budget(0.25))))
 
 
-def _models(needs: frozenset[Cue]) -> str:
-    lacking = {row.class_name: spelled(needs - set(row.cues)) for row in supported_models() if needs - set(row.cues)}
+def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
+    known = supported_models()
+    if cls.stage is Stage.BEFORE_ENCODER:
+        whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
+        return f"all but {whole} (the vision encoder takes whole images of one size)"
+    lacking = {row.class_name: spelled(needs - set(row.cues)) for row in known if needs - set(row.cues)}
     if not lacking:
         return "all that foveate supports"
+    if needs & FROM_ROUTER:
+        routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
+        return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
     return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
 
 
 def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:
+    if cls.stage is Stage.BEFORE_ENCODER:
+        return "no: the plugin prunes behind the encoder"
     if cls.stage is not Stage.BEFORE_LLM:
         first = "; with inside=False, yes" if cls.stage is Stage.BOTH else ""
         return f"no: all layers share one table of cache blocks{first}"

@@ -24,6 +24,7 @@ from .experts import ExpertCut
 class Stage(enum.Enum):
     """Where in the model a method prunes."""
 
+    BEFORE_ENCODER = "before the vision encoder"
     BEFORE_LLM = "before the LLM"
     IN_LLM = "inside the LLM"
     BOTH = "before the LLM and inside it"
@@ -88,9 +89,12 @@ class Method(ABC):
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
 
-        Layer 0 is before the LLM. A method that prunes several times, by a schedule, overrides this. The method of a
-        stage may be another one than this, with a `select` and needs of its own.
+        Layer 0 is before the LLM, layer -1 before the vision encoder. A method that prunes several times, by a
+        schedule, overrides this. The method of a stage may be another one than this, with a `select` and needs of its
+        own.
         """
+        if self.stage is Stage.BEFORE_ENCODER:
+            return [(self, -1, budget)]
         layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
         return [(self, layer, budget)]
 

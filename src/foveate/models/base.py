@@ -24,6 +24,9 @@ ENTRY_POINTS = "foveate.models"
 # servers ask adapters, too, and encode images without knowing the prompt.
 FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS})
 
+# What the vision encoder is listened to for.
+FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS})
+
 # A language model with experts gives these, whatever the family; the adapter of such a family lists them.
 FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
 
@@ -72,6 +75,7 @@ class ModelAdapter(ABC):
     class_name: ClassVar[str]
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE - FROM_ROUTER
+    leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model  # Any: torch's stubs take every attribute of a module for a tensor
@@ -135,6 +139,18 @@ class ModelAdapter(ABC):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What `grids` reads, recovered from a call of the vision encoder (generate may encode images beforehand)."""
 
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """(n, p) pixels in [0, 1] of each LLM token, per image, from the arguments of the encoder; raster order."""
+        raise NotImplementedError
+
+    def encoder_grids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        """The layout of each image or clip of one encoder pass."""
+        raise NotImplementedError
+
+    def encoder_order(self, grid: Grid) -> Tensor:
+        """(n,) long: the raster index of each LLM token in the order in which the encoder's blocks see them."""
+        return torch.arange(len(grid))
+
     @abstractmethod
     def attention_modules(self) -> dict[int, nn.Module]:
         """The vision attention modules that attend to whole images or frames, by number of their layer, from 0.
@@ -166,9 +182,13 @@ class ModelAdapter(ABC):
     def patches(self, grid: Grid) -> int:
         """Positions that the vision encoder processes for one image or clip."""
 
-    def vision_attention_pairs(self, grid: Grid) -> list[int]:
-        """Query-key pairs that each encoder layer computes for one image or clip."""
+    def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
+        """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of its tokens."""
         return [self.patches(grid) ** 2] * len(self.vision_layers())
+
+    def embedding_modules(self) -> list[nn.Module]:
+        """Vision modules that see all patches, even those that are left out of the encoder's blocks."""
+        return []
 
     @abstractmethod
     def vision_layers(self) -> list[Any]:
@@ -213,6 +233,7 @@ class SupportedModel:
     class_name: str
     modalities: tuple[str, ...]
     cues: tuple[Cue, ...]
+    leaves_out_patches: bool = False
 
 
 def supported_models() -> list[SupportedModel]:
@@ -223,7 +244,8 @@ def supported_models() -> list[SupportedModel]:
 
 def _row(adapter: type[ModelAdapter]) -> SupportedModel:
     cues = sorted(adapter.cues | FROM_SEQUENCE, key=lambda cue: cue.name)
-    return SupportedModel(adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
+    row = (adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
+    return SupportedModel(*row, adapter.leaves_out_patches)
 
 
 def _load_all() -> None:

@@ -30,13 +30,12 @@ class Qwen25VLAdapter(QwenVLAdapter):
     def attention_modules(self) -> dict[int, nn.Module]:
         return {i: self.vision.blocks[i].attn for i in self.model.config.vision_config.fullatt_block_indexes}
 
-    def _raster(self, tokens: Tensor, grid: Grid) -> Tensor:
-        order = window_order(grid, self._side).to(tokens.device)
-        return torch.empty_like(tokens).index_copy_(0, order, tokens)
+    def encoder_order(self, grid: Grid) -> Tensor:
+        return window_order(grid, self._side)
 
-    def vision_attention_pairs(self, grid: Grid) -> list[int]:
-        windows = torch.unique(_window_of(grid, self._side), return_counts=True)[1] * self.merge**2
-        windowed, full = int((windows**2).sum()), self._frame_pairs(grid)
+    def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
+        windowed = self._pairs(_window_of(grid, self._side), kept)
+        full = self._pairs(grid.coordinates()[:, 0], kept)
         indexes = self.model.config.vision_config.fullatt_block_indexes
         return [full if i in indexes else windowed for i in range(len(self.vision_layers()))]
 

@@ -18,6 +18,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
     model_type = "qwen3_vl"
     class_name = "Qwen3VLForConditionalGeneration"
+    pixel_mean = pixel_deviation = (0.5, 0.5, 0.5)
 
     @property
     def deepstack(self) -> DeepStack:

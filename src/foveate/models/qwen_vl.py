@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ class QwenVLAdapter(ModelAdapter):
     """
 
     modalities = ("image", "video")
+    leaves_out_patches = True
+    # What the family's processors subtract from pixels in [0, 1] and divide by; models do not know.
+    pixel_mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
 
     @property
     def vision(self) -> Any:
@@ -48,8 +52,20 @@ class QwenVLAdapter(ModelAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{modality}_grid_thw": kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]}
 
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        rows = (args[0] if args else kwargs["hidden_states"]).float()
+        mean, deviation = (rows.new_tensor(values)[:, None] for values in (self.pixel_mean, self.pixel_deviation))
+        rows = (rows.unflatten(1, (3, -1)) * deviation + mean).view(-1, self.merge**2 * rows.shape[1])
+        return list(rows.split([len(grid) for grid in self.encoder_grids(args, kwargs)]))
+
+    def encoder_grids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        return self.grids(self.grid_inputs("image", args, kwargs))["image"]
+
     def vision_layers(self) -> list[Any]:
         return list(self.vision.blocks)
+
+    def embedding_modules(self) -> list[nn.Module]:
+        return [self.vision.patch_embed]
 
     def attention_modules(self) -> dict[int, nn.Module]:
         return {i: block.attn for i, block in enumerate(self.vision.blocks)}
@@ -70,14 +86,15 @@ class QwenVLAdapter(ModelAdapter):
 
     def _raster(self, tokens: Tensor, grid: Grid) -> Tensor:
         """From the encoder's order of LLM tokens to raster order."""
-        return tokens
+        return torch.empty_like(tokens).index_copy_(0, self.encoder_order(grid).to(tokens.device), tokens)
 
     def patches(self, grid: Grid) -> int:
         return len(grid) * self.merge**2
 
-    def vision_attention_pairs(self, grid: Grid) -> list[int]:
-        return [self._frame_pairs(grid)] * len(self.vision_layers())
+    def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
+        return [self._pairs(grid.coordinates()[:, 0], kept)] * len(self.vision_layers())
 
-    def _frame_pairs(self, grid: Grid) -> int:
-        """Query-key pairs of a layer in which each frame attends to itself."""
-        return grid.frames * self.patches(grid.frame) ** 2
+    def _pairs(self, part: Tensor, kept: Tensor | None) -> int:
+        """Query-key pairs of a layer in which the tokens of each `part` (n,) attend to each other."""
+        sizes = (part if kept is None else part[kept.cpu()]).bincount() * self.merge**2
+        return int((sizes**2).sum())

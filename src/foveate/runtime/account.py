@@ -46,6 +46,7 @@ def account(
         cost.text_flops(full),
         cost.text_flops(lengths),
         cost.vision_flops([span.grid for span in step.spans]),
+        cost.vision_flops([span.grid for span in step.spans], step.seen),
         cost.kv_bytes(full, dtype_bytes),
         cost.kv_bytes(lengths, dtype_bytes),
         encoder,

@@ -28,15 +28,17 @@ class BeforeLlm:
         state = step.state
         layout = state.before if state is not None else None
         pools = Pools.of(step.spans, self.budget)
-        if layout is None and not pools.drops:
+        if layout is None and not pools.drops and step.unseen is None:
             return
         assert step.chunk_valid is not None and step.selection_watch is not None and state is not None
         if pools.drops:
             step.selection_watch.start()
             words = step.read(embeds) if Cue.TEXT_EMBEDDINGS in self.method.needs else None
-            keep, embeds = choose(self.method, pools, embeds, None, step.encoder_cues, words)
-            kept = Kept.of(keep & step.chunk_valid)
+            keep, embeds = choose(self.method, pools, embeds, self._seen(step), step.encoder_cues, words)
+            kept = Kept.of(keep & step.encoded)
             step.selection_watch.stop()
+        elif step.unseen is not None:
+            kept = Kept.of(step.encoded)
         else:
             kept = Kept.everything(batch, length, embeds.device, step.chunk_valid)
         if layout is None:
@@ -53,6 +55,13 @@ class BeforeLlm:
         kwargs["attention_mask"] = layout.valid.long()
         step.kept_before, step.valid = kept, layout.valid
         step.past = layout.valid.shape[1] - kept.index.shape[1]
+
+    @staticmethod
+    def _seen(step: Step) -> Tensor | None:
+        """Where each token lies, -1 for those that the vision encoder has not seen; None where it has seen all."""
+        if step.unseen is None:
+            return None
+        return torch.arange(step.length, device=step.unseen.device).masked_fill(step.unseen, -1)
 
     @staticmethod
     def _position_ids(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:

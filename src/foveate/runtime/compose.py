@@ -40,7 +40,7 @@ class Composition:
         stages = sorted(stages, key=lambda stage: stage[1])
         if budget.keeps_all:
             return stages
-        starts = [layer for _, layer, _ in stages]
+        starts = [max(layer, 0) for _, layer, _ in stages]
         first = self.first_share(float(budget.keep), starts, layers)
         return [
             (method, layer, Budget(first * self.ratio**index, budget.scope))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..models import ModelAdapter
 from ..tokens import Grid
@@ -42,11 +42,12 @@ class CostModel:
         return linear_weights([self._adapter.model.get_output_embeddings()])
 
     @cached_property
-    def _vision_weights(self) -> tuple[int, int]:
-        """Weights used once per encoder position, and once per LLM token."""
+    def _vision_weights(self) -> tuple[int, int, int]:
+        """Weights used once per patch, once per encoder position, and once per LLM token."""
         projectors, encoder = self._adapter.token_modules(), set(self._adapter.vision.modules())
+        embedding = linear_weights(self._adapter.embedding_modules())
         inside = linear_weights([module for module in projectors if module in encoder])
-        return linear_weights([self._adapter.vision]) - inside, linear_weights(projectors)
+        return embedding, linear_weights([self._adapter.vision]) - inside - embedding, linear_weights(projectors)
 
     def text_flops(self, lengths: Sequence[Sequence[int]]) -> float:
         """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each."""
@@ -55,15 +56,15 @@ class CostModel:
             total += sum(2.0 * weights * n + 4.0 * n * n * self._heads * self._head_dim for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
 
-    def vision_flops(self, grids: Sequence[Grid]) -> float:
-        """FLOPs of the vision encoder and projector for these images."""
-        encoder, projector = self._vision_weights
-        return sum(
-            2.0 * encoder * self._adapter.patches(grid)
-            + 2.0 * projector * len(grid)
-            + 4.0 * self._adapter.vision_width * sum(self._adapter.vision_attention_pairs(grid))
-            for grid in grids
-        )
+    def vision_flops(self, grids: Sequence[Grid], kept: Sequence[Tensor | None] | None = None) -> float:
+        """FLOPs of the vision encoder and projector for these images, or for the tokens (n,) `kept` of each."""
+        embedding, encoder, projector = self._vision_weights
+        total = 0.0
+        for grid, mask in zip(grids, kept or [None] * len(grids), strict=True):
+            patches, share = self._adapter.patches(grid), 1.0 if mask is None else float(mask.float().mean())
+            total += 2.0 * (embedding + encoder * share) * patches + 2.0 * projector * len(grid) * share
+            total += 4.0 * self._adapter.vision_width * sum(self._adapter.vision_attention_pairs(grid, mask))
+        return total
 
     def kv_bytes(self, lengths: Sequence[Sequence[int]], bytes_per_value: int) -> int:
         """Bytes of keys and values after the prefill, real tokens only."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..errors import MethodError, ModelError
 from ..methods import Method
 from ..models import ModelAdapter
-from ..models.base import AttentionCall
+from ..models.base import FROM_ENCODER, AttentionCall
 from ..tokens import Cue, EncoderReading, Grid
+from .patches import PatchSeam
 from .prompt import Span
 from .report import Stopwatch
 from .tap import Tap
@@ -29,6 +30,7 @@ class _Pass:
     kwargs: dict[str, Any]
     calls: dict[nn.Module, list[AttentionCall]] = field(default_factory=lambda: defaultdict(list))
     features: Tensor | None = None
+    kept: list[Tensor] | None = None  # of each image what entered the encoder's blocks; None: all
     cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
 
     def digest(
@@ -58,15 +60,15 @@ class EncoderListener:
         MethodError: for methods whose readings do not go together.
     """
 
-    def __init__(self, adapter: ModelAdapter, methods: Sequence[Method]) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: ModelAdapter, methods: Sequence[Method], patches: PatchSeam | None = None) -> None:
+        self._adapter, self._patches = adapter, patches
         self._needs = needs = frozenset[Cue]().union(*(method.needs for method in methods))
         self._readings = _readings(methods)
         self._passes: list[_Pass] = []
         self._before_that: list[_Pass] = []
         device = next(adapter.vision.parameters()).device
         self._device = device
-        self._watch = Stopwatch(device)
+        self._watch, self._choosing = Stopwatch(device), Stopwatch(device)
         self._removable: list[Any] = [
             adapter.vision.register_forward_pre_hook(torch.compiler.disable(self._before), with_kwargs=True),
             adapter.vision.register_forward_hook(torch.compiler.disable(self._after)),
@@ -85,6 +87,10 @@ class EncoderListener:
 
     def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         self._passes.append(_Pass(args, kwargs))
+        if self._patches is not None:
+            self._choosing.start()
+            self._passes[-1].kept = self._patches.choose(args, kwargs)
+            self._choosing.stop()
         self._watch.start()
 
     def _after(self, module: Any, args: Any, output: Any) -> None:
@@ -96,13 +102,15 @@ class EncoderListener:
     def _on_projector(self, module: Any, args: Any) -> None:
         self._passes[-1].features = args[0]
 
-    def take(self) -> tuple[list[_Pass], Stopwatch]:
+    def take(self) -> tuple[list[_Pass], Stopwatch, Stopwatch]:
         """What was heard since the last call, or what that call returned when nothing was heard since.
 
-        Generating without a cache may encode the images once and then repeat the prompt many times.
+        Generating without a cache may encode the images once and then repeat the prompt many times. The watches are of
+        encoding and of choosing what to encode.
         """
-        heard = self._passes or self._before_that, self._watch
-        self._passes, self._before_that, self._watch = [], heard[0], Stopwatch(self._device)
+        heard = self._passes or self._before_that, self._watch, self._choosing
+        self._passes, self._before_that = [], heard[0]
+        self._watch, self._choosing = Stopwatch(self._device), Stopwatch(self._device)
         return heard
 
     def grid_inputs(self, modalities: list[str]) -> dict[str, Any]:
@@ -123,7 +131,7 @@ class EncoderListener:
         Raises:
             ModelError: when images of the prompt were not encoded in this forward.
         """
-        wanted = self._needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS}
+        wanted = self._needs & FROM_ENCODER
         if not wanted:
             return {}
         modalities = [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
@@ -140,7 +148,13 @@ class EncoderListener:
                 found |= {(cue, modality, order): value for order, value in enumerate(values)}
         return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in wanted}
 
-
+    def kept(self, passes: list[_Pass], spans: list[Span]) -> list[Tensor] | None:
+        """Of each span the tokens (n,) that entered the encoder; None where all did."""
+        modalities = [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
+        masks = dict(zip(modalities, (heard.kept for heard in passes), strict=False))
+        if self._patches is None or len(masks) < len(modalities):
+            return None
+        return [masks[span.modality][span.order] for span in spans]  # type: ignore[index]
 def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
     """What the methods want read; all that want something must want the same, as they see one VisualTokens' cues."""
     asking = [method for method in methods if Cue.ENCODER_READINGS in method.needs]

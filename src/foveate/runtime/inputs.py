@@ -54,7 +54,7 @@ def prune_inputs(
         raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")
     fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
     method = get_method(method, **fields)
-    if method.stage is not Stage.BEFORE_LLM:
+    if method.stage not in (Stage.BEFORE_ENCODER, Stage.BEFORE_LLM):
         fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
         raise MethodError(f"{method.name} prunes inside the LLM, so it has no shortened inputs; {fix}.")
     found: dict[str, Any] = {}

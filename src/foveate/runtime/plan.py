@@ -6,15 +6,16 @@ from typing import Any
 
 from ..budget import Budget, Scope
 from ..errors import FoveateError, MethodError, ModelError
-from ..methods import Method, ModelFacts, get_method
+from ..methods import Method, ModelFacts, Stage, get_method
 from ..methods.base import counting_methods
 from ..models import ModelAdapter
-from ..models.base import FROM_SEQUENCE
+from ..models.base import FROM_ENCODER, FROM_SEQUENCE
 from ..tokens import Cue
 from .before import BeforeLlm
 from .compose import Composition, Stages
 from .inside import InsideLlm
 from .inside import Stage as InsideStage
+from .patches import PatchSeam
 from .reading import OF_THE_LAYER_BELOW
 
 MethodLike = str | Method | Composition
@@ -23,7 +24,7 @@ KeepLike = float | int | str
 
 def plan(
     adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
-) -> tuple[BeforeLlm | None, InsideLlm | None]:
+) -> tuple[PatchSeam | None, BeforeLlm | None, InsideLlm | None]:
     """The seams that the arguments of `attach` ask for, checked against the model before anything is changed.
 
     Raises:
@@ -33,9 +34,15 @@ def plan(
     facts = ModelFacts(
         str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(adapter.text.layers)
     )
+    patches: PatchSeam | None = None
     before: BeforeLlm | None = None
     stages: dict[int, InsideStage] = {}
     for bound, layer, budget in _wanted(adapter, facts, method, keep, scope, hyperparameters):
+        if layer < 0:
+            if patches is not None:
+                raise MethodError("two methods before the vision encoder cannot be combined; give one of them.")
+            patches = None if budget.keeps_all else PatchSeam(adapter, bound, budget)
+            continue
         if layer == 0:  # what enters the first layer is what enters the language model
             if before is not None:
                 raise MethodError(
@@ -52,7 +59,9 @@ def plan(
     _check_positions(positions, text_config, inside)
     if inside is not None and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
-    return before, inside
+    if patches is not None:
+        _check_unencoded(patches, [*([] if before is None else [before.method]), *(s.method for s in stages.values())])
+    return patches, before, inside
 
 
 def _wanted(
@@ -87,7 +96,10 @@ def _wanted(
         wanted += bound.stages(facts.layers, budget)
     for bound, layer, _ in wanted:
         _check_cues(adapter, bound)
-        _check_layer(bound, layer, facts.layers)
+        if bound.stage is Stage.BEFORE_ENCODER:
+            _check_patches(adapter, bound, scope)
+        else:
+            _check_layer(bound, layer, facts.layers)
     return wanted
 
 
@@ -98,6 +110,29 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
         raise ModelError(
             f"{adapter.class_name} cannot give what {method.name} needs: {lacking}; choose another method."
         )
+
+
+def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
+    if not adapter.leaves_out_patches:
+        raise ModelError(
+            f"{method.name} leaves patches out of the vision encoder, but that of {adapter.class_name} takes whole "
+            "images of one size; use a method that prunes before the LLM, such as 'divprune'."
+        )
+    if scope == "prompt":
+        raise MethodError(
+            f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "
+            "scope='image' or 'frame'."
+        )
+
+
+def _check_unencoded(patches: PatchSeam, others: list[Method]) -> None:
+    """Raise MethodError where another method reads the encoder, which no longer sees all tokens."""
+    for other in others:
+        if other.needs & FROM_ENCODER:
+            raise MethodError(
+                f"{other.name} reads the vision encoder, from which {patches.method.name} leaves tokens out; combine "
+                "the latter with a method that reads features only, such as 'divprune'."
+            )
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:

@@ -28,6 +28,7 @@ from .editing import edit_layer, edits_of
 from .encoder import EncoderListener
 from .experts import check_routers, expert_seam, read_router
 from .inside import InsideLlm, Stage
+from .patches import PatchSeam
 from .plan import KeepLike, MethodLike, plan
 from .prompt import Span, locate, modalities_in
 from .report import Report, StageReport, Stopwatch
@@ -41,9 +42,14 @@ class Pruning:
     """Pruning attached to one model; made by `attach` and `prune`."""
 
     def __init__(
-        self, adapter: ModelAdapter, before: BeforeLlm | None, inside: InsideLlm | None, dtype_bytes: int
+        self,
+        adapter: ModelAdapter,
+        patches: PatchSeam | None,
+        before: BeforeLlm | None,
+        inside: InsideLlm | None,
+        dtype_bytes: int,
     ) -> None:
-        self._adapter, self._before, self._inside = adapter, before, inside
+        self._adapter, self._patches, self._before, self._inside = adapter, patches, before, inside
         self._dtype_bytes = dtype_bytes
         self._step = Step()
         self._last: Step | None = None
@@ -53,8 +59,10 @@ class Pruning:
         self._removable: list[Any] = []
         self._deepstack: DeepStackSeam | None = None
         before_drops = before is not None and not before.budget.keeps_all
-        self._active = before_drops or inside is not None
-        self._stages = [Stage(before.method, before.budget, 0)] if before is not None and before_drops else []
+        self._active = patches is not None or before_drops or inside is not None
+        self._stages = [] if patches is None else [Stage(patches.method, patches.budget, -1)]
+        if before is not None and before_drops:
+            self._stages.append(Stage(before.method, before.budget, 0))
         if inside is not None:
             self._stages += inside.stages
         try:
@@ -103,8 +111,11 @@ class Pruning:
         adapter, add = self._adapter, self._removable.append
         self._experts = expert_seam(adapter, methods, lambda: self._step)
         check_routers(adapter, self._stages)
-        self._encoder = EncoderListener(adapter, methods)
+        self._encoder = EncoderListener(adapter, methods, self._patches)
         add(self._encoder)
+        if self._patches is not None:
+            self._patches.hook()
+            add(self._patches)
         # Under torch.compile, too, hooks run as plain Python: what they do depends on the prompt.
         eager = torch.compiler.disable
         add(adapter.model.register_forward_pre_hook(eager(self._on_model), with_kwargs=True))
@@ -180,7 +191,7 @@ class Pruning:
 
     def _on_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         step = self._step
-        passes, step.encoder_watch = self._encoder.take()
+        passes, step.encoder_watch, step.selection_watch = self._encoder.take()
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return None
@@ -189,15 +200,16 @@ class Pruning:
         state = known or CacheState(self)
         state.owner = self
         past = int(_length_of(cache))
-        step.selection_watch, step.prefill_watch = Stopwatch(embeds.device), Stopwatch(embeds.device)
+        step.prefill_watch = Stopwatch(embeds.device)
         if self._active or known is not None or step.spans:
             step.begin(state, embeds, _first_known(step.mask, kwargs.get("attention_mask")), past)
             if step.spans and self._active:
                 step.selection_watch.start()
                 step.encoder_cues = self._encoder.cues(passes, step.spans)
+                step.seen = self._encoder.kept(passes, step.spans)
                 step.selection_watch.stop()
         kwargs = dict(kwargs)
-        if self._before is not None or (known is not None and known.before is not None):
+        if self._before is not None or step.seen is not None or (known is not None and known.before is not None):
             seam = self._before or _PASS_THROUGH
             seam.apply(step, kwargs)
             if state.before is not None and cache is not None:
@@ -255,8 +267,8 @@ def attach(
 
     Args:
         model: a supported model (see `foveate.supported_models`).
-        method: a method's name or instance; or a list of them, at most one before the LLM and others inside it, each at
-            a layer of its own; or a `compose` of several under one budget.
+        method: a method's name or instance; or a list of them, at most one before the vision encoder, one before the
+            LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget.
         keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
             refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
             Of a method that prunes at several layers it is what is left after the last one.
@@ -272,9 +284,9 @@ def attach(
     adapter = adapter_of(model)
     if adapter.model in _ATTACHED:
         raise RuntimeStateError("pruning is already attached to this model; detach it first.")
-    before, inside = plan(adapter, method, keep, scope, positions, hyperparameters)
+    seams = plan(adapter, method, keep, scope, positions, hyperparameters)
     parameter = next(adapter.text.parameters())
-    return Pruning(adapter, before, inside, parameter.element_size())
+    return Pruning(adapter, *seams, parameter.element_size())
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage: a method, the layer whose input it shortens (0: before the LLM), and its budget."""
+    """One stage: a method, the layer whose input it shortens (0: before the LLM, -1: the encoder), and its budget."""
 
     method: str
     layer: int
@@ -49,6 +49,7 @@ class Report:
     visual_tokens_per_layer: list[int]
     text_flops_before: float
     text_flops: float
+    vision_flops_before: float
     vision_flops: float
     kv_bytes_before: int
     kv_bytes: int
@@ -73,7 +74,7 @@ class Report:
         return sum(self.visual_tokens_per_layer) / len(self.visual_tokens_per_layer)
 
     def __str__(self) -> str:
-        flops_before, flops = self.text_flops_before + self.vision_flops, self.text_flops + self.vision_flops
+        flops_before, flops = self.text_flops_before + self.vision_flops_before, self.text_flops + self.vision_flops
         return (
             f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}: "
             f"{self.tokens_before} -> {self.tokens} visual tokens "

@@ -50,6 +50,7 @@ class Step:
     valid: Tensor | None = None
     past: int = 0
     chunk_valid: Tensor | None = None  # (B, L) before any pruning
+    seen: list[Tensor] | None = None  # by span: which tokens entered the vision encoder's blocks; None: all
     kept_before: Kept | None = None
     inside: dict[int, Kept] = field(default_factory=dict)  # by stage: who of the L tokens is left from that layer on
     heard: dict[int, dict[Cue, list[Tensor]]] = field(default_factory=dict)  # by stage: cues of the layer below it
@@ -105,6 +106,23 @@ class Step:
         rows = torch.arange(len(embeds), device=embeds.device)[:, None]
         place = self.placed(text.index, rows, 0).clamp_min(0)
         return Words(text.index, text.valid, embeds[rows, place])
+
+    @property
+    def unseen(self) -> Tensor | None:
+        """(B, L) bool: visual tokens that never entered the vision encoder; None where there are none."""
+        if self.seen is None or all(bool(seen.all()) for seen in self.seen):
+            return None
+        assert self.chunk_valid is not None
+        unseen = torch.zeros_like(self.chunk_valid)
+        for span, seen in zip(self.spans, self.seen, strict=True):
+            unseen[span.row, span.index] = ~seen
+        return unseen
+
+    @property
+    def encoded(self) -> Tensor:
+        """(B, L) bool: real tokens but for those that never entered the vision encoder."""
+        assert self.chunk_valid is not None
+        return self.chunk_valid if self.unseen is None else self.chunk_valid & ~self.unseen
 
     def stage_below(self, layer: int) -> int | None:
         """The last pruning layer under `layer` at which this forward goes through a shortened cache."""

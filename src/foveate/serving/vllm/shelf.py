@@ -37,6 +37,11 @@ class MethodShelf:
         """
         if name not in self._ready:
             method = get_method(name, **self._hyperparameters.get(name, {}))
+            if method.stage is Stage.BEFORE_ENCODER:
+                raise MethodError(
+                    f"{name} prunes before the vision encoder, behind which the plugin prunes; use a method that "
+                    "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
+                )
             if method.stage is not Stage.BEFORE_LLM:
                 other = "set its inside=False among the server's hyperparameters, " * (method.stage is Stage.BOTH)
                 raise MethodError(

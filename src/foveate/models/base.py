@@ -183,7 +183,7 @@ class ModelAdapter(ABC):
         """Positions that the vision encoder processes for one image or clip."""
 
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
-        """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of its tokens."""
+        """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of it."""
         return [self.patches(grid) ** 2] * len(self.vision_layers())
 
     def embedding_modules(self) -> list[nn.Module]:

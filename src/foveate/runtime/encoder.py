@@ -155,6 +155,8 @@ class EncoderListener:
         if self._patches is None or len(masks) < len(modalities):
             return None
         return [masks[span.modality][span.order] for span in spans]  # type: ignore[index]
+
+
 def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
     """What the methods want read; all that want something must want the same, as they see one VisualTokens' cues."""
     asking = [method for method in methods if Cue.ENCODER_READINGS in method.needs]

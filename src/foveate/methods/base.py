@@ -98,12 +98,12 @@ class Method(ABC):
         layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
         return [(self, layer, budget)]
 
-    def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
-        """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
-
     def edits(self, layers: int) -> Sequence[AttentionEdit]:
         """What it changes in the attention of a model's `layers`, whatever is pruned; asked of each stage's method."""
         return ()
+
+    def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
+        """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
 
         Servers ask before they take in an image, because by the time of `select` it runs together with others.
         """

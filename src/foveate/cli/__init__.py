@@ -1,4 +1,4 @@
-"""The command line: ``foveate demo``, ``ask``, ``view``, ``methods``, ``models``, ``calibrate`` and ``train``.
+"""The command line: ``foveate ask``, ``calibrate``, ``demo``, ``eval``, ``methods``, ``models``, ``train``, ``view``.
 
 Commands load torch and transformers only when they run, so that ``foveate --help`` answers at once.
 """
@@ -13,6 +13,7 @@ from .. import __version__
 from .ask import ask
 from .calibrate import calibrate
 from .demo import demo
+from .eval import evaluate
 from .handler import SentenceGroup
 from .listing import methods, models
 from .train import train
@@ -45,6 +46,7 @@ def options(
 
 for command in (demo, ask, view, methods, models, calibrate):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(train)
 
 

@@ -31,6 +31,17 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
         InputError: for a setting that is no ``key=value``, that no method has, or whose value is of another type.
     """
     from ..methods import get_method
+
+    return [get_method(name, **values) for name, values in hyperparameters(names, settings).items()]
+
+
+def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each of the methods called `names` the values of those settings that it has a field for.
+
+    Raises:
+        MethodError: for an unknown method.
+        InputError: for a setting that is no ``key=value``, that no method has, or whose value is of another type.
+    """
     from ..methods.base import method_class
 
     given = dict(_split(setting) for setting in settings)
@@ -40,12 +51,11 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
         if key not in known:
             hint = near_miss(key, known) if known else ": there is none to set."
             raise InputError(f"--set: {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no {key!r}{hint}")
-    methods = []
+    found = {}
     for name, keys in fields.items():
         hints = typing.get_type_hints(method_class(name)) if given else {}
-        values = {key: _typed(name, key, text, hints[key]) for key, text in given.items() if key in keys}
-        methods.append(get_method(name, **values))
-    return methods
+        found[name] = {key: _typed(name, key, text, hints[key]) for key, text in given.items() if key in keys}
+    return found
 
 
 def _split(setting: str) -> tuple[str, str]:

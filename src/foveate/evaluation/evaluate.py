@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..errors import ModelError
 from ..methods import Method
 from ..models import adapter_of
 from .answering import Examinee
@@ -42,6 +43,7 @@ class Evaluation:
         batch: how many questions are asked at once.
         max_new_tokens: the longest answer.
         workers: processes; None: as many as there are cores for a small model on a CPU, else one.
+        unable: names of methods that were wanted but cannot be made, and why; the results list them.
     """
 
     suite: Suite
@@ -53,6 +55,7 @@ class Evaluation:
     batch: int = 32
     max_new_tokens: int = 32
     workers: int | None = None
+    unable: tuple[tuple[str, str], ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -61,7 +64,13 @@ class Evaluation:
         return runs_of(self.methods, self.keeps, self.random_seeds, known)
 
 
-def evaluate(evaluation: Evaluation, load: Loader, folder: Path, advance: Advance | None = None) -> Results:
+def evaluate(
+    evaluation: Evaluation,
+    load: Loader,
+    folder: Path,
+    advance: Advance | None = None,
+    loaded: tuple[Any, Any] | None = None,
+) -> Results:
     """Answer what is not answered yet in `folder`, and write the results there.
 
     Args:
@@ -69,13 +78,16 @@ def evaluate(evaluation: Evaluation, load: Loader, folder: Path, advance: Advanc
         load: makes the model and its processor; pickled where there are several workers.
         folder: new, empty, or of the same evaluation.
         advance: told how many answers of how many are there.
+        loaded: what `load` makes, where it is there already.
 
     Raises:
-        ModelError: when the model has no adapter.
+        ModelError: when the model has no adapter, or is asked about clips but sees images only.
         EvaluationError: when the folder holds another evaluation.
     """
-    model, processor = load()
-    adapter_of(model)
+    model, processor = loaded or load()
+    adapter = adapter_of(model)
+    if "video" not in adapter.modalities and any(sample.video for sample in evaluation.suite.samples):
+        raise ModelError(f"{adapter.class_name} sees images only, but some questions are about clips; leave those out.")
     runs, samples = evaluation.runs, evaluation.suite.samples
     split = batches(samples, evaluation.batch)
     described = configuration(evaluation, model)

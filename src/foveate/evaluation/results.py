@@ -85,7 +85,8 @@ class Results:
         """From the cells of all runs, in the order of the batches `split`."""
         samples = evaluation.suite.samples
         images = {group: number for number, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
-        runs, refused, times = [], [], {}
+        runs, times = [], {}
+        refused = [{"label": name, "keep": "", "why": why} for name, why in evaluation.unable]
         for run in evaluation.runs:
             own = [cell for cell in cells if cell.run == run.key]
             reasons = [cell.refused for cell in own if cell.refused is not None]
@@ -98,8 +99,9 @@ class Results:
                     answers[place] = answer
             right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
             told: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
-            runs.append(told | {"answers": answers, "right": right, "costs": _means(own, "costs", COSTS, len(samples))})
-            times[run.key] = _means(own, "times", TIMES, len(samples))
+            runs.append(told | {"answers": answers, "right": right, "costs": _means(own, len(samples))})
+            sizes = [len(split[cell.batch]) for cell in own]
+            times[run.key] = _medians(own, sizes)
         asked = [
             {
                 "id": sample.id,
@@ -165,8 +167,16 @@ class Results:
         )
 
 
-def _means(cells: Sequence[Cell], of: str, names: Sequence[str], questions: int) -> dict[str, float]:
-    return {name: sum(getattr(cell, of).get(name, 0.0) for cell in cells) / questions for name in names}
+def _means(cells: Sequence[Cell], questions: int) -> dict[str, float]:
+    return {name: sum(cell.costs[name] for cell in cells) / questions for name in COSTS}
+
+
+def _medians(cells: Sequence[Cell], sizes: Sequence[int]) -> dict[str, float]:
+    """Of the batches, a question: what else the machine did meanwhile counts less than in a mean."""
+    return {
+        name: float(np.median([cell.times.get(name, 0.0) / size for cell, size in zip(cells, sizes, strict=True)]))
+        for name in TIMES
+    }
 
 
 def _average(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

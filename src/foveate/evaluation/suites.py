@@ -11,10 +11,9 @@ from pathlib import Path
 
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
-from ..testbed.generated import generated_samples
 from ..testbed.questions import FAMILIES, STILL_FAMILIES
 from ..testbed.samples import Sample, read_samples
-
+from ..testbed.suite import samples as generated
 
 TESTBED_QUESTIONS = 2000
 
@@ -56,7 +55,9 @@ class Suite:
         return hashed.hexdigest()[:16]
 
 
-def suite(name: str, questions: int | None, seed: int, families: Sequence[str] | None = None) -> Suite:
+def suite(
+    name: str, questions: int | None = None, seed: int = 0, families: Sequence[str] | None = None, clips: bool = False
+) -> Suite:
     """A suite that comes with foveate.
 
     Args:
@@ -64,13 +65,14 @@ def suite(name: str, questions: int | None, seed: int, families: Sequence[str] |
         questions: how many; all that there are when None.
         seed: of the scenes, or of the choice among questions that are given.
         families: only these.
+        clips: whether to ask about clips, too, where families are not named.
 
     Raises:
         EvaluationError: for an unknown suite or family.
     """
     if name not in SUITES:
         raise EvaluationError(f"unknown suite {name!r}{near_miss(name, SUITES)}")
-    return SUITES[name](questions, seed, families)
+    return SUITES[name](questions, seed, families, clips)
 
 
 def dataset(path: Path, questions: int | None = None, seed: int = 0, families: Sequence[str] | None = None) -> Suite:
@@ -81,7 +83,7 @@ def dataset(path: Path, questions: int | None = None, seed: int = 0, families: S
         EvaluationError: for an unknown family.
     """
     samples = chosen(read_samples(path), questions, seed, families)
-    return Suite(path.name, f"{len(samples)} questions of {path.name}.", samples)
+    return Suite(path.name, f"The questions of {path.name}.", samples)
 
 
 def chosen(
@@ -102,7 +104,7 @@ def chosen(
     return tuple(left)
 
 
-def _bundled(questions: int | None, seed: int, families: Sequence[str] | None) -> Suite:
+def _bundled(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
     samples = [
         Sample(
             id=f"{place}-{number}",
@@ -116,25 +118,24 @@ def _bundled(questions: int | None, seed: int, families: Sequence[str] | None) -
         for number, asked in enumerate(scene.questions)
     ]
     left = chosen(samples, questions, seed, families)
-    return Suite("bundled", f"{len(left)} questions about the twelve drawn scenes that come with foveate.", left)
+    return Suite("bundled", "The twelve drawn scenes that come with foveate.", left)
 
 
-def _testbed(questions: int | None, seed: int, families: Sequence[str] | None) -> Suite:
-    asked = tuple(families or STILL_FAMILIES)
+def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
+    asked = tuple(families or (FAMILIES if clips else STILL_FAMILIES))
     for family in asked:
         if family not in FAMILIES:
             raise EvaluationError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")
     wanted = TESTBED_QUESTIONS if questions is None else questions
-    made = generated_samples(seed, math.ceil(wanted / len(asked)), asked)
+    made = generated("test", seed, math.ceil(wanted / len(asked)), asked)
     return Suite(
         "testbed",
-        f"{wanted} questions about generated scenes, seed {seed}, none of whose photographs, digits and words were "
-        "seen in training.",
+        f"Generated scenes of seed {seed}; none of their photographs, handwriting and words were seen in training.",
         chosen(made, wanted, seed, None),
     )
 
 
-SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None], Suite]] = {
+SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None, bool], Suite]] = {
     "testbed": _testbed,
     "bundled": _bundled,
 }

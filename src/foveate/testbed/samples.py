@@ -50,8 +50,7 @@ class Sample:
         group: what is resampled as one: samples of one group (one image) are not independent of each other.
         metric: how an answer is judged.
         boxes: for each frame, where in the picture (left, top, right, bottom, in pixels) the things asked about are;
-            empty where that is not known.
-        target: the box that "iou" compares with, where it is known more exactly than an answer can say it.
+            empty where that is not known. The metric "iou" compares with the first, which is not rounded.
     """
 
     id: str
@@ -63,7 +62,6 @@ class Sample:
     group: str = ""
     metric: Metric = "exact"
     boxes: tuple[tuple[Box, ...], ...] = ()
-    target: Box | None = None
 
     def open(self) -> list[Image.Image]:
         """The pictures, RGB.

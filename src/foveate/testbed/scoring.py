@@ -24,7 +24,7 @@ def is_right(sample: Sample, answer: str) -> bool:
     """Whether `answer` is one of those that `sample` accepts."""
     if sample.metric == "iou":
         given = box_of(answer)
-        wanted = [sample.target] if sample.target is not None else [box_of(one) for one in sample.answers]
+        wanted = sample.boxes[0][:1] if sample.boxes else [box_of(one) for one in sample.answers]
         return given is not None and any(iou(given, box) >= OVERLAP for box in wanted if box is not None)
     if sample.metric == "contains":
         said = f" {_words(answer)} "

@@ -1,0 +1,163 @@
+"""``foveate eval``: what pruning costs a model in right answers, by method and budget, with intervals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .handler import InputError
+from .hyperparameters import SETTINGS, configured, hyperparameters
+from .session import BUNDLED, Session
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluation.report import Report
+    from ..evaluation.suites import Suite
+    from ..methods import Method
+
+ALL = "all"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+    suite: Annotated[
+        str | None, typer.Option(help="testbed: generated scenes; bundled: the scenes of `foveate demo`.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas, or all.")] = ALL,
+    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "50%,25%,10%,5%",
+    settings: SETTINGS = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="How many.", show_default="2000 of the testbed, else all")
+    ] = None,
+    families: Annotated[
+        str | None, typer.Option(help="Only these kinds of question.", show_default="all that the model can be asked")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes, or of the choice among your questions.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the results.")] = Path("foveate-eval"),
+    against: Annotated[
+        str | None, typer.Option(help="The method that others are compared with.", show_default="the first")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    random_seeds: Annotated[int, typer.Option(min=1, help="How many times random tokens are drawn.")] = 3,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one a core for small models on a CPU, else 1")
+    ] = None,
+) -> None:
+    """Measure what pruning costs in right answers. The same command again goes on after an interruption."""
+    from rich.console import Console
+
+    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.evaluate import evaluate as run
+    from ..evaluation.report import Report
+    from ..evaluation.runs import spelled
+
+    keeps = tuple(spelled(part) for part in _parts(keep, "--keep"))
+    chosen, unable = _methods(methods, settings or ())
+    if against is not None and against not in [method.name for method in chosen]:
+        raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
+    session = Session.load(model)
+    asked = _suite(suite, dataset, questions, seed, _parts(families, "--families") if families else None, session)
+    evaluation = Evaluation(
+        asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable
+    )
+    with _bar() as advance:
+        results = run(evaluation, functools.partial(pair, model), output, advance, (session.model, session.processor))
+    report = Report(results, against)
+    path = report.save(output)
+    Console().print(_summary(report))
+    typer.echo(f"All answers, tables and plots: {path}")
+
+
+def pair(name: str) -> tuple[Any, Any]:
+    """A model and its processor, for each worker."""
+    session = Session.load(name)
+    return session.model, session.processor
+
+
+def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], tuple[tuple[str, str], ...]]:
+    """The methods, and of all that there are those which lack something, with the sentence that says what.
+
+    Raises:
+        MethodError: for an unknown name, and for one that is named but lacks something.
+    """
+    from ..errors import MethodError
+    from ..methods import get_method, method_names
+
+    if names.strip() != ALL:
+        return tuple(configured(list(dict.fromkeys(_parts(names, "--methods"))), settings)), ()
+    made: list[Method] = []
+    unable: list[tuple[str, str]] = []
+    for name, values in hyperparameters(method_names(), settings).items():
+        try:
+            made.append(get_method(name, **values))
+        except MethodError as error:
+            unable.append((name, str(error)))
+    return tuple(made), tuple(unable)
+
+
+def _suite(
+    name: str | None,
+    folder: Path | None,
+    questions: int | None,
+    seed: int,
+    families: Sequence[str] | None,
+    session: Session,
+) -> Suite:
+    """Raises InputError unless one of both is named, EvaluationError and SampleError for what is wrong with it."""
+    from ..evaluation.suites import SUITES, dataset, suite
+    from ..models import adapter_of
+
+    if folder is not None and name is None:
+        return dataset(folder, questions, seed, families)
+    if folder is not None or name is None:
+        raise InputError(f"give either --suite ({' or '.join(SUITES)}) or --dataset FOLDER.")
+    return suite(name, questions, seed, families, "video" in adapter_of(session.model).modalities)
+
+
+def _parts(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"{option} names nothing; separate several by commas.")
+    return parts
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("Answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("Answering", total=None)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole)
+
+
+def _summary(report: Report) -> Table:
+    """Macro accuracy by method and budget."""
+    from rich.table import Table
+
+    table = Table(title="Right answers, mean over families, with 95 % intervals", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for keep in report.keeps:
+        table.add_column(keep, justify="right")
+    for label, cells in report.overview():
+        table.add_row(label, *cells)
+    return table

@@ -1,0 +1,171 @@
+"""Plots of an evaluation: accuracy against tokens, against time, and by family."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FoveateError
+from .runs import BASELINES, BLIND, ORACLE, UNPRUNED
+from .statistics import MACRO
+
+if TYPE_CHECKING:
+    from .report import Report
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe, Ito)
+_MARKERS = "osD^vP"
+_GREYS = {"random": ":", "stride": "-.", "avgpool": (0, (5, 1)), "downsample": (0, (3, 1, 1, 1))}
+_OTHER = "#bbbbbb"
+_NAMED = len(_COLOURS)  # methods with a colour; others are thin lines
+_DPI = 130
+
+
+class PlotError(FoveateError):
+    """matplotlib is not there."""
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Write the plots into `folder`; returns their paths.
+
+    Raises:
+        PlotError: when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlotError('plots need matplotlib: pip install "foveate[eval]".') from None
+    makers = {"accuracy_tokens": _tokens, "accuracy_time": _time, "families": _families}
+    if not report.results.times:
+        del makers["accuracy_time"]
+    paths = []
+    for name, make in makers.items():
+        figure: Any = Figure(layout="constrained")
+        FigureCanvasAgg(figure)
+        make(report, figure)
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=_DPI)
+    return paths
+
+
+def styles(report: Report) -> dict[str, dict[str, Any]]:
+    """How each label is drawn: baselines in grey, the methods worth a colour, the rest as thin lines without a name.
+
+    Worth a colour are the method that others are compared with, and the best over all budgets.
+    """
+    methods = [label for label in report.labels if label not in (*BASELINES, ORACLE)]
+    means = {label: _mean(report, label) for label in methods}
+    ranked = sorted(methods, key=lambda label: (label != report.reference, -means[label]))
+    found: dict[str, dict[str, Any]] = {}
+    for place, label in enumerate(ranked[:_NAMED]):
+        found[label] = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": label, "zorder": 4}
+    for label in ranked[_NAMED:]:
+        found[label] = {"color": _OTHER, "linewidth": 0.7, "zorder": 1}
+    if len(ranked) > _NAMED:
+        found[ranked[_NAMED]]["label"] = f"{len(ranked) - _NAMED} other methods"
+    for label in report.labels:
+        if label in _GREYS:
+            found[label] = {"color": "#555555", "linestyle": _GREYS[label], "label": label, "zorder": 3}
+    if ORACLE in report.labels:
+        found[ORACLE] = {"color": "black", "marker": "*", "label": ORACLE, "zorder": 5}
+    return found
+
+
+def _is_other(style: dict[str, Any]) -> bool:
+    return style["color"] == _OTHER
+
+
+def _mean(report: Report, label: str) -> float:
+    scores = [report.bootstrap.point[i, -1] for i, row in enumerate(report.rows) if row.label == label]
+    return float(sum(scores) / len(scores))
+
+
+def _tokens(report: Report, figure: Any) -> None:
+    figure.set_size_inches(9, 5.2)
+    axes = figure.subplots()
+    for label, style in styles(report).items():
+        places = _places(report, label, lambda i: report.rows[i].costs["visual_tokens"])
+        across = [report.rows[i].costs["visual_tokens"] for i in places]
+        scores = [report.bootstrap.score(i) for i in places]
+        axes.plot(across, [100 * one.value for one in scores], **style)
+        if ("label" in style and label in (*_GREYS, ORACLE)) or style.get("marker"):
+            low, high = [100 * one.low for one in scores], [100 * one.high for one in scores]
+            axes.fill_between(across, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    _levels(report, axes, MACRO)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("visual tokens a question, mean over the layers")
+    _finish(report, figure, axes)
+
+
+def _time(report: Report, figure: Any) -> None:
+    figure.set_size_inches(9, 5.2)
+    axes = figure.subplots()
+    for label, style in styles(report).items():
+        places = [i for i, row in enumerate(report.rows) if row.label == label]  # from the largest budget on
+        scores = [report.bootstrap.score(i) for i in places]
+        values = [100 * one.value for one in scores]
+        across = [1e3 * report.rows[i].seconds for i in places]
+        if _is_other(style):
+            axes.plot(across, values, ".", markersize=3, **style)
+            continue
+        axes.plot(across, values, **{**style, "linewidth": 0.9})
+        spans = [[100 * (one.value - one.low) for one in scores], [100 * (one.high - one.value) for one in scores]]
+        axes.errorbar(across, values, spans, fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.5)
+    full = report.at(UNPRUNED)
+    if full is not None:
+        seconds = 1e3 * report.rows[full].seconds
+        axes.plot([seconds], [100 * report.bootstrap.point[full, -1]], "kX", label=UNPRUNED, zorder=6)
+    axes.set_xlabel("milliseconds a question: encoding, selecting, prefill, decoding")
+    _finish(report, figure, axes)
+
+
+def _families(report: Report, figure: Any) -> None:
+    families = [column for column in report.bootstrap.columns if column != MACRO]
+    columns = min(4, len(families))
+    rows = math.ceil(len(families) / columns)
+    figure.set_size_inches(max(9, 3.1 * columns), 2.9 * rows + 0.6)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True).flatten()
+    for panel, family in zip(panels, families, strict=False):
+        for label, style in styles(report).items():
+            places = [i for i, row in enumerate(report.rows) if row.label == label]
+            across = [report.keeps.index(report.rows[i].keep) for i in places]
+            values = [100 * report.bootstrap.score(i, family).value for i in places]
+            panel.plot(across, values, markersize=4, **style)
+        _levels(report, panel, family)
+        panel.set_title(family, fontsize=10)
+        panel.set_xticks(range(len(report.keeps)), report.keeps)
+        panel.grid(alpha=0.25)
+    for panel in panels[len(families) :]:
+        panel.remove()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.supylabel("right answers, %", fontsize=10)
+    figure.supxlabel("visual tokens kept", fontsize=10)
+    figure.suptitle(_title(report), fontsize=11)
+
+
+def _places(report: Report, label: str, across: Any) -> list[int]:
+    return sorted((i for i, row in enumerate(report.rows) if row.label == label), key=across)
+
+
+def _levels(report: Report, axes: Any, column: str) -> None:
+    """Dashed lines for the model that sees everything and for the one that sees nothing."""
+    for label, colour in ((UNPRUNED, "black"), (BLIND, "#999999")):
+        place = report.at(label)
+        if place is not None:
+            value = 100 * report.bootstrap.score(place, column).value
+            axes.axhline(value, color=colour, linestyle="--", linewidth=1, label=label, zorder=2)
+
+
+def _title(report: Report) -> str:
+    told = report.results.configuration
+    return f"model {told['model']}, suite {told['suite']}, {len(report.results.samples)} questions"
+
+
+def _finish(report: Report, figure: Any, axes: Any) -> None:
+    axes.set_ylabel("right answers, %, mean over families; 95 % intervals")
+    axes.set_title(_title(report), fontsize=11)
+    axes.grid(alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

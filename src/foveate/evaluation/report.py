@@ -1,0 +1,214 @@
+"""The report of an evaluation: tables in Markdown, plots beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .answering import TIMES
+from .journal import write_whole
+from .results import Results, Row
+from .runs import BASELINES, BLIND, DOWNSAMPLE, ORACLE, REFERENCES, UNPRUNED
+from .statistics import MACRO, Bootstrap, Estimate
+from .suites import EvaluationError
+
+REPORT = "report.md"
+PREFERRED = "idpruner"
+ABOUT = {
+    UNPRUNED: "all visual tokens",
+    BLIND: "the question without its picture",
+    ORACLE: "the tokens of the things asked about first, then the most diverse others",
+    "random": "tokens by chance",
+    "stride": "every n-th token",
+    "avgpool": "means of near-square cells",
+    DOWNSAMPLE: "a smaller picture of as many tokens",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What can be said of results.
+
+    Args:
+        results: of one evaluation.
+        against: the method that others are compared with; by default idpruner, or the first that is no baseline.
+
+    Raises:
+        EvaluationError: when `against` was not evaluated.
+    """
+
+    results: Results
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.against is not None and self.against not in self.labels:
+            raise EvaluationError(
+                f"cannot compare with {self.against!r}, which has no results; known: {', '.join(self.labels)}."
+            )
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return self.results.rows()
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        return self.results.bootstrap(self.rows)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Everything that was run at a budget, in order."""
+        return list(dict.fromkeys(row.label for row in self.rows if row.keep))
+
+    @cached_property
+    def keeps(self) -> list[str]:
+        """The budgets, in order."""
+        return list(dict.fromkeys(row.keep for row in self.rows if row.keep))
+
+    @cached_property
+    def reference(self) -> str | None:
+        """The method that others are compared with."""
+        methods = [label for label in self.labels if label not in (*BASELINES, ORACLE)]
+        return self.against or (PREFERRED if PREFERRED in methods else methods[0] if methods else None)
+
+    def at(self, label: str, keep: str = "") -> int | None:
+        """The place of a row."""
+        return next((i for i, row in enumerate(self.rows) if (row.label, row.keep) == (label, keep)), None)
+
+    def save(self, folder: Path) -> Path:
+        """Write the report and its plots into a folder; returns the path of the report."""
+        from .plots import draw
+
+        pictures = draw(self, folder)
+        path = folder / REPORT
+        write_whole(path, self.text(pictures))
+        return path
+
+    def text(self, pictures: Sequence[Path] = ()) -> str:
+        """The whole report."""
+        parts = [f"# Evaluation of {self.results.configuration['model']}", self.preface()]
+        parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
+        for keep in self.keeps:
+            parts += [f"## Accuracy at {keep}", self.accuracy(keep)]
+        parts += ["## Costs", COSTS_SAY, self.costs()]
+        if self.results.refused:
+            parts += ["## Could not run", self.refusals()]
+        return "\n\n".join(parts) + "\n"
+
+    def overview(self) -> list[tuple[str, list[str]]]:
+        """Macro accuracy at each budget, the best method at the smallest budget first."""
+        fixed = [label for label in (*REFERENCES, ORACLE) if self._place(label, self.keeps[0]) is not None]
+        others = [label for label in self.labels if label != ORACLE]
+        others.sort(key=lambda label: -self._macro(label, self.keeps[-1]))
+        found = []
+        for label in (*fixed, *others):
+            places = [self._place(label, keep) for keep in self.keeps]
+            cells = ["" if place is None else percent(self.bootstrap.score(place)) for place in places]
+            found.append((label, cells))
+        return found
+
+    def _macro(self, label: str, keep: str) -> float:
+        place = self.at(label, keep)
+        return -1.0 if place is None else float(self.bootstrap.point[place, -1])
+
+    def preface(self) -> str:
+        """What was asked, and how to read the tables."""
+        told, samples = self.results.configuration, self.results.samples
+        images = len({sample["image"] for sample in samples})
+        said = (
+            f"{told['about']} {len(samples)} questions about {images} images or clips, answered greedily, scored by "
+            "family; macro is the mean over families. Brackets hold 95 % intervals of a bootstrap over images. "
+            "*Of unpruned* is macro accuracy as a share of the unpruned model's, *above blind* the same counted from "
+            "the accuracy without any picture."
+        )
+        if self.reference:
+            said += (
+                f" The last column is the paired difference to {self.reference} in points; in bold where its interval "
+                "does not hold 0."
+            )
+        if images < 30:
+            said += f" {images} images are too few to tell apart methods that are close."
+        return said
+
+    def accuracy(self, keep: str) -> str:
+        """The table of one budget, the best method first."""
+        boot = self.bootstrap
+        fixed = [place for label in (*REFERENCES, ORACLE) if (place := self._place(label, keep)) is not None]
+        others = [i for i, row in enumerate(self.rows) if row.keep == keep and i not in fixed]
+        others.sort(key=lambda i: -boot.point[i, -1])
+        families = [column for column in boot.columns if column != MACRO]
+        head = ["method", "visual tokens", *families, "macro", "of unpruned", "above blind"]
+        head += [f"minus {self.reference}"] if self.reference else []
+        return table(head, (self._accuracy_row(place, keep, families) for place in [*fixed, *others]))
+
+    def _place(self, label: str, keep: str) -> int | None:
+        return self.at(label, "" if label in REFERENCES else keep)
+
+    def _accuracy_row(self, place: int, keep: str, families: Sequence[str]) -> list[str]:
+        boot, row = self.bootstrap, self.rows[place]
+        full, blind = self.at(UNPRUNED), self.at(BLIND)
+        cells = [self.name(row), f"{row.costs['visual_tokens']:.1f}"]
+        cells += [f"{100 * boot.score(place, family).value:.1f}" for family in families]
+        cells.append(percent(boot.score(place)))
+        cells.append("" if full is None else percent(boot.retention(place, full)))
+        cells.append("" if full is None or blind is None else percent(boot.retention(place, full, blind=blind)))
+        if self.reference:
+            other = self.at(self.reference, keep)
+            same = other is None or other == place
+            cells.append("" if same else points(boot.difference(place, other or 0)))
+        return cells
+
+    def name(self, row: Row) -> str:
+        """A row's label; baselines in italics, with the number of seeds where there are several."""
+        seeds = f" ({row.seeds} seeds)" if row.seeds > 1 else ""
+        return f"*{row.label}*{seeds}" if row.label in ABOUT else row.label
+
+    def costs(self) -> str:
+        """The table of costs and times of all rows."""
+        head = ["method", "keep", "visual tokens", "text GFLOPs", "vision GFLOPs", "KV kB"]
+        head += [*(f"{name} ms" for name in TIMES), "all ms"] if self.results.times else []
+        return table(head, (self._cost_row(row) for row in self.rows))
+
+    def _cost_row(self, row: Row) -> list[str]:
+        cost = row.costs
+        cells = [self.name(row), row.keep, f"{cost['visual_tokens']:.1f}", f"{cost['text_flops'] / 1e9:.3g}"]
+        cells += [f"{cost['vision_flops'] / 1e9:.3g}", f"{cost['kv_bytes'] / 1e3:.4g}"]
+        if self.results.times:
+            times = [f"{1e3 * row.times[name]:.2f}" if row.times else "" for name in TIMES]
+            cells += [*times, f"{1e3 * row.seconds:.2f}"]
+        return cells
+
+    def refusals(self) -> str:
+        """What could not be run, and why."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for one in self.results.refused:
+            reasons.setdefault((one["label"], one["why"]), []).append(one["keep"])
+        rows = ([label, ", ".join(keeps), why] for (label, why), keeps in reasons.items())
+        return table(["method", "keep", "why"], rows, texts=3)
+
+
+COSTS_SAY = (
+    "Means over the questions. Visual tokens are the mean over the language model's layers, so that pruning late is "
+    "not taken for pruning early; FLOPs and KV cache are those of the prefill, text included. Times are of one question "
+    "in a batch, medians over the batches: encoding (measured once for all runs that show the same pictures), "
+    "selecting, the language model's prefill, and decoding with whatever else generating takes; for *blind* all time is "
+    "in the last of these."
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; all columns but the first few, of texts, are aligned to the right."""
+    lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def percent(estimate: Estimate) -> str:
+    """``89.1 [86.0, 91.9]``."""
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def points(estimate: Estimate) -> str:
+    """``-2.3 [-4.0, -0.7]``, in bold where 0 is outside."""
+    value, low, high = (f"{100 * one:+.1f}" for one in (estimate.value, estimate.low, estimate.high))
+    return f"**{value}** [{low}, {high}]" if estimate.excludes(0.0) else f"{value} [{low}, {high}]"

@@ -137,6 +137,8 @@ class Pruning:
             if Cue.ROUTER_LOGITS in stage.method.needs:
                 listen = eager(functools.partial(self._on_router, stage))
                 add(layers[stage.layer].register_forward_pre_hook(listen, with_kwargs=True))
+        for layer, edits in edits_of(methods, len(layers)).items():
+            add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
         for stage in inside.stages:
             if stage.listens:
                 add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))
@@ -148,8 +150,6 @@ class Pruning:
         if kwargs.get("labels") is not None and self._active:
             raise RuntimeStateError(
                 "labels cannot be used while pruning: the logits are shorter than the labels; "
-        for layer, edits in edits_of(methods, len(layers)).items():
-            add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
                 "compute the loss outside, or detach pruning for training."
             )
 

@@ -1,6 +1,7 @@
 """The soft mask on every model family: what enters the language model, what it says, and where gradients go."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from foveate.budget import Budget
 from foveate.models import adapter_of
 from foveate.training import Example, TrainableScorer
 from foveate.training.scorer_data import answer_losses, batch_of
+from foveate.training.scorer_gates import Gate
 from foveate.training.scorer_mask import soft_mask
 from zoo import Zoo, inputs, picture, video_inputs
 
@@ -35,8 +37,10 @@ def check_entering(zoo: Zoo, batch: dict) -> None:
     scorer = scorer_of(zoo)
     with torch.no_grad():
         plain = entering(zoo, batch)
-        with soft_mask(zoo.model, scorer, Budget(0.25)) as mask:
+        with soft_mask(zoo.model, scorer, Budget(0.25), "embeddings") as mask:
             masked = entering(zoo, batch)
+        with soft_mask(zoo.model, scorer, Budget(0.25), "attention"):
+            weighted = entering(zoo, batch)["attention_mask"].exp()
         again = entering(zoo, batch)
         factors = torch.ones(batch["input_ids"].shape)
         wanted = []
@@ -47,6 +51,8 @@ def check_entering(zoo: Zoo, batch: dict) -> None:
             target[factors[row, at].topk(math.floor(0.25 * len(target) + 0.5)).indices] = 1
             wanted.append(torch.nn.functional.binary_cross_entropy(factors[row, at], target))
     torch.testing.assert_close(masked["inputs_embeds"], plain["inputs_embeds"] * factors[..., None])
+    seen = batch["attention_mask"][:, None] * torch.ones(factors.shape[1], factors.shape[1]).tril()
+    torch.testing.assert_close(weighted[:, 0], seen * factors[:, None])
     assert (factors.std() > 0.1) and torch.equal(again["inputs_embeds"], plain["inputs_embeds"])
     torch.testing.assert_close(mask.take().constraint, torch.stack(wanted), rtol=1e-4, atol=1e-5)
     if (deep := adapter_of(zoo.model).deepstack) is not None:
@@ -56,7 +62,7 @@ def check_entering(zoo: Zoo, batch: dict) -> None:
             torch.testing.assert_close(got, rows * each)
 
 
-def test_embeddings_are_multiplied_by_the_soft_top_k(zoo: Zoo) -> None:
+def test_each_token_is_let_through_by_the_soft_top_k(zoo: Zoo) -> None:
     check_entering(zoo, inputs(zoo, [[picture(112, 112, 1)], [picture(112, 112, 2)]]))
 
 
@@ -74,9 +80,10 @@ def examples(zoo: Zoo) -> list[Example]:
     ]
 
 
-def test_a_batch_loses_what_its_prompts_lose_one_by_one(zoo: Zoo) -> None:
+@pytest.mark.parametrize("gate", get_args(Gate))
+def test_a_batch_loses_what_its_prompts_lose_one_by_one(zoo: Zoo, gate: Gate) -> None:
     scorer, alone = scorer_of(zoo), []
-    with torch.no_grad(), soft_mask(zoo.model, scorer, Budget(0.25)) as mask:
+    with torch.no_grad(), soft_mask(zoo.model, scorer, Budget(0.25), gate) as mask:
         for example in examples(zoo):
             alone.append((answer_losses(zoo.model, *batch_of([example], 0)), mask.take()))
         losses, masked = answer_losses(zoo.model, *batch_of(examples(zoo), 0)), mask.take()
@@ -96,12 +103,13 @@ def test_answer_losses_are_those_of_transformers_labels(zoo: Zoo) -> None:
         torch.testing.assert_close(answer_losses(zoo.model, batch, labels)[0], wanted)
 
 
-def test_gradients_are_those_of_the_loss_and_of_nothing_else(zoo: Zoo) -> None:
+@pytest.mark.parametrize("gate", get_args(Gate))
+def test_gradients_are_those_of_the_loss_and_of_nothing_else(zoo: Zoo, gate: Gate) -> None:
     """Along a random direction in the scorer's weights the loss changes as its gradient says."""
     scorer, batch = scorer_of(zoo), batch_of(examples(zoo), 0)
 
     def loss() -> torch.Tensor:
-        with soft_mask(zoo.model, scorer, Budget(0.25)) as mask:
+        with soft_mask(zoo.model, scorer, Budget(0.25), gate) as mask:
             answers = answer_losses(zoo.model, *batch)
             return (answers + 0.5 * mask.take().constraint).mean()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from ..testbed.samples import Sample
     from ..training import Example, StepLog
 
+TESTBED = "testbed"
+
 
 def scorer(
     model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")],
-    data: Annotated[Path, typer.Option(metavar="FILE", help="A JSONL file of samples, or the folder that holds it.")],
+    data: Annotated[
+        str, typer.Option(metavar="FILE|testbed", help="A JSONL file of samples, its folder, or generated scenes.")
+    ],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the scorer, the log and the checkpoint.")],
     keep: Annotated[str, typer.Option(help="What the soft mask sums to: a percentage, a fraction or a count.")] = "20%",
     scope: Annotated[str, typer.Option(help="What has a budget of its own: image, frame or prompt.")] = "image",
@@ -34,7 +39,8 @@ def scorer(
     width: Annotated[
         int | None, typer.Option(min=1, help="Width of queries and keys.", show_default="half the embeddings'")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the order of the data.")] = 42,
+    samples: Annotated[int, typer.Option(min=8, help="Questions of --data testbed, at least.")] = 16_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order and generated scenes.")] = 42,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
     """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
@@ -52,9 +58,10 @@ def scorer(
         width=width,
         seed=seed,
     )
-    samples = read_samples(data)
+    read = [] if data == TESTBED else read_samples(Path(data))
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = Session.load(model)
+    questions = read or _generated(session, samples, seed)
 
     def encode(sample: Sample) -> Example:
         return example_of(session.processor, sample)
@@ -63,10 +70,10 @@ def scorer(
         train_scorer(
             session.model,
             encode,
-            samples,
+            questions,
             recipe,
             out,
-            facts={"model": session.label, "data": fingerprint(samples)},
+            facts={"model": session.label, "data": fingerprint(questions)},
             padding=session.processor.tokenizer.pad_token_id or 0,
             micro_batch=micro_batch,
             save_every=save_every,
@@ -75,8 +82,18 @@ def scorer(
         )
     if accelerator.is_main_process:
         path = out / "scorer.safetensors"
-        typer.echo(f"Trained on {len(samples)} questions in {recipe.steps(len(samples))} steps: {path}")
+        typer.echo(f"Trained on {len(questions)} questions in {recipe.steps(len(questions))} steps: {path}")
         typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
+
+
+def _generated(session: Session, count: int, seed: int) -> list[Sample]:
+    """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
+    from ..models import adapter_of
+    from ..testbed.generated import generated_samples
+    from ..testbed.questions import FAMILIES, STILL_FAMILIES
+
+    families = FAMILIES if "video" in adapter_of(session.model).modalities else STILL_FAMILIES
+    return generated_samples(seed, math.ceil(count / len(families)), families, split="train")
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -1,8 +1,8 @@
-"""The soft mask: while a scorer learns, no visual token is dropped, each is multiplied by how much it counts.
+"""The soft mask: while a scorer learns, no visual token is dropped, each counts as much as its share of the soft top-k.
 
 Pruning shortens the language model's input, through which no gradient reaches a score. Here the same seam, the call of
-the language model, multiplies the embedding of each visual token by the soft top-k of its pool's scores (and so its
-DeepStack rows, where a model has them). Everything else of the forward is the model's own.
+the language model, lets each visual token through by the soft top-k of its pool's scores; how, see `scorer_gates`.
+Everything else of the forward is the model's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..runtime.prompt import Span, locate, padded_index
 from ..runtime.selecting import Pools
 from ..selection import topk
 from .scorer import TrainableScorer
+from .scorer_gates import Gate, gated
 from .soft_topk import threshold
 
 
@@ -42,8 +43,8 @@ class Masked:
 class SoftMask:
     """The hooks on one model; made by `soft_mask`."""
 
-    def __init__(self, adapter: ModelAdapter, scorer: TrainableScorer, budget: Budget) -> None:
-        self._adapter, self._scorer, self._budget = adapter, scorer, budget
+    def __init__(self, adapter: ModelAdapter, scorer: TrainableScorer, budget: Budget, gate: Gate) -> None:
+        self._adapter, self._scorer, self._budget, self._gate = adapter, scorer, budget, gate
         self._spans: list[Span] = []
         self._latest: Masked | None = None
 
@@ -73,28 +74,27 @@ class SoftMask:
         scores = self._scorer(embeds[at], valid)
         count = torch.tensor(pools.counts, device=embeds.device)
         logits = scores + threshold(scores, count, valid)[:, None]
-        mask, hard = logits.sigmoid(), topk(scores.detach(), count, valid=valid)
-        factors = torch.ones(embeds.shape[:2], device=embeds.device)
-        factors = factors.index_put((at[0][valid], at[1][valid]), mask[valid])
+        hard = topk(scores.detach(), count, valid=valid)
+        logs = torch.zeros(embeds.shape[:2], device=embeds.device)
+        logs = logs.index_put((at[0][valid], at[1][valid]), nn.functional.logsigmoid(logits)[valid])
         self._latest = _masked(logits, hard, valid, rows, embeds.shape[0])
-        kwargs = {**kwargs, "inputs_embeds": embeds * factors[..., None].to(embeds.dtype)}
-        if (deep := self._adapter.deepstack) is not None and kwargs.get(deep.rows) is not None:
-            each = factors[kwargs[deep.mask].to(factors.device)][:, None]
-            kwargs[deep.rows] = [given * each.to(given) for given in kwargs[deep.rows]]
-        return args, kwargs
+        return args, gated(self._gate, self._adapter, kwargs, logs)
 
 
 @contextmanager
-def soft_mask(model: nn.Module, scorer: TrainableScorer, budget: Budget) -> Iterator[SoftMask]:
+def soft_mask(
+    model: nn.Module, scorer: TrainableScorer, budget: Budget, gate: Gate = "attention"
+) -> Iterator[SoftMask]:
     """Within it, every forward of `model` with pictures goes through the soft top-k of the scorer's scores.
 
     Args:
         model: a supported model; it is as before on exit.
         scorer: for features of the language model's width, on the model's device.
         budget: how much of each pool to keep, and what a pool is; not ``"auto"``.
+        gate: what the mask acts on, see `scorer_gates`.
     """
     adapter = adapter_of(model)
-    mask = SoftMask(adapter, scorer, budget)
+    mask = SoftMask(adapter, scorer, budget, gate)
     handles = [
         adapter.base.register_forward_pre_hook(mask.on_base, with_kwargs=True),
         adapter.text.register_forward_pre_hook(mask.on_text, with_kwargs=True),

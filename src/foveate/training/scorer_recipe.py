@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from ..budget import Budget, Scope
 from .checkpoint import TrainingError
+from .scorer_gates import Gate
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class ScorerRecipe:
     Args:
         keep: share or number of tokens of each pool that the soft mask sums to.
         scope: what a pool is, see `Budget`.
+        gate: what the mask acts on: ``"attention"``, or ``"embeddings"`` as in the paper; see `scorer_gates`.
         epochs: passes over the data; steps are ``max(1, floor(epochs * samples / batch))``.
         batch: questions a step, over all processes.
         learning_rate: of AdamW without weight decay, at its peak; it then falls to 0 along a cosine.
@@ -34,6 +37,7 @@ class ScorerRecipe:
 
     keep: float | int | str = 0.2
     scope: Scope = "image"
+    gate: Gate = "attention"
     epochs: float = 1.0
     batch: int = 128
     learning_rate: float = 5e-5
@@ -48,6 +52,8 @@ class ScorerRecipe:
         if budget.by_content or budget.keeps_all:
             raise TrainingError(f"keep={self.keep!r} leaves nothing to learn; give a share below 1, such as 0.2.")
         object.__setattr__(self, "keep", budget.keep)
+        if self.gate not in get_args(Gate):
+            raise TrainingError(f"gate={self.gate!r} is unknown; use {' or '.join(map(repr, get_args(Gate)))}.")
         for name in ("epochs", "batch", "learning_rate", "max_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}={getattr(self, name)} must be positive.")

@@ -81,7 +81,7 @@ def train_scorer(
     main = accelerator.is_main_process
     if main:
         folder.begin(done)
-    with _frozen(model), soft_mask(model, scorer, recipe.budget) as mask:
+    with _frozen(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
         learner = Learner(model, mask, scorer, encode, padding, micro_batch, accelerator)
         for step in range(done, steps):
             weight, rate = recipe.weight(step, steps), recipe.rate(step, steps)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import ModelFacts, Stage, base, get_method, method_names
 from foveate.methods.at_layer import AtLayer
-from foveate.methods.base import counting_methods
+from foveate.methods.base import counting_methods, method_class
 from foveate.tokens import Grid, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
@@ -17,6 +18,7 @@ CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
 CLIPS_ONLY = {"evs"}
 WHOLE_GRIDS = {"avgpool", "eadp", "evs", "pixelprune"}
 TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
+FOLLOWS = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
@@ -27,7 +29,13 @@ def make(name):
         "visionselector": {"scorer": scorer},
         "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p")},
     }
-    return get_method(name, **extra.get(name, {})).bind(FACTS)
+    name, _, where = name.partition(", ")
+    method = get_method(name, **extra.get(name, {})).bind(FACTS)
+    return method.stages(4, Budget(0.5))[-1][0] if where else method
+
+
+# Methods that prune in both places choose inside the LLM with another `select`.
+CHOICES = [*method_names(), *(f"{name}, inside" for name in method_names() if method_class(name).stage is Stage.BOTH)]
 
 
 def batch(pools=POOLS):
@@ -36,6 +44,9 @@ def batch(pools=POOLS):
     text = {"text_embeddings": torch.randn(3, 4, 8), "text_valid": TEXT}
     more = {"llm_attention_here": torch.rand(3, 20), "encoder_readings": torch.rand(3, 20, 2)}
     more["router_logits"] = torch.randn(3, 20, 6)
+    more |= {"input_embeddings": torch.randn(3, 20, 8), "text_follows": FOLLOWS}
+    more["llm_text_attention"] = torch.rand(3, 20, 2, 4) * FOLLOWS[:, None, None]
+    more |= {"llm_contributions": torch.rand(3, 20, 2, 3) * 0.01, "rotary_decay": torch.rand(3, 20, 4)}
     return VisualTokens(cues[0], pools, *cues[1:], **text, **more)
 
 
@@ -47,11 +58,16 @@ def alone(tokens, row):
         "llm_attention_here": tokens.llm_attention_here[row : row + 1, :n],
         "encoder_readings": tokens.encoder_readings[row : row + 1, :n],
         "router_logits": tokens.router_logits[row : row + 1, :n],
+        "input_embeddings": tokens.input_embeddings[row : row + 1, :n],
+        "text_follows": tokens.text_follows[row : row + 1, TEXT[row]],
+        "llm_text_attention": tokens.llm_text_attention[row : row + 1, :n][..., TEXT[row]],
+        "llm_contributions": tokens.llm_contributions[row : row + 1, :n],
+        "rotary_decay": tokens.rotary_decay[row : row + 1, :n, TEXT[row]],
     }
     return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **more)
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", CHOICES)
 def test_contract(name):
     method, tokens = make(name), batch(CLIPS if name in CLIPS_ONLY else POOLS)
     count = torch.tensor([6, 5, 3])
@@ -74,21 +90,27 @@ def test_contract(name):
     assert method.provenance.paper and method.provenance.licence
 
 
-@pytest.mark.parametrize("name", counting_methods())
+@pytest.mark.parametrize("name", [name for name in CHOICES if name.partition(",")[0] in counting_methods()])
 def test_counts_are_of_each_pool_alone(name):
     method, tokens = make(name), batch()
     counts = method.counts(tokens)
     assert method.counts_by_content and counts.shape == (3,) and counts.dtype == torch.long
     assert torch.equal(torch.cat([method.counts(alone(tokens, row)) for row in range(3)]), counts)
-    assert (counts >= 1).all() and (counts <= tokens.valid.sum(1)).all()
+    assert (counts >= (0 if method.may_drop_all else 1)).all() and (counts <= tokens.valid.sum(1)).all()
     dirty = tokens.encoder_attention.masked_fill(~tokens.valid, torch.nan)
     assert torch.equal(method.counts(replace(tokens, encoder_attention=dirty)), counts)
     if name in WHOLE_GRIDS:
         return
     thinned = replace(tokens, alive=(torch.arange(20) % 3 > 0).expand(3, -1))
     assert (method.counts(thinned) <= thinned.valid.sum(1)).all()
+
+
+def test_a_method_that_counts_does_so_inside_the_llm_too():
+    method, tokens = get_method("sms", inside=False), batch()
     moved = AtLayer(method, 2)
-    assert moved.counts_by_content and torch.equal(moved.counts(tokens), counts)
+    assert moved.counts_by_content and torch.equal(moved.counts(tokens), method.counts(tokens))
+    with pytest.raises(MethodError, match="sms already prunes before the LLM and inside it; set its own layer"):
+        AtLayer(get_method("sms"), 2)
 
 
 def test_most_methods_do_not_count():
@@ -96,7 +118,7 @@ def test_most_methods_do_not_count():
     assert not get_method("divprune").counts_by_content and get_method("divprune").counts(batch()) is None
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", CHOICES)
 def test_tokens_dropped_before_are_not_there(name):
     tokens = batch()
     alive = torch.arange(20) % 3 > 0
@@ -109,14 +131,15 @@ def test_tokens_dropped_before_are_not_there(name):
     assert keep.sum(1).tolist() == [4, 3, 2] and not (keep & ~thinned.valid).any()
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_holds_anything(name, dtype):
     tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
     typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
     tokens = replace(tokens, **typed)
     cues = ("features", "encoder_attention", "encoder_features", "llm_attention", "llm_attention_here")
-    cues += ("encoder_readings", "router_logits")
+    cues += ("encoder_readings", "router_logits", "input_embeddings")
+    cues += ("llm_text_attention", "llm_contributions", "rotary_decay")
     padding = ~tokens.valid
     dirty = {}
     for cue in cues:

@@ -20,7 +20,7 @@ from zoo import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 
-SMS = foveate.get_method("sms")
+SMS = foveate.get_method("sms", inside=False)
 METHODS = [SMS, AtLayer(SMS, 2), [SMS, AtLayer(SMS, 1), AtLayer(SMS, 3)]]
 seen: list[Tensor] = []
 
@@ -53,7 +53,7 @@ def report_of(z: Zoo, inputs: dict[str, Tensor], method: Any, keep: Any, scope: 
 
 
 def test_what_is_kept_are_the_scores_before_the_knee(zoo: Zoo) -> None:
-    report = report_of(zoo, pair(zoo), Watched(), "auto")
+    report = report_of(zoo, pair(zoo), Watched(inside=False), "auto")
     assert len(seen) == len(report.images) == 2
     for scores, image in zip(seen, report.images, strict=True):
         assert image.after == knee(scores) == int(image.kept.sum()) < image.before
@@ -78,7 +78,7 @@ def test_it_equals_a_budget_of_the_count_that_was_found(zoo: Zoo, layer: int | N
 
 def test_images_of_a_prompt_share_a_knee(zoo: Zoo) -> None:
     inputs = zoo_module.inputs(zoo, [[zoo_module.picture(84, 112, 0), zoo_module.picture(84, 56, 1)]], ["which?"])
-    report = report_of(zoo, inputs, Watched(), "auto", "prompt")
+    report = report_of(zoo, inputs, Watched(inside=False), "auto", "prompt")
     assert [len(scores) for scores in seen] == [report.tokens_before]
     assert report.tokens == knee(seen[0]) and len(report.images) == 2
 
@@ -86,7 +86,7 @@ def test_images_of_a_prompt_share_a_knee(zoo: Zoo) -> None:
 @pytest.mark.parametrize("make", zoo_module.VIDEO_MAKERS, ids=lambda make: make.__name__)
 def test_every_frame_has_a_knee(make: Any) -> None:
     model = make()
-    report = report_of(model, zoo_module.video_inputs(model, 3, 2, 4), Watched(), "auto", "frame")
+    report = report_of(model, zoo_module.video_inputs(model, 3, 2, 4), Watched(inside=False), "auto", "frame")
     assert [len(scores) for scores in seen] == [8, 8, 8]
     assert report.images[0].kept.view(3, 8).sum(1).tolist() == [knee(scores) for scores in seen]
 

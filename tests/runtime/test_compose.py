@@ -118,7 +118,7 @@ def test_refusals_name_the_fix(llava: Zoo) -> None:
         ),
         (compose("divprune", "fastv"), 144, "fraction of the unpruned, such as 0.25"),
         (compose("divprune", "fastv"), [0.5, 0.1], "is not a budget"),
-        (compose("sms", AtLayer(foveate.get_method("sms"), 2)), "auto", "cannot be shared"),
+        (compose("sms", AtLayer(foveate.get_method("sms", inside=False), 3)), "auto", "cannot be shared"),
         (compose("divprune", "random"), 0.5, "cannot be combined"),
         (compose("fastv", at(2)), 0.7, "a layer of its own"),
         (compose(at(99)), 0.7, "layer=99, but this model has 4 layers"),

@@ -39,6 +39,14 @@ def check_layer_of(method: str, layer: int, facts: ModelFacts, low: int = 1) -> 
         )
 
 
+def check_rising(method: str, layers: tuple[int, ...]) -> None:
+    """Raise MethodError unless `layers` are rising layers from 1 on, at least one."""
+    for layer in layers:
+        check_whole(method, "layers", layer, 1)
+    if not layers or list(layers) != sorted(set(layers)):
+        raise MethodError(f"{method}: layers={layers} must be rising layers, at least one.")
+
+
 def check_undropped(method: str, tokens: VisualTokens) -> None:
     """Raise MethodError where an earlier stage dropped tokens, for methods that read whole grids."""
     if tokens.alive is not None and int(tokens.valid.sum()) < sum(tokens.sizes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..budget import Budget
@@ -56,6 +57,26 @@ def averaged(budget: Budget, layer: int, layers: int, ratio: float) -> tuple[Bud
     """
     first = _PartOfAverage(budget.keep, budget.scope, layer / layers, ratio)
     return first, replace(first, second=True)
+
+
+@dataclass(frozen=True)
+class _Multiple(Budget):
+    """So many times what the whole budget leaves of n tokens, at least that and at most all."""
+
+    times: float = 1.0
+
+    def count(self, tokens: int) -> int:
+        last = super().count(tokens)
+        if not last or self.by_content:
+            return last
+        exact = self.keep * tokens if isinstance(self.keep, float) else last
+        return min(tokens, max(last, math.floor(exact * self.times + 0.5)))
+
+
+def proportional(budget: Budget, shares: Sequence[float]) -> list[Budget]:
+    """The budget of each stage, in proportion to falling `shares`; the last is `budget`."""
+    parts = [_Multiple(budget.keep, budget.scope, share / shares[-1]) for share in shares[:-1]]
+    return [*parts, budget]
 
 
 def gradual(budget: Budget, stages: int) -> list[Budget]:

@@ -18,7 +18,6 @@ Cost class: one n x n product per frame of n tokens, frame by frame.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -33,6 +32,7 @@ from ..tokens import Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_whole
 from .density import Guide, peaks
+from .shares import spent
 
 _SHARES = (0.05, 0.95)  # what a segment may keep at least and at most, before all are scaled to the budget
 _EQUAL = 1e-6  # standard deviation below which all segments add the same
@@ -134,22 +134,3 @@ def segments(means: Tensor, boundary: float) -> list[int]:
         if sides and all(ends[i] for i in sides):
             ends[max(sides, key=lambda i: alike[i])] = False
     return list(accumulate(map(int, ends), initial=0))
-
-
-def spent(shares: list[float], sizes: list[int], count: int) -> list[int]:
-    """Split a budget over frames in proportion to ``share * size``, by largest remainder, none beyond its size."""
-    wanted, left, open_ = [float(size) for size in sizes], count, set(range(len(sizes)))
-    while open_:
-        scale = left / sum(shares[t] * sizes[t] for t in open_)
-        full = {t for t in open_ if scale * shares[t] >= 1}
-        if not full:
-            for t in open_:
-                wanted[t] = scale * shares[t] * sizes[t]
-            break
-        left -= sum(sizes[t] for t in full)
-        open_ -= full
-    out = [math.floor(round(amount, 9)) for amount in wanted]
-    by_remainder = sorted(range(len(sizes)), key=lambda t: -round(wanted[t] - out[t], 9))
-    for t in by_remainder[: count - sum(out)]:
-        out[t] += 1
-    return out

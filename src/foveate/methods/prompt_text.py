@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..tokens import VisualTokens
+from ..tokens import Cue, VisualTokens
 
 Sign = Literal["plus", "minus"]
 SIGNS = {"plus": 1.0, "minus": -1.0}
@@ -38,6 +38,20 @@ def relevance_of(tokens: VisualTokens, sign: Sign, measure: Callable[[Tensor, Te
     out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
     for row, (places, visual, text) in enumerate(by_image(tokens)):
         out[row, places] = SIGNS[sign] * measure(visual, text)
+    return out
+
+
+def attention_of_text(tokens: VisualTokens) -> Tensor:
+    """(B, N) float32: the attention that the text behind an image pays to each token in the LLM layer below.
+
+    The mean over heads and text; zero on padding, and everywhere where no text follows.
+    """
+    attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
+    assert follows is not None
+    out = torch.zeros(attention.shape[:2], device=attention.device)
+    for row, size in enumerate(tokens.sizes):
+        if follows[row].any():
+            out[row, :size] = attention[row, :size][..., follows[row]].float().mean((1, 2))
     return out
 
 

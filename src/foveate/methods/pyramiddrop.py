@@ -24,7 +24,7 @@ from ..errors import MethodError
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_whole
+from .checks import check_layer_of, check_rising
 from .gradual import gradual
 
 
@@ -51,10 +51,7 @@ class PyramidDrop(Method):
         if self.layers is None:
             return
         object.__setattr__(self, "layers", tuple(self.layers))
-        for layer in self.layers:
-            check_whole("pyramiddrop", "layers", layer, 1)
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise MethodError(f"pyramiddrop: layers={self.layers} must be rising layers, at least one.")
+        check_rising("pyramiddrop", self.layers)
 
     @property
     def needs(self) -> frozenset[Cue]:

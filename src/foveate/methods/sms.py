@@ -1,15 +1,17 @@
-"""SMS-like, a reading of Sparsity Meets Similarity: rank tokens by similarity to the image's CLS token.
+"""SMS-like, a reading of Sparsity Meets Similarity: similarity to the image's CLS token, then attention of the text.
 
 Paper: arXiv 2409.01162. Only the abstract was read, no code was found: formulas are reconstructed.
-The paper sorts the similarities of the patches to the CLS token and cuts where the curve bends, at another count for
-each image; with ``keep="auto"`` so does this method (see `knee`). With another budget the count is given, and the
-highest similarities are kept.
-Deviations: the rule for the bend is the Kneedle rule, as the paper's was not seen. With a given count and the CLS
-token's attention the choice is that of `fastervlm`. The CLS token's feature is not among the cues;
-``similarity="mean"`` has the mean feature of the image in its place (on the bundled model that keeps the background: 8
-of 75 answers are right at 25, 10 and 5 %, where `random` has 41, 21 and 17). The paper's second cut, inside the LLM by
-cross-modal attention, is not included.
-Cost class: O(N e), no loop over tokens.
+Before the LLM the paper sorts the similarities of the patches to the CLS token and cuts where the curve bends, at
+another count for each image. After the first layers of the LLM it cuts once more, by the interaction with the text:
+here the attention that the text behind the image pays to a token in the layer below, mean over heads and text.
+Budget: with ``keep="auto"`` both cuts are at the knees of their curves (see `knee`). With another budget the highest
+values are kept, and `keep` is the average over the layers; without the cut inside the LLM it is what the first keeps.
+Deviations: the rule for the bend is the Kneedle rule, as the paper's was not seen, nor were the layer, rows and heads
+of the second cut. Text is never pruned, as the paper's first version does. The CLS token's feature is not among the
+cues; ``similarity="mean"`` has the mean feature of the image in its place (on the bundled model the first cut then
+keeps the background: 8 of 75 answers are right at 25, 10 and 5 %, where `random` has 41, 21 and 17). With a given count
+and the CLS token's attention the first choice is that of `fastervlm`.
+Cost class: O(N e), no loop over tokens; the attention rows of all text to all tokens in one layer, by head.
 """
 
 from __future__ import annotations
@@ -21,49 +23,71 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..budget import Budget
 from ..errors import MethodError
 from ..selection import topk
 from ..selection.cosine import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .both_places import BothPlaces
+from .checks import check_choice, check_layer_of, check_range, check_whole
+from .gradual import averaged
+from .prompt_text import attention_of_text
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
 
 
 @register_method("sms")
 @dataclass(frozen=True)
-class Sms(Method):
-    """The tokens most similar to what stands for their image.
+class Sms(BothPlaces):
+    """The tokens most similar to what stands for their image, and of these those that the text attends to most.
 
     Args:
+        inside: whether the second cut, inside the LLM, follows. Without it the method runs in vLLM, too, but for
+            ``keep="auto"``.
         similarity: ``"attention"`` of the CLS token to a patch (the adapter's encoder attention where there is none),
             or ``"mean"``: the cosine of a patch's feature before the projector to the mean of its image or frame.
+        layer: zero-based layer whose input the second cut shortens, at least 1.
+        ratio: with a given budget, what the second cut keeps of what the first one left, in (0, 1].
     """
 
     provenance = Provenance(
         paper="a reading of Sparsity Meets Similarity, arXiv 2409.01162",
         licence="no code found",
-        deviations="reconstructed from the abstract; cut at the knee with keep='auto' only; first cut only",
+        deviations="reconstructed from the abstract; cut at the knees with keep='auto' only",
     )
 
     similarity: Literal["attention", "mean"] = "attention"
+    layer: int = 2
+    ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("sms", "layer", self.layer, 1)
+        check_range("sms", "ratio", self.ratio, 0, 1)
         check_choice("sms", "similarity", self.similarity, ("attention", "mean"))
 
     @property
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.ENCODER_ATTENTION if self.similarity == "attention" else Cue.ENCODER_FEATURES})
 
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.inside:
+            check_layer_of("sms", self.layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if not self.inside:
+            return super().stages(layers, budget)
+        first, second = averaged(budget, self.layer, layers, self.ratio)
+        return [(self, 0, first), (SmsInside(), self.layer, second)]
+
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
 
     def counts(self, tokens: VisualTokens) -> Tensor:
         """Those before the knee of each pool's curve."""
-        scores, valid = self.scores(tokens), tokens.valid
-        found = [knee(row[real]) if real.any() else 0 for row, real in zip(scores, valid, strict=True)]
-        return torch.tensor(found, device=valid.device)
+        return knees(self.scores(tokens), tokens.valid)
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N): the similarity of each token to its image or frame; anything on padding."""
@@ -78,6 +102,32 @@ class Sms(Method):
             cosines = normalize(member @ inside, dim=-1) @ normalize(inside, dim=-1).mT
             out[row, real] = snapped((cosines * member).sum(0))
         return out
+
+
+@dataclass(frozen=True)
+class SmsInside(Method):
+    """The second cut: the highest attention of the text."""
+
+    name = "sms"
+    stage = Stage.IN_LLM
+    provenance = Sms.provenance
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.LLM_TEXT_ATTENTION})
+
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        """Those before the knee of each pool's curve."""
+        return knees(attention_of_text(tokens), tokens.valid)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(topk(attention_of_text(tokens), count, valid=tokens.valid))
+
+
+def knees(scores: Tensor, valid: Tensor) -> Tensor:
+    """(B,) long: of each row of (B, N) how many valid scores come before the knee; 0 where there are none."""
+    found = [knee(row[real]) if real.any() else 0 for row, real in zip(scores, valid, strict=True)]
+    return torch.tensor(found, device=valid.device)
 
 
 def knee(scores: Tensor) -> int:

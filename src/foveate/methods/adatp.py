@@ -1,0 +1,160 @@
+"""AdaTP, a reading: attention chooses layer by layer, freed of its bias to the ends of a clip and to fixed places.
+
+Paper: arXiv 2505.20100, Findings of EMNLP 2025. No code was released; a reading from the abstract and a reader's note.
+1. A segment ends where the cosine of a frame to the next is below `boundary`.
+2. Globally: with r_k the mean over the frames of segment k of the cosine of frame and prompt, a frame of it weighs
+   ``spread ^ ((r_k - min r) / (max r - min r))``, and the segments share the budget by the sum of their frames'
+   weights, none beyond what is left of it. So attention cannot move the budget to the ends of the clip.
+3. Locally: at each place of the grid only the frame of the segment with the highest attention comes first; the others
+   come after all such.
+4. In this order, and among equals by the attention of the text behind the clip in the layer below, mean over heads and
+   text, the first tokens of each segment stay.
+This is done at the input of each layer from `start` to layer N - `end` of N, which shrinks the clip by the same factor
+each time.
+Budget: `keep` is what is left behind the last of them; ``foveate.compose("adatp")`` takes it for the average over the
+layers, and shares it by its own rule.
+Deviations: reconstructed are the weights of the segments (the paper has a larger ratio for relevant ones), the rows and
+heads of the attention, the schedule's steps, and that repeats come last instead of going at once. The paper compares
+frames and prompt in SigLIP's space, whose text tower no checkpoint has: here frames are means of encoder features for
+the segments, and of projected tokens for the cosine to the mean of the prompt's input embeddings. An image is a clip of
+one frame, of which the attention chooses.
+Cost class: at each of its layers the attention rows of all text to all tokens, by head; else O(N log N).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..budget import Budget
+from ..errors import MethodError
+from ..selection.cosine import snapped
+from ..selection.pools import ranking
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .checks import check_choice, check_range, check_whole
+from .gradual import gradual
+from .prompt_text import SIGNS, Sign, attention_of_text, mean_of
+from .regions import rank_within
+from .shares import spent
+
+_ALIKE = 1e-6  # range of relevance below which all segments weigh the same
+
+
+@register_method("adatp")
+@dataclass(frozen=True)
+class AdaTp(Method):
+    """The text's attention inside segments whose budgets follow the prompt, each place of the grid first once.
+
+    Args:
+        boundary: cosine of two frames below which a segment ends, in [-1, 1].
+        spread: how much more a frame of the most relevant segment weighs than one of the least, at least 1; 1 leaves
+            out the global step.
+        local: whether repeats at a place come last.
+        sign: ``"plus"`` takes frames near to the prompt for relevant, ``"minus"`` those far from it.
+        start: zero-based, the first layer whose input is shortened, at least 1.
+        end: so many layers before the model's number of layers N lies the last one, at layer N - end; at least 1. In
+            models of fewer layers it is `start`.
+    """
+
+    stage = Stage.IN_LLM
+    provenance = Provenance(
+        paper="a reading of AdaTP, arXiv 2505.20100, Findings of EMNLP 2025",
+        licence="none released",
+        deviations="budgets of segments, schedule and rows reconstructed; the LLM's embeddings for SigLIP's",
+    )
+
+    boundary: float = 0.95
+    spread: float = 2.0
+    local: bool = True
+    sign: Sign = "plus"
+    start: int = 2
+    end: int = 12
+
+    def __post_init__(self) -> None:
+        check_range("adatp", "boundary", self.boundary, -1, 1)
+        check_range("adatp", "spread", self.spread, 1)
+        check_choice("adatp", "sign", self.sign, SIGNS)
+        check_whole("adatp", "start", self.start, 1)
+        check_whole("adatp", "end", self.end, 1)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset(
+            {Cue.ENCODER_FEATURES, Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION},
+        )
+
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.start >= facts.layers:
+            raise MethodError(
+                f"adatp: start={self.start}, but {facts.label} has {facts.layers} layers; "
+                f"use a layer in [1, {facts.layers - 1}]."
+            )
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        at = range(self.start, max(self.start, layers - self.end) + 1)
+        return [(self, layer, part) for layer, part in zip(at, gradual(budget, len(at)), strict=True)]
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        scores, valid, places = attention_of_text(tokens), tokens.valid, tokens.coordinates
+        keep = torch.zeros_like(valid)
+        for row, (size, budget) in enumerate(zip(tokens.sizes, count.tolist(), strict=True)):
+            frame = places[row, :size, 0]
+            segment = segments(frame_means(tokens.cue(Cue.ENCODER_FEATURES)[row, :size], frame), self.boundary)
+            weights = self.weights(self.relevance(tokens, row, frame), segment)
+            of_token, alive = segment[frame], valid[row, :size].nonzero()[:, 0]
+            here = of_token[alive]
+            # In proportion to the segments as they were, whatever earlier stages left of each.
+            left = here.bincount(minlength=len(weights)).tolist()
+            whole = torch.zeros_like(weights).index_add_(0, segment, weights[segment]).tolist()
+            shares = [mass / max(n, 1) for mass, n in zip(whole, left, strict=True)]
+            if budget:
+                room = torch.tensor(spent(shares, left, budget), device=here.device)
+                order = self.order(scores[row, alive], here, places[row, alive])
+                rank = rank_within(here[order], -torch.arange(len(order), device=order.device).float())
+                keep[row, alive[order[rank < room[here[order]]]]] = True
+        return Selection(keep)
+
+    def relevance(self, tokens: VisualTokens, row: int, frame: Tensor) -> Tensor:
+        """(F,) float32: the cosine of each frame of a pool to the prompt, signed."""
+        means = frame_means(tokens.cue(Cue.INPUT_EMBEDDINGS)[row, : len(frame)], frame)
+        return SIGNS[self.sign] * cosine_similarity(means, mean_of(tokens.text(row).float())[None])
+
+    def weights(self, relevance: Tensor, segment: Tensor) -> Tensor:
+        """(S,) float32: the weight of a frame of each segment, given each frame's relevance and segment (F,)."""
+        size = segment.bincount().float()
+        mean = torch.zeros_like(size).index_add_(0, segment, relevance) / size
+        span = mean.max() - mean.min()
+        return self.spread ** ((mean - mean.min()) / span) if span > _ALIKE else torch.ones_like(mean)
+
+    def order(self, scores: Tensor, segment: Tensor, places: Tensor) -> Tensor:
+        """(n,) long: tokens from the first choice to the last; ties by index.
+
+        Args:
+            scores: (n,) float32.
+            segment: (n,) long, of each token.
+            places: (n, 3) long, frame, row and column.
+        """
+        order = ranking(scores[None], torch.ones_like(scores, dtype=torch.bool)[None])[0]
+        if not self.local:
+            return order
+        _, row, column = places.unbind(1)
+        place = (segment * (row.max() + 1) + row) * (column.max() + 1) + column
+        repeated = rank_within(place, scores) > 0
+        return order[repeated[order].to(torch.int8).argsort(stable=True)]
+
+
+def frame_means(features: Tensor, frame: Tensor) -> Tensor:
+    """(F, d) float32: the mean of the tokens (n, d) of each frame, given each token's (n,), which rise from 0."""
+    sizes = frame.unique_consecutive(return_counts=True)[1].tolist()
+    return torch.stack([part.float().mean(0) for part in features.split(sizes)])
+
+
+def segments(means: Tensor, boundary: float) -> Tensor:
+    """(F,) long: the number of each frame's segment, from 0, given the frames (F, d)."""
+    ends = snapped(cosine_similarity(means[:-1], means[1:])) < boundary
+    return torch.cat([ends.new_zeros(1, dtype=torch.long), ends.long().cumsum(0)])

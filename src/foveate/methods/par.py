@@ -1,0 +1,114 @@
+"""PAR-like, a reading: clusters of similar tokens that the prompt asks for, and of each the tokens that say it all.
+
+Paper: Prompt-Aware Token Reduction, arXiv 2410.07278. Only the abstract and a review were read, no code was found: the
+order of the steps is the paper's, the formulas are reconstructed.
+1. Tokens whose cosine is at least `edge` are joined; clusters are the connected parts. The key of a cluster is the mean
+   of its tokens at unit length.
+2. The relevance of a cluster is the highest cosine of its key to any token of the prompt's text. Clusters are retrieved
+   from the highest to the lowest.
+3. Of a cluster stays the token nearest to its key, then, from near to far, each whose cosine to all that stay of it is
+   below `copy`; until the budget is spent. Tokens left out come after all clusters, in the same order.
+Deviations: the prompt is taken as it is, where the paper first rewrites the question into a template, which was not
+seen. Prompt and tokens are compared in the LLM's space, where the paper may use CLIP's, whose text tower checkpoints
+lack; the text is all of the prompt's, special tokens included. In a space where few cosines reach `edge`, clusters are
+single tokens; where all do, it is one.
+Cost class: one product of N x N tokens, and a loop over the tokens of a cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..selection.cosine import snapped
+from ..selection.pools import prepare
+from ..tokens import Cue, Selection, VisualTokens
+from .base import Method, Provenance, register_method
+from .checks import check_choice, check_range
+from .prompt_text import SIGNS, Sign, by_image
+
+
+@register_method("par")
+@dataclass(frozen=True)
+class Par(Method):
+    """Clusters by their relevance to the prompt, and in a cluster what differs.
+
+    Args:
+        edge: cosine from which on two tokens belong together, in [-1, 1]; the paper's was not seen.
+        copy: cosine from which on a token of a cluster repeats another, in [-1, 1]; the paper's was not seen. Below
+            `edge` or at it, neighbours repeat each other.
+        sign: ``"plus"`` takes clusters near to the text for relevant, ``"minus"`` those far from it.
+    """
+
+    provenance = Provenance(
+        paper="a reading of PAR, arXiv 2410.07278",
+        licence="no code found",
+        deviations="formulas reconstructed; the prompt is not rewritten; the LLM's space, not CLIP's",
+    )
+
+    edge: float = 0.8
+    copy: float = 0.9
+    sign: Sign = "plus"
+
+    def __post_init__(self) -> None:
+        check_range("par", "edge", self.edge, -1, 1)
+        check_range("par", "copy", self.copy, -1, 1)
+        check_choice("par", "sign", self.sign, SIGNS)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.TEXT_EMBEDDINGS})
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        prepare(count, tokens.valid, features=tokens.features)  # refuses what is not finite
+        keep = torch.zeros_like(tokens.valid)
+        for row, (places, visual, text) in enumerate(by_image(tokens)):
+            if len(places):
+                keep[row, places[self.order(visual, text)[: int(count[row])]]] = True
+        return Selection(keep)
+
+    def order(self, visual: Tensor, text: Tensor) -> Tensor:
+        """(n,) long: tokens (n, d) from the first choice to the last, given the text (m, d); both float32."""
+        unit = normalize(visual, dim=-1)
+        cosines = snapped(unit @ unit.mT)
+        cluster = connected(cosines >= self.edge)
+        keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], device=unit.device).index_add_(0, cluster, unit)
+        keys = normalize(keys, dim=-1)
+        likeness = snapped(keys @ normalize(text, dim=-1).mT)
+        relevance = SIGNS[self.sign] * likeness.amax(1) if len(text) else keys.new_zeros(len(keys))
+        nearness = snapped((unit * keys[cluster]).sum(1))
+        chosen: list[Tensor] = []
+        rest: list[Tensor] = []
+        for number in relevance.argsort(descending=True, stable=True).tolist():
+            members = (cluster == number).nonzero()[:, 0]
+            members = members[nearness[members].argsort(descending=True, stable=True)]
+            new = unlike(cosines[members][:, members], self.copy)
+            chosen.append(members[new])
+            rest.append(members[~new])
+        return torch.cat([*chosen, *rest])
+
+
+def connected(joined: Tensor) -> Tensor:
+    """(n,) long: the number of each token's connected part, by its first token, given who is joined (n, n) bool."""
+    first = torch.arange(len(joined), device=joined.device)
+    joined = joined | torch.eye(len(joined), dtype=torch.bool, device=joined.device)
+    while True:
+        lower = torch.where(joined, first[None], len(joined)).amin(1)
+        lower = lower[lower]  # what a neighbour's first token has reached, too
+        if torch.equal(lower, first):
+            return first.unique(return_inverse=True)[1]
+        first = lower
+
+
+def unlike(cosines: Tensor, copy: float) -> Tensor:
+    """(n,) bool: tokens whose cosine to every earlier one that is unlike, too, is below `copy`; cosines are (n, n)."""
+    near, out = (cosines >= copy).tolist(), []
+    for i, row in enumerate(near):
+        if not any(row[j] for j in out):
+            out.append(i)
+    return torch.zeros(len(near), dtype=torch.bool, device=cosines.device).index_fill_(
+        0, torch.tensor(out, dtype=torch.long, device=cosines.device), True
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from .train_scorer import scorer
+from .train_testbed import testbed
 
 train = typer.Typer(name="train", help="Train a scorer that rates visual tokens, or a model of the testbed.")
 train.command("scorer")(scorer)
+train.command("testbed")(testbed)
 
 
 @train.callback()

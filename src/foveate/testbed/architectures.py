@@ -109,16 +109,15 @@ def _llava(words: Any, text: dict[str, Any]) -> Any:
         projection_dim=WIDTH,
         hidden_act="gelu",
     )
-    return tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(
-            vision_config=vision,
-            text_config=tf.LlamaConfig(**text, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
-            image_token_id=words.image_token_id,
-            vision_feature_layer=-1,
-            image_seq_length=(LARGEST // CELL) ** 2,
-            tie_word_embeddings=True,
-        )
-    )
+    config: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": tf.LlamaConfig(**text, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        "image_token_id": words.image_token_id,
+        "vision_feature_layer": -1,
+        "image_seq_length": (LARGEST // CELL) ** 2,
+        "tie_word_embeddings": True,
+    }
+    return tf.LlavaForConditionalGeneration(tf.LlavaConfig(**config))
 
 
 def _qwen(words: Any, text: dict[str, Any]) -> Any:

@@ -95,7 +95,7 @@ def pattern(index: int, size: int) -> np.ndarray:
         light = np.floor((np.arctan2(rows - 0.5, columns - 0.5) / math.pi + 1) * 4) % 2
     pairs = [((255, 255, 255), (0, 0, 0)), ((255, 90, 160), (90, 20, 90)), ((250, 250, 210), (110, 60, 20))]
     bright, dark = pairs[(index + size) % len(pairs)]
-    return np.where(light[..., None] > 0, np.float32(bright), np.float32(dark))
+    return np.where(light[..., None] > 0, np.array(bright, np.float32), np.array(dark, np.float32))
 
 
 def handwritten(rng: np.random.Generator, split: str, digit: str, size: int) -> np.ndarray:

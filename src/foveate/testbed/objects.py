@@ -13,7 +13,7 @@ LETTER_PITCH = 9  # pixels, at least, from letter to letter
 
 
 def objects(rng: np.random.Generator, split: str, height: int, width: int, crowded: bool = False) -> Drawing:
-    """A photograph of the split with things on it, off any grid; `crowded` with as many as find room."""
+    """A photograph of the split with things on it, off any grid; `crowded`: as many as find room, most with text."""
     canvas = drawing.backdrop(rng, split, height, width)
     share = height * width / 112**2
     wanted = rng.uniform(20, 40) if crowded else rng.uniform(5, 13)
@@ -27,7 +27,7 @@ def objects(rng: np.random.Generator, split: str, height: int, width: int, crowd
             taken.append(rectangle(*place, size, size))
             items.append(Item(PATTERN, "", (taken[-1],)))
     for _ in range(max(2, round(wanted * share))):
-        noun = _noun(rng, items)
+        noun = _noun(rng, items, crowded)
         colour = palette[rng.integers(len(palette))]
         if item := draw(rng, canvas, split, noun, colour, taken):
             items.append(item)
@@ -35,11 +35,11 @@ def objects(rng: np.random.Generator, split: str, height: int, width: int, crowd
     return Drawing((drawing.as_image(canvas),), tuple(items))
 
 
-def _noun(rng: np.random.Generator, items: list[Item]) -> str:
-    if items and rng.random() < 0.3 and (noun := items[rng.integers(len(items))].noun) != PATTERN:
+def _noun(rng: np.random.Generator, items: list[Item], crowded: bool) -> str:
+    if items and rng.random() < (0.0 if crowded else 0.3) and (noun := items[rng.integers(len(items))].noun) != PATTERN:
         return noun  # so that there is something to count
-    chance = rng.random()
-    return SIGN if chance < 0.25 else TILE if chance < 0.5 else SHAPES[rng.integers(len(SHAPES))]
+    chance, (signs, tiles) = rng.random(), (0.4, 0.3) if crowded else (0.25, 0.25)
+    return SIGN if chance < signs else TILE if chance < signs + tiles else SHAPES[rng.integers(len(SHAPES))]
 
 
 def draw(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ..errors import near_miss
 from .procedural import generate
-from .questions import STILL_FAMILIES, Question
+from .questions import FAMILIES, STILL_FAMILIES, Question
 from .samples import Sample
 from .sources import TestbedError
 
 _PER_SCENE = 3  # questions of one family about one scene, at most
-_GIVES_UP = 1000  # scenes without a question of a family that is still missing
 _CLIP_EVERY = 5  # scenes, where clips are wanted among others
 
 
@@ -25,14 +25,16 @@ def samples(
     about are. Where a box is asked for, the answer is written in steps of 4 pixels.
 
     Raises:
-        TestbedError: for a family that no scene has, or when scikit-image, scikit-learn or matplotlib is missing.
+        TestbedError: for an unknown family, or when scikit-image, scikit-learn or matplotlib is missing.
     """
+    for family in families:
+        if family not in FAMILIES:
+            raise TestbedError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")
     missing = dict.fromkeys(families, per_family)
     found: list[Sample] = []
-    index = last = 0
+    index = 0
     while any(missing.values()):
-        kind = _kind(missing, index)
-        scene = generate(split, seed, index, kind)
+        scene = generate(split, seed, index, _kind(missing, index))
         taken: dict[str, list[Question]] = {}
         for question in scene.questions:
             of_family = taken.setdefault(question.family, [])
@@ -41,11 +43,7 @@ def samples(
                 missing[question.family] -= 1
                 of_family.append(question)
                 found.append(sample(question, scene.frames, f"{split}-{seed}-{index}", len(found)))
-                last = index
         index += 1
-        if index - last > _GIVES_UP:
-            lacking = ", ".join(repr(family) for family, number in missing.items() if number)
-            raise TestbedError(f"no scene has questions of {lacking}; families are those of foveate.testbed.questions.")
     return found
 
 

@@ -147,4 +147,5 @@ def pack(questions: Sequence[Sequence[Question]], tokenizer: Any) -> Packed:
     length = max(len(row) for row in rows)
     filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED)
     table = torch.tensor([row + [filler] * (length - len(row)) for row in rows])
-    return Packed(*table.unbind(-1), tuple(tuple(asked) for asked in questions))
+    columns = table.unbind(-1)
+    return Packed(columns[0], columns[1], columns[2], columns[3], tuple(tuple(asked) for asked in questions))

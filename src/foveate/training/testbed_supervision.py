@@ -14,7 +14,7 @@ from ..testbed.lexicon import COLOURS, NOUNS
 from ..testbed.questions import LARGEST, STEP
 from .testbed_labels import CHARACTERS, CLASSES, Labels
 
-_WEIGHTS = {"thing": 1.5, "colour": 1.0, "character": 2.0, "place": 1.0, "value": 1.0, "centre": 1.0}
+_WEIGHTS = {"thing": 1.5, "colour": 1.0, "character": 3.0, "place": 1.0, "value": 1.0, "centre": 1.0}
 _SIDE_WEIGHT = 0.5
 _EMPTY_WEIGHT = 0.3  # of tokens that show nothing: most of them
 _SIDES = ("x0", "y0", "x1", "y1")

@@ -1,11 +1,16 @@
 """Every fast path picks what the reference picks, whatever the size, the duplicates and the memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr
+from foveate.selection.coverage import reference as coverage_reference
+from foveate.selection.dpp import reference as dpp_reference
+from foveate.selection.independent_set import reference as independent_reference
 from foveate.selection.kernels import cpu
 from foveate.selection.kernels.isolated import most_isolated
 from foveate.selection.maxmin import reference as maxmin_reference
@@ -60,6 +65,31 @@ def test_mmr_and_maxmin_equal_the_reference(path, kind, n, d):
             by_distance = maxmin_reference(prepare(count, None, features=x))[0]
         assert mmr(x, w, count).equal(by_relevance)
         assert maxmin(x, count).equal(by_distance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(65, 33), (401, 64)])
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit, monkeypatch):
+    x, w = scene(kind, n, d, n)
+    distinct = 5 if kind == "constant" else len(x.unique(dim=0))
+    spots = torch.stack([torch.arange(n) // 200, torch.arange(n) % 200 // 20, torch.arange(n) % 20], -1)
+    for count in (1, min(n // 4, distinct), min(n - 1, distinct)):
+        by_volume = dpp_reference(prepare(count, None, features=x, scores=w))[0]
+        by_cover = coverage_reference(prepare(count, None, features=x, scores=w), 1.0)[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cosine, "DENSE_LIMIT", limit)
+            assert dpp(x, w, count).equal(by_volume)
+            assert coverage(x, w, count).equal(by_cover)
+    for count, pivots, threshold, weight, suppress in (
+        (n // 3, 0.7, 0.8, 0.0, False),
+        (n // 3, 0.0, 0.3, 0.3, True),
+        (n - 1, 0.2, 0.1, 0.5, True),
+        (n - 1, 0.5, 0.1, 0.2, False),
+    ):
+        pools = replace(prepare(count, None, features=x, scores=w), places=spots[None])
+        expected = independent_reference(pools, pivots, threshold, weight, suppress)[0]
+        assert independent_set(x, w, count, spots, pivots, threshold, weight, None, suppress).equal(expected)
 
 
 @settings(max_examples=20, deadline=None)

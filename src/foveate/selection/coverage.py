@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from .cosine import CHUNK, Cosines, snapped
+from .cosine import Cosines, Rows
+from .kernels.covering import cover
+from .kernels.cpu import covered
 from .pools import Pools, marked, prepare, require
-
-LEADERS = 64  # tokens whose gains are computed anew at a time where the matrix is not built
 
 
 def coverage(
@@ -40,7 +40,11 @@ def coverage(
     assert pools.scores is not None
     require(pools.scores >= 0, "coverage needs scores of at least 0")
 
-    return pools.select(lambda pools: reference(pools, alpha))
+    def core(pools: Pools) -> Tensor:
+        assert pools.scores is not None
+        return covered(pools, pools.scores**alpha) if pools.valid.is_cpu else reference(pools, alpha)
+
+    return pools.select(core)
 
 
 def reference(pools: Pools, alpha: float) -> Tensor:
@@ -48,47 +52,28 @@ def reference(pools: Pools, alpha: float) -> Tensor:
     assert pools.scores is not None
     cosines, weight = Cosines(pools.unit()), pools.scores**alpha
     if cosines.matrix is None:
-        return torch.cat([_lazy(pools, cosines, weight, row) for row in range(len(weight))])
+        return _bounded(pools, cosines.unit, weight)
     closed = ~pools.valid
-    covered = torch.zeros_like(weight)
+    reached = torch.zeros_like(weight)
     order = torch.zeros(len(weight), pools.steps, dtype=torch.long, device=weight.device)
     added = torch.empty_like(cosines.matrix)
     for step in range(pools.steps):
         # S is symmetric: rows are the candidates here, so that the sum runs along memory.
-        torch.sub(cosines.matrix, covered[:, None, :], out=added)
+        torch.sub(cosines.matrix, reached[:, None, :], out=added)
         gain = added.clamp_(min=0).sum(-1).mul_(weight).masked_fill_(closed, -torch.inf)
         pick = gain.argmax(-1)
         order[:, step] = pick
         closed.scatter_(1, pick[:, None], True)
-        torch.maximum(covered, cosines.of(pick), out=covered)
+        torch.maximum(reached, cosines.of(pick), out=reached)
     return marked(order, pools)
 
 
-def _lazy(pools: Pools, cosines: Cosines, weight: Tensor, row: int) -> Tensor:
-    """Keep mask (1, N) of one row in O(N * d) memory: gains only fall, so old ones bound the new.
-
-    Only the leaders by their last known gain are computed again, until the first of all is up to date. What is first
-    is read back by the host, on a GPU too.
-    """
-    unit, weight, width = cosines.unit[row], weight[row], weight.shape[1]
-    keep = torch.zeros_like(pools.valid[row])
-    covered = torch.zeros_like(weight)
-
-    def gains(tokens: Tensor) -> Tensor:
-        return (snapped(unit[tokens] @ unit.mT) - covered).clamp_(min=0).sum(-1) * weight[tokens]
-
-    everyone = torch.arange(width, device=weight.device)
-    bound = torch.cat([gains(tokens) for tokens in everyone.split(CHUNK)])
-    bound.masked_fill_(~pools.valid[row], -torch.inf)
-    fresh = torch.ones_like(keep)
-    for _ in range(int(pools.counts[row])):
-        while not fresh[bound.argmax()]:
-            leaders = torch.where(fresh, -torch.inf, bound).topk(min(LEADERS, width)).indices
-            leaders = leaders[~fresh[leaders] & ~keep[leaders]]
-            bound[leaders] = torch.minimum(bound[leaders], gains(leaders))
-            fresh[leaders] = True
-        pick = bound.argmax()
-        keep[pick], bound[pick] = True, -torch.inf
-        covered = torch.maximum(covered, snapped(unit @ unit[pick]))
-        fresh.zero_()
-    return keep[None]
+def _bounded(pools: Pools, unit: Tensor, weight: Tensor) -> Tensor:
+    """The same in O(N * d) memory, one row after the other; what comes next is read back by the host, on a GPU too."""
+    keep = torch.zeros_like(pools.valid)
+    for row, count in enumerate(pools.counts.tolist()):
+        real = pools.valid[row].nonzero()[:, 0]
+        if count:
+            tokens = Rows(unit[row, real], torch.ones_like(weight[row, real]))
+            keep[row, real[cover(tokens, None, weight[row, real], count).to(real.device)]] = True
+    return keep

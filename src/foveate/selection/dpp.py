@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .cosine import Cosines
+from .kernels.cpu import volume
 from .pools import Pools, marked, prepare
 
 # A token whose share outside the span of the picked is so small cannot be told from one inside in float32.
@@ -34,7 +35,11 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
     Raises:
         SelectionError: on shapes or counts that do not fit, or values that are not finite.
     """
-    return prepare(count, valid, features=features, scores=relevance).select(reference)
+
+    def core(pools: Pools) -> Tensor:
+        return volume(pools, scaled_relevance(pools), worth) if pools.valid.is_cpu else reference(pools)
+
+    return prepare(count, valid, features=features, scores=relevance).select(core)
 
 
 def scaled_relevance(pools: Pools) -> Tensor:
@@ -43,6 +48,13 @@ def scaled_relevance(pools: Pools) -> Tensor:
     lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
     highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
     return (pools.scores - lowest + 1e-6) / (highest - lowest + 1e-6)
+
+
+def worth(relevance: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """What tokens are worth that reach `outside` the span of the picked, and whether they add a direction to it."""
+    growth = relevance.square() * outside
+    adds = (outside > SPANNED) & (growth > EXHAUSTED)
+    return torch.where(adds, growth, relevance - 4), adds
 
 
 def reference(pools: Pools) -> Tensor:
@@ -56,10 +68,8 @@ def reference(pools: Pools) -> Tensor:
     open_ = pools.valid.clone()
     order = torch.zeros(batch, pools.steps, dtype=torch.long, device=relevance.device)
     for step in range(pools.steps):
-        growth = relevance.square() * outside
-        counts = (outside > SPANNED) & (growth > EXHAUSTED)
-        worth = torch.where(counts, growth, relevance - 4).masked_fill_(~open_, -torch.inf)
-        pick = worth.argmax(-1, keepdim=True)
+        value, adds = worth(relevance, outside)
+        pick = value.masked_fill_(~open_, -torch.inf).argmax(-1, keepdim=True)
         order[:, step] = pick[:, 0]
         open_.scatter_(1, pick, False)
         if step < rank:
@@ -67,7 +77,7 @@ def reference(pools: Pools) -> Tensor:
             along = (here.gather(2, pick[:, None].expand(-1, step, 1)).mT @ here)[:, 0]
             root = outside.gather(1, pick).clamp_min(SPANNED).sqrt()
             # A pick that adds no direction must not be divided by its rounding error.
-            row = torch.where(counts.gather(1, pick), (cosines.of(pick[:, 0]) - along) / root, 0)
+            row = torch.where(adds.gather(1, pick), (cosines.of(pick[:, 0]) - along) / root, 0)
             factor[:, step] = row
             outside = outside - row.square()
         else:

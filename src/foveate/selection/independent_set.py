@@ -13,6 +13,8 @@ from ..errors import SelectionError
 from ..tokens import Grid, as_grid
 from .cosine import CHUNK, Cosines
 from .kernels import for_device
+from .kernels.cpu import kept, rows_of
+from .kernels.independent import independent
 from .pools import Pools, marked, prepare, ranking, require
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
@@ -64,52 +66,74 @@ def independent_set(
     pools = prepare(count, valid, features=features, scores=scores)
 
     def core(pools: Pools) -> Tensor:
-        assert pools.scores is not None
-        cosines = Cosines(pools.unit())
-        batch, width = pools.valid.shape
-        order = ranking(pools.scores, pools.valid)
-        quotas = (pools.counts.double() * pivots).floor().long()
-        # One key says all: candidates come first, then the suppressed, each by rank, and last what is gone.
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
-        gone = 3 * width
-        is_pivot = ranks < quotas[:, None]
-        key = ranks.masked_fill(is_pivot | ~pools.valid, gone)
-        if pivots_suppress:
-            suppressed = torch.zeros_like(is_pivot)
-            for start in range(0, width, CHUNK):
-                stop = min(start + CHUNK, width)
-                near = _near(cosines.between(start, stop), pools, slice(start, stop), spatial_weight) > threshold
-                suppressed |= (near & is_pivot[:, start:stop, None]).any(1)
-            key += width * (suppressed & (key < width))
-        fused = for_device(key)
-        if fused is not None and cosines.matrix is not None:
-            edges = _near(cosines.matrix, pools, slice(None), spatial_weight) > threshold
-            return is_pivot | fused.suppress(edges, key.int(), pools.counts - quotas)
-        picks = order.clone()  # the pivots are in place already
-        rows = torch.arange(batch, device=order.device)
-        # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
-        for step in range(math.floor(pools.steps * pivots) if batch == 1 else 0, pools.steps):
-            free = step >= quotas
-            pick = torch.where(free, key.argmin(-1), order[:, step])
-            picks[:, step] = pick
-            near = (
-                _near(cosines.of(pick)[:, None], pools, (rows[:, None], pick[:, None]), spatial_weight)[:, 0]
-                > threshold
-            )
-            key += width * (near & (key < width) & free[:, None])
-            key.scatter_(1, pick[:, None], gone)
-        return marked(picks, pools)
+        if pools.valid.is_cpu:
+            return _among_few(pools, pivots, threshold, spatial_weight, pivots_suppress)
+        return reference(pools, pivots, threshold, spatial_weight, pivots_suppress)
 
     return replace(pools, places=_places(grid, pools)).select(core)
 
 
-def _near(cosines: Tensor, pools: Pools, tokens: slice | tuple[Tensor, Tensor], spatial_weight: float) -> Tensor:
-    """(B, M, N): the cosines of some tokens to all, mixed with nearness in the plane of the same frame."""
+def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: float, pivots_suppress: bool) -> Tensor:
+    """The keep mask (B, N), step by step; every path picks the same."""
+    assert pools.scores is not None
+    cosines = Cosines(pools.unit())
+    batch, width = pools.valid.shape
+    order = ranking(pools.scores, pools.valid)
+    quotas = (pools.counts.double() * pivots).floor().long()
+    # One key says all: candidates come first, then the suppressed, each by rank, and last what is gone.
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
+    gone = 3 * width
+    is_pivot = ranks < quotas[:, None]
+    key = ranks.masked_fill(is_pivot | ~pools.valid, gone)
+    rows = torch.arange(batch, device=order.device)[:, None]
+
+    places = pools.places
+    assert places is not None
+
+    def near(cosines: Tensor, some: Tensor) -> Tensor:
+        return _mixed(cosines, some, places, spatial_weight) > threshold
+
+    if pivots_suppress:
+        suppressed = torch.zeros_like(is_pivot)
+        for start in range(0, width, CHUNK):
+            stop = min(start + CHUNK, width)
+            beside = near(cosines.between(start, stop), places[:, start:stop])
+            suppressed |= (beside & is_pivot[:, start:stop, None]).any(1)
+        key += width * (suppressed & (key < width))
+    fused = for_device(key)
+    if fused is not None and cosines.matrix is not None:
+        edges = near(cosines.matrix, places)
+        return is_pivot | fused.suppress(edges, key.int(), pools.counts - quotas)
+    picks = order.clone()  # the pivots are in place already
+    # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
+    for step in range(math.floor(pools.steps * pivots) if batch == 1 else 0, pools.steps):
+        free = step >= quotas
+        pick = torch.where(free, key.argmin(-1), order[:, step])
+        picks[:, step] = pick
+        beside = near(cosines.of(pick)[:, None], places[rows, pick[:, None]])[:, 0]
+        key += width * (beside & (key < width) & free[:, None])
+        key.scatter_(1, pick[:, None], gone)
+    return marked(picks, pools)
+
+
+def _among_few(pools: Pools, pivots: float, threshold: float, spatial_weight: float, pivots_suppress: bool) -> Tensor:
+    """The same for one image on a CPU, which compares only what may be taken."""
+    assert pools.scores is not None and pools.places is not None
+    places = pools.places[0]
+
+    def near(cosines: Tensor, some: Tensor, others: Tensor) -> Tensor:
+        return _mixed(cosines, places[some], places[others], spatial_weight) > threshold
+
+    rows, order = rows_of(pools), ranking(pools.scores, pools.valid)[0]
+    taken = independent(rows, order, math.floor(pools.steps * pivots), pools.steps, near, pivots_suppress)
+    return kept(pools, rows, taken, None)
+
+
+def _mixed(cosines: Tensor, some: Tensor, others: Tensor, spatial_weight: float) -> Tensor:
+    """(..., M, N): the cosines of tokens at `some` places (..., M, 3) to `others`, mixed with nearness in one frame."""
     if spatial_weight == 0:
         return cosines
-    assert pools.places is not None
-    some = pools.places[:, tokens] if isinstance(tokens, slice) else pools.places[tokens]
-    frame, row, column = (some[:, :, None] - pools.places[:, None]).unbind(-1)
+    frame, row, column = (some[..., :, None, :] - others[..., None, :, :]).unbind(-1)
     plane = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
     return (cosines * (1 - spatial_weight)).add_(plane.mul_(frame == 0), alpha=spatial_weight)
 

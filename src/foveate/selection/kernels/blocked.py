@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cosine import CHUNK, Rows
-from .lazy import Floats, Indices, Lazy, Rival
+from .lazy import COPIES, Comparing, Floats, Indices, Rival
 
 
 def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
@@ -35,40 +35,33 @@ def spread_dense(cosines: Tensor, bonus: Tensor, first: int, penalty: float, cou
     return torch.from_numpy(np.concatenate([[first], _dense(worth, worth[first].copy(), count - 1)]))
 
 
-class _Spread(Lazy):
+class _Spread(Comparing):
     def __init__(self, rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) -> None:
-        super().__init__(torch.full_like(bonus, torch.inf), count)
-        self._rows, self._bonus, self._penalty = rows, bonus, penalty
-        self._picked = Rows(rows.vectors.new_empty(count, rows.vectors.shape[1]), rows.inverse.new_empty(count))
-        index = np.array([first])
-        self._note(rows[torch.from_numpy(index)])
-        self.took(index)
-        self.learn(None, 0)
-        np.maximum(self.seen, 1, out=self.seen)
-
-    def _note(self, picked: Rows) -> None:
-        stop = self.done + len(picked)
-        self._picked.vectors[self.done : stop] = picked.vectors
-        self._picked.inverse[self.done : stop] = picked.inverse
+        super().__init__(rows, torch.full_like(bonus, torch.inf), count)
+        self._bonus, self._penalty = bonus, penalty
+        self.took(np.array([first]))
 
     def learn(self, tokens: Tensor | None, start: int) -> None:
-        rows, bonus, bound = self._rows, self._bonus, self.bound
-        if tokens is not None:
-            rows, bonus, bound = rows[tokens], bonus[tokens], bound[tokens]
+        if tokens is None:
+            self._lower(self.bound, self.rows, self._bonus, start)
+            return
+        for part in tokens.split(COPIES):
+            bound = self.bound[part]
+            self._lower(bound, self.rows[part], self._bonus[part], start)
+            self.bound[part] = bound
+
+    def _lower(self, bound: Tensor, rows: Rows, bonus: Tensor, start: int) -> None:
         for first in range(start, self.done, CHUNK):
-            nearest = rows.cosines(self._picked.part(first, min(first + CHUNK, self.done))).amax(1)
+            nearest = rows.cosines(self.picked.part(first, min(first + CHUNK, self.done))).amax(1)
             torch.minimum(bound, torch.sub(bonus, nearest, alpha=self._penalty), out=bound)
-        if tokens is not None:
-            self.bound[tokens] = bound
 
     def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
         tokens = torch.from_numpy(leaders)
-        rows = self._rows[tokens]
+        rows = self.rows[tokens]
         worth = _worth(rows.cosines(rows), self._bonus[tokens], self._penalty)
         value = self.value[leaders]
         new = _dense(worth, value, room, rival, leaders)
         self.value[leaders] = value
-        self._note(rows[torch.from_numpy(new)])
         return new
 
 
@@ -82,7 +75,9 @@ def _worth(cosines: Tensor, bonus: Tensor, penalty: float) -> Floats:
     return worth
 
 
-def _dense(worth: Floats, value: Floats, count: int, rival: Rival | None = None, index: Indices | None = None) -> Indices:
+def _dense(
+    worth: Floats, value: Floats, count: int, rival: Rival | None = None, index: Indices | None = None
+) -> Indices:
     """Up to `count` picks for as long as they are ahead of the rival; `value` is overwritten. No `index`, no rival."""
     picks: list[int] = []
     while len(picks) < count:

@@ -1,4 +1,4 @@
-"""MMR and max-min for one image on a CPU: which path, and what all of them share."""
+"""The greedy selectors for one image on a CPU: which path, and what all of them share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from .. import cosine
-from ..cosine import Rows
+from ..cosine import EPSILON, Rows
 from ..pools import Pools
-from . import blocked
+from . import blocked, determinant
+from .covering import cover
 from .isolated import isolated_dense, most_isolated
 from .lazy import LEADERS
 
 # Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
 # blocked path, and tokens up to which half a product costs no more than looking for the most isolated token. From a
-# sixth of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
+# third of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
 SMALL_PRODUCT = 2e8
 SMALL_POOL = 1536
 
@@ -31,14 +32,13 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     Returns:
         (1, N) bool.
     """
-    assert pools.features is not None and pools.lengths is not None
     width, steps = pools.valid.shape[1], pools.steps
     if steps == width:
         return torch.ones_like(pools.valid)
-    rows = Rows.measured(pools.features[0].float(), pools.lengths[0])
+    rows = rows_of(pools)
     value = torch.ones(width) if bonus is None else bonus
     whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
-    half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 6 * steps > width))
+    half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
     if whole or (half and width <= cosine.DENSE_LIMIT):
         cosines = rows.cosines(rows) if whole else rows.triangle()
         if first is None:
@@ -46,11 +46,40 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
     else:
         picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
+    return kept(pools, rows, picks, None if whole else value)
+
+
+def volume(pools: Pools, relevance: Tensor, worth: determinant.Worth) -> Tensor:
+    """(1, N) bool keep mask of the greedy loop of `dpp`: one image, without padding, and its relevance (1, N)."""
+    assert pools.lengths is not None
+    rows = rows_of(pools)
+    outside = (1 - EPSILON / pools.lengths[0]).square()  # a unit vector is as short as a length is small
+    picks = determinant.maximise(rows, relevance[0], outside, worth, pools.steps)
+    return kept(pools, rows, picks, relevance[0])
+
+
+def covered(pools: Pools, weight: Tensor) -> Tensor:
+    """(1, N) bool keep mask of the greedy loop of `coverage`: one image, without padding, and its weights (1, N)."""
+    rows = rows_of(pools)
+    width = len(rows)
+    cosines = None
+    if width <= cosine.DENSE_LIMIT:
+        cosines = rows.triangle() if width * width * rows.vectors.shape[1] > SMALL_PRODUCT else rows.cosines(rows)
+    return kept(pools, rows, cover(rows, cosines, weight[0], pools.steps), weight[0])
+
+
+def rows_of(pools: Pools) -> Rows:
+    """The tokens of a single image."""
+    assert pools.features is not None and pools.lengths is not None
+    return Rows.measured(pools.features[0].float(), pools.lengths[0])
+
+
+def kept(pools: Pools, rows: Rows, picks: Tensor, score: Tensor | None) -> Tensor:
+    """(1, N) bool keep mask of these picks; of tokens equal in features and `score` the first, unless it is None."""
     keep = torch.zeros_like(pools.valid)
     keep[0, picks] = True
-    if not whole:
-        for twins in _twins(rows, value):
-            keep[0, twins] = torch.arange(len(twins)) < keep[0, twins].sum()
+    for twins in [] if score is None else _twins(rows, score):
+        keep[0, twins] = torch.arange(len(twins)) < keep[0, twins].sum()
     return keep
 
 

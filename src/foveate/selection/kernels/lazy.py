@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..cosine import Rows
+
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 LEADERS = 64  # tokens: a step among so few costs hardly more than among fewer
 MOST_LEADERS = 512
+COPIES = 256  # tokens copied at a time, so that the copies stay in the cache
+READING, COPYING = 12, 24  # what it costs to read a token's features, and to copy them, in products with another token
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Lazy(ABC):
     def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
         """Up to `room` picks, as places among the `leaders`, while ahead of the rival; keeps the leaders' values."""
 
+    wake = 4  # times as many as lead learn of what they missed at first: the larger the product, the faster
+
     def crowd(self, room: int) -> int:
         """How many tokens lead: as many as stay ahead of the others for about as many picks as were made so far."""
         return min(self.done + LEADERS, 2 * room + LEADERS // 2, MOST_LEADERS, len(self.value))
@@ -75,10 +81,10 @@ class Lazy(ABC):
         while self.done < len(self.picks):
             room = len(self.picks) - self.done
             size = self.crowd(room)
-            leaders, width = self._front(size), 2 * size
+            leaders, width = self._front(size), self.wake * size
             while self.seen[leaders].min() < self.done:
                 self._wake(self._front(width))
-                leaders, width = self._front(size), 2 * width
+                leaders, width = self._front(size), 4 * width
             new = leaders[self.contest(leaders, self._rival(leaders), room)]
             self.seen[leaders] = self.done + len(new)
             self.took(new)
@@ -102,13 +108,33 @@ class Lazy(ABC):
         return Rival(float(outside[index]), index)
 
     def _wake(self, tokens: Indices) -> None:
-        """Bring tokens up to date, those together that stopped listening together."""
-        seen = self.seen[tokens]
-        for start in np.unique(seen[seen < self.done]).tolist():
-            part = tokens[seen == start]
-            everyone = 4 * len(part) > 3 * len(self.value)  # then a copy of their features costs more than it saves
-            self.learn(None if everyone else torch.from_numpy(part), start)
-            if everyone:
-                np.maximum(self.seen, self.done, out=self.seen)
-            else:
-                self.seen[part] = self.done
+        """Bring tokens up to date, those together that missed about as many picks."""
+        missed = self.done - self.seen[tokens]
+        while (most := int(missed.max(initial=0))) > 0:
+            together = 2 * missed > most
+            part = tokens[together]
+            everyone = len(self.value) * (most + READING) < len(part) * (most + READING + COPYING)
+            self.learn(None if everyone else torch.from_numpy(part), self.done - most)
+            self.seen[part] = self.done
+            missed[together] = 0
+
+
+class Comparing(Lazy):
+    """One in which tokens learn of the picks from their features.
+
+    Args:
+        rows: N tokens.
+        value, count: as for `Lazy`.
+    """
+
+    def __init__(self, rows: Rows, value: Tensor, count: int) -> None:
+        super().__init__(value, count)
+        self.rows = rows
+        self.picked = Rows(rows.vectors.new_empty(count, rows.vectors.shape[1]), rows.inverse.new_empty(count))
+
+    def took(self, tokens: Indices) -> None:
+        """Note these picks and their features."""
+        start, places = self.done, torch.from_numpy(tokens)
+        super().took(tokens)
+        self.picked.vectors[start : self.done] = self.rows.vectors[places]
+        self.picked.inverse[start : self.done] = self.rows.inverse[places]

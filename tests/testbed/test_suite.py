@@ -51,5 +51,5 @@ def test_the_same_numbers_give_the_same_samples() -> None:
 
 
 def test_unknown_families_are_refused() -> None:
-    with pytest.raises(TestbedError, match="unknown family 'chart'.*charts"):
+    with pytest.raises(TestbedError, match=r"unknown family 'chart'.*charts"):
         samples(per_family=1, families=("chart",))

@@ -1,4 +1,4 @@
-"""Prompts with still images made from an image processor and a tokenizer alone.
+"""Prompts with images and clips made from an image processor and a tokenizer alone.
 
 transformers' own processors of video models need torchvision even where no video is asked about.
 """
@@ -8,40 +8,76 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from ..models import ModelAdapter
+
+_KINDS = {"image": 1, "video": 2}  # as Qwen-VL reads its 3-D positions off ``mm_token_type_ids``
 
 
 class StillProcessor:
-    """Stands in for a model's processor, for single chat prompts with images.
+    """Stands in for a model's processor, for single chat prompts with images or clips of frames.
 
     Args:
-        tokenizer: its chat template writes one placeholder for each image.
+        tokenizer: its chat template writes one placeholder for each image or clip.
         image_processor: of the same checkpoint.
-        adapter: knows the placeholder and how many tokens each image takes.
+        adapter: knows the placeholders and how many tokens each image takes.
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, adapter: ModelAdapter) -> None:
         self.tokenizer, self.image_processor, self._adapter = tokenizer, image_processor, adapter
         self.chat_template = tokenizer.chat_template
-        self._image_id = adapter.token_ids()["image"]
-        self.image_token = str(tokenizer.convert_ids_to_tokens(self._image_id))
+        self._ids = {kind: adapter.token_ids()[kind] for kind in adapter.modalities}
+        self.image_token = str(tokenizer.convert_ids_to_tokens(self._ids["image"]))
         self.batch_decode = tokenizer.batch_decode
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> dict[str, Tensor]:
         """Model inputs of one conversation, as transformers' processors return them."""
-        content = [part for message in messages for part in message["content"]]
-        images = [part["image"] for part in content if part["type"] == "image"]
+        content = [part for message in messages for part in message["content"] if not isinstance(part, str)]
+        images, clips = ([part[kind] for part in content if part["type"] == kind] for kind in _KINDS)
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self(images=images, text=[text])
+        return self(images=images, text=[text], videos=clips)
 
-    def __call__(self, images: Sequence[Any], text: Sequence[str], **_: Any) -> dict[str, Tensor]:
-        """Model inputs of one prompt (1, L) that holds a placeholder for each of its images."""
-        media = dict(self.image_processor(images=list(images), return_tensors="pt"))
-        head, *rest = text[0].split(self.image_token)
-        grids = self._adapter.grids(media)["image"]
-        filled = head + "".join(self.image_token * len(grid) + part for grid, part in zip(grids, rest, strict=True))
+    def __call__(
+        self, images: Sequence[Any] | None, text: Sequence[str], videos: Sequence[Sequence[Any]] = (), **_: Any
+    ) -> dict[str, Tensor]:
+        """Model inputs of one prompt (1, L) that holds a placeholder for each of its images and clips.
+
+        Raises:
+            ModelError: for clips of a family whose prompts name the time of each frame.
+        """
+        media = dict(self.image_processor(images=list(images), return_tensors="pt")) if images else {}
+        if videos:
+            media |= self._clips(videos)
+        filled = text[0]
+        for kind, grids in self._adapter.grids(media).items() if media else ():
+            token = str(self.tokenizer.convert_ids_to_tokens(self._ids[kind]))
+            head, *rest = filled.split(token)
+            filled = head + "".join(token * len(grid) + part for grid, part in zip(grids, rest, strict=True))
         encoded = dict(self.tokenizer([filled], return_tensors="pt", add_special_tokens=False))
-        kinds = (encoded["input_ids"] == self._image_id).long()  # Qwen-VL reads its 3-D positions off these
+        ids = encoded["input_ids"]
+        kinds = sum(((ids == self._ids[kind]).long() * _KINDS[kind] for kind in self._ids), torch.zeros_like(ids))
         return {**encoded, **media, "mm_token_type_ids": kinds}
+
+    def _clips(self, clips: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+        """Patches of clips, whose frames share them in groups; of a still, every frame of a group is the same."""
+        if self._adapter.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+            raise ModelError(
+                f"clips for models of type {self._adapter.model_type!r} need their own processor; install torchvision."
+            )
+        shared = self.image_processor.temporal_patch_size
+        patches, shapes = [], []
+        for clip in clips:
+            frames = [*clip, *[clip[-1]] * (-len(clip) % shared)]
+            made = self.image_processor(images=frames, return_tensors="pt")
+            _, rows, columns = made["image_grid_thw"][0].tolist()
+            # (groups, frames of a group, patches, channels, frames of a patch, pixels): of frame i only slice i
+            pixels = made["pixel_values"].view(
+                -1, shared, rows * columns, 3, shared, self.image_processor.patch_size**2
+            )
+            own = torch.stack([pixels[:, i, :, :, i] for i in range(shared)], dim=3)
+            patches.append(own.flatten(2).flatten(0, 1))
+            shapes.append([len(frames) // shared, rows, columns])
+        return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(shapes)}

@@ -105,7 +105,8 @@ def connected(joined: Tensor) -> Tensor:
 
 def unlike(cosines: Tensor, copy: float) -> Tensor:
     """(n,) bool: tokens whose cosine to every earlier one that is unlike, too, is below `copy`; cosines are (n, n)."""
-    near, out = (cosines >= copy).tolist(), []
+    near = (cosines >= copy).tolist()
+    out: list[int] = []
     for i, row in enumerate(near):
         if not any(row[j] for j in out):
             out.append(i)

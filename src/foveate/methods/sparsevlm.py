@@ -159,9 +159,8 @@ def unrecycled(tokens: int, count: int) -> int:
 
     Where the budget is too small for groups, or all tokens stay, it is all of them.
     """
-    for plain in range(count, 0, -1):
-        gone = tokens - plain
-        if gone and plain + _recycled(gone) // 10 + 1 == count:
+    for plain in range(count - 1, 0, -1) if count < tokens else ():
+        if plain + _recycled(tokens - plain) // 10 + 1 == count:
             return plain
     return count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,15 +15,17 @@ from foveate.errors import ModelError
 from foveate.models import adapter_of
 
 TEMPLATE = (
-    "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% for m in messages %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif p.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}"
     "{% endfor %}{% endfor %}"
 )
 
 
 def processor(zoo: Any) -> StillProcessor:
-    zoo.tokenizer.chat_template = TEMPLATE
-    return StillProcessor(zoo.tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
+    tokenizer = copy.deepcopy(zoo.tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    return StillProcessor(tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
 
 
 def asked(zoo: Any, *parts: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -74,9 +74,8 @@ class StillProcessor:
             made = self.image_processor(images=frames, return_tensors="pt")
             _, rows, columns = made["image_grid_thw"][0].tolist()
             # (groups, frames of a group, patches, channels, frames of a patch, pixels): of frame i only slice i
-            pixels = made["pixel_values"].view(
-                -1, shared, rows * columns, 3, shared, self.image_processor.patch_size**2
-            )
+            area = self.image_processor.patch_size**2
+            pixels = made["pixel_values"].view(-1, shared, rows * columns, 3, shared, area)
             own = torch.stack([pixels[:, i, :, :, i] for i in range(shared)], dim=3)
             patches.append(own.flatten(2).flatten(0, 1))
             shapes.append([len(frames) // shared, rows, columns])

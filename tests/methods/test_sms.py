@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from foveate import attach, prune
 from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.sms import knee
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import kept, toy
+from runtime.helpers import logits, single
 
 
 def naive(scores):
@@ -74,3 +76,42 @@ def test_what_it_refuses():
     for scores in (torch.tensor([]), torch.ones(2, 2), torch.tensor([1.0, torch.nan])):
         with pytest.raises(MethodError, match="knee needs one row of finite scores"):
             knee(scores)
+
+
+def test_both_cuts_on_a_live_model(llava):
+    """The second cut, against eager attention of the layer below, mean over heads and the text behind the image."""
+    inputs = single(llava)
+    with prune(llava.model, "sms", keep="auto", inside=False) as pruning:
+        first = pruning_report(llava, inputs, pruning).images[0].kept
+        llava.model.set_attn_implementation("eager")
+        try:
+            with torch.no_grad():
+                attention = llava.model(**inputs, output_attentions=True).attentions[1][0].mean(0)
+        finally:
+            llava.model.set_attn_implementation("sdpa")
+    n = int(first.sum())
+    scores = attention[1 + n :, 1 : 1 + n].mean(0)  # behind the start token
+    with prune(llava.model, "sms", keep="auto") as pruning:
+        report = pruning_report(llava, inputs, pruning)
+    count = naive(scores)
+    best = first.nonzero()[:, 0][scores.topk(count).indices].sort().values
+    assert report.visual_tokens_per_layer == [n, n, count, count] and count < n
+    assert report.images[0].kept.nonzero()[:, 0].tolist() == best.tolist()
+
+
+def pruning_report(zoo, inputs, pruning):
+    logits(zoo, inputs)
+    return pruning.report()
+
+
+def test_a_given_budget_is_the_average_over_the_layers(llava):
+    with prune(llava.model, "sms", keep=0.5) as pruning:
+        report = pruning_report(llava, single(llava), pruning)
+    assert report.visual_tokens_per_layer == [11, 11, 5, 5] and report.average_visual_tokens == 8
+    with prune(llava.model, "sms", keep=0.5, layer=3, ratio=0.2) as pruning:
+        report = pruning_report(llava, single(llava), pruning)
+    assert report.visual_tokens_per_layer == [10, 10, 10, 2]
+    with pytest.raises(MethodError, match=r"layer=4, but .* use a layer in \[1, 3\]"):
+        attach(llava.model, "sms", layer=4)
+    with pytest.raises(MethodError, match="ratio=2 must be in"):
+        get_method("sms", ratio=2)

@@ -46,7 +46,7 @@ def test_by_hand():
     # Without the local step the first segment gives 0 and 3, repeats as they are.
     assert kept(get_method("adatp", local=False), tokens, 6) == [0, 3, 6, 7, 9, 11]
     assert kept(get_method("adatp", spread=1), tokens, 6) == [0, 1, 2, 6, 7, 11]
-    assert kept(get_method("adatp", sign="minus"), tokens, 6) == [0, 2, 3, 4, 7, 11]
+    assert kept(get_method("adatp", sign="minus"), tokens, 6) == [0, 1, 2, 3, 7, 11]
     # One segment: the attention chooses, each place first once.
     assert kept(get_method("adatp", boundary=-1), tokens, 3) == [0, 7, 11]
     assert kept(get_method("adatp", boundary=-1), tokens, 4) == [0, 3, 7, 11]

@@ -80,7 +80,7 @@ def test_intervals_are_percentiles_of_the_draws() -> None:
 def test_intervals_hold_the_truth_as_often_as_they_say(images: int) -> None:
     """Questions of an image share its difficulty; intervals that took them for independent would hold it far less."""
     rng = np.random.default_rng(3)
-    trials, questions, held, naive = 400, 12, 0, 0
+    trials, questions, held, naive = 250, 12, 0, 0
     groups = [str(image) for image in range(images) for _ in range(questions)]
     for _ in range(trials):
         chance = rng.beta(1.4, 0.6, images).repeat(questions)  # mean 0.7

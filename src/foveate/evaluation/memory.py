@@ -35,13 +35,16 @@ class EncoderMemory:
         """Remember and give back until the block is left. Methods are attached inside, not before."""
         vision, layers = self._adapter.vision, self._adapter.vision_layers()
         hooks = [vision.register_forward_pre_hook(self._begin), vision.register_forward_hook(self._end)]
+        own = [vars(layer).get("forward") for layer in layers]  # accelerate puts one there, for instance
         try:
             for index, layer in enumerate(layers):
                 layer.forward = functools.partial(self._forward, index, layer.forward)
             yield
         finally:
-            for layer in layers:
-                layer.__dict__.pop("forward", None)
+            for layer, forward in zip(layers, own, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
             for hook in hooks:
                 hook.remove()
 

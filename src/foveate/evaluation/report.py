@@ -190,10 +190,10 @@ class Report:
 
 COSTS_SAY = (
     "Means over the questions. Visual tokens are the mean over the language model's layers, so that pruning late is "
-    "not taken for pruning early; FLOPs and KV cache are those of the prefill, text included. Times are of one question "
-    "in a batch, medians over the batches: encoding (measured once for all runs that show the same pictures), "
-    "selecting, the language model's prefill, and decoding with whatever else generating takes; for *blind* all time is "
-    "in the last of these."
+    "not taken for pruning early; FLOPs and KV cache are those of the prefill, text included. Times are of one "
+    "question in a batch, medians over the batches: encoding (measured once for all runs that show the same "
+    "pictures), selecting, the language model's prefill, and decoding with whatever else generating takes; for *blind* "
+    "all time is in the last of these."
 )
 
 

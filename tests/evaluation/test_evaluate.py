@@ -1,0 +1,294 @@
+"""Whole evaluations on the bundled model: what is answered, kept, gone on with, and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import foveate
+from foveate.errors import MethodError, ModelError
+from foveate.evaluation.answering import Examinee
+from foveate.evaluation.evaluate import Evaluation, configuration, evaluate, fingerprint, processes
+from foveate.evaluation.journal import ANSWERS, TIMES, Journal
+from foveate.evaluation.results import RESULTS, TIMED, Results
+from foveate.evaluation.runs import Run, runs_of, spelled
+from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
+from foveate.methods import get_method
+from foveate.models import adapter_of
+from foveate.runtime.cost import CostModel
+from foveate.testbed import answers, load_bundled
+from foveate.testbed.scoring import is_right
+
+PAIR = load_bundled()
+METHODS = ("idpruner", "fastv", "evs")  # before the LLM, inside it, and for clips only
+
+
+def wanted(questions: int = 12, **fields: Any) -> Evaluation:
+    defaults: dict[str, Any] = {"batch": 5, "max_new_tokens": 4, "random_seeds": 2, "workers": 1}
+    methods = tuple(map(get_method, METHODS))
+    return Evaluation(suite("bundled", questions), "bundled", methods, ("25%", "20"), **defaults | fields)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    folder = tmp_path_factory.mktemp("done")
+    return evaluate(wanted(), load_bundled, folder, loaded=PAIR), folder
+
+
+def test_all_runs_are_there(done: tuple[Results, Path]) -> None:
+    results, _ = done
+    kept = ["random#0", "random#1", "stride", "avgpool", "downsample", "idpruner", "fastv"]
+    keys = [Run(run["label"], run["keep"], seed=run["seed"]).key for run in results.runs]
+    assert keys == ["unpruned", "blind", *(f"{name}@{keep}" for keep in ("25%", "20") for name in kept)]
+    assert [(one["label"], one["keep"]) for one in results.refused] == [("evs", "25%"), ("evs", "20")]
+    assert "single image" in results.refused[0]["why"]
+    assert [row.seeds for row in results.rows() if row.label == "random"] == [2, 2]
+
+
+def test_answers_are_those_of_one_by_one(done: tuple[Results, Path]) -> None:
+    results, _ = done
+    samples = wanted().suite.samples
+    for run in results.runs:
+        if run["label"] in ("idpruner", "fastv", "unpruned", "blind"):
+            keep = {"25%": 0.25, "20": 20, "": 1.0}[run["keep"]]
+            method = run["label"] if run["keep"] else "stride"
+            with foveate.prune(PAIR[0], method, keep):
+                expected = [
+                    answers(*PAIR, [((), s.question) if run["label"] == "blind" else (s.open(), s.question)])[0]
+                    for s in samples
+                ]
+            assert run["answers"] == expected
+            assert run["right"] == [int(is_right(s, a)) for s, a in zip(samples, expected, strict=True)]
+
+
+def test_costs_are_those_of_the_reports(done: tuple[Results, Path]) -> None:
+    results, _ = done
+    by_key = {(row.label, row.keep): row.costs for row in results.rows()}
+    samples = wanted().suite.samples
+    with foveate.prune(PAIR[0], "fastv", 0.25) as pruning:
+        reports = [answers(*PAIR, [(s.open(), s.question)], 1) and pruning.report() for s in samples]
+    cost = by_key["fastv", "25%"]
+    assert cost["visual_tokens"] == (196 + 196 + 49 + 49) / 4
+    assert cost["text_flops"] == pytest.approx(sum(one.text_flops for one in reports) / len(samples))
+    assert cost["kv_bytes"] == pytest.approx(sum(one.kv_bytes for one in reports) / len(samples))
+    assert cost["vision_flops"] == by_key["unpruned", ""]["vision_flops"] == reports[0].vision_flops
+    blind = by_key["blind", ""]
+    lengths = [[1 + len(s.question.split()) for s in samples]] * 4
+    assert blind["text_flops"] == pytest.approx(CostModel(adapter_of(PAIR[0])).text_flops(lengths) / len(samples))
+    assert blind["visual_tokens"] == blind["vision_flops"] == 0
+
+
+def test_times_are_split(done: tuple[Results, Path]) -> None:
+    results, _ = done
+    rows = {(row.label, row.keep): row.times for row in results.rows()}
+    assert rows["idpruner", "25%"]["encode"] == rows["unpruned", ""]["encode"] > 0
+    assert rows["idpruner", "25%"]["select"] > rows["unpruned", ""]["select"]
+    assert all(value >= 0 for times in rows.values() for value in times.values())
+
+
+def test_what_is_written_is_read(done: tuple[Results, Path], tmp_path: Path) -> None:
+    results, folder = done
+    assert Results.load(folder) == results
+    told = json.loads((folder / RESULTS).read_text())
+    assert set(told) == {"configuration", "samples", "runs", "refused"}
+    assert len(told["runs"][0]["answers"]) == len(told["samples"]) == 12
+    results.save(tmp_path)
+    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in (RESULTS, TIMED))
+    (tmp_path / TIMED).unlink()
+    assert Results.load(tmp_path).rows()[0].times == {}
+    (tmp_path / RESULTS).write_text("{}")
+    with pytest.raises(EvaluationError, match="holds no results"):
+        Results.load(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from evaluation import test_evaluate as here
+from pathlib import Path
+def advance(done, whole):
+    if done >= 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+here.evaluate(here.wanted(), here.load_bundled, Path({folder!r}), advance, here.PAIR)
+"""
+
+
+def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    left = (tmp_path / ANSWERS).read_text()
+    assert not (tmp_path / RESULTS).exists() and 0 < left.count("\n") < 17 * 3
+    with (tmp_path / ANSWERS).open("a") as file:
+        file.write('{"run": "stride@20", "batch": 2, "answ')  # a line that was being written
+    told: list[tuple[int, int]] = []
+    asked: list[str] = []
+
+    class Counting(type(PAIR[0])):  # type: ignore[misc]
+        def generate(self, **kwargs: Any) -> Any:
+            asked.append("once")
+            return super().generate(**kwargs)
+
+    model = PAIR[0]
+    plain, model.__class__ = type(model), Counting
+    try:
+        evaluate(wanted(), load_bundled, tmp_path, lambda *seen: told.append(seen), PAIR)
+    finally:
+        model.__class__ = plain
+    _, folder = done
+    for name in (ANSWERS, RESULTS):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    runs = len(wanted().runs)
+    assert told[0][0] >= 60 and told[-1] == (12 * runs, 12 * runs)
+    refused = 2 * 3  # evs asks the model, too, before it finds out
+    assert len(asked) <= 3 * runs - left.count("\n") + refused
+    evaluate(wanted(), load_bundled, tmp_path, loaded=(PAIR[0], None))  # nothing is left to do: no processor is needed
+
+
+def test_workers_find_the_same(done: tuple[Results, Path], tmp_path: Path) -> None:
+    evaluate(wanted(workers=2), load_bundled, tmp_path, loaded=PAIR)
+    for name in (ANSWERS, RESULTS):
+        assert (tmp_path / name).read_bytes() == (done[1] / name).read_bytes()
+
+
+def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: Path) -> None:
+    _, folder = done
+    for changed, said in (
+        ({"batch": 6}, "batch: 5 there, 6 here"),
+        ({"questions": 11}, "questions: 12 there, 11 here"),
+        ({"keeps": ("25%",)}, "keep:"),
+        ({"methods": (get_method("idpruner", balance=0.7),)}, "methods:"),
+    ):
+        fields = dict(changed)
+        evaluation = wanted(fields.pop("questions", 12))  # type: ignore[arg-type]
+        with pytest.raises(EvaluationError, match=said):
+            evaluate(dataclasses.replace(evaluation, **fields), load_bundled, folder, loaded=PAIR)
+    (tmp_path / "something").touch()
+    with pytest.raises(EvaluationError, match="holds no evaluation"):
+        evaluate(wanted(), load_bundled, tmp_path, loaded=PAIR)
+
+
+def test_damage_is_told(done: tuple[Results, Path], tmp_path: Path) -> None:
+    described = configuration(wanted(), PAIR[0])
+    Journal(tmp_path, described)
+    (tmp_path / ANSWERS).write_text("{nonsense}\n")
+    with pytest.raises(EvaluationError, match=r"answers\.jsonl is damaged"):
+        Journal(tmp_path, described)
+    (tmp_path / "configuration.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"configuration\.json is damaged"):
+        Journal(tmp_path, described)
+
+
+def test_times_without_answers_are_done_again(done: tuple[Results, Path], tmp_path: Path) -> None:
+    described = configuration(wanted(), PAIR[0])
+    journal = Journal(tmp_path, described)
+    cell = Journal(done[1], described).cells["unpruned", 0]
+    journal.add(cell)
+    with (tmp_path / TIMES).open("a") as file:
+        file.write('{"run": "blind", "batch": 0, "times": {}}\n')
+    assert Journal(tmp_path, described).cells == {("unpruned", 0): cell}
+
+
+def test_weights_tell_models_apart() -> None:
+    other = load_bundled()[0]
+    assert fingerprint(other) == fingerprint(PAIR[0])
+    with torch.no_grad():
+        next(other.parameters()).flatten()[0] += 1
+    assert fingerprint(other) != fingerprint(PAIR[0])
+
+
+def test_small_models_share_the_cores() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert processes(wanted(workers=None), PAIR[0]) == cores
+    assert processes(wanted(workers=3), PAIR[0]) == 3
+    large = torch.nn.Linear(1, 1)
+    large.weight = torch.nn.Parameter(torch.empty(60_000_000, 1, device="meta"))
+    assert processes(wanted(workers=None), large) == 1
+
+
+def test_clips_are_refused_where_only_images_are_seen(tmp_path: Path) -> None:
+    sample = dataclasses.replace(suite("bundled").samples[0], video=True)
+    evaluation = dataclasses.replace(wanted(), suite=Suite("clips", "Clips.", (sample,)))
+    with pytest.raises(ModelError, match="sees images only"):
+        evaluate(evaluation, load_bundled, tmp_path, loaded=PAIR)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_oracle_is_told_the_boxes() -> None:
+    """It keeps the asked-about corner, which chance does not."""
+    samples = [dataclasses.replace(s, boxes=(((0.0, 0.0, 56.0, 28.0),),)) for s in suite("bundled", 3).samples]
+    evaluation = dataclasses.replace(wanted(), suite=Suite("boxes", "Boxes.", tuple(samples)))
+    runs = [run for run in evaluation.runs if run.key == "oracle@25%"]
+    kept = []
+    model = PAIR[0]
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    (cell,) = Examinee(*PAIR, 4).cells(0, samples, runs)
+    hook.remove()
+    assert cell.refused is None
+    corner = {1 + 14 * row + column for row in range(3) for column in range(7)}  # half of the fourth row is left out
+    assert all(corner <= set(row.tolist()) for row in kept[0])
+    assert not any(run.label == "oracle" for run in wanted().runs)
+
+
+def test_suites_and_budgets() -> None:
+    everything = suite("bundled")
+    assert len(everything.samples) == 75 and everything.families[0] == "at"
+    some = suite("bundled", 10, seed=1)
+    assert len(some.samples) == 10 and some.samples == suite("bundled", 10, seed=1).samples
+    assert some.digest() != suite("bundled", 10, seed=2).digest()
+    assert {s.family for s in suite("bundled", families=["count", "at"]).samples} == {"count", "at"}
+    with pytest.raises(EvaluationError, match="did you mean 'count'"):
+        suite("bundled", families=["cuont"])
+    with pytest.raises(EvaluationError, match="did you mean 'bundled'"):
+        suite("bundle")
+    assert [spelled(keep) for keep in ("25%", "0.125", "144", " 5 %")] == ["25%", "12.5%", "144", "5%"]
+    for keep in ("auto", "1.0"):
+        with pytest.raises(EvaluationError, match="equal budgets"):
+            spelled(keep)
+    labels = [run.label for run in runs_of([get_method("stride"), get_method("random", seed=9)], ["5%"], 1, True)]
+    assert labels == ["unpruned", "blind", "random", "avgpool", "downsample", "oracle", "stride"]
+
+
+def test_generated_scenes_are_a_suite() -> None:
+    pytest.importorskip("skimage")
+    made = suite("testbed", 30, seed=3, families=["counting", "charts"])
+    assert len(made.samples) == 30 and made.families == ["charts", "counting"]
+    assert all(sample.boxes for sample in made.samples)
+    assert made.digest() == suite("testbed", 30, seed=3, families=["counting", "charts"]).digest()
+    assert "clips" in suite("testbed", 8, clips=True).families and "clips" not in suite("testbed", 7).families
+    with pytest.raises(EvaluationError, match="did you mean 'counting'"):
+        suite("testbed", 2, families=["count"])
+
+
+def test_a_folder_is_a_suite(tmp_path: Path) -> None:
+    for number, sample in enumerate(suite("bundled", 3).samples):
+        sample.open()[0].save(tmp_path / f"{number}.png")
+    lines = [{"image": f"{n}.png", "question": "count star", "answer": "n1", "family": f"f{n}"} for n in range(3)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = dataset(tmp_path, families=["f0", "f2"])
+    assert [sample.family for sample in made.samples] == ["f0", "f2"]
+    before = made.digest()
+    suite("bundled").samples[-1].open()[0].resize((50, 50)).save(tmp_path / "0.png")
+    assert dataset(tmp_path, families=["f0", "f2"]).digest() != before
+
+
+def test_methods_that_cannot_be_made_are_listed(tmp_path: Path) -> None:
+    evaluation = dataclasses.replace(wanted(2), methods=(), keeps=("5%",), unable=(("other", "needs more."),))
+    results = evaluate(evaluation, load_bundled, tmp_path, loaded=PAIR)
+    assert results.refused == [{"label": "other", "keep": "", "why": "needs more."}]
+
+
+def test_refusals_are_sentences_of_foveate(done: tuple[Results, Path]) -> None:
+    with pytest.raises(MethodError) as error, foveate.prune(PAIR[0], "evs", 0.25):
+        answers(*PAIR, [(suite("bundled").samples[0].open(), "count star")])
+    assert done[0].refused[0]["why"] == str(error.value)

@@ -28,6 +28,9 @@ def scorer(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the scorer, the log and the checkpoint.")],
     keep: Annotated[str, typer.Option(help="What the soft mask sums to: a percentage, a fraction or a count.")] = "20%",
     scope: Annotated[str, typer.Option(help="What has a budget of its own: image, frame or prompt.")] = "image",
+    gate: Annotated[
+        str, typer.Option(help="What the mask acts on: attention, or embeddings as in VisionSelector's paper.")
+    ] = "attention",
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Questions a step, over all processes.")] = 128,
     micro_batch: Annotated[int, typer.Option(min=1, help="Questions in one forward: as many as fit.")] = 1,
@@ -50,6 +53,7 @@ def scorer(
     recipe = ScorerRecipe(
         keep=keep,
         scope=scope,  # type: ignore[arg-type]  # checked there
+        gate=gate,  # type: ignore[arg-type]
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
@@ -89,11 +93,11 @@ def scorer(
 def _generated(session: Session, count: int, seed: int) -> list[Sample]:
     """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
     from ..models import adapter_of
-    from ..testbed.generated import generated_samples
     from ..testbed.questions import FAMILIES, STILL_FAMILIES
+    from ..testbed.suite import samples
 
     families = FAMILIES if "video" in adapter_of(session.model).modalities else STILL_FAMILIES
-    return generated_samples(seed, math.ceil(count / len(families)), families, split="train")
+    return samples("train", seed, math.ceil(count / len(families)), families)
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

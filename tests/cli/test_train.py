@@ -1,0 +1,125 @@
+"""``foveate train scorer`` as it is typed: what it makes, what it refuses, and that it may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import zoo as zoo_module
+from foveate.cli import app
+from foveate.importance import LearnedScorer
+from foveate.testbed import scenes
+
+FEW = ("--batch", 4, "--micro-batch", 2, "--learning-rate", 1e-3, "--save-every", 1)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def written(folder: Path, lines: Sequence[dict]) -> Path:
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve questions about three of the bundled scenes."""
+    folder, lines = tmp_path_factory.mktemp("data"), []
+    for number, scene in enumerate(scenes()[:3]):
+        scene.image.save(folder / f"{number}.png")
+        lines += [{"image": f"{number}.png", "question": q.question, "answer": q.answer} for q in scene.questions[:4]]
+    return written(folder, lines)
+
+
+def test_a_scorer_for_the_bundled_model(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scorer"
+    result = run("train", "scorer", "--model", "bundled", "--data", data, "--out", out, *FEW)
+    assert result.exit_code == 0, result.output
+    assert "12 questions in 3 steps" in result.stdout
+    assert LearnedScorer.load(out).hidden_size == 128
+    card = json.loads((out / "training.json").read_text())
+    assert (card["model"], card["keep"], card["gate"], card["samples"]) == ("bundled", 0.2, "attention", 12)
+    asked = run("ask", data.parent / "0.png", "colour circle", "--method", "idpruner", "--set", f"scorer={out}")
+    assert asked.exit_code == 0, asked.output
+    other = run("train", "scorer", "--model", "bundled", "--data", data, "--out", out, *FEW, "--keep", "10%")
+    assert other.exit_code == 2
+    assert "holds a training with keep 0.2, not 0.1" in other.stderr
+
+
+def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
+    model = checkpoints.qwen(tmp_path / "tiny-qwen")
+    for number, size in enumerate(((112, 112), (56, 168))):
+        zoo_module.picture(*size, seed=number).save(tmp_path / f"{number}.png")
+    lines = [
+        {"image": ["0.png", "1.png"], "question": "what is in the picture?", "answer": "a red square"},
+        {"image": "1.png", "question": "what is below?", "answer": ["a circle", "a green circle"]},
+    ]
+    out = tmp_path / "scorer"
+    result = run("train", "scorer", "--model", model, "--data", written(tmp_path, lines), "--out", out, *FEW)
+    assert result.exit_code == 0, result.output
+    assert LearnedScorer.load(out).hidden_size == 64
+    assert json.loads((out / "training.json").read_text())["model"] == "tiny-qwen"  # no folder of this machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "absent.jsonl"), "absent.jsonl"),
+        (("--data", "testbed"), "does not know the word"),
+        (("--keep", "100%"), "leaves nothing to learn"),
+        (("--keep", "many"), "is not a number"),
+        (("--gate", "tokens"), "gate='tokens' is unknown"),
+        (("--scope", "clip"), "scope='clip' is unknown"),
+        (("--model", "./absent"), "there is no model directory"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
+    options = {"--model": "bundled", "--data": data, "--out": tmp_path / "out", "--samples": 8}
+    options |= dict([arguments])
+    result = run("train", "scorer", *(part for pair in options.items() for part in pair))
+    assert result.exit_code == 2
+    assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def command(data: Path, out: Path, *launcher: str) -> list[str]:
+    options = ("--model", "bundled", "--data", data, "--out", out, "--epochs", 4, *FEW)
+    return [sys.executable, *launcher, "-m", "foveate", "train", "scorer", *map(str, options)]
+
+
+@pytest.mark.slow
+def test_killed_outright_and_started_again(data: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(data, whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(data, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (killed / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command(data, killed), check=True, capture_output=True)
+    for name in ("scorer.safetensors", "log.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(data, one), check=True, capture_output=True)
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    subprocess.run(command(data, two, *launcher), check=True, capture_output=True)
+    features = torch.randn(1, 196, 128)
+    got, wanted = (LearnedScorer.load(out).scores(features)[0] for out in (two, one))
+    assert ((got - got.mean()) - (wanted - wanted.mean())).abs().max() < 0.01 * wanted.std()

@@ -135,6 +135,17 @@ def test_listeners_and_edits_share_a_module(llava: Zoo) -> None:
     assert torch.equal(logits(llava, single(llava)), plain)
 
 
+def test_the_account_charges_what_runs_once_more(zoo: Zoo) -> None:
+    inputs, flops = pair(zoo), []
+    for edits in ((), SINK):
+        with foveate.prune(zoo.model, Edited(asked=edits), keep=0.5) as pruning:
+            logits(zoo, inputs)
+            flops.append(pruning.report().text_flops)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    # Two edits of layer 0 and one of layer 1; 4 heads of 16.
+    assert flops[1] - flops[0] == pytest.approx(3 * sum(4 * n * n * 4 * 16 for n in lengths))
+
+
 def test_keeping_everything_edits_nothing(llava: Zoo) -> None:
     plain = logits(llava, single(llava))
     with foveate.prune(llava.model, Edited(asked=SINK), keep=1.0):

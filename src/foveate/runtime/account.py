@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..methods.editing import AttentionEdit
 from ..models import ModelAdapter
 from .cost import CostModel
 from .prompt import Span
@@ -16,9 +17,17 @@ from .step import Step
 
 
 def account(
-    step: Step, adapter: ModelAdapter, cost: CostModel, dtype_bytes: int, stages: Sequence[StageReport]
+    step: Step,
+    adapter: ModelAdapter,
+    cost: CostModel,
+    dtype_bytes: int,
+    stages: Sequence[StageReport],
+    edits: Mapping[int, Sequence[AttentionEdit]],
 ) -> Report:
-    """The report of the forward that `step` recorded, with what its stages were asked to keep."""
+    """The report of the forward that `step` recorded, with what its stages were asked to keep.
+
+    Edited layers are charged with what they compute here, once more for each of their `edits`.
+    """
     decoder: Any = adapter.text.layers
     layers = len(decoder)
     # Between two pruning layers all layers cost the same.
@@ -44,7 +53,7 @@ def account(
         lengths[-1],
         visual,
         cost.text_flops(full),
-        cost.text_flops(lengths),
+        cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
         cost.vision_flops([span.grid for span in step.spans]),
         cost.vision_flops([span.grid for span in step.spans], step.seen),
         cost.kv_bytes(full, dtype_bytes),

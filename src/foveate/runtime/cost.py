@@ -6,7 +6,7 @@ do not lower the figure), as papers of the field do. The prompt's text tokens an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -49,11 +49,15 @@ class CostModel:
         inside = linear_weights([module for module in projectors if module in encoder])
         return embedding, linear_weights([self._adapter.vision]) - inside - embedding, linear_weights(projectors)
 
-    def text_flops(self, lengths: Sequence[Sequence[int]]) -> float:
-        """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each."""
+    def text_flops(self, lengths: Sequence[Sequence[int]], again: Mapping[int, int] | None = None) -> float:
+        """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each.
+
+        `again` tells how often attention runs once more in a layer, for edits of it.
+        """
         total = 0.0
-        for weights, row in zip(self._layer_weights, lengths, strict=True):
-            total += sum(2.0 * weights * n + 4.0 * n * n * self._heads * self._head_dim for n in row)
+        for layer, (weights, row) in enumerate(zip(self._layer_weights, lengths, strict=True)):
+            attention = 4.0 * self._heads * self._head_dim * (1 + (again or {}).get(layer, 0))
+            total += sum(2.0 * weights * n + attention * n * n for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
 
     def vision_flops(self, grids: Sequence[Grid], kept: Sequence[Tensor | None] | None = None) -> float:

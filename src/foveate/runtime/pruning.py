@@ -99,7 +99,7 @@ class Pruning:
         if self._last is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
         stages = [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
-        report = account(self._last, self._adapter, self._cost, self._dtype_bytes, stages)
+        report = account(self._last, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
         if self._experts is None:
             return report
         spared = self._experts.spared_flops(report.visual_tokens_per_layer)
@@ -111,6 +111,7 @@ class Pruning:
         adapter, add = self._adapter, self._removable.append
         self._experts = expert_seam(adapter, methods, lambda: self._step)
         check_routers(adapter, self._stages)
+        self._edits = edits_of(methods, len(adapter.text.layers))
         self._encoder = EncoderListener(adapter, methods, self._patches)
         add(self._encoder)
         if self._patches is not None:
@@ -128,6 +129,8 @@ class Pruning:
             for index in self._deepstack.layers:
                 after = functools.partial(self._after_layer, self._deepstack, index)
                 add(layers[index].register_forward_hook(eager(after)))
+        for layer, edits in self._edits.items():
+            add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
         if inside is None:
             return
         if self._experts is not None:
@@ -137,8 +140,6 @@ class Pruning:
             if Cue.ROUTER_LOGITS in stage.method.needs:
                 listen = eager(functools.partial(self._on_router, stage))
                 add(layers[stage.layer].register_forward_pre_hook(listen, with_kwargs=True))
-        for layer, edits in edits_of(methods, len(layers)).items():
-            add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
         for stage in inside.stages:
             if stage.listens:
                 add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))

@@ -27,23 +27,27 @@ from .testbed_supervision import Heads, Symbols
 _END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
 _VALIDATION = 8  # batches
-_WARM_UP, _DECAY = 100, 0.3  # steps; share of a stage
+_WARM_UP = 100  # steps
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: which losses, how fast, how large the batches, and its share of the hours."""
+    """A part of the training: which losses, how fast, how large the batches, its share of the hours.
+
+    Over the last `decay` of a stage the rate falls to nothing.
+    """
 
     name: str
     rate: float
     tokens: int
     share: float
+    decay: float = 0.0
 
 
 STAGES = (
     Stage("vision", rate=3e-3, tokens=2400, share=0.3),
     Stage("language", rate=3e-3, tokens=4000, share=0.15),
-    Stage("joint", rate=1.5e-3, tokens=6000, share=0.55),
+    Stage("joint", rate=1.5e-3, tokens=6000, share=0.55, decay=0.3),
 )
 
 
@@ -119,7 +123,7 @@ class Training:
             batch = batches.batch(step, questions=stage.name != "vision", crowded=stage.name == "vision")
             loss = self._loss(stage, batch, means, share)
             loss.backward()
-            self._apply(optimisers, stage.rate * _schedule(step, share))
+            self._apply(optimisers, stage.rate * _schedule(step, share, stage.decay))
             step += 1
             seconds = before + time.process_time() - started
             if step % 100 == 0:
@@ -255,6 +259,7 @@ class Training:
         report(standing)
 
 
-def _schedule(step: int, share: float) -> float:
+def _schedule(step: int, share: float, decay: float) -> float:
     """The rate's factor: up over the first steps, then constant, down to nothing over the last share of a stage."""
-    return min(1.0, (step + 1) / _WARM_UP, max(0.02, (1 - share) / _DECAY))
+    down = (1 - share) / decay if decay else 1.0
+    return min(1.0, (step + 1) / _WARM_UP, max(0.02, down))

@@ -1,4 +1,4 @@
-"""The command line: ``foveate ask``, ``calibrate``, ``demo``, ``eval``, ``methods``, ``models``, ``train``, ``view``.
+"""The command line; each module is named after its command.
 
 Commands load torch and transformers only when they run, so that ``foveate --help`` answers at once.
 """
@@ -13,7 +13,7 @@ from .. import __version__
 from .ask import ask
 from .calibrate import calibrate
 from .demo import demo
-from .eval import evaluate
+from .eval import evaluate, leaderboard
 from .handler import SentenceGroup
 from .listing import methods, models
 from .train import train
@@ -44,7 +44,7 @@ def options(
     """Prune the visual tokens of multimodal language models: keep the few that matter."""
 
 
-for command in (demo, ask, view, methods, models, calibrate):
+for command in (demo, ask, view, methods, models, calibrate, leaderboard):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(train)

@@ -131,6 +131,19 @@ def _parts(text: str, option: str) -> list[str]:
     return parts
 
 
+def leaderboard(
+    results: Annotated[Path, typer.Argument(help="A folder of results, one folder for each evaluation.")] = Path(
+        "results"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("docs/leaderboard.md"),
+) -> None:
+    """Make the leaderboard page of committed results."""
+    from ..evaluation.leaderboard import write_leaderboard
+
+    for path in write_leaderboard(results, output):
+        typer.echo(str(path))
+
+
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr."""
@@ -154,10 +167,10 @@ def _summary(report: Report) -> Table:
     """Macro accuracy by method and budget."""
     from rich.table import Table
 
-    table = Table(title="Right answers, mean over families, with 95 % intervals", title_justify="left")
+    table = Table(title="Right answers in %, mean over families, ± half a 95 % interval", title_justify="left")
     table.add_column("method", no_wrap=True)
     for keep in report.keeps:
         table.add_column(keep, justify="right")
-    for label, cells in report.overview():
+    for label, cells in report.overview(intervals=False):
         table.add_row(label, *cells)
     return table

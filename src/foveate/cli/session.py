@@ -65,23 +65,9 @@ class Session:
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
-        if self.bundled:
-            from ..testbed import encode
+        from ..testbed.encoding import Prompt, encode_one, placed
 
-            encoded: Mapping[str, Any] = encode(self.processor, [(images, question)])
-        elif getattr(self.processor, "chat_template", None):
-            content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
-            encoded = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        else:
-            text = f"{self.processor.image_token}\n" * len(images) + question
-            encoded = self.processor(images=list(images), text=[text], return_tensors="pt")
-        return {name: self._placed(value) for name, value in encoded.items()}
+        return placed(encode_one(self.processor, Prompt(images, question)), self.model)
 
     def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int) -> str:
         """The greedy answer."""
@@ -97,9 +83,6 @@ class Session:
         from ..visualize import seen
 
         return seen(image, self.processor.image_processor)
-
-    def _placed(self, value: Tensor) -> Tensor:
-        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
 
 
 def _load(name: str) -> tuple[Any, Any]:

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe, Ito)
 _MARKERS = "osD^vP"
-_GREYS = {"random": ":", "stride": "-.", "avgpool": (0, (5, 1)), "downsample": (0, (3, 1, 1, 1))}
+_GREYS: dict[str, dict[str, Any]] = {
+    "random": {"linestyle": ":"},
+    "stride": {"linestyle": "-."},
+    "avgpool": {"linestyle": (0, (5, 1))},
+    "downsample": {"linestyle": "-", "marker": "x"},
+}
 _OTHER = "#bbbbbb"
 _NAMED = len(_COLOURS)  # methods with a colour; others are thin lines
 _DPI = 130
@@ -66,7 +71,7 @@ def styles(report: Report) -> dict[str, dict[str, Any]]:
         found[ranked[_NAMED]]["label"] = f"{len(ranked) - _NAMED} other methods"
     for label in report.labels:
         if label in _GREYS:
-            found[label] = {"color": "#555555", "linestyle": _GREYS[label], "label": label, "zorder": 3}
+            found[label] = {"color": "#555555", "label": label, "zorder": 3, **_GREYS[label]}
     if ORACLE in report.labels:
         found[ORACLE] = {"color": "black", "marker": "*", "label": ORACLE, "zorder": 5}
     return found

@@ -16,6 +16,7 @@ from .suites import EvaluationError
 
 REPORT = "report.md"
 PREFERRED = "idpruner"
+_FEW = 30  # images
 ABOUT = {
     UNPRUNED: "all visual tokens",
     BLIND: "the question without its picture",
@@ -96,40 +97,44 @@ class Report:
             parts += ["## Could not run", self.refusals()]
         return "\n\n".join(parts) + "\n"
 
-    def overview(self) -> list[tuple[str, list[str]]]:
+    def overview(self, intervals: bool) -> list[tuple[str, list[str]]]:
         """Macro accuracy at each budget, the best method at the smallest budget first."""
         fixed = [label for label in (*REFERENCES, ORACLE) if self._place(label, self.keeps[0]) is not None]
         others = [label for label in self.labels if label != ORACLE]
         others.sort(key=lambda label: -self._macro(label, self.keeps[-1]))
+        shown = percent if intervals else _half_width
         found = []
         for label in (*fixed, *others):
             places = [self._place(label, keep) for keep in self.keeps]
-            cells = ["" if place is None else percent(self.bootstrap.score(place)) for place in places]
-            found.append((label, cells))
+            cells = ["" if place is None else shown(self.bootstrap.score(place)) for place in places]
+            found.append((f"*{label}*" if label in ABOUT and intervals else label, cells))
         return found
 
     def _macro(self, label: str, keep: str) -> float:
         place = self.at(label, keep)
         return -1.0 if place is None else float(self.bootstrap.point[place, -1])
 
-    def preface(self) -> str:
+    def preface(self, tables: bool = True) -> str:
         """What was asked, and how to read the tables."""
         told, samples = self.results.configuration, self.results.samples
         images = len({sample["image"] for sample in samples})
-        said = (
-            f"{told['about']} {len(samples)} questions about {images} images or clips, answered greedily, scored by "
-            "family; macro is the mean over families. Brackets hold 95 % intervals of a bootstrap over images. "
-            "*Of unpruned* is macro accuracy as a share of the unpruned model's, *above blind* the same counted from "
-            "the accuracy without any picture."
+        said = f"{told['about']} {len(samples)} questions about {images} images or clips, answered greedily."
+        if images < _FEW:
+            said += f" {images} images are too few to tell apart methods that are close."
+        if not tables:
+            return said
+        said += (
+            " Right answers are in percent; macro is the mean over families, with the 95 % interval of a bootstrap "
+            "over images. *Of unpruned* is macro as a share of the unpruned model's, *above blind* the same counted "
+            "from the accuracy without any picture."
         )
         if self.reference:
             said += (
-                f" The last column is the paired difference to {self.reference} in points; in bold where its interval "
+                f" The last column is the paired difference to {self.reference} in points, in bold where its interval "
                 "does not hold 0."
             )
-        if images < 30:
-            said += f" {images} images are too few to tell apart methods that are close."
-        return said
+        seen = [f"*{label}*: {ABOUT[label]}" for label in ABOUT if any(row.label == label for row in self.rows)]
+        return f"{said}\n\nBaselines: {'; '.join(seen)}."
 
     def accuracy(self, keep: str) -> str:
         """The table of one budget, the best method first."""
@@ -206,6 +211,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) ->
 def percent(estimate: Estimate) -> str:
     """``89.1 [86.0, 91.9]``."""
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _half_width(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} ± {50 * (estimate.high - estimate.low):.1f}"
 
 
 def points(estimate: Estimate) -> str:

@@ -1,0 +1,75 @@
+"""The leaderboard: a page made of committed results, with the papers' own figures in tables of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .journal import write_whole
+from .published import PUBLISHED, Published
+from .report import REPORT, Report, table
+from .results import RESULTS, Results
+from .suites import EvaluationError
+
+INTRODUCTION = """\
+<!-- Written by `foveate leaderboard`; edit src/foveate/evaluation/leaderboard.py instead. -->
+# Leaderboard
+
+What is measured here is a testbed: small models, trained from scratch on drawn scenes and made to lose the answer with
+the token. It is not Qwen2.5-VL-7B on photographs. It tells whether a method does what it is meant to do, and which of
+two methods loses more *here*; a ranking of real models may differ, and differs from paper to paper (see the end of the
+page). Every answer behind these tables is committed in `results/`; `foveate leaderboard` makes this page of them, and
+`foveate eval` makes such results of your own model and questions.
+
+Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images."""
+
+PAPERS = """\
+## What papers print
+
+Measured by their authors, on real models; nothing here was measured by foveate, and no two tables can be compared."""
+
+
+def write_leaderboard(results: Path, page: Path) -> list[Path]:
+    """Make the page, and beside it a folder with the whole report of each evaluation.
+
+    Args:
+        results: a folder of folders with ``results.json``.
+        page: the Markdown file to write; reports go into a folder of its name without the suffix.
+
+    Returns:
+        The paths of the page and the reports.
+
+    Raises:
+        EvaluationError: when there are no results.
+    """
+    folders = sorted(path.parent for path in results.glob(f"*/{RESULTS}")) if results.is_dir() else []
+    if not folders:
+        raise EvaluationError(f"there are no results in {results}; make some with `foveate eval -o {results}/NAME`.")
+    aside = page.with_suffix("")
+    parts, written = [INTRODUCTION], [page]
+    for folder in folders:
+        report = Report(Results.load(folder))
+        place = aside / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        written.append(report.save(place))
+        parts.append(_section(report, f"{aside.name}/{folder.name}"))
+    parts += [PAPERS, *map(_published, PUBLISHED)]
+    write_whole(page, "\n\n".join(parts) + "\n")
+    return written
+
+
+def _section(report: Report, place: str) -> str:
+    told = report.results.configuration
+    rows = [[label, *cells] for label, cells in report.overview(intervals=True)]
+    return "\n\n".join(
+        [
+            f"## Model {told['model']}, suite {told['suite']}",
+            report.preface(tables=False),
+            f"![Accuracy against tokens]({place}/accuracy_tokens.png)",
+            table(["method", *report.keeps], rows),
+            f"Families, costs, paired differences and what could not run: [the whole report]({place}/{REPORT}).",
+        ]
+    )
+
+
+def _published(one: Published) -> str:
+    return f"### {one.title}\n\n{one.source}. {one.about}\n\n{table(one.head, one.rows)}"

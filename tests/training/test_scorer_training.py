@@ -105,6 +105,12 @@ def test_recipes_that_cannot_be(llava: Zoo, tmp_path: Path) -> None:
         train_scorer(llava.model, lambda sample: sample, [], RECIPE, tmp_path)
 
 
+def test_attention_that_takes_no_soft_mask(llava: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llava.model.model.language_model.config, "_attn_implementation", "flash_attention_2")
+    with pytest.raises(TrainingError, match=r"which 'flash_attention_2' does not; .* or use gate='embeddings'"):
+        train(llava, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(llava: Zoo, tmp_path: Path) -> None:
     handle = llava.model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
     try:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..importance import LearnedScorer
-from ..models import adapter_of
+from ..models import ModelAdapter, adapter_of
 from ..testbed.encoding import placed
 from .checkpoint import TrainingError
 from .scorer import TrainableScorer
@@ -66,15 +66,17 @@ def train_scorer(
         accelerator: an ``accelerate.Accelerator``, or None for a new one.
 
     Raises:
-        TrainingError: without samples or ``accelerate``, when the folder holds a training with other settings, or when
-            the loss is no longer finite.
+        TrainingError: without samples or ``accelerate``, for an attention that takes no soft mask, when the folder holds
+            a training with other settings, or when the loss is no longer finite.
     """
     if not samples:
         raise TrainingError("there is nothing to learn from; give data with at least one question.")
     accelerator = accelerator or make_accelerator()
     steps = recipe.steps(len(samples))
     folder = ScorerFolder(out, {**asdict(recipe), "samples": len(samples), **(facts or {})})
-    width = adapter_of(model).model.config.get_text_config().hidden_size
+    adapter = adapter_of(model)
+    _check_attention(recipe, adapter)
+    width = adapter.model.config.get_text_config().hidden_size
     scorer = TrainableScorer(width, recipe.width, seed=recipe.seed).to(accelerator.device)
     optimizer = torch.optim.AdamW(scorer.parameters(), weight_decay=0.0)
     done = folder.resume(scorer, optimizer)
@@ -151,6 +153,15 @@ def make_accelerator() -> Any:
     except ImportError:
         raise TrainingError("training needs accelerate; install it with: pip install 'foveate[train]'.") from None
     return Accelerator()
+
+
+def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
+    kind = str(adapter.text.config._attn_implementation)
+    if recipe.gate == "attention" and kind not in ("sdpa", "eager"):
+        raise TrainingError(
+            f"gate='attention' needs attention that takes a mask of any values, which {kind!r} does not; load the model "
+            "with attn_implementation='sdpa', or use gate='embeddings'."
+        )
 
 
 @contextmanager

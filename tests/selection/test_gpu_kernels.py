@@ -1,4 +1,4 @@
-"""The Triton kernels, run by Triton's interpreter on a CPU, against the reference.
+"""The path for GPUs, on a CPU: tensors that say they are on a GPU, and kernels that Triton interprets.
 
 The interpreter has to be chosen before Triton is imported, so the comparison runs in a process of its own.
 """
@@ -6,54 +6,105 @@ The interpreter has to be chosen before Triton is imported, so the comparison ru
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.slow
+
+# Batch, width, depth, how often each token is repeated.
+CASES = ((1, 1, 4, 1), (1, 7, 4, 1), (3, 64, 16, 1), (4, 65, 24, 3), (2, 130, 8, 10), (3, 96, 5, 1))
+
+
+def waits(*args, **kwargs):
+    raise AssertionError("the host waited for the device")
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that takes itself for one on a GPU, and does not let the host look at its numbers."""
+
+    is_cuda, is_cpu = True, False
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = numpy = cpu = waits
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        by_mask = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == torch.bool
+        if by_mask or name in ("nonzero", "masked_select", "unique", "equal", "repeat_interleave"):
+            waits()
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def on_device(op):
+    """A fused op that takes such tensors, and gives one."""
+
+    def call(*arguments):
+        plain = [a.as_subclass(torch.Tensor) if isinstance(a, OnDevice) else a for a in arguments]
+        return op(*plain).as_subclass(OnDevice)
+
+    return call
+
+
+def scene(batch, width, depth, copies):
+    """Features, scores, counts and valid tokens: a row in which all are kept, and from three rows on one without any."""
+    generator = torch.Generator().manual_seed(width)
+    distinct = -(-width // copies)
+    x = torch.randn(batch, distinct, depth, generator=generator).repeat(1, copies, 1)[:, :width]
+    w = torch.rand(batch, distinct, generator=generator).repeat(1, copies)[:, :width]
+    valid = torch.rand(batch, width, generator=generator) > 0.2
+    valid[:, 0] = True
+    counts = (valid.sum(-1) // (2 * copies)).clamp_min(1)
+    if copies == 1:
+        counts[-1] = valid[-1].sum()
+    if batch > 2:
+        valid[0], counts[0] = False, 0
+    return x.masked_fill(~valid[..., None], torch.nan), w, counts, valid
+
+
+def selectors(width):
+    from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
+
+    places = torch.stack([torch.arange(width) * 0, torch.arange(width) // 8, torch.arange(width) % 8], -1)
+    return {
+        "mmr": lambda x, w, k, valid: mmr(x, w, k, 0.5, valid),
+        "mmr, importance alone": lambda x, w, k, valid: mmr(x, w, k, 1.0, valid),
+        "maxmin": lambda x, w, k, valid: maxmin(x, k, valid),
+        "coverage": lambda x, w, k, valid: coverage(x, w, k, 0.5, valid),
+        "dpp": dpp,
+        "independent_set": lambda x, w, k, valid: independent_set(x, w, k, places, 0.3, 0.3, 0.2, valid, True),
+        "pivots alone": lambda x, w, k, valid: independent_set(x, w, k, places, 1.0, 0.3, 0.0, valid),
+    }
 
 
 def compare():
-    from foveate.selection._greedy import spread as reference
-    from foveate.selection.cosine import Cosines
     from foveate.selection.kernels import gpu
-    from foveate.selection.pools import prepare
 
-    generator = torch.Generator().manual_seed(0)
-    for batch, width, depth, copies in ((1, 1, 4, 1), (1, 7, 4, 1), (3, 64, 16, 1), (2, 65, 24, 3), (2, 130, 8, 10)):
-        x = torch.randn(batch, -(-width // copies), depth, generator=generator).repeat(1, copies, 1)[:, :width]
-        valid = torch.rand(batch, width, generator=generator) > 0.2
-        valid[:, 0] = True
-        counts = (valid.sum(-1) // (2 * copies)).clamp_min(1)
-        bonus = torch.rand(batch, width, generator=generator)
-        pools = prepare(counts, valid, features=x.masked_fill(~valid[..., None], 0), scores=bonus)
-        cosines = Cosines(pools.unit())
-        first = bonus.masked_fill(~valid, -torch.inf).argmax(-1)
-        for extra, penalty in ((bonus, 0.5), (torch.ones_like(bonus), 1.0), (bonus, 0.0)):
-            barred = extra.masked_fill(~valid, -torch.inf)
-            keep = torch.ops.foveate.spread(cosines.matrix, barred, first, pools.counts, penalty)
-            assert keep.equal(reference(pools, cosines, first, extra, penalty)), (batch, width, penalty)
-            assert keep.sum(-1).equal(counts)
-
-        edges = (cosines.matrix > 0.3).contiguous()
-        rank = bonus.argsort(-1, descending=True).argsort(-1).int().masked_fill(~valid, 3 * width)
-        taken = torch.ops.foveate.suppress(edges, rank, counts)
-        for row in range(batch):
-            order = [i for i in rank[row].argsort(stable=True).tolist() if valid[row, i]]
-            left, picked = list(order), []
-            while len(picked) < counts[row]:
-                source = left or [i for i in order if i not in picked]
-                picked.append(source[0])
-                left = [i for i in left if i != source[0] and not edges[row, source[0], i]]
-            assert sorted(picked) == taken[row].nonzero()[:, 0].tolist(), (batch, width)
-    args = (cosines.matrix, bonus, first, counts, 0.5)
-    torch.library.opcheck(gpu.spread, args, test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(gpu.suppress, (edges, rank, counts), test_utils=("test_schema", "test_faketensor"))
+    ops = {name: getattr(gpu, name) for name in ("spread", "suppress", "cover", "volume")}
+    used = {name: mock.Mock(side_effect=on_device(op)) for name, op in ops.items()}
+    for case in CASES:
+        x, w, counts, valid = scene(*case)
+        there = [tensor.as_subclass(OnDevice) for tensor in (x, w, valid)]
+        for name, select in selectors(case[1]).items():
+            with mock.patch.multiple(gpu, **used):
+                keep = select(there[0], there[1], counts, there[2]).as_subclass(torch.Tensor)
+            assert keep.sum(-1).equal(counts) and not (keep & ~valid).any(), (case, name)
+            assert keep.equal(select(x, w, counts, valid)), (case, name)
+    assert all(op.called for op in used.values())
+    cosines, weight = torch.rand(2, 9, 9), torch.rand(2, 9)
+    counts, valid = torch.tensor([3, 5]), torch.ones(2, 9, dtype=torch.bool)
+    for name, arguments in {
+        "spread": (cosines, weight, counts, counts, 0.5),
+        "suppress": (cosines > 0.5, weight.argsort(-1).int(), counts),
+        "cover": (cosines, weight, cosines.sum(-1), counts),
+        "volume": (cosines, weight, torch.ones_like(weight), valid, counts, 3),
+    }.items():
+        torch.library.opcheck(ops[name], arguments)
     print("compared")
 
 
-def test_interpreted_kernels_equal_the_reference():
+@pytest.mark.slow
+def test_interpreted_kernels_equal_the_path_for_cpus():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ..errors import SelectionError
 from .cosine import Cosines, Rows
+from .kernels import for_device
 from .kernels.covering import cover
 from .kernels.cpu import covered
+from .ops import apart
 from .pools import Pools, marked, prepare, require
 
 
@@ -34,6 +36,9 @@ def coverage(
     Raises:
         SelectionError: on shapes or counts that do not fit, a negative alpha or score, or values that are not finite.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.coverage(features, scores, *apart(count), alpha, valid)
+        return keep
     if not alpha >= 0:
         raise SelectionError(f"alpha must be at least 0, got {alpha}.")
     pools = prepare(count, valid, features=features, scores=scores)
@@ -54,6 +59,10 @@ def reference(pools: Pools, alpha: float) -> Tensor:
     if cosines.matrix is None:
         return _bounded(pools, cosines.unit, weight)
     closed = ~pools.valid
+    fused = for_device(weight)
+    if fused is not None:
+        gains = (cosines.matrix.clamp(min=0).sum(-1) * weight).masked_fill_(closed, -torch.inf)
+        return fused.cover(cosines.matrix, weight, gains, pools.counts)
     reached = torch.zeros_like(weight)
     order = torch.zeros(len(weight), pools.steps, dtype=torch.long, device=weight.device)
     added = torch.empty_like(cosines.matrix)

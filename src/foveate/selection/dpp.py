@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from .cosine import Cosines
+from .kernels import for_device
 from .kernels.cpu import volume
+from .kernels.determinant import SPANNED, worth
+from .ops import apart
 from .pools import Pools, marked, prepare
-
-# A token whose share outside the span of the picked is so small cannot be told from one inside in float32.
-SPANNED = 2**-17
-EXHAUSTED = 1e-10  # of the determinant's growth
 
 
 def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -35,9 +34,12 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
     Raises:
         SelectionError: on shapes or counts that do not fit, or values that are not finite.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.dpp(features, relevance, *apart(count), valid)
+        return keep
 
     def core(pools: Pools) -> Tensor:
-        return volume(pools, scaled_relevance(pools), worth) if pools.valid.is_cpu else reference(pools)
+        return volume(pools, scaled_relevance(pools)) if pools.valid.is_cpu else reference(pools)
 
     return prepare(count, valid, features=features, scores=relevance).select(core)
 
@@ -50,21 +52,17 @@ def scaled_relevance(pools: Pools) -> Tensor:
     return (pools.scores - lowest + 1e-6) / (highest - lowest + 1e-6)
 
 
-def worth(relevance: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """What tokens are worth that reach `outside` the span of the picked, and whether they add a direction to it."""
-    growth = relevance.square() * outside
-    adds = (outside > SPANNED) & (growth > EXHAUSTED)
-    return torch.where(adds, growth, relevance - 4), adds
-
-
 def reference(pools: Pools) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     relevance = scaled_relevance(pools)
     cosines = Cosines(pools.unit())
     batch, width, depth = cosines.unit.shape
     rank = min(pools.steps, depth)  # no more tokens than dimensions are independent
-    factor = relevance.new_zeros(batch, rank, width)  # of S: the relevance separates from the determinant
     outside = cosines.unit.square().sum(-1)
+    fused = for_device(relevance)
+    if fused is not None and cosines.matrix is not None:
+        return fused.volume(cosines.matrix, relevance, outside, pools.valid.contiguous(), pools.counts, rank)
+    factor = relevance.new_zeros(batch, rank, width)  # of S: the relevance separates from the determinant
     open_ = pools.valid.clone()
     order = torch.zeros(batch, pools.steps, dtype=torch.long, device=relevance.device)
     for step in range(pools.steps):

@@ -15,6 +15,7 @@ from .cosine import CHUNK, Cosines
 from .kernels import for_device
 from .kernels.cpu import kept, rows_of
 from .kernels.independent import independent
+from .ops import apart
 from .pools import Pools, marked, prepare, ranking, require
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
@@ -60,6 +61,12 @@ def independent_set(
     Raises:
         SelectionError: on shapes, counts or grids that do not fit, shares outside [0, 1], or values not finite.
     """
+    if torch.compiler.is_compiling():
+        triples, places = _grid_apart(grid)
+        keep: Tensor = torch.ops.foveate.independent_set(
+            features, scores, *apart(count), triples, places, pivots, threshold, spatial_weight, valid, pivots_suppress
+        )
+        return keep
     for name, share in (("pivots", pivots), ("spatial_weight", spatial_weight)):
         if not 0 <= share <= 1:
             raise SelectionError(f"{name} must be between 0 and 1, got {share}.")
@@ -138,6 +145,21 @@ def _mixed(cosines: Tensor, some: Tensor, others: Tensor, spatial_weight: float)
     return (cosines * (1 - spatial_weight)).add_(plane.mul_(frame == 0), alpha=spatial_weight)
 
 
+def _grids(grid: Grid | Sequence[int] | Sequence[Grid | Sequence[int]]) -> Grid | list[Grid]:
+    """One grid for all rows of a batch, or one for each."""
+    shared = isinstance(grid, Grid) or all(isinstance(n, int) for n in grid)
+    return as_grid(grid) if shared else [as_grid(one) for one in grid]  # type: ignore[arg-type, union-attr]
+
+
+def _grid_apart(grid: GridLike) -> tuple[list[int], Tensor | None]:
+    """A grid as the operator takes it: frames, rows and columns, once or for each row of the batch, or the places."""
+    if isinstance(grid, Tensor):
+        return [], grid
+    grids = _grids(grid)
+    grids = [grids] if isinstance(grids, Grid) else grids
+    return [n for one in grids for n in (one.frames, one.rows, one.columns)], None
+
+
 def _places(grid: GridLike, pools: Pools) -> Tensor:
     """(B, N, 3) long: frame, row and column of every token, from any of the forms that `grid` may have."""
     batch, width = pools.valid.shape
@@ -150,8 +172,8 @@ def _places(grid: GridLike, pools: Pools) -> Tensor:
             )
         return grid.to(device).long().expand(batch, width, 3)
 
-    shared = isinstance(grid, Grid) or all(isinstance(n, int) for n in grid)
-    grids = [as_grid(one) for one in ([grid] * batch if shared else grid)]  # type: ignore[arg-type, union-attr]
+    found = _grids(grid)
+    grids = [found] * batch if isinstance(found, Grid) else found
     if len(grids) != batch:
         raise SelectionError(f"the list of grids must have one per row, {batch}, got {len(grids)}.")
     places = torch.full((batch, width, 3), -1, dtype=torch.long, device=device)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ._greedy import spread
 from .cosine import Cosines
 from .kernels.cpu import diverse
+from .ops import apart
 from .pools import Pools, prepare
 
 
@@ -28,6 +29,9 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     Raises:
         SelectionError: on shapes or counts that do not fit, or features that are not finite.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.maxmin(features, *apart(count), valid)
+        return keep
 
     def core(pools: Pools) -> Tensor:
         return diverse(pools, None, None, 1.0) if pools.valid.is_cpu else reference(pools)

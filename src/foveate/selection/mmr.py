@@ -9,6 +9,7 @@ from ..errors import SelectionError
 from ._greedy import spread
 from .cosine import Cosines
 from .kernels.cpu import diverse
+from .ops import apart
 from .pools import Pools, prepare
 
 
@@ -34,6 +35,9 @@ def mmr(
     Raises:
         SelectionError: on shapes or counts that do not fit, a balance outside [0, 1], or values that are not finite.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.mmr(features, importance, *apart(count), balance, valid)
+        return keep
     if not 0 <= balance <= 1:
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,6 +119,13 @@ def prepare(
     batch, width = shape if batched else (1, shape[0])
     real = torch.ones(batch, width, dtype=torch.bool, device=device) if valid is None else valid.view(batch, width)
     counts = _counts(count, real, everything_valid=valid is None)
+    counted = _filled(counts, device)
+    if real.is_cuda and valid is not None:
+        present = real.sum(-1)
+        torch._assert_async(
+            ((counted <= present) & ((counted > 0) | (present == 0))).all(),
+            "count must be between 1 and the number of valid tokens of each row",
+        )
     checked_scores = rows = lengths = None
     if scores is not None:
         checked_scores = scores.detach().reshape(batch, width).float()
@@ -137,9 +145,7 @@ def prepare(
         )
         lengths = norms + EPSILON
     steps = max(counts, default=0)
-    return Pools(
-        real, torch.tensor(counts, device=device), steps, valid is not None, batched, checked_scores, rows, lengths
-    )
+    return Pools(real, counted, steps, valid is not None, batched, checked_scores, rows, lengths)
 
 
 def require(good: Tensor, message: str) -> None:
@@ -190,12 +196,7 @@ def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[
     else:
         raise SelectionError(f"count must be an int or an int tensor, got {count!r}.")
 
-    if valid.is_cuda and not everything_valid:
-        asked, present = torch.tensor(counts, device=valid.device), valid.sum(-1)
-        torch._assert_async(
-            ((asked <= present) & ((asked > 0) | (present == 0))).all(),
-            "count must be between 1 and the number of valid tokens of each row",
-        )
+    if valid.is_cuda and not everything_valid:  # how many there are is checked by the device
         available = [width if wanted else 0 for wanted in counts]
     else:
         available = [width] * batch if everything_valid else valid.sum(-1).tolist()
@@ -205,3 +206,16 @@ def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[
         if wanted < 0 or (wanted == 0 and present_here > 0):
             raise SelectionError(f"count must be at least 1, got {wanted} for row {row} of {present_here} tokens.")
     return counts
+
+
+def _filled(counts: list[int], device: torch.device) -> Tensor:
+    """(B,) long. On a GPU by fills, one for each run of equal counts, as a copy from the host would wait for it."""
+    if device.type == "cpu":
+        return torch.tensor(counts, dtype=torch.long)
+    filled = torch.empty(len(counts), dtype=torch.long, device=device)
+    start = 0
+    for count, run in itertools.groupby(counts):
+        stop = start + len(list(run))
+        filled[start:stop].fill_(count)
+        start = stop
+    return filled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops import apart
 from .pools import Pools, marked, ordinals, prepare, ranking
 
 
@@ -26,6 +27,9 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
     Raises:
         SelectionError: on shapes or counts that do not fit.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.random(features, *apart(count), valid, seed)
+        return keep
 
     def core(pools: Pools) -> Tensor:
         # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops import apart
 from .pools import Pools, marked, ordinals, prepare
 
 
@@ -22,6 +23,9 @@ def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     Raises:
         SelectionError: on shapes or counts that do not fit.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.stride(features, *apart(count), valid)
+        return keep
 
     def core(pools: Pools) -> Tensor:
         present = pools.valid.sum(-1, keepdim=True)

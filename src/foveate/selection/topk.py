@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from .ops import apart
 from .pools import marked, prepare, ranking
 
 
@@ -21,6 +23,9 @@ def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Te
     Raises:
         SelectionError: on shapes or counts that do not fit, or scores that are not finite.
     """
+    if torch.compiler.is_compiling():
+        keep: Tensor = torch.ops.foveate.topk(scores, *apart(count), valid)
+        return keep
     pools = prepare(count, valid, scores=scores)
     assert pools.scores is not None
     keep = marked(ranking(pools.scores, pools.valid), pools)

@@ -55,12 +55,12 @@ class _Spread(Comparing):
             nearest = rows.cosines(self.picked.part(first, min(first + CHUNK, self.done))).amax(1)
             torch.minimum(bound, torch.sub(bonus, nearest, alpha=self._penalty), out=bound)
 
-    def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
+    def contest(self, leaders: Indices, room: int) -> Indices:
         tokens = torch.from_numpy(leaders)
         rows = self.rows[tokens]
         worth = _worth(rows.cosines(rows), self._bonus[tokens], self._penalty)
         value = self.value[leaders]
-        new = _dense(worth, value, room, rival, leaders)
+        new = _dense(worth, value, room, self.rival(leaders), leaders)
         self.value[leaders] = value
         return new
 

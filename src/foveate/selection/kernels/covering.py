@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ..cosine import CHUNK, Rows
-from .lazy import Indices, Lazy, Rival
+from .lazy import Floats, Indices, Lazy
+
+DENSE = 256  # tokens
 
 
 def cover(rows: Rows, cosines: Tensor | None, weight: Tensor, count: int) -> Tensor:
@@ -22,7 +24,24 @@ def cover(rows: Rows, cosines: Tensor | None, weight: Tensor, count: int) -> Ten
     Returns:
         (count,) long, on the CPU; ties to the lowest index.
     """
+    if cosines is not None and len(rows) <= DENSE:
+        return _dense(cosines.numpy(), weight.numpy(), count)
     return _Coverage(rows, cosines, weight, count).run()
+
+
+def _dense(cosines: Floats, weight: Floats, count: int) -> Tensor:
+    """All gains anew at every step, which among few tokens costs less than to find out which are needed."""
+    covered, added = np.zeros_like(weight), np.empty_like(cosines)
+    picks = np.empty(count, dtype=np.int64)
+    taken = np.zeros(len(weight), dtype=bool)
+    for step in range(count):
+        np.maximum(np.subtract(cosines, covered, out=added), 0, out=added)
+        gain = added.sum(1) * weight
+        gain[taken] = -np.inf
+        picks[step] = pick = gain.argmax()
+        taken[pick] = True
+        np.maximum(covered, cosines[pick], out=covered)
+    return torch.from_numpy(picks)
 
 
 class _Coverage(Lazy):
@@ -58,6 +77,6 @@ class _Coverage(Lazy):
         for part in tokens.split(CHUNK):
             self.bound[part] = torch.minimum(self.bound[part], self._gains(part))
 
-    def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
+    def contest(self, leaders: Indices, room: int) -> Indices:
         torch.maximum(self._covered, self._beside(torch.from_numpy(leaders))[0], out=self._covered)
         return np.zeros(1, dtype=np.int64)

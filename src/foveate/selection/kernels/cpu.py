@@ -8,8 +8,7 @@ from torch import Tensor
 from .. import cosine
 from ..cosine import EPSILON, Rows
 from ..pools import Pools
-from . import blocked, determinant
-from .covering import cover
+from . import blocked, covering, determinant
 from .isolated import isolated_dense, most_isolated
 from .lazy import LEADERS
 
@@ -49,13 +48,13 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     return kept(pools, rows, picks, None if whole else value)
 
 
-def volume(pools: Pools, relevance: Tensor, worth: determinant.Worth) -> Tensor:
+def volume(pools: Pools, relevance: Tensor) -> Tensor:
     """(1, N) bool keep mask of the greedy loop of `dpp`: one image, without padding, and its relevance (1, N)."""
     assert pools.lengths is not None
     rows = rows_of(pools)
     outside = (1 - EPSILON / pools.lengths[0]).square()  # a unit vector is as short as a length is small
-    picks = determinant.maximise(rows, relevance[0], outside, worth, pools.steps)
-    return kept(pools, rows, picks, relevance[0])
+    picks = determinant.maximise(rows, relevance[0], outside, pools.steps)
+    return kept(pools, rows, picks, relevance[0] if len(rows) > determinant.DENSE else None)
 
 
 def covered(pools: Pools, weight: Tensor) -> Tensor:
@@ -65,7 +64,8 @@ def covered(pools: Pools, weight: Tensor) -> Tensor:
     cosines = None
     if width <= cosine.DENSE_LIMIT:
         cosines = rows.triangle() if width * width * rows.vectors.shape[1] > SMALL_PRODUCT else rows.cosines(rows)
-    return kept(pools, rows, cover(rows, cosines, weight[0], pools.steps), weight[0])
+    picks = covering.cover(rows, cosines, weight[0], pools.steps)
+    return kept(pools, rows, picks, weight[0] if width > covering.DENSE else None)
 
 
 def rows_of(pools: Pools) -> Rows:

@@ -5,38 +5,51 @@ How far a token reaches outside the span of the picked only shrinks, and so does
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..cosine import Rows
-from .lazy import COPIES, Comparing, Indices, Rival
+from .lazy import COPIES, Comparing, Indices
 
-Worth = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# A token whose share outside the span of the picked is so small cannot be told from one inside in float32.
+SPANNED = 2**-17
+EXHAUSTED = 1e-10  # of the determinant's growth
+DENSE = 256  # tokens
 
 
-def maximise(rows: Rows, relevance: Tensor, outside: Tensor, worth: Worth, count: int) -> Tensor:
+def worth(relevance: Any, outside: Any) -> tuple[Any, Any]:
+    """What tokens are worth that reach `outside` the span of the picked, and whether they add a direction to it.
+
+    Both are tensors or NumPy arrays, and so is what is returned.
+    """
+    growth = relevance * relevance * outside
+    adds = (outside > SPANNED) & (growth > EXHAUSTED)
+    where = torch.where if isinstance(outside, Tensor) else np.where
+    return where(adds, growth, relevance - 4), adds
+
+
+def maximise(rows: Rows, relevance: Tensor, outside: Tensor, count: int) -> Tensor:
     """The picks of the greedy loop of `dpp.reference`.
 
     Args:
         rows: N tokens.
         relevance: (N,) float32.
         outside: (N,) float32, the squared length of each token's unit vector.
-        worth: from relevance and what is left of `outside`, what tokens are worth and whether they add a direction.
         count: how many to pick, from 1 to N.
 
     Returns:
         (count,) long; ties to the lowest index.
     """
-    return _Determinant(rows, relevance, outside, worth, count).run()
+    return _Determinant(rows, relevance, outside, count).run()
 
 
 class _Determinant(Comparing):
-    def __init__(self, rows: Rows, relevance: Tensor, outside: Tensor, worth: Worth, count: int) -> None:
+    def __init__(self, rows: Rows, relevance: Tensor, outside: Tensor, count: int) -> None:
         super().__init__(rows, worth(relevance, outside)[0], count)
-        self._relevance, self._outside, self._worth = relevance, outside.clone(), worth
+        self._relevance, self._outside = relevance, outside.clone()
         self._rank = min(count, rows.vectors.shape[1])  # no more tokens than dimensions are independent
         # Each token's row of the factor, known up to the picks that it has seen; pages never written take no memory.
         self._factor = torch.empty(len(rows), self._rank)
@@ -49,9 +62,7 @@ class _Determinant(Comparing):
                 self._outside[part] = 0
             elif start < self.done:
                 self._extend(part, start)
-            self.bound[part] = torch.minimum(
-                self.bound[part], self._worth(self._relevance[part], self._outside[part])[0]
-            )
+            self.bound[part] = torch.minimum(self.bound[part], worth(self._relevance[part], self._outside[part])[0])
 
     def _extend(self, tokens: Tensor, start: int) -> None:
         """Forward substitution: the tokens' rows of the factor from `start` on."""
@@ -69,37 +80,41 @@ class _Determinant(Comparing):
         unseen = torch.arange(start, self.done) >= torch.from_numpy(self.seen)[tokens, None]
         self._outside[tokens] -= solved.square().mul_(unseen).sum(1)
 
-    def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
-        tokens = torch.from_numpy(leaders)
-        rows, relevance, outside = self.rows[tokens], self._relevance[tokens], self._outside[tokens]
+    def crowd(self, room: int) -> int:
+        """Of few tokens all lead: then nothing has to be learnt."""
+        return len(self.value) if len(self.value) <= DENSE else super().crowd(room)
+
+    def contest(self, leaders: Indices, room: int) -> Indices:
+        rival, tokens = self.rival(leaders), torch.from_numpy(leaders)
+        rows, outside = self.rows[tokens], self._outside[tokens].numpy()
+        relevance = self._relevance[tokens].numpy()
         known = min(self.done, self._rank)
         factor = self._factor[tokens, :known]
-        apart = rows.cosines(rows).addmm_(factor, factor.mT, alpha=-1)
-        grown = torch.zeros(min(room, self._rank - known), len(leaders))
-        taken = self.bound[tokens] == -torch.inf
-        value, adds = self._worth(relevance, outside)
-        value.masked_fill_(taken, -torch.inf)
+        apart = rows.cosines(rows).addmm_(factor, factor.mT, alpha=-1).numpy()
+        grown = np.zeros((min(room, self._rank - known), len(leaders)), dtype=np.float32)
+        taken = self.value[leaders] == -np.inf
         picks: list[int] = []
-        while len(picks) < room:
+        while True:
+            value, adds = worth(relevance, outside)
+            value[taken] = -np.inf
             pick = int(value.argmax())
-            if rival.beats(float(value[pick]), int(leaders[pick])):
+            if len(picks) == room or rival.beats(value[pick], leaders[pick]):
                 break
             row = len(picks)
             if row < len(grown):
                 if adds[pick]:
-                    torch.sub(apart[pick], grown[:row, pick] @ grown[:row], out=grown[row]).div_(outside[pick].sqrt())
-                    outside -= grown[row].square()
+                    grown[row] = (apart[pick] - grown[:row, pick] @ grown[:row]) / np.sqrt(outside[pick])
+                    outside -= np.square(grown[row])
             else:
-                outside.zero_()
+                outside[:] = 0
             picks.append(pick)
             taken[pick] = True
-            value, adds = self._worth(relevance, outside)
-            value.masked_fill_(taken, -torch.inf)
         new = np.array(picks, dtype=np.int64)
-        steps = slice(known, known + min(len(picks), len(grown)))
-        self._factor[tokens, steps] = grown[: len(picks)].mT
-        here = torch.from_numpy(new[: len(grown)])
-        self._triangle[steps, :known] = factor[here]
-        self._triangle[steps, steps] = grown[: len(here), here].mT.tril()
-        self._outside[tokens], self.bound[tokens] = outside, value
+        self._outside[tokens] = torch.from_numpy(outside)
+        self.value[leaders] = value
+        steps, grown = slice(known, known + min(len(new), len(grown))), grown[: len(new)]
+        self._factor[tokens, steps] = torch.from_numpy(grown).mT
+        here = new[: len(grown)]
+        self._triangle[steps, :known] = factor[torch.from_numpy(here)]
+        self._triangle[steps, steps] = torch.from_numpy(grown[:, here]).mT.tril()
         return new

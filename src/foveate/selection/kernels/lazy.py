@@ -59,8 +59,8 @@ class Lazy(ABC):
         """Lower the bounds of `tokens` (all when None) by the picks from `start` on."""
 
     @abstractmethod
-    def contest(self, leaders: Indices, rival: Rival, room: int) -> Indices:
-        """Up to `room` picks, as places among the `leaders`, while ahead of the rival; keeps the leaders' values."""
+    def contest(self, leaders: Indices, room: int) -> Indices:
+        """Up to `room` picks, as places among the `leaders`, while ahead of their rival; keeps the leaders' values."""
 
     wake = 4  # times as many as lead learn of what they missed at first: the larger the product, the faster
 
@@ -85,13 +85,15 @@ class Lazy(ABC):
             while self.seen[leaders].min() < self.done:
                 self._wake(self._front(width))
                 leaders, width = self._front(size), 4 * width
-            new = leaders[self.contest(leaders, self._rival(leaders), room)]
+            new = leaders[self.contest(leaders, room)]
             self.seen[leaders] = self.done + len(new)
             self.took(new)
         return torch.from_numpy(self.picks)
 
     def _front(self, size: int) -> Indices:
         """The tokens of highest bound, ties to the lowest index, ascending."""
+        if size == 1:
+            return np.array([self.value.argmax()])
         if size >= len(self.value):
             return np.arange(len(self.value))
         lowest = np.partition(self.value, -size)[-size]
@@ -99,7 +101,8 @@ class Lazy(ABC):
         level = np.flatnonzero(self.value == lowest)[: size - len(above)]
         return np.sort(np.concatenate([above, level]))
 
-    def _rival(self, leaders: Indices) -> Rival:
+    def rival(self, leaders: Indices) -> Rival:
+        """The best of those who do not lead."""
         if len(leaders) == len(self.value):
             return Rival()
         outside = self.value.copy()

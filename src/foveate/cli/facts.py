@@ -18,6 +18,7 @@ from ..methods import Method, Stage, get_method
 from ..methods.base import counting_methods, method_class
 from ..models import supported_models
 from ..models.base import FROM_ROUTER
+from ..runtime.refusals import lacks_cues, takes_whole_images
 from ..serving.vllm.server import NEVER
 from ..tokens import Cue
 
@@ -61,6 +62,7 @@ def facts_of(name: str) -> MethodFacts:
         "cost": sections.get("Cost class", sections.get("Cost", "")),
         'keep="auto"': "yes" if name in counting_methods() else "",
         "models": _models(cls, _cues(name)),
+        "refuses": _refusals(cls, _cues(name)),
         "vLLM": _vllm(cls, _cues(name)),
         "reference code": cls.provenance.licence,
         "deviations": sections.get("Deviations", cls.provenance.deviations),
@@ -105,6 +107,16 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
         routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
         return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
     return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
+
+
+def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
+    """The sentences that users get, of whom MODEL is the class of their model."""
+    known, said = supported_models(), list(cls.refusals)
+    if cls.stage is Stage.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
+        said.append(takes_whole_images("MODEL", cls.name))
+    lacking = {missing for row in known if (missing := needs - set(row.cues))}
+    said += sorted(lacks_cues("MODEL", cls.name, missing) for missing in lacking)
+    return " ".join(f"“{sentence}”" for sentence in said)
 
 
 def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:

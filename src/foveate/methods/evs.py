@@ -23,6 +23,7 @@ from ..tokens import Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_undropped
 
+_SINGLE = "evs compares the frames of clips, but was given a single image; use another method for images."
 _FIRST_FRAME = 255.0  # far above 2, the largest that another token can have
 
 
@@ -36,12 +37,11 @@ class Evs(Method):
         licence="Apache-2.0 (code not copied)",
         deviations="budgets are met exactly; those below the first frame are refused",
     )
+    refusals = (_SINGLE,)
 
     def check(self, grid: Grid, count: int) -> None:
         if grid.frames == 1:
-            raise MethodError(
-                "evs compares the frames of clips, but was given a single image; use another method for images."
-            )
+            raise MethodError(_SINGLE)
         self._check_budget(count, grid.rows * grid.columns, len(grid))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

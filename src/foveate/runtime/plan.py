@@ -17,6 +17,7 @@ from .inside import InsideLlm
 from .inside import Stage as InsideStage
 from .patches import PatchSeam
 from .reading import OF_THE_LAYER_BELOW
+from .refusals import lacks_cues, takes_whole_images
 
 MethodLike = str | Method | Composition
 KeepLike = float | int | str
@@ -106,18 +107,12 @@ def _wanted(
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
     missing = method.needs - adapter.given - FROM_SEQUENCE
     if missing:
-        lacking = ", ".join(cue.value for cue in missing)
-        raise ModelError(
-            f"{adapter.class_name} cannot give what {method.name} needs: {lacking}; choose another method."
-        )
+        raise ModelError(lacks_cues(adapter.class_name, method.name, missing))
 
 
 def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
     if not adapter.leaves_out_patches:
-        raise ModelError(
-            f"{method.name} leaves patches out of the vision encoder, but that of {adapter.class_name} takes whole "
-            "images of one size; use a method that prunes before the LLM, such as 'divprune'."
-        )
+        raise ModelError(takes_whole_images(adapter.class_name, method.name))
     if scope == "prompt":
         raise MethodError(
             f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 import transformers as tf
@@ -106,3 +108,12 @@ def test_batches_are_numbered() -> None:
     for number in (4, 2):
         a, b = one.batch(number), other.batch(number)
         assert a.pixels.equal(b.pixels) and a.packed.ids.equal(b.packed.ids) and a.padded == b.padded
+
+
+def test_workers_make_the_same_batches_in_order() -> None:
+    batches = Batches("train", 3, tokenizer("llava"), 200)
+    with closing(batches.stream(5, True, False, workers=1)) as ahead:
+        for number in (5, 6, 7):
+            made, own = next(ahead), batches.batch(number)
+            assert made.pixels.equal(own.pixels) and made.packed is not None and own.packed is not None
+            assert made.packed.targets.equal(own.packed.targets) and made.packed.questions == own.packed.questions

@@ -15,7 +15,7 @@ def failures(report: Report) -> list[str]:
 
     It must answer 85 % of questions and 70 % of each family with all tokens, no more than 30 % without the picture, and
     at no budget may a method beat the oracle, which keeps the tokens of what is asked about. Where one does, by a
-    difference of macro accuracy whose paired interval lies above 0, the model has not learned to ignore what is missing.
+    difference of macro accuracy whose paired interval lies above 0, the model has not learned to ignore what is gone.
 
     Raises:
         EvaluationError: when the unpruned model, the blind one or the oracle was not run.

@@ -16,6 +16,7 @@ from .questions import LARGEST, STEP
 from .sources import TestbedError
 
 MODELS = ("llava", "qwen2.5-vl")
+_SPREAD = 0.3  # standard deviation of the first word embeddings
 WIDTH = 128  # of both towers and both language models
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 IMAGE = "<image>"
@@ -94,7 +95,7 @@ def build(model: str, seed: int) -> Any:
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
     )
     with torch.no_grad():
-        _first_weights(made)
+        _first_weights(made, words)
     return made
 
 
@@ -144,14 +145,18 @@ def _qwen(words: Any, text: dict[str, Any]) -> Any:
     return tf.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _first_weights(model: Any) -> None:
+def _first_weights(model: Any, words: Any) -> None:
     """Weights from which small transformers learn fast: keys like queries, outputs like transposed values."""
     text = model.model.language_model
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and "embed" not in name:
             last = name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight", "out_proj.weight"))
             nn.init.normal_(weight, std=0.02 if last else 0.8 / math.sqrt(weight.shape[1]))
-    nn.init.normal_(text.embed_tokens.weight, std=0.3)
+    nn.init.normal_(text.embed_tokens.weight, std=_SPREAD)
+    coordinates = torch.arange(LARGEST // STEP + 1)
+    first = words.convert_tokens_to_ids("<0>")
+    near = waves(coordinates, width=WIDTH, lowest=0.08, highest=2.5)
+    text.embed_tokens.weight[first + coordinates] = _SPREAD * math.sqrt(2) * near
     for layer in text.layers:
         attention = layer.self_attn
         _alike(attention.q_proj.weight, attention.k_proj.weight)
@@ -162,7 +167,9 @@ def _first_weights(model: Any) -> None:
             _alike(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
         positions = tower.embeddings.position_embedding.weight
         positions[0] = 0
-        positions[1:] = 0.5 * _waves(LARGEST // CELL, positions.shape[1])
+        side = torch.arange(LARGEST // CELL)
+        rows, columns = torch.meshgrid(side, side, indexing="ij")
+        positions[1:] = 0.5 * waves(columns.flatten(), rows.flatten(), width=WIDTH, lowest=0.15, highest=1.5)
 
 
 def _alike(queries: Tensor, keys: Tensor) -> None:
@@ -170,10 +177,9 @@ def _alike(queries: Tensor, keys: Tensor) -> None:
     keys.copy_(queries + 0.02 * torch.randn_like(queries))
 
 
-def _waves(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, turned at random: (side * side, width)."""
-    frequencies = torch.logspace(math.log10(0.15), math.log10(1.5), width // 4)
-    rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
-    angles = [place.flatten()[:, None] * frequencies for place in (columns, rows)]
-    waves = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return waves @ torch.linalg.qr(torch.randn(width, width))[0]
+def waves(*places: Tensor, width: int, lowest: float, highest: float) -> Tensor:
+    """Sines and cosines of one or several coordinates (n,), turned at random: (n, width), so that near is alike."""
+    frequencies = torch.logspace(math.log10(lowest), math.log10(highest), width // (2 * len(places)))
+    angles = [place.float()[:, None] * frequencies for place in places]
+    found = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return found @ torch.linalg.qr(torch.randn(width, width))[0]

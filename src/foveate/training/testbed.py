@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,7 +25,6 @@ from .testbed_export import export
 from .testbed_students import student
 from .testbed_supervision import Heads, Symbols
 
-_END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
 _VALIDATION = 8  # batches
 _WARM_UP = 100  # steps
@@ -74,13 +74,16 @@ class Training:
 
     def __init__(self, model: str, seed: int, folder: Path, hours: float) -> None:
         self.name, self.seed, self.folder, self.hours = model, seed, folder, hours
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 0  # else they take the same cores
         self.tokenizer = tokenizer(model)
         self.model = build(model, seed)
         self.student = student(model, self.model, self.tokenizer)
         embeddings = self.model.model.language_model.embed_tokens.weight.detach()
-        self.heads = Heads(embeddings.shape[1])
-        self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed)
+        self.heads = Heads(embeddings.shape[1]).to(self.device)
+        self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed).to(self.device)
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
+        self.model.to(self.device)
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, report: Callable[[Standing], None], only: str | None = None) -> Path | None:
@@ -118,10 +121,12 @@ class Training:
         means: dict[str, list[float]] = defaultdict(list)
         started = saved = time.process_time()
         seconds = before
-        while seconds < budget:
+        vision = stage.name == "vision"
+        for batch in batches.stream(step, questions=not vision, crowded=vision, workers=self.workers):
+            if seconds >= budget:
+                break
             share = seconds / budget
-            batch = batches.batch(step, questions=stage.name != "vision", crowded=stage.name == "vision")
-            loss = self._loss(stage, batch, means, share)
+            loss = self._loss(stage, batch.to(self.device), means, share)
             loss.backward()
             self._apply(optimisers, stage.rate * _schedule(step, share, stage.decay))
             step += 1
@@ -153,11 +158,10 @@ class Training:
 
     def _answers(self, batch: Batch, seen: Tensor, means: dict[str, list[float]]) -> Tensor:
         assert batch.packed is not None
-        targets = batch.packed.targets
-        logits = self.student.answer(seen, batch.packed, batch.grid)[targets != NOT_ASKED]
-        wanted = targets[targets != NOT_ASKED]
-        each = F.cross_entropy(logits, wanted, reduction="none")
-        weight = torch.where(wanted == self.tokenizer.eos_token_id, _END_WEIGHT, 1.0)
+        asked = batch.packed.targets != NOT_ASKED
+        logits = self.student.answer(seen, batch.packed, batch.grid)[asked]
+        weight = batch.packed.weights[asked]
+        each = F.cross_entropy(logits, batch.packed.targets[asked], reduction="none")
         loss = (each * weight).sum() / weight.sum()
         means["answers"].append(loss.item())
         for family, right in self._judged(batch.packed, logits.argmax(-1)):
@@ -182,7 +186,8 @@ class Training:
         means: dict[str, list[float]] = defaultdict(list)
         batches = Batches("validation", 0, self.tokenizer, 4000, self._clips)
         for number in range(_VALIDATION):
-            self._loss(stage, batches.batch(number, questions=stage.name != "vision"), means, 1.0)
+            batch = batches.batch(number, questions=stage.name != "vision")
+            self._loss(stage, batch.to(self.device), means, 1.0)
         return {f"validation/{name}": sum(values) / len(values) for name, values in means.items()}
 
     @property

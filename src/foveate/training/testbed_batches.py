@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from .testbed_labels import Labels, label
 NOT_ASKED = -100  # target of a token after which nothing is predicted
 _FULL = LARGEST // CELL
 _QUESTIONS = 16  # of a full picture
+_END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
 _LENGTH = 12  # tokens of a question and its answer, about
 
 
@@ -31,6 +36,7 @@ class Packed:
         offsets: (B, T) long, each token's place in its own question.
         numbers: (B, T) long, which question a token belongs to; -1 on padding.
         targets: (B, T) long, the token that comes next where that is part of an answer, else `NOT_ASKED`.
+        weights: (B, T) float, what each target counts: the longer an answer, the less each of its tokens.
         questions: the questions themselves.
     """
 
@@ -38,7 +44,14 @@ class Packed:
     offsets: Tensor
     numbers: Tensor
     targets: Tensor
+    weights: Tensor
     questions: tuple[tuple[Question, ...], ...]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        tensors = (self.ids, self.offsets, self.numbers, self.targets, self.weights)
+        ids, offsets, numbers, targets, weights = (tensor.to(device) for tensor in tensors)
+        return Packed(ids, offsets, numbers, targets, weights, self.questions)
 
     def mask(self, prefix: int) -> Tensor:
         """(B, 1, L, L) bool of what each token may attend to, with `prefix` shared tokens in front of the questions."""
@@ -65,6 +78,11 @@ class Batch:
     labels: Labels
     packed: Packed | None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        packed = self.packed.to(device) if self.packed is not None else None
+        return Batch(self.pixels.to(device), self.padded, self.labels.to(device), packed)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of visual tokens in a frame."""
@@ -85,9 +103,9 @@ class Batches:
         height, width = draw_size(rng, "clip" if clip else "objects")
         visual = height * width // CELL**2 * (3 if clip else 1)
         wanted = max(4, round(_QUESTIONS * min(1.0, visual / _FULL**2))) if questions else 0
-        count = max(4, self.tokens // (visual + _LENGTH * wanted))
+        number_of = max(4, self.tokens // (visual + _LENGTH * wanted))
         scenes: list[Scene] = []
-        for i in range(count):
+        for i in range(number_of):
             kind = "clip" if clip else _kind(rng, height, width)
             dense = crowded and kind == "objects" and rng.random() < 0.6
             scenes.append(generate(self.split, self.seed, number * 4096 + i, kind, (height, width), wanted, dense))
@@ -104,12 +122,23 @@ class Batches:
         padded = not self.clips and bool(np.random.default_rng((self.seed, number, 1)).random() < 0.3)
         return collate(scenes, self.tokenizer if questions else None, padded)
 
+    def stream(self, start: int, questions: bool, crowded: bool, workers: int) -> Iterator[Batch]:
+        """Batches from number `start` on, without end, made ahead by worker processes if there are any."""
+        if not workers:
+            yield from (self.batch(number, questions, crowded) for number in count(start))
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            ahead = deque(pool.submit(self.batch, start + i, questions, crowded) for i in range(2 * workers))
+            for number in count(start + 2 * workers):
+                yield ahead.popleft().result()
+                ahead.append(pool.submit(self.batch, number, questions, crowded))
+
 
 def _kind(rng: np.random.Generator, height: int, width: int) -> str:
     chance = rng.random()
-    if chance < 0.2 and height >= 6 * CELL and width >= 7 * CELL:
+    if chance < 0.15 and height >= 6 * CELL and width >= 7 * CELL:
         return "chart"
-    if chance > 0.75 and height >= 3 * CELL and width >= 6 * CELL:
+    if chance > 0.85 and height >= 3 * CELL and width >= 6 * CELL:
         return "page"
     return "objects"
 
@@ -137,15 +166,17 @@ def pack(questions: Sequence[Sequence[Question]], tokenizer: Any) -> Packed:
     spelled = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
     for asked in questions:
-        row: list[tuple[int, int, int, int]] = []
+        row: list[tuple[int, int, int, int, float]] = []
         for number, _ in enumerate(asked):
             text, answer = next(spelled), next(spelled)
             ids = [*text, *answer]
             targets = [NOT_ASKED] * (len(text) - 1) + answer + [tokenizer.eos_token_id]
-            row += [(ids[i], i, number, targets[i]) for i in range(len(ids))]
+            weights = [len(answer) ** -0.5] * (len(ids) - 1) + [_END_WEIGHT * len(answer) ** -0.5]
+            row += [(ids[i], i, number, targets[i], weights[i]) for i in range(len(ids))]
         rows.append(row)
     length = max(len(row) for row in rows)
-    filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED)
-    table = torch.tensor([row + [filler] * (length - len(row)) for row in rows])
-    columns = table.unbind(-1)
-    return Packed(columns[0], columns[1], columns[2], columns[3], tuple(tuple(asked) for asked in questions))
+    filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED, 0.0)
+    table = torch.tensor([row + [filler] * (length - len(row)) for row in rows], dtype=torch.float64)
+    columns = table[..., :4].long().unbind(-1)
+    asked_of = tuple(tuple(asked) for asked in questions)
+    return Packed(columns[0], columns[1], columns[2], columns[3], table[..., 4].float(), asked_of)

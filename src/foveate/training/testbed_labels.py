@@ -49,6 +49,10 @@ class Labels:
     x1: Tensor
     y1: Tensor
 
+    def to(self, device: torch.device) -> Labels:
+        """The same on another device."""
+        return Labels(**{name: label.to(device) for name, label in self.items()})
+
     def items(self) -> list[tuple[str, Tensor]]:
         """Name and labels of each kind."""
         return [(field.name, getattr(self, field.name)) for field in fields(self)]

@@ -1,4 +1,4 @@
-"""The bundled testbed: a tiny trained model and the scenes that it answers questions about, all offline."""
+"""The testbed: a tiny trained model with its scenes, and procedural scenes in any number, all offline."""
 
 from .bundled import (
     QuestionError,
@@ -12,6 +12,8 @@ from .bundled import (
     load_bundled,
     scenes,
 )
+from .procedural import generate
+from .suite import samples
 
 __all__ = [
     "QuestionError",
@@ -22,6 +24,8 @@ __all__ = [
     "bundled_path",
     "encode",
     "fitted",
+    "generate",
     "load_bundled",
+    "samples",
     "scenes",
 ]

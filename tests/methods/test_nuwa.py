@@ -234,5 +234,5 @@ def test_what_it_refuses(llava):
             get_method("nuwa", **fields)
     with pytest.raises(MethodError, match=r"layer=9, but .* use a layer in \[1, 3\]"):
         attach(llava.model, "nuwa", layer=9)
-    with pytest.raises(MethodError, match=r"nuwa prunes inside the LLM.*set its inside=False"):
+    with pytest.raises(MethodError, match=r"nuwa works inside the LLM.*set its inside=False"):
         prune_inputs(llava.model, single(llava), "nuwa")

@@ -1,12 +1,12 @@
-"""Anchor merging, the first half of RESTORE: another method keeps half of the budget, the rest is merged into anchors.
+"""Anchor merging, the part of RESTORE before the LLM: half of the budget is another method's, the rest merged tokens.
 
 Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: GPL-3.0, not read; facts and formulas only.
 Of K tokens, `method` keeps K - floor(K * anchors). Over the n others, with cosines S: ``R_i = sum over j of S_ij``, and
 ``d_i = 1 - max S_ij over the j that are stronger than i`` (1 if there is none). The anchors are those of the highest
 R * d; every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its
 middle token (the lower of two).
-Deviations: this is not RESTORE: its correction of the attention logits for the size and distance of merged tokens
-needs a change of the LLM's attention and is not included.
+Deviations: this is not RESTORE, which corrects the attention logits for the size and distance of merged tokens, too:
+see `restore`.
 Cost class: that of the wrapped method and one n x n product.
 """
 
@@ -53,10 +53,10 @@ class AnchorMerge(Wrapper):
     stronger: Literal["larger", "smaller"] = "larger"
 
     def __post_init__(self) -> None:
-        check_range("anchormerge", "anchors", self.anchors, 0, 1)
-        check_choice("anchormerge", "stronger", self.stronger, ("larger", "smaller"))
+        check_range(self.name, "anchors", self.anchors, 0, 1)
+        check_choice(self.name, "stronger", self.stronger, ("larger", "smaller"))
         if self.inner.stage is not Stage.BEFORE_LLM:
-            raise MethodError(f"anchormerge wraps methods that prune before the LLM; {self.inner.name} does not.")
+            raise MethodError(f"{self.name} wraps methods that prune before the LLM; {self.inner.name} does not.")
 
     def check(self, grid: Grid, count: int) -> None:
         self.inner.check(grid, count - int(self._merged(torch.tensor(count))))
@@ -69,7 +69,7 @@ class AnchorMerge(Wrapper):
         merged = self._merged(count)
         chosen = self.inner.select(tokens, count - merged)
         if chosen.target is not None:
-            raise MethodError(f"anchormerge cannot wrap {self.inner.name}, which merges tokens itself.")
+            raise MethodError(f"{self.name} cannot wrap {self.inner.name}, which merges tokens itself.")
         valid, target = tokens.valid, itself(chosen.keep)
         finite = tokens.features.sum(-1, dtype=torch.float32).isfinite()
         require(finite | ~valid, "features must be finite (no NaN or infinity)")

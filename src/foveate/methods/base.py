@@ -17,7 +17,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import MethodError, near_miss
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
-from .editing import AttentionEdit
+from .editing import AttentionEdit, LogitBias
 from .experts import ExpertCut
 
 
@@ -98,6 +98,11 @@ class Method(ABC):
             return [(self, -1, budget)]
         layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
         return [(self, layer, budget)]
+
+    @property
+    def bias(self) -> LogitBias | None:
+        """What it adds to the attention logits of all layers; None for most. Only methods before the LLM may."""
+        return None
 
     def edits(self, layers: int) -> Sequence[AttentionEdit]:
         """What it changes in the attention of a model's `layers`, whatever is pruned; asked of each stage's method."""

@@ -1,4 +1,4 @@
-"""What methods have in common that prune before the LLM and once more inside it."""
+"""What methods have in common that work before the LLM and inside it, too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .base import Method, Stage
 
 @dataclass(frozen=True)
 class BothPlaces(Method):
-    """A method with a stage before the LLM, which `select` is, and others inside it, which its `stages` add.
+    """A method with a stage before the LLM, which `select` is, and others inside it, or changes of attention there.
 
     Args:
-        inside: whether it prunes inside the LLM, too. Without, it is a method before the LLM like any other, which
-            runs in vLLM and in `foveate.prune_inputs`, and inside the LLM by `AtLayer`.
+        inside: whether it works inside the LLM, too. Without, it is a method before the LLM like any other, which runs
+            in vLLM and in `foveate.prune_inputs`, and inside the LLM by `AtLayer`.
     """
 
     stage = Stage.BOTH

@@ -1,4 +1,4 @@
-"""What a method may ask of attention inside the LLM: other weights on visual tokens in layers of its choice."""
+"""What a method may ask of attention inside the LLM: other weights in some layers, or a bias on the logits of all."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ class AttentionEdit:
     rows: Literal["text", "visual"]
     share: float = 1.0
     moved: Literal["nowhere", "first"] = "nowhere"
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """In all layers a key weighs as many tokens as it stands for, and attention of the prompt fades less with distance.
+
+    To each logit the logarithm of the key's size is added: 1 for text, for a visual token how many were merged into it.
+    In the first layer each visual token has the same size instead, that of its image over the number kept of it.
+
+    Args:
+        ceiling: above 1; ``log(ceiling - decay)`` is added, too, for the queries of a prompt with images, where `decay`
+            is the rotary decay between the positions of query and key. None: nothing for distance.
+    """
+
+    ceiling: float | None = 2.0

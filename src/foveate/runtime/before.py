@@ -31,10 +31,11 @@ class BeforeLlm:
         if layout is None and not pools.drops and step.unseen is None:
             return
         assert step.chunk_valid is not None and step.selection_watch is not None and state is not None
+        sizes: Tensor | None = None
         if pools.drops:
             step.selection_watch.start()
             words = step.read(embeds) if Cue.TEXT_EMBEDDINGS in self.method.needs else None
-            keep, embeds = choose(self.method, pools, embeds, self._seen(step), step.encoder_cues, words)
+            keep, embeds, sizes = choose(self.method, pools, embeds, self._seen(step), step.encoder_cues, words)
             kept = Kept.of(keep & step.encoded)
             step.selection_watch.stop()
         elif step.unseen is not None:
@@ -48,7 +49,7 @@ class BeforeLlm:
                 layout.append(Kept.everything(batch, step.past, embeds.device, step.valid[:, : step.past]))
             state.before = layout
         ids = self._position_ids(kwargs.get("position_ids"), layout.logical, length, embeds.device)
-        layout.append(kept)
+        layout.append(kept, sizes)
         kwargs["inputs_embeds"] = kept.gather(embeds)
         kwargs["position_ids"] = self._shortened(ids, kept, layout)
         # Always an explicit 2-D mask: without one, transformers would read gaps in the positions as packed documents.

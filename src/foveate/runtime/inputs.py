@@ -56,7 +56,7 @@ def prune_inputs(
     method = get_method(method, **fields)
     if method.stage not in (Stage.BEFORE_ENCODER, Stage.BEFORE_LLM):
         fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
-        raise MethodError(f"{method.name} prunes inside the LLM, so it has no shortened inputs; {fix}.")
+        raise MethodError(f"{method.name} works inside the LLM, which shortened inputs do not tell of; {fix}.")
     found: dict[str, Any] = {}
 
     def stop(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ class InsideLlm:
         if Cue.ROTARY_DECAY in needs:
             cues[Cue.ROTARY_DECAY] = decay(step, rotary)
         words = step.words if needs & OF_THE_PROMPT else None
-        keep, hidden = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
+        keep, hidden, _ = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
         survivors = Kept.of(keep & entering.valid)
         step.selection_watch.stop()
         step.prefill_watch.start()

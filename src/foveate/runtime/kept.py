@@ -65,11 +65,13 @@ class Layout:
         column: (B, P) long, index into the sequence before pruning.
         valid: (B, P) bool, false on padding.
         logical: length of the sequence before pruning.
+        sizes: (B, P, 2) how many tokens each entry stands for, see `selecting.Chosen`; None where nobody asks.
     """
 
     column: Tensor
     valid: Tensor
     logical: int
+    sizes: Tensor | None = None
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Layout:
@@ -77,8 +79,12 @@ class Layout:
         column = torch.zeros(batch, 0, dtype=torch.long, device=device)
         return cls(column, column.bool(), 0)
 
-    def append(self, kept: Kept) -> None:
-        """Take up one more forward."""
+    def append(self, kept: Kept, sizes: Tensor | None = None) -> None:
+        """Take up one more forward, and what each of its tokens (B, L, 2) stands for; 1 where earlier ones told."""
+        if sizes is not None or self.sizes is not None:
+            one = torch.ones(*self.column.shape, 2, device=self.column.device)
+            now = torch.ones(*kept.index.shape, 2, device=one.device) if sizes is None else kept.gather(sizes)
+            self.sizes = torch.cat([one if self.sizes is None else self.sizes, now], 1)
         self.column = torch.cat([self.column, kept.index + self.logical], 1)
         self.valid = torch.cat([self.valid, kept.valid], 1)
         self.logical += kept.length
@@ -92,6 +98,7 @@ class Layout:
         """Follow the cache when it selects or repeats batch rows."""
         rows = rows.to(self.column.device)
         self.column, self.valid = self.column[rows], self.valid[rows]
+        self.sizes = None if self.sizes is None else self.sizes[rows]
 
     @property
     def dropped(self) -> int:

@@ -54,7 +54,8 @@ class PatchSeam:
         grids = self._adapter.encoder_grids(args, kwargs)
         places = [torch.arange(len(grid), device=pixels[0].device) for grid in grids]
         spans = [Span(i, "", i, grid, place) for i, (grid, place) in enumerate(zip(grids, places, strict=True))]
-        keep, _ = choose(self.method, Pools.of(spans, self.budget), pad_sequence(pixels, batch_first=True), None, {})
+        pools = Pools.of(spans, self.budget)
+        keep = choose(self.method, pools, pad_sequence(pixels, batch_first=True), None, {}).keep
         kept = [row[: len(grid)] for row, grid in zip(keep, grids, strict=True)]
         ordered = [k[self._adapter.encoder_order(g).to(k.device)] for k, g in zip(kept, grids, strict=True)]
         self._tokens, self._made = torch.cat(ordered), {}

@@ -21,6 +21,7 @@ from ..models.moe import moe_block
 from ..tokens import Cue
 from .account import account
 from .before import BeforeLlm
+from .bias import bias_seam
 from .cache import CacheState, mark, state_of
 from .cost import CostModel
 from .deepstack import DeepStackSeam
@@ -111,6 +112,7 @@ class Pruning:
         adapter, add = self._adapter, self._removable.append
         self._experts = expert_seam(adapter, methods, lambda: self._step)
         check_routers(adapter, self._stages)
+        bias = bias_seam(methods, adapter.text, lambda: self._step)
         self._edits = edits_of(methods, len(adapter.text.layers))
         self._encoder = EncoderListener(adapter, methods, self._patches)
         add(self._encoder)
@@ -129,6 +131,9 @@ class Pruning:
             for index in self._deepstack.layers:
                 after = functools.partial(self._after_layer, self._deepstack, index)
                 add(layers[index].register_forward_hook(eager(after)))
+        if bias is not None:
+            bias.hook()
+            add(bias)
         for layer, edits in self._edits.items():
             add(edit_layer(layers[layer].self_attn, edits, lambda: self._step))
         if inside is None:

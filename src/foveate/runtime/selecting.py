@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import MethodError, ModelError
 from ..methods import Method
-from ..tokens import Cue, VisualTokens
+from ..methods.merging import group_size
+from ..tokens import Cue, Selection, VisualTokens
 from .prompt import Span, padded_index
 from .step import Words
 
@@ -43,6 +45,19 @@ class Pools:
         return any(c < sum(len(s.grid) for s in group) for group, c in zip(self.spans, self.counts, strict=True))
 
 
+class Chosen(NamedTuple):
+    """What a method made of a sequence.
+
+    `keep` (B, W) is all true off the images; `hidden` (B, W, d) has the method's merges applied; `sizes` (B, W, 2), for
+    methods with a `bias`, tells how many tokens each stands for: on average in its image, and by what was merged into
+    it; 1 off the images.
+    """
+
+    keep: Tensor
+    hidden: Tensor
+    sizes: Tensor | None = None
+
+
 def choose(
     method: Method,
     pools: Pools,
@@ -50,7 +65,7 @@ def choose(
     place: Tensor | None,
     cues: dict[Cue, list[Tensor]],
     words: Words | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Chosen:
     """Ask the method once for all pools.
 
     Args:
@@ -59,8 +74,6 @@ def choose(
         cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
         words: the prompt's text, for methods that read it; None for others.
 
-    Returns:
-        keep mask (B, W), all true off the images, and `hidden` with the method's merges applied.
     """
     rows, index = padded_index(pools.spans, hidden.device)
     if place is not None:
@@ -87,7 +100,17 @@ def choose(
     if selection.target is not None:
         hidden = hidden.clone()
         hidden[at[0][chosen], at[1][chosen]] = selection.merged(features)[chosen]
-    return keep, hidden
+    return Chosen(keep, hidden, None if method.bias is None else _sizes(keep, at, alive, count, selection))
+
+
+def _sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, count: Tensor, selection: Selection) -> Tensor:
+    """(B, W, 2): see `Chosen`."""
+    sizes = torch.ones(*keep.shape, 2, device=keep.device)
+    mean = (alive.sum(1) / count.clamp_min(1))[:, None].expand(alive.shape)
+    merged = torch.ones_like(mean) if selection.target is None else group_size(selection.target)
+    chosen = selection.keep & alive
+    sizes[at[0][chosen], at[1][chosen]] = torch.stack([mean, merged], -1)[chosen]
+    return sizes
 
 
 def _by_content(method: Method, tokens: VisualTokens) -> Tensor:

@@ -56,6 +56,7 @@ class Step:
     heard: dict[int, dict[Cue, list[Tensor]]] = field(default_factory=dict)  # by stage: cues of the layer below it
     contributions: list[list[Tensor]] = field(default_factory=list)  # by layer in which they were read, and by span
     words: Words | None = None  # the prompt's text, where a stage inside the LLM reads it
+    far: Tensor | None = None  # (B, W, W) what distance adds to the attention logits
     embeds: Tensor | None = None  # (B, W, d) that entered the language model, where such a stage reads them
     memo: dict[Any, Any] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)  # real tokens of each prompt, before any pruning
@@ -176,7 +177,7 @@ class Step:
     def let_go(self) -> None:
         """Drop what is of no more use after the forward, and large."""
         self.memo, self.encoder_cues, self.heard, self.contributions = {}, {}, {}, []
-        self.words = self.embeds = None
+        self.words = self.embeds = self.far = None
 
 
 def without_kinds(mask: Any) -> Any:

@@ -12,6 +12,14 @@ from ...methods import Method, ModelFacts, Stage, get_method
 from ...tokens import Cue, Grid, VisualTokens
 
 _SMALL = Grid(4, 4, 2)
+_INSIDE = (
+    "prunes inside the LLM, which vLLM cannot do, because all its layers share one table of cache blocks; use a method "
+    "that prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
+)
+_BOTH = (
+    "works inside the LLM, too, where the plugin does nothing; set its inside=False among the server's "
+    "hyperparameters, or run all of it with foveate.prune in transformers."
+)
 
 
 class MethodShelf:
@@ -43,12 +51,7 @@ class MethodShelf:
                     "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
                 )
             if method.stage is not Stage.BEFORE_LLM:
-                other = "set its inside=False among the server's hyperparameters, " * (method.stage is Stage.BOTH)
-                raise MethodError(
-                    f"{name} prunes inside the LLM, which vLLM cannot do, because all its layers share one table of "
-                    f"cache blocks; {other}use a method that prunes before the LLM, such as 'idpruner', or run this "
-                    "one with foveate.prune in transformers."
-                )
+                raise MethodError(f"{name} {_BOTH if method.stage is Stage.BOTH else _INSIDE}")
             for cue in sorted(method.needs, key=lambda cue: cue.name):
                 if cue in self._missing:
                     raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,58 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from random_models import build, machine, prompt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import foveate
 
-SIDE = 36  # LLM tokens along each side of the image: 1296 in all
-TEXT = 32  # text tokens around the image
+TOKENS = 1296  # of the image
 METHODS = ("idpruner", "divprune", "d2pruner", "random")
 KEEPS = (0.25, 0.1)
-IMAGE, START, END = 1000, 1001, 1002
-
-
-def build(device: str, dtype: torch.dtype) -> Any:
-    """Qwen2.5-VL with the language model of Qwen2.5-0.5B and a vision tower of 8 layers."""
-    text = {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-    }
-    vision = {"depth": 8, "hidden_size": 640, "intermediate_size": 1760, "num_heads": 10, "out_hidden_size": 896}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config={**vision, "fullatt_block_indexes": [3, 7]},
-        image_token_id=IMAGE,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    return transformers.Qwen2_5_VLForConditionalGeneration(config).eval().to(device, dtype)
-
-
-def prompt(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One image of `SIDE` x `SIDE` tokens and `TEXT` text tokens, as the processor would return them."""
-    half = TEXT // 2 - 1
-    ids = [*range(3, 3 + half), START, *[IMAGE] * SIDE**2, END, *range(50, 50 + half)]
-    input_ids = torch.tensor([ids], device=device)
-    pixels = torch.randn(4 * SIDE**2, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
-    return {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "mm_token_type_ids": (input_ids == IMAGE).long(),
-        "pixel_values": pixels.to(device, dtype),
-        "image_grid_thw": torch.tensor([[1, 2 * SIDE, 2 * SIDE]], device=device),
-    }
 
 
 class Clock:
@@ -164,19 +121,6 @@ def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[fl
     return overhead, rows
 
 
-def machine(device: str) -> str:
-    """Hardware and versions, for the record."""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-        name += f", {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, foveate {foveate.__version__}"
-    return f"{name}; {versions}; Python {platform.python_version()}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -185,9 +129,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
-    model = build(args.device, dtype)
+    model = build("qwen2.5-vl-0.5b", args.device, dtype)
     parameters = sum(p.numel() for p in model.parameters()) / 1e9
-    overhead, rows = measure(model, prompt(args.device, dtype), args.rounds)
+    overhead, rows = measure(model, prompt(model, TOKENS), args.rounds)
     header = f"{machine(args.device)}; {args.dtype}; {parameters:.2f} B parameters; {args.rounds} rounds"
     console = Console(width=120)
     console.print(header)

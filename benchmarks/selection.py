@@ -1,9 +1,10 @@
 """Speed of the selectors beside the straightforward loop, the bare similarity GEMM and the physical bound.
 
-The bound is the larger of two times that no exact selector can beat: reading the features once at the memory rate
-(4 N d bytes), and comparing the picked tokens with each other at the arithmetic rate (K (K - 1) d FLOPs). Both rates
-are measured in the same run.
-`python benchmarks/selection.py` times; `--growth` gives time and peak memory up to 65536 tokens.
+The bound is the larger of two times that no exact selector can beat: reading the features once at the memory rate, and
+comparing the picked tokens with each other at the arithmetic rate (K (K - 1) d FLOPs). Both rates are measured in the
+same run. `PYTHONPATH=src python benchmarks/selection.py` times, on a GPU beside the goals in milliseconds; `--growth`
+gives time and peak memory up to 65536 tokens; `--select` and `--tokens` choose a part. That the kernels choose rightly
+on a GPU is tested by `PYTHONPATH=src python -m pytest -m gpu tests/selection`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,18 @@ SIZES = (
     (2880, 4096, 720),
     (2880, 4096, 288),
 )
+# On a GPU images come in bfloat16, and in batches: images, N, d, K, and the goal in ms for mmr and maxmin.
+ON_GPU = (
+    (1, 576, 3584, 144, 0.25),
+    (1, 1296, 3584, 324, 0.5),
+    (1, 2880, 3584, 720, 1.2),
+    (1, 16384, 3584, 1638, 8.0),
+    (32, 576, 3584, 144, 0.6),
+)
+SELECTORS = ("mmr", "maxmin", "independent_set", "dpp", "coverage")
 GROWTH = ((1024, 256), (2048, 512), (4096, 1024), (8192, 2048), (16384, 4096), (65536, 6554))
 GROWTH_WIDTH = 256  # features per token: few, so that time and memory of N x N would show
-SLOW = 600  # tokens: selectors whose every step costs N x N are timed up to here on a CPU
+SLOW = 1500  # tokens: a loop whose every step costs N x N is timed up to here on a CPU
 
 
 def gemm(features: Tensor) -> Tensor:
@@ -114,63 +124,88 @@ def rates(device: str) -> tuple[float, float]:
     return 2 * 2048**3 / times["product"], 4 * len(memory) / times["sum"]
 
 
-def speed(device: str, repeats: int) -> Table:
+def runs(name: str, x: Tensor, w: Tensor, k: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The loop over each image of (B, N, d), and ours over all."""
+    n = x.shape[-2]
+    loops: dict[str, Callable[[Tensor, Tensor], None]] = {
+        "mmr": lambda x, w: spreading(x, 0.5 * w, lambda _: int(w.argmax()), 0.5, k),
+        "maxmin": lambda x, w: spreading(x, torch.ones_like(w), most_isolated, 1.0, k),
+        "independent_set": lambda x, w: suppressing(x, w, k),
+        "dpp": lambda x, w: factoring(x, w, k),
+        "coverage": lambda x, w: covering(x, w, k),
+    }
+    ours: dict[str, Callable[[], object]] = {
+        "mmr": lambda: mmr(x, w, k),
+        "maxmin": lambda: maxmin(x, k),
+        "independent_set": lambda: independent_set(x, w, k, (1, n)),
+        "dpp": lambda: dpp(x, w, k),
+        "coverage": lambda: coverage(x, w, k),
+    }
+    return lambda: [loops[name](one.float(), weight) for one, weight in zip(x, w, strict=True)], ours[name]
+
+
+def speed(device: str, repeats: int, names: list[str], tokens: list[int]) -> Table:
     arithmetic, memory = rates(device)
     table = Table(
-        *("N", "d", "K", "selector", "bound ms", "GEMM ms", "loop ms", "ours ms", "loop/ours", "ours/GEMM"),
-        title=f"{arithmetic / 1e9:.0f} GFLOP/s, {memory / 1e9:.1f} GB/s",
+        *(
+            "B",
+            "N",
+            "d",
+            "K",
+            "selector",
+            "bound ms",
+            "GEMM ms",
+            "loop ms",
+            "ours ms",
+            "loop/ours",
+            "ours/GEMM",
+            "goal",
+        ),
+        title=f"{arithmetic / 1e9:.0f} GFLOP/s in float32, {memory / 1e9:.1f} GB/s",
     )
-    for n, d, k in SIZES:
+    sizes = ON_GPU if device == "cuda" else tuple((1, *size, None) for size in SIZES)
+    for batch, n, d, k, goal in sizes:
+        if tokens and n not in tokens:
+            continue
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(n, d, generator=generator).to(device)
-        w = torch.rand(n, generator=generator).to(device)
-        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "mmr": (
-                lambda x=x, w=w, k=k: spreading(x, 0.5 * w, lambda _: int(w.argmax()), 0.5, k),
-                lambda x=x, w=w, k=k: mmr(x, w, k),
-            ),
-            "maxmin": (
-                lambda x=x, w=w, k=k: spreading(x, torch.ones_like(w), most_isolated, 1.0, k),
-                lambda x=x, k=k: maxmin(x, k),
-            ),
-            "independent_set": (
-                lambda x=x, w=w, k=k: suppressing(x, w, k),
-                lambda x=x, w=w, k=k, n=n: independent_set(x, w, k, (1, n)),
-            ),
-            "dpp": (lambda x=x, w=w, k=k: factoring(x, w, k), lambda x=x, w=w, k=k: dpp(x, w, k)),
-        }
-        if n <= SLOW or device == "cuda":
-            pairs["coverage"] = lambda x=x, w=w, k=k: covering(x, w, k), lambda x=x, w=w, k=k: coverage(x, w, k)
-        runs: dict[str, Callable[[], object]] = {"gemm": lambda x=x: gemm(x)}
-        for name, (loop, ours) in pairs.items():
-            runs |= {f"{name} loop": loop, name: ours}
-        times = interleaved(runs, repeats, device)
-        bound = max(4 * n * d / memory, k * (k - 1) * d / arithmetic)
-        for name in pairs:
-            bare, loop_time, own = times["gemm"], times[f"{name} loop"], times[name]
-            cells = [f"{1000 * t:.2f}" for t in (bound, bare, loop_time, own)]
-            table.add_row(str(n), str(d), str(k), name, *cells, f"{loop_time / own:.2f}x", f"{own / bare:.2f}x")
+        x = torch.randn(batch, n, d, generator=generator).to(device, torch.bfloat16 if goal else torch.float32)
+        w = torch.rand(batch, n, generator=generator).to(device)
+        pairs = {name: runs(name, x, w, k) for name in names}
+        timed: dict[str, Callable[[], object]] = {"gemm": lambda x=x: [gemm(one.float()) for one in x]}
+        for name, (loop, own) in pairs.items():
+            slow = name == "coverage" and n > SLOW and device == "cpu"
+            timed |= {name: own} if slow else {f"{name} loop": loop, name: own}
+        times = interleaved(timed, repeats, device)
+        bound = batch * max(x.element_size() * n * d / memory, k * (k - 1) * d / arithmetic)
+        for name in names:
+            own, loop_time = times[name], times.get(f"{name} loop")
+            cells = [f"{1000 * t:.2f}" if t else "not run" for t in (bound, times["gemm"], loop_time, own)]
+            ratio = f"{loop_time / own:.2f}" if loop_time else "-"
+            asked = f"{goal} ms" if goal and name in ("mmr", "maxmin") else "-"
+            case = [str(number) for number in (batch, n, d, k)]
+            table.add_row(*case, name, *cells, ratio, f"{own / times['gemm']:.2f}", asked)
     return table
 
 
-def growth() -> Table:
+def growth(names: list[str], tokens: list[int]) -> Table:
     """Each case in a process of its own, as peak memory never falls."""
     table = Table("N", "K", "selector", "seconds", "peak MiB over the features")
     for n, k in GROWTH:
-        for name in ("mmr", "maxmin"):
-            command = [sys.executable, __file__, "--one", name, str(n), str(k)]
-            cells = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            table.add_row(str(n), str(k), name, *cells)
+        for name in names:
+            if not tokens or n in tokens:
+                command = [sys.executable, __file__, "--one", name, str(n), str(k)]
+                cells = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+                table.add_row(str(n), str(k), name, *cells)
     return table
 
 
 def one(name: str, n: int, k: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(n, GROWTH_WIDTH, generator=generator), torch.rand(n, generator=generator)
-    mmr(x[:300], w[:300], 30)  # libraries load
+    x, w = torch.randn(1, n, GROWTH_WIDTH, generator=generator), torch.rand(1, n, generator=generator)
+    runs(name, x[:, :300], w[:, :300], 30)[1]()  # libraries load
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    mmr(x, w, k) if name == "mmr" else maxmin(x, k)
+    runs(name, x, w, k)[1]()
     seconds = time.perf_counter() - start
     print(f"{seconds:.2f} {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
 
@@ -180,6 +215,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--growth", action="store_true", help="time and peak memory up to 65536 tokens, on the CPU")
+    parser.add_argument("--select", nargs="+", choices=SELECTORS, default=list(SELECTORS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[], help="only these numbers of tokens")
     parser.add_argument("--one", nargs=3, metavar=("SELECTOR", "N", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cpu":
@@ -191,7 +228,10 @@ def main() -> None:
     console.print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {platform.machine()}"
     )
-    console.print(growth() if options.growth else speed(options.device, options.repeats))
+    if options.growth:
+        console.print(growth(options.select, options.tokens))
+    else:
+        console.print(speed(options.device, options.repeats, options.select, options.tokens))
 
 
 if __name__ == "__main__":

@@ -115,5 +115,5 @@ def _in_corner(pixels: Tensor, grid: Grid, budget: Budget) -> Tensor:
     corner = smaller(grid, budget.count(len(grid)))
     size = (height * corner.rows // grid.rows, width * corner.columns // grid.columns)
     canvas = torch.zeros_like(pixels)
-    canvas[..., : size[0], : size[1]] = interpolate(pixels, size, mode="bicubic", antialias=True)
+    canvas[..., : size[0], : size[1]] = interpolate(pixels.float(), size, mode="bicubic", antialias=True)
     return canvas

@@ -1,0 +1,206 @@
+"""Tables, plots and the leaderboard, of results made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.evaluation.answering import COSTS, TIMES
+from foveate.evaluation.leaderboard import write_leaderboard
+from foveate.evaluation.plots import PlotError, styles
+from foveate.evaluation.published import PUBLISHED
+from foveate.evaluation.report import Report
+from foveate.evaluation.results import Results
+from foveate.evaluation.runs import Run
+from foveate.evaluation.suites import EvaluationError
+from foveate.methods import method_names
+
+QUESTIONS, IMAGES = 120, 40
+CHANCES = {
+    ("unpruned", "", None): 0.9,
+    ("blind", "", None): 0.2,
+    **{("random", keep, seed): 0.5 for keep in ("25%", "5%") for seed in (0, 1)},
+    **{("oracle", keep, None): 0.9 for keep in ("25%", "5%")},
+    ("divprune", "25%", None): 0.7,
+    ("idpruner", "25%", None): 0.85,
+    ("divprune", "5%", None): 0.7,
+    ("idpruner", "5%", None): 0.6,
+    ("fastv", "5%", None): 0.55,
+}
+
+
+def made(times: bool = True) -> Results:
+    """Results by chance; costs and times are told by the place of a run."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.random(QUESTIONS)  # a question is as hard for one run as for the other
+    runs = [
+        {
+            "label": label,
+            "keep": keep,
+            "seed": seed,
+            "answers": ["?"] * QUESTIONS,
+            "right": [int(one < chance) for one in difficulty],
+            "costs": dict.fromkeys(COSTS, 1000.0 * (place + 1)),
+        }
+        for place, ((label, keep, seed), chance) in enumerate(CHANCES.items())
+    ]
+    samples = [
+        {
+            "id": str(n),
+            "family": ("shapes", "words")[n % 2],
+            "image": n // 3,
+            "question": "?",
+            "answers": ["!"],
+            "metric": "exact",
+        }
+        for n in range(QUESTIONS)
+    ]
+    configuration = {"model": "toy", "suite": "toys", "about": "Toys | drawn.", "seed": 0}
+    keys = [Run(label, keep, seed=seed).key for label, keep, seed in CHANCES]
+    measured = {key: dict.fromkeys(TIMES, 0.001 * (n + 1)) for n, key in enumerate(keys)} if times else {}
+    refused = [{"label": "evs", "keep": keep, "why": "images only."} for keep in ("25%", "5%")]
+    return Results(configuration, samples, runs, refused, measured, "here")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report(made())
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_rows_are_means_over_seeds(report: Report) -> None:
+    right = {(run["label"], run["keep"], run["seed"]): np.array(run["right"]) for run in report.results.runs}
+    row = next(row for row in report.rows if (row.label, row.keep) == ("random", "25%"))
+    assert row.seeds == 2
+    assert np.array_equal(row.scores, (right["random", "25%", 0] + right["random", "25%", 1]) / 2)
+    assert row.costs["kv_bytes"] == 3500 and row.times["select"] == pytest.approx(0.0035)
+
+
+def test_the_table_says_what_is_so(report: Report) -> None:
+    head, ruler, *rows = cells(report.accuracy("25%"))
+    assert head[1:5] == ["visual tokens", "shapes", "words", "macro"] and head[-1] == "minus idpruner"
+    assert ruler[:2] == ["---", "---:"]
+    assert [row[0] for row in rows] == [
+        "*unpruned*",
+        "*blind*",
+        "*oracle*",
+        "idpruner",
+        "divprune",
+        "*random* (2 seeds)",
+    ]
+    right = {(run["label"], run["keep"]): np.array(run["right"]) for run in report.results.runs}
+    family = np.arange(QUESTIONS) % 2
+
+    def macro(label: str, keep: str = "25%") -> float:
+        return float(np.mean([100 * right[label, keep][family == one].mean() for one in (0, 1)]))
+
+    divprune = rows[4]
+    assert divprune[2] == f"{100 * right['divprune', '25%'][family == 0].mean():.1f}"
+    assert divprune[4].startswith(f"{macro('divprune'):.1f} [")
+    assert divprune[5].startswith(f"{100 * macro('divprune') / macro('unpruned', ''):.1f} [")
+    blind = macro("blind", "")
+    above = 100 * (macro("divprune") - blind) / (macro("unpruned", "") - blind)
+    assert divprune[6].startswith(f"{above:.1f} [")
+    assert divprune[7].startswith(f"**{macro('divprune') - macro('idpruner'):+.1f}** [")
+    assert rows[3][7] == "" and not rows[0][7].startswith("**-")
+
+
+def test_methods_without_results_at_a_budget_are_left_out(report: Report) -> None:
+    assert "fastv" not in report.accuracy("25%") and "fastv" in report.accuracy("5%")
+    overview = dict(report.overview(intervals=True))
+    assert overview["fastv"][0] == "" and re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", overview["fastv"][1])
+    assert list(overview)[:3] == ["*unpruned*", "*blind*", "*oracle*"]
+    assert list(overview)[3:] == ["divprune", "idpruner", "fastv", "*random*"]  # by the smallest budget
+    assert "±" in dict(report.overview(intervals=False))["random"][0]
+
+
+def test_who_is_compared_with(report: Report) -> None:
+    assert report.reference == "idpruner"
+    assert "minus divprune" in Report(report.results, "divprune").accuracy("5%")
+    with pytest.raises(EvaluationError, match="'evs', which has no results"):
+        Report(report.results, "evs")
+    runs = [run for run in made().runs if run["label"] in ("unpruned", "blind", "random")]
+    alone = Report(dataclasses.replace(made(), runs=runs))
+    assert alone.reference is None and "minus" not in alone.text()
+
+
+def test_the_whole_text(report: Report) -> None:
+    text = report.text([Path("somewhere/accuracy_tokens.png")])
+    assert "120 questions about 40 images" in text and "too few" not in text
+    assert "| evs | 25%, 5% | images only. |" in text
+    assert "![accuracy tokens](accuracy_tokens.png)" in text
+    assert "encode ms" in text and "encode ms" not in Report(made(times=False)).text()
+    few = dataclasses.replace(made(), samples=[sample | {"image": 0} for sample in made().samples])
+    assert "1 images are too few" in Report(few).text() and "nan" in Report(few).text()
+
+
+def test_plots_are_drawn(report: Report, tmp_path: Path) -> None:
+    path = report.save(tmp_path)
+    assert path.read_text() == report.text(
+        [tmp_path / f"{n}.png" for n in ("accuracy_tokens", "accuracy_time", "families")]
+    )
+    for name in ("accuracy_tokens", "accuracy_time", "families"):
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
+        assert picture.shape[1] > 800
+        blue = (picture.astype(int) - (0, 0x72, 0xB2)) ** 2
+        assert (blue.sum(-1) < 100).sum() > 200  # idpruner's line
+    untimed = tmp_path / "untimed"
+    untimed.mkdir()
+    Report(made(times=False)).save(untimed)
+    assert not (untimed / "accuracy_time.png").exists() and (untimed / "families.png").exists()
+
+
+def test_the_best_methods_get_a_colour() -> None:
+    results = made()
+    extra = [
+        run | {"label": f"m{n}", "right": [int(n > i % 12) for i in range(QUESTIONS)]}
+        for n in range(9)
+        for run in results.runs
+        if run["label"] == "idpruner"
+    ]
+    drawn = styles(Report(dataclasses.replace(results, runs=results.runs + extra)))
+    named = [label for label, style in drawn.items() if style.get("label") == label]
+    assert named[0] == "idpruner" and {"random", "oracle", "m8", "m7"} <= set(named) and "m0" not in named
+    others = [style["label"] for label, style in drawn.items() if style.get("label", label) != label]
+    assert others == ["6 other methods"]
+
+
+def test_without_matplotlib_there_is_a_sentence(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(PlotError, match=r"foveate\[eval\]"):
+        report.save(tmp_path)
+
+
+def test_the_leaderboard(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "leaderboard.md"
+    with pytest.raises(EvaluationError, match="there are no results"):
+        write_leaderboard(tmp_path / "results", page)
+    for name in ("b", "a"):
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        made().save(folder)
+    page.parent.mkdir()
+    written = write_leaderboard(tmp_path / "results", page)
+    assert written == [page, *(tmp_path / "docs" / "leaderboard" / name / "report.md" for name in "ab")]
+    text = page.read_text()
+    assert text.count("## Model toy, suite toys") == 2 and "not Qwen2.5-VL-7B" in text
+    for link in re.findall(r"\]\(([^)]*)\)", text):
+        assert (page.parent / link).is_file()
+    assert all(one.title in text and one.source in text for one in PUBLISHED)
+
+
+def test_published_figures_are_of_methods_that_are_here() -> None:
+    for one in PUBLISHED:
+        assert all(len(row) == len(one.head) and row[0] in method_names() for row in one.rows)
+        assert "arXiv" in one.source

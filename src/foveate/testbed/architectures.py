@@ -153,6 +153,7 @@ def _first_weights(model: Any, words: Any) -> None:
             last = name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight", "out_proj.weight"))
             nn.init.normal_(weight, std=0.02 if last else 0.8 / math.sqrt(weight.shape[1]))
     nn.init.normal_(text.embed_tokens.weight, std=_SPREAD)
+    text.norm.weight.fill_(_SPREAD)  # else the first guesses are far too sure, embeddings being tied
     coordinates = torch.arange(LARGEST // STEP + 1)
     first = words.convert_tokens_to_ids("<0>")
     near = waves(coordinates, width=WIDTH, lowest=0.08, highest=2.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -104,13 +104,14 @@ class Batches:
         visual = height * width // CELL**2 * (3 if clip else 1)
         wanted = max(4, round(_QUESTIONS * min(1.0, visual / _FULL**2))) if questions else 0
         number_of = max(4, self.tokens // (visual + _LENGTH * wanted))
+        number_of *= 3 if clip else 1
         scenes: list[Scene] = []
         for i in range(number_of):
             kind = "clip" if clip else _kind(rng, height, width)
             dense = crowded and kind == "objects" and rng.random() < 0.6
             scenes.append(generate(self.split, self.seed, number * 4096 + i, kind, (height, width), wanted, dense))
-        if clip:  # clips of one length
-            frames = len(scenes[0].frames)
+        if clip:  # clips of one length: there are three, so that about a third is left
+            frames, _ = Counter(len(scene.frames) for scene in scenes).most_common(1)[0]
             scenes = [scene for scene in scenes if len(scene.frames) == frames]
         return scenes
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from foveate.budget import Budget
 from foveate.errors import MethodError
-from foveate.methods import get_method
+from foveate.methods import ModelFacts, get_method
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import kept, toy
 
@@ -56,6 +57,52 @@ def test_lists(normalise, seed):
         assert kept(method, tokens, count) == naive(features, relevance, count, 0.7, 1.3, normalise)
 
 
+def test_the_paper_on_llava():
+    """2 T, T and T / 4 at layers 0, 12 and 24 of 32 for T = 64, of which the average is 1.1875 T = 76."""
+    method = get_method("tops", inside=True)
+    stages = method.stages(32, Budget(76))
+    assert [(layer, budget.count(576)) for _, layer, budget in stages] == [(0, 128), (12, 64), (24, 16)]
+    qwen = get_method("tops", inside=True, layers=(12, 16), shares=(512, 281, 77))
+    average = (12 * 512 + 4 * 281 + 12 * 77) / 28
+    assert [budget.count(1296) for _, _, budget in qwen.stages(28, Budget(average / 1296))] == [512, 281, 77]
+    assert [layer for _, layer, _ in method.stages(4, Budget(0.3))] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.3, 0.6, 0.9, 1.0])
+def test_the_average_is_met_where_the_first_stage_leaves_all(keep):
+    counts = [budget.count(576) for _, _, budget in get_method("tops", inside=True).stages(32, Budget(keep))]
+    assert counts == sorted(counts, reverse=True) and max(counts) <= 576
+    assert sum(n * w for n, w in zip(counts, (12, 12, 8), strict=True)) / 32 == pytest.approx(keep * 576, abs=1)
+
+
+def test_inside_the_relevance_is_what_raters_pay():
+    """Two words follow the image; it is about the first one, which attends to token 7."""
+    features = torch.rand(9, 6, generator=torch.Generator().manual_seed(0)) + 0.1
+    attention = torch.full((9, 2, 3), 0.05)
+    attention[7, :, 1] = 0.5
+    attention[2, :, 2] = 0.9  # the word that the image is not about
+    attention[4, :, 0] = 0.9  # before the image
+    cues = {
+        "input_embeddings": features,
+        "text_embeddings": torch.tensor([[1.0] * 6, [1.0] * 6, [-1.0] * 6]),
+        "llm_text_attention": attention,
+        "text_follows": torch.tensor([False, True, True]),
+    }
+    tokens = VisualTokens.of(features, Grid(3, 3), **cues)
+    (_, inside, _) = [method for method, _, _ in get_method("tops", inside=True).stages(32, Budget(0.3))]
+    assert kept(inside, tokens, 1) == [7]
+    relevance = attention[:, :, 1].mean(1)
+    assert kept(inside, tokens, 5) == naive(features, relevance, 5, 0.5, 0.5, "minmax")
+
+
 def test_what_it_refuses():
-    with pytest.raises(MethodError, match="coverage=-1 must be a finite number of at least 0"):
-        get_method("tops", coverage=-1)
+    for fields, message in [
+        ({"coverage": -1}, "coverage=-1 must be a finite number of at least 0"),
+        ({"shares": (1, 2, 3)}, "must be three that fall"),
+        ({"layers": (3,)}, "must be two"),
+        ({"layers": (9, 3)}, "must be rising layers"),
+    ]:
+        with pytest.raises(MethodError, match=message):
+            get_method("tops", **fields)
+    with pytest.raises(MethodError, match="layer=30, but toy has 28 layers"):
+        get_method("tops", inside=True, layers=(15, 30)).bind(ModelFacts("toy", 8, 28))

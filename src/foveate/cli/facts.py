@@ -57,17 +57,25 @@ def facts_of(name: str) -> MethodFacts:
     summary, about, sections = _parts(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or name))
     facts = {
         "paper": cls.provenance.paper,
-        "prunes": cls.stage.value,
+        "prunes": stage_of(name).value,
         "needs": needs_of(name),
         "cost": sections.get("Cost class", sections.get("Cost", "")),
         'keep="auto"': "yes" if name in counting_methods() else "",
         "models": _models(cls, _cues(name)),
         "refuses": _refusals(cls, _cues(name)),
-        "vLLM": _vllm(cls, _cues(name)),
+        "vLLM": _vllm(name, _cues(name)),
         "reference code": cls.provenance.licence,
         "deviations": sections.get("Deviations", cls.provenance.deviations),
     }
     return MethodFacts(name, summary, {k: v for k, v in facts.items() if v}, about, _hyperparameters(cls))
+
+
+def stage_of(name: str) -> Stage:
+    """Where the method prunes unless a hyperparameter says otherwise."""
+    try:
+        return get_method(name).stage
+    except MethodError:  # a hyperparameter without which there is no method
+        return method_class(name).stage
 
 
 def needs_of(name: str) -> str:
@@ -119,13 +127,15 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     return " ".join(f"“{sentence}”" for sentence in said)
 
 
-def _vllm(cls: type[Method], needs: frozenset[Cue]) -> str:
-    if cls.stage is Stage.BEFORE_ENCODER:
+def _vllm(name: str, needs: frozenset[Cue]) -> str:
+    stage = stage_of(name)
+    if stage is Stage.BEFORE_ENCODER:
         return "no: the plugin prunes behind the encoder"
-    if cls.stage is not Stage.BEFORE_LLM:
-        first = "; with inside=False, yes" if cls.stage is Stage.BOTH else ""
-        return f"no: all layers share one table of cache blocks{first}"
-    allowed = 'yes: but not keep="auto"' if cls.name in counting_methods() else "yes"
+    if stage is Stage.IN_LLM:
+        return "no: all layers share one table of cache blocks"
+    if stage is Stage.BOTH:
+        return "no: the plugin does nothing inside the LLM; with inside=False, yes"
+    allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"
     return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), allowed)
 
 

@@ -16,7 +16,7 @@ def methods(
 
     from ..methods import method_names
     from ..methods.base import method_class
-    from .facts import needs_of
+    from .facts import needs_of, stage_of
 
     if name is not None:
         return _method(name)
@@ -25,7 +25,7 @@ def methods(
         table.add_column(heading, no_wrap=heading == "name")
     for name in method_names():
         cls = method_class(name)
-        table.add_row(name, cls.stage.value, needs_of(name), cls.provenance.paper)
+        table.add_row(name, stage_of(name).value, needs_of(name), cls.provenance.paper)
     Console().print(table)
 
 

@@ -35,7 +35,7 @@ from ..selection import topk
 from ..selection.cosine import snapped
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_whole
+from .checks import check_choice, check_layer_of, check_range, check_rising, check_whole
 from .experts import ExpertCut, Reading
 from .gradual import gradual
 from .merging import itself
@@ -86,13 +86,9 @@ class FastMMoE(Method):
         check_choice("fastmmoe", "expert_reading", self.expert_reading, get_args(Reading))
         if self.expert_share == 0:
             raise MethodError("fastmmoe: expert_share=0 leaves visual tokens no expert; give a share such as 0.5.")
-        if self.layers is None:
-            return
-        object.__setattr__(self, "layers", tuple(self.layers))
-        for layer in self.layers:
-            check_whole("fastmmoe", "layers", layer, 1)
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise MethodError(f"fastmmoe: layers={self.layers} must be rising layers, at least one.")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            check_rising("fastmmoe", self.layers)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -79,6 +79,43 @@ def proportional(budget: Budget, shares: Sequence[float]) -> list[Budget]:
     return [*parts, budget]
 
 
+@dataclass(frozen=True)
+class _ShareOfAverage(Budget):
+    """What one of several stages leaves of n tokens where the whole budget is their average over a model's layers.
+
+    Args:
+        shares: falling, of all stages, in proportion.
+        passed: share of the layers that each stage's tokens pass; with the rest of the layers they add up to 1.
+        stage: which of the stages it is.
+    """
+
+    shares: tuple[float, ...] = (1.0,)
+    passed: tuple[float, ...] = (1.0,)
+    stage: int = 0
+
+    def count(self, tokens: int) -> int:
+        if tokens <= 0 or self.by_content:
+            return super().count(tokens)
+        average = self.keep if isinstance(self.keep, float) else super().count(tokens) / tokens
+        for whole in range(len(self.shares)):  # stages that leave all tokens, because the others cannot make it up
+            rest = average - sum(self.passed[:whole])
+            scale = rest / sum(s * p for s, p in zip(self.shares[whole:], self.passed[whole:], strict=True))
+            if scale * self.shares[whole] <= 1:
+                break
+        share = min(1.0, scale * self.shares[self.stage])
+        return min(tokens, max(1, math.floor(share * tokens + 0.5)))
+
+
+def averaged_over(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
+    """The budgets of stages at the layers `starts`, the first 0, whose average over a model's `layers` is `budget`.
+
+    What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves
+    all, and the others more. Counts are rounded.
+    """
+    passed = tuple((end - start) / layers for start, end in zip(starts, [*starts[1:], layers], strict=True))
+    return [_ShareOfAverage(budget.keep, budget.scope, tuple(shares), passed, i) for i in range(len(starts))]
+
+
 def gradual(budget: Budget, stages: int) -> list[Budget]:
     """The budget of each stage, of the unpruned image: each shrinks it by the same factor, and the last is `budget`."""
     parts = [_PartOfTheWay(budget.keep, budget.scope, stage / stages) for stage in range(1, stages)]

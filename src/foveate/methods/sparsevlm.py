@@ -102,10 +102,8 @@ class SparseVlm(Method):
         return [(self, layer, part) for layer, part in zip(at, parts, strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        valid, scores = tokens.valid, torch.zeros(tokens.valid.shape, device=tokens.features.device)
-        for row, rating in enumerate(self._ratings(tokens)):
-            scores[row, : len(rating)] = rating
-        order = ranking(scores, valid)
+        valid = tokens.valid
+        order = ranking(self.ratings(tokens), valid)
         if not self.recycle:
             return Selection(_first(order, count) & valid)
         plain = torch.tensor([unrecycled(n, k) for n, k in zip(valid.sum(1).tolist(), count.tolist(), strict=True)])
@@ -119,7 +117,14 @@ class SparseVlm(Method):
         here = torch.arange(target.shape[1], device=target.device)
         return Selection(target == here, target, torch.where(target >= 0, 1 / group_size(target), 0.0))
 
-    def _ratings(self, tokens: VisualTokens) -> Iterator[Tensor]:
+    def ratings(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) float32: what the raters pay to each token, mean over them and their heads; zero on padding."""
+        out = torch.zeros(tokens.valid.shape, device=tokens.features.device)
+        for row, rating in enumerate(self._of_pools(tokens)):
+            out[row, : len(rating)] = rating
+        return out
+
+    def _of_pools(self, tokens: VisualTokens) -> Iterator[Tensor]:
         """(n,) float32 of each pool: the mean over raters and heads; zero where no text follows the image."""
         follows = tokens.text_follows
         assert follows is not None

@@ -1,67 +1,120 @@
-"""TOPS, its stage before the LLM: relevance, diversity and coverage in one greedy score.
+"""TOPS: relevance, diversity and coverage in one greedy score, before the LLM and, if asked for, at two of its layers.
 
 Paper: arXiv 2606.27161. No code was released; written from the paper's formulas.
 First the most relevant token. Then always the argmax, over the tokens U not yet kept, of ``relevance + diversity
 weight * div + coverage weight * cov``, where with cosines S and M_j the highest cosine of j to a kept token
-``div_i = 1 - M_i`` and ``cov_i = sum over j in U of max(0, S_ij - M_j)``; each term is normalised over U.
-Deviations: the paper's second stage, which prunes twice inside the LLM by text attention, is not included; where the
-encoder has no CLS token, which the paper does not speak of, the adapter's encoder attention is the relevance.
+``div_i = 1 - M_i`` and ``cov_i = sum over j in U of max(0, S_ij - M_j)``; each term is normalised over U. The
+relevance is the CLS token's attention.
+With ``inside=True`` the same follows at two layers of the LLM on the hidden states there, where the relevance is the
+attention that raters pay in the layer below, mean over heads: the words behind the image that it is about.
+Budget: with ``inside=True`` `keep` is the average over the layers. The paper's T is less: it counts what is left
+between the two layers, of 2 T, T and T / 4, of which the average is 1.19 T.
+Deviations: where the encoder has no CLS token, which the paper does not speak of, the adapter's encoder attention is
+the relevance. The paper's threshold for raters was not seen; they are those of `sparsevlm`, above the mean. That is why
+the stage inside the LLM is off by default. Survivors keep their positions, where the paper numbers them anew.
 Cost class: one N x N product, then K steps of O(N^2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..budget import Budget
+from ..errors import MethodError
 from ..selection.cosine import snapped
 from ..selection.pools import Pools, marked, prepare
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .both_places import BothPlaces
+from .checks import check_choice, check_layer_of, check_range, check_rising
+from .gradual import averaged_over
+from .sparsevlm import SparseVlm
+
+_RATERS = SparseVlm(unbias=False, heads=1.0)
 
 
 @register_method("tops")
 @dataclass(frozen=True)
-class Tops(Method):
+class Tops(BothPlaces):
     """Greedy sum of encoder attention, distance to the kept tokens and gain in coverage.
 
     The paper's weights (diversity, coverage) by model: LLaVA-1.5-7B (0.5, 0.5) at 128 tokens and (0.5, 1) at 64 and 32,
-    13B (0.5, 0.4), Qwen2.5-VL (0.5, 0.4), InternVL3 (0.2, 0.2), video (0.5, 0.5).
+    13B (0.5, 0.4), Qwen2.5-VL (0.5, 0.4), InternVL3 (0.2, 0.2), video (0.5, 0.5). Its layers and what is left: 12 and
+    24 of 32 with (8, 4, 1), 15 and 30 of 40 on 13B; on Qwen2.5-VL 12 and 16 of 28 with (512, 281, 77).
 
     Args:
         diversity: weight of the distance to the kept tokens, at least 0 (the paper's alpha).
         coverage: weight of the gain in coverage, at least 0 (the paper's lambda).
         normalise: ``"minmax"`` maps each term to [0, 1] (the paper's text), ``"mean"`` divides it by its mean (the
             paper's algorithm boxes); the two conflict and keep different tokens.
+        inside: whether the stage inside the LLM follows. Without it the method runs in vLLM, too.
+        layers: the two zero-based layers whose input it shortens, rising, at least 1; None: 12 and 24 of 32, in
+            proportion.
+        shares: what is left before the LLM and behind each of the two, falling, in proportion.
     """
 
     provenance = Provenance(
         paper="TOPS, arXiv 2606.27161",
         licence="none released",
-        deviations="the stage before the LLM only; encoder attention of the adapter where there is no CLS token",
+        deviations="raters inside the LLM are reconstructed; the adapter's encoder attention without a CLS token",
     )
 
+    inside: bool = False
     diversity: float = 0.5
     coverage: float = 0.5
     normalise: Literal["minmax", "mean"] = "minmax"
+    layers: tuple[int, int] | None = None
+    shares: tuple[float, float, float] = (8.0, 4.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("tops", "diversity", self.diversity, 0)
         check_range("tops", "coverage", self.coverage, 0)
         check_choice("tops", "normalise", self.normalise, ("minmax", "mean"))
+        for share in self.shares:
+            check_range("tops", "shares", share, 1e-6)
+        if len(self.shares) != 3 or list(self.shares) != sorted(self.shares, reverse=True):
+            raise MethodError(f"tops: shares={self.shares} must be three that fall, such as (8.0, 4.0, 1.0).")
+        if self.layers is not None:
+            check_rising("tops", self.layers)
+            if len(self.layers) != 2:
+                raise MethodError(f"tops: layers={self.layers} must be two, such as (12, 24).")
 
     @property
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.ENCODER_ATTENTION})
 
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.inside:
+            for layer in self._layers(facts.layers):
+                check_layer_of("tops", layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if not self.inside:
+            return super().stages(layers, budget)
+        inside = TopsInside(**{field.name: getattr(self, field.name) for field in fields(self)})
+        starts = (0, *self._layers(layers))
+        parts = averaged_over(budget, starts, self.shares, layers)
+        return [(self if not layer else inside, layer, part) for layer, part in zip(starts, parts, strict=True)]
+
+    def _layers(self, layers: int) -> tuple[int, int]:
+        if self.layers is not None:
+            return self.layers
+        first = max(1, layers * 12 // 32)
+        return first, max(first + 1, layers * 24 // 32)
+
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        attention = tokens.cue(Cue.ENCODER_ATTENTION)
-        pools = prepare(count, tokens.valid, scores=attention, features=tokens.features)
+        pools = prepare(count, tokens.valid, scores=self.relevance(tokens), features=tokens.features)
         return Selection(pools.select(self._keep))
+
+    def relevance(self, tokens: VisualTokens) -> Tensor:
+        """(B, N): how much each token matters by itself; anything on padding."""
+        return tokens.cue(Cue.ENCODER_ATTENTION)
 
     def _keep(self, pools: Pools) -> Tensor:
         relevance = pools.scores
@@ -96,3 +149,18 @@ class Tops(Method):
         low = term.masked_fill(~left, torch.inf).amin(-1, keepdim=True)
         high = term.masked_fill(~left, -torch.inf).amax(-1, keepdim=True)
         return (term - low) / (high - low).clamp_min(tiny)
+
+
+@dataclass(frozen=True)
+class TopsInside(Tops):
+    """The stage inside the LLM: the raters' attention is the relevance."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stage", Stage.IN_LLM)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION})
+
+    def relevance(self, tokens: VisualTokens) -> Tensor:
+        return _RATERS.ratings(tokens)

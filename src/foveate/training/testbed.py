@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..testbed.architectures import build, tokenizer
+from ..testbed.procedural import DATA_VERSION
 from ..testbed.scoring import is_right
 from ..testbed.suite import sample
 from .checkpoint import TrainingError, load_checkpoint, save_checkpoint
@@ -26,6 +28,7 @@ from .testbed_students import student
 from .testbed_supervision import Heads, Symbols
 
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
+_LIKENESS = 4.0  # what resembling the symbols weighs while the tower learns: the language model knows nothing else
 _VALIDATION = 8  # batches
 _WARM_UP = 100  # steps
 
@@ -153,7 +156,7 @@ class Training:
             if not math.isnan(value):
                 means[name].append(value)
         if stage.name == "vision":
-            return dense + likeness
+            return dense + _LIKENESS * likeness
         return self._answers(batch, seen, means) + 0.3 * dense + 0.5 * max(0.0, 1 - 2 * share) * likeness
 
     def _answers(self, batch: Batch, seen: Tensor, means: dict[str, list[float]]) -> Tensor:
@@ -225,7 +228,7 @@ class Training:
     def _resume(self, stage: Stage, optimisers: list[torch.optim.Optimizer]) -> tuple[int, float]:
         """Steps and seconds done of a stage, whose state is loaded; before its first step, what it builds on is."""
         if self._path(stage).exists():
-            saved = load_checkpoint(self._path(stage))
+            saved = self._load(stage)
             self.model.load_state_dict(saved["model"])
             self.heads.load_state_dict(saved["heads"])
             for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
@@ -235,7 +238,7 @@ class Training:
             for before in STAGES[:-1]:
                 if not self._path(before).exists():
                     raise TrainingError(f"the stage {before.name} has no checkpoint in {self.folder}; train it first.")
-            tower, text = (load_checkpoint(self._path(before)) for before in STAGES[:-1])
+            tower, text = (self._load(before) for before in STAGES[:-1])
             own = {
                 name: weight for name, weight in text["model"].items() if "language_model" in name or "lm_head" in name
             }
@@ -250,8 +253,21 @@ class Training:
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "step": step,
             "seconds": seconds,
+            "of": self._of,
         }
         save_checkpoint(self._path(stage), state)
+
+    def _load(self, stage: Stage) -> dict[str, Any]:
+        saved = load_checkpoint(self._path(stage))
+        if saved["of"] != self._of:
+            was, now = (" ".join(f"{key} {value}" for key, value in of.items()) for of in (saved["of"], self._of))
+            raise TrainingError(f"{self._path(stage)} is of {was}, not of {now}; choose another folder.")
+        return saved
+
+    @property
+    def _of(self) -> dict[str, str | int]:
+        """What a checkpoint must be of to go on with it."""
+        return {"model": self.name, "seed": self.seed, "data version": DATA_VERSION}
 
     def _path(self, stage: Stage) -> Path:
         return self.folder / f"{stage.name}.pt"

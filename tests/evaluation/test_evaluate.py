@@ -17,7 +17,7 @@ import torch
 import foveate
 from foveate.errors import MethodError, ModelError
 from foveate.evaluation.answering import Examinee
-from foveate.evaluation.evaluate import Evaluation, configuration, evaluate, fingerprint, processes
+from foveate.evaluation.evaluating import Evaluation, configuration, evaluate, fingerprint, processes
 from foveate.evaluation.journal import ANSWERS, TIMES, Journal
 from foveate.evaluation.results import RESULTS, TIMED, Results
 from foveate.evaluation.runs import Run, runs_of, spelled
@@ -25,7 +25,7 @@ from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.cost import CostModel
-from foveate.testbed import answers, load_bundled
+from foveate.testbed import QuestionError, answers, load_bundled
 from foveate.testbed.scoring import is_right
 
 PAIR = load_bundled()
@@ -153,10 +153,19 @@ def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_pat
     evaluate(wanted(), load_bundled, tmp_path, loaded=(PAIR[0], None))  # nothing is left to do: no processor is needed
 
 
-def test_workers_find_the_same(done: tuple[Results, Path], tmp_path: Path) -> None:
-    evaluate(wanted(workers=2), load_bundled, tmp_path, loaded=PAIR)
+def test_workers_find_the_same(tmp_path: Path) -> None:
+    little = dataclasses.replace(wanted(4), methods=(get_method("idpruner"),), keeps=("20",), batch=2)
+    for workers in (1, 2):
+        evaluate(dataclasses.replace(little, workers=workers), load_bundled, tmp_path / str(workers), loaded=PAIR)
     for name in (ANSWERS, RESULTS):
-        assert (tmp_path / name).read_bytes() == (done[1] / name).read_bytes()
+        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
+    asked = dataclasses.replace(suite("bundled").samples[0], question="what is this")
+    two = Suite("unknown words", "Words.", (asked, dataclasses.replace(asked, id="other", question="colour zebra")))
+    with pytest.raises(QuestionError, match="does not know the word"):
+        evaluate(dataclasses.replace(wanted(workers=2, batch=1), suite=two), load_bundled, tmp_path, loaded=PAIR)
 
 
 def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: Path) -> None:

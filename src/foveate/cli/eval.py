@@ -56,8 +56,8 @@ def evaluate(
     """Measure what pruning costs in right answers. The same command again goes on after an interruption."""
     from rich.console import Console
 
-    from ..evaluation.evaluate import Evaluation
-    from ..evaluation.evaluate import evaluate as run
+    from ..evaluation.evaluating import Evaluation
+    from ..evaluation.evaluating import evaluate as run
     from ..evaluation.report import Report
     from ..evaluation.runs import spelled
 

@@ -1,1 +1,24 @@
 """What pruning costs and saves: suites of questions, answers, statistics, tables and plots."""
+
+from .evaluating import Evaluation, evaluate
+from .leaderboard import write_leaderboard
+from .report import Report
+from .results import Results, Row
+from .statistics import Bootstrap, Estimate, bootstrap
+from .suites import EvaluationError, Suite, dataset, suite
+
+__all__ = [
+    "Bootstrap",
+    "Estimate",
+    "Evaluation",
+    "EvaluationError",
+    "Report",
+    "Results",
+    "Row",
+    "Suite",
+    "bootstrap",
+    "dataset",
+    "evaluate",
+    "suite",
+    "write_leaderboard",
+]

@@ -13,12 +13,14 @@ from torch import Tensor
 from ..models import ModelAdapter
 from ..runtime.report import Stopwatch
 
+LIMIT = 2 * 1024**3  # bytes of outputs remembered, on the encoder's device
+
 
 class EncoderMemory:
     """Lets the layers of a vision encoder give back what they made of the same input before, bit for bit.
 
-    A layer runs all the same when its input is another one (smaller pictures, tokens dropped inside the encoder) and
-    when a method listens to its attention.
+    A layer runs all the same when its input is another one (smaller pictures, tokens dropped inside the encoder), when
+    a method listens to its attention, and when remembering its output would take too much memory.
 
     Attributes:
         watch: holds the seconds of the first full pass.
@@ -26,7 +28,9 @@ class EncoderMemory:
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
-        self._known: dict[int, tuple[Tensor, Any]] = {}
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+        self._timed = False
         self._plain = {index: (module, module.config) for index, module in adapter.attention_modules().items()}
         self.watch = Stopwatch(next(adapter.vision.parameters()).device)
 
@@ -49,19 +53,23 @@ class EncoderMemory:
                 hook.remove()
 
     def _begin(self, *_: Any) -> None:
-        if not self._known:
+        if not self._timed:
             self.watch.start()
+            self._timed = True
 
     def _end(self, *_: Any) -> None:
         self.watch.stop()
 
     def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given: Tensor = args[0] if args else kwargs["hidden_states"]
-        if index not in self._known:
-            self._known[index] = given, original(*args, **kwargs)
-            return self._known[index][1]
-        before, made = self._known[index]
-        return made if not self._heard(index) and _same(given, before) else original(*args, **kwargs)
+        if index in self._known:
+            before, made = self._known[index]
+            return made if not self._heard(index) and _same(given, before) else original(*args, **kwargs)
+        made = original(*args, **kwargs)
+        if isinstance(made, Tensor) and self._bytes + made.nbytes <= LIMIT:
+            self._bytes += made.nbytes
+            self._known[index] = given, made
+        return made
 
     def _heard(self, index: int) -> bool:
         """Whether something stands around the layer's attention, which shows in its config."""

@@ -23,7 +23,7 @@ from .statistics import Array, Bootstrap, bootstrap
 from .suites import EvaluationError
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .evaluating import Evaluation
 
 RESULTS, TIMED = "results.json", "times.json"
 

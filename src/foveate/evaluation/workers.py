@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from queue import Empty
@@ -76,7 +77,9 @@ def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> 
                 found = queue.get(timeout=_PATIENCE)
             except Empty:
                 if any(worker.exitcode not in (None, 0) for worker in workers):
-                    raise EvaluationError("a worker was killed; go on with fewer --workers.") from None
+                    raise EvaluationError(
+                        "a worker ended early; the same command goes on, with fewer --workers where memory ran out."
+                    ) from None
                 continue
             if isinstance(found, Exception):
                 raise found
@@ -91,6 +94,7 @@ def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> 
 
 def _worker(work: Work, load: Callable[[], tuple[Any, Any]], threads: int, parent: int, queue: Any) -> None:
     """Answer one share, as long as whoever asked for it lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     torch.set_num_threads(threads)
     try:
         for cell in work.done_by(Examinee(*load(), work.max_new_tokens)):

@@ -108,31 +108,35 @@ def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: t
 
 
 def command(data: Path, out: Path, *launcher: str) -> list[str]:
-    options = ("--model", "bundled", "--data", data, "--out", out, "--epochs", 4, *FEW)
+    options = ("--model", "bundled", "--data", data, "--out", out, "--epochs", 2, *FEW)
     return [sys.executable, *launcher, "-m", "foveate", "train", "scorer", *map(str, options)]
 
 
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "scorer"
+    subprocess.run(command(data, out), check=True, capture_output=True)
+    return out
+
+
 @pytest.mark.slow
-def test_killed_outright_and_started_again(data: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(data, whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(data, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (killed / "checkpoint.pt").exists():
+def test_killed_outright_and_started_again(data: Path, whole: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "checkpoint.pt").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command(data, killed), check=True, capture_output=True)
+    subprocess.run(command(data, tmp_path), check=True, capture_output=True)
     for name in ("scorer.safetensors", "log.jsonl"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(command(data, one), check=True, capture_output=True)
+def test_two_processes_learn_what_one_does(data: Path, whole: Path, tmp_path: Path) -> None:
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
     launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
-    subprocess.run(command(data, two, *launcher), check=True, capture_output=True)
+    subprocess.run(command(data, tmp_path, *launcher), check=True, capture_output=True)
     features = torch.randn(1, 196, 128)
-    got, wanted = (LearnedScorer.load(out).scores(features)[0] for out in (two, one))
+    got, wanted = (LearnedScorer.load(out).scores(features)[0] for out in (tmp_path, whole))
     assert ((got - got.mean()) - (wanted - wanted.mean())).abs().max() < 0.01 * wanted.std()

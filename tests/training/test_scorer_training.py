@@ -221,4 +221,4 @@ def test_the_bundled_model_teaches_where_things_are(tmp_path: Path) -> None:
     """In a few steps on drawings; drawings that it was not trained on, by the scorer as it was saved."""
     scorer, fell = learn(tmp_path, steps=20, samples=80)
     assert fell > 0.1
-    assert share_on_things(scorer, range(1000, 1010)) > 4 * _CHANCE
+    assert share_on_things(scorer, range(1000, 1010)) > 0.8

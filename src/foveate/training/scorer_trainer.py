@@ -66,8 +66,8 @@ def train_scorer(
         accelerator: an ``accelerate.Accelerator``, or None for a new one.
 
     Raises:
-        TrainingError: without samples or ``accelerate``, for an attention that takes no soft mask, when the folder holds
-            a training with other settings, or when the loss is no longer finite.
+        TrainingError: without samples or ``accelerate``, for an attention that takes no soft mask, when the folder
+            holds a training with other settings, or when the loss is no longer finite.
     """
     if not samples:
         raise TrainingError("there is nothing to learn from; give data with at least one question.")
@@ -159,8 +159,8 @@ def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
     kind = str(adapter.text.config._attn_implementation)
     if recipe.gate == "attention" and kind not in ("sdpa", "eager"):
         raise TrainingError(
-            f"gate='attention' needs attention that takes a mask of any values, which {kind!r} does not; load the model "
-            "with attn_implementation='sdpa', or use gate='embeddings'."
+            f"gate='attention' needs attention that takes a mask of any values, which {kind!r} does not; load the "
+            "model with attn_implementation='sdpa', or use gate='embeddings'."
         )
 
 

@@ -56,6 +56,7 @@ def test_budgets_of_the_paper(average, both):
         ("nuwa", 0, both[0]),
         ("nuwa", 16, both[1]),
     ]
+    assert [str(budget) for _, _, budget in stages] == [f"{count} tokens" for count in both]
     first, second = both
     assert (first * 16 + second * 16) / 32 == average
     # One candidate of each of the 144 regions is enough for 112, two for 224, three for 336.

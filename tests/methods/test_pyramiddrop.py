@@ -28,6 +28,12 @@ def test_quarters(depth, layers):
     assert schedule(depth, 0.5, 9)[0] == layers
 
 
+def test_budgets_tell_what_they_leave():
+    stages = {keep: get_method("pyramiddrop").stages(32, Budget(keep)) for keep in (0.125, 72)}
+    assert [str(budget) for _, _, budget in stages[0.125]] == ["0.5", "0.25", "0.125"]
+    assert [str(budget) for _, _, budget in stages[72]][1:] == ["n * (72 / n) ^ 0.6667 tokens", "72 tokens"]
+
+
 def test_counts_on_the_way():
     assert schedule(32, 72, 576)[1] == [288, 144, 72]  # a count shrinks as the fraction does
     assert schedule(32, 72, 60)[1] == [60, 60, 60]

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..budget import Budget
 
+_MANY = 10**6  # tokens of an image so large that no stage is bound by them
+
 
 @dataclass(frozen=True)
-class _PartOfTheWay(Budget):
+class _Stage(Budget):
+    """What one of several stages leaves, where `keep` is the budget of all of them."""
+
+    def __str__(self) -> str:
+        if self.by_content:
+            return super().__str__()
+        left = self.count(_MANY)
+        return f"{left / _MANY:.4g}" if isinstance(self.keep, float) else f"{left} tokens"
+
+
+@dataclass(frozen=True)
+class _PartOfTheWay(_Stage):
     """``n * (k / n) ** way`` of n tokens where the whole budget leaves k of them."""
 
     way: float = 1.0
@@ -22,45 +35,12 @@ class _PartOfTheWay(Budget):
         ratio = self.keep if isinstance(self.keep, float) else last / tokens
         return min(tokens, max(last, math.floor(tokens * ratio**self.way + 0.5)))
 
-
-@dataclass(frozen=True)
-class _PartOfAverage(Budget):
-    """What one of two stages leaves of n tokens where the whole budget is their average over a model's layers.
-
-    Args:
-        below: share of the layers below the second stage, in (0, 1).
-        ratio: what the second stage keeps of what the first one left, where that is not more than there is.
-        second: whether it is the second stage.
-    """
-
-    below: float = 0.5
-    ratio: float = 0.5
-    second: bool = False
-
-    def count(self, tokens: int) -> int:
-        if tokens <= 0 or self.by_content:
-            return super().count(tokens)
-        average = self.keep * tokens if isinstance(self.keep, float) else super().count(tokens)
-        first = average / (self.below + (1 - self.below) * self.ratio)
-        first = min(tokens, max(1, math.floor(first + 0.5)))
-        if not self.second:
-            return first
-        rest = math.floor((average - self.below * first) / (1 - self.below) + 0.5)
-        return min(first, max(1, rest))
-
-
-def averaged(budget: Budget, layer: int, layers: int, ratio: float) -> tuple[Budget, Budget]:
-    """The budgets of a stage before the LLM and one at `layer` of `layers`, whose average over the layers is `budget`.
-
-    The second keeps `ratio` of what the first one left; more where `budget` is so large that even all tokens before
-    the LLM are too few. Counts are rounded, and the second's makes up for the first's.
-    """
-    first = _PartOfAverage(budget.keep, budget.scope, layer / layers, ratio)
-    return first, replace(first, second=True)
+    def __str__(self) -> str:
+        return super().__str__() if isinstance(self.keep, float) else f"n * ({self.keep} / n) ^ {self.way:.4g} tokens"
 
 
 @dataclass(frozen=True)
-class _Multiple(Budget):
+class _Multiple(_Stage):
     """So many times what the whole budget leaves of n tokens, at least that and at most all."""
 
     times: float = 1.0
@@ -80,7 +60,7 @@ def proportional(budget: Budget, shares: Sequence[float]) -> list[Budget]:
 
 
 @dataclass(frozen=True)
-class _ShareOfAverage(Budget):
+class _ShareOfAverage(_Stage):
     """What one of several stages leaves of n tokens where the whole budget is their average over a model's layers.
 
     Args:
@@ -106,7 +86,7 @@ class _ShareOfAverage(Budget):
         return min(tokens, max(1, math.floor(share * tokens + 0.5)))
 
 
-def averaged_over(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
+def averaged(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
     """The budgets of stages at the layers `starts`, the first 0, whose average over a model's `layers` is `budget`.
 
     What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves

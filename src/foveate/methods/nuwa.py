@@ -126,7 +126,7 @@ class Nuwa(BothPlaces):
         if not self.inside:
             return super().stages(layers, budget)
         layer = layers // 2 if self.layer is None else self.layer
-        first, second = averaged(budget, layer, layers, self.ratio)
+        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
         return [(self, 0, first), (NuwaInside(self.second), layer, second)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -79,7 +79,7 @@ class Sms(BothPlaces):
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         if not self.inside:
             return super().stages(layers, budget)
-        first, second = averaged(budget, self.layer, layers, self.ratio)
+        first, second = averaged(budget, (0, self.layer), (1.0, self.ratio), layers)
         return [(self, 0, first), (SmsInside(), self.layer, second)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -31,7 +31,7 @@ from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
 from .both_places import BothPlaces
 from .checks import check_choice, check_layer_of, check_range, check_rising
-from .gradual import averaged_over
+from .gradual import averaged
 from .sparsevlm import SparseVlm
 
 _RATERS = SparseVlm(unbias=False, heads=1.0)
@@ -99,7 +99,7 @@ class Tops(BothPlaces):
             return super().stages(layers, budget)
         inside = TopsInside(**{field.name: getattr(self, field.name) for field in fields(self)})
         starts = (0, *self._layers(layers))
-        parts = averaged_over(budget, starts, self.shares, layers)
+        parts = averaged(budget, starts, self.shares, layers)
         return [(self if not layer else inside, layer, part) for layer, part in zip(starts, parts, strict=True)]
 
     def _layers(self, layers: int) -> tuple[int, int]:

@@ -12,6 +12,8 @@ Budget: with ``keep="auto"`` layers and numbers are found as above; an image may
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
 a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`).
+On the bundled model of four layers no layer is shallow in this sense: at 10 % 68 of its 75 answers are right with
+``shallow=0``, 23 with the default.
 Deviations: each image decides for itself; with ``scope="prompt"`` they decide together, as in the reference. The
 thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares ``|c_j| / |o|`` instead. Text
 of a later turn on the same cache sees all of the images before it.

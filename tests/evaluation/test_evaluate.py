@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from foveate.evaluation.journal import ANSWERS, TIMES, Journal
 from foveate.evaluation.results import RESULTS, TIMED, Results
 from foveate.evaluation.runs import Run, runs_of, spelled
 from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
+from foveate.evaluation.workers import Work, _worker
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.cost import CostModel
 from foveate.testbed import QuestionError, answers, load_bundled
+from foveate.testbed.samples import Sample
 from foveate.testbed.scoring import is_right
 
 PAIR = load_bundled()
@@ -161,11 +164,23 @@ def test_workers_find_the_same(tmp_path: Path) -> None:
         assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
-def test_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
-    asked = dataclasses.replace(suite("bundled").samples[0], question="what is this")
-    two = Suite("unknown words", "Words.", (asked, dataclasses.replace(asked, id="other", question="colour zebra")))
-    with pytest.raises(QuestionError, match="does not know the word"):
-        evaluate(dataclasses.replace(wanted(workers=2, batch=1), suite=two), load_bundled, tmp_path, loaded=PAIR)
+def test_workers_tell_what_goes_wrong_and_stop_when_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    known = suite("bundled").samples[0]
+    unknown = dataclasses.replace(known, question="what is this")
+    runs = (Run("unpruned"), Run("blind"))
+
+    def told(asked: Sample, parent: int) -> list[Any]:
+        queue: SimpleQueue[Any] = SimpleQueue()
+        _worker(Work((asked,), ((0,),), ((0, runs),), 4), lambda: PAIR, 1, parent, queue)
+        return [queue.get() for _ in range(queue.qsize())]
+
+    (error,) = told(unknown, os.getppid())
+    assert isinstance(error, QuestionError)
+    first, second, end = told(known, os.getppid())
+    assert (first.run, second.run, end) == ("unpruned", "blind", None)
+    assert told(known, -1) == []
 
 
 def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: Path) -> None:

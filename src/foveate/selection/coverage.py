@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from .cosine import Cosines, Rows
+from .cosine import Rows
 from .kernels import for_device
 from .kernels.covering import cover
 from .kernels.cpu import covered
@@ -55,7 +55,7 @@ def coverage(
 def reference(pools: Pools, alpha: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     assert pools.scores is not None
-    cosines, weight = Cosines(pools.unit()), pools.scores**alpha
+    cosines, weight = pools.cosines(), pools.scores**alpha
     if cosines.matrix is None:
         return _bounded(pools, cosines.unit, weight)
     closed = ~pools.valid

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cosine import Cosines
 from .kernels import for_device
 from .kernels.cpu import volume
 from .kernels.determinant import SPANNED, worth
@@ -55,7 +54,7 @@ def scaled_relevance(pools: Pools) -> Tensor:
 def reference(pools: Pools) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     relevance = scaled_relevance(pools)
-    cosines = Cosines(pools.unit())
+    cosines = pools.cosines()
     batch, width, depth = cosines.unit.shape
     rank = min(pools.steps, depth)  # no more tokens than dimensions are independent
     outside = cosines.unit.square().sum(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
-from .cosine import CHUNK, Cosines
+from .cosine import CHUNK
 from .kernels import for_device
 from .kernels.cpu import kept, rows_of
 from .kernels.independent import independent
@@ -83,7 +83,7 @@ def independent_set(
 def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: float, pivots_suppress: bool) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     assert pools.scores is not None
-    cosines = Cosines(pools.unit())
+    cosines = pools.cosines()
     batch, width = pools.valid.shape
     order = ranking(pools.scores, pools.valid)
     quotas = (pools.counts.double() * pivots).floor().long()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ._greedy import spread
-from .cosine import Cosines
 from .kernels.cpu import diverse
 from .ops import apart
 from .pools import Pools, prepare
@@ -41,7 +40,7 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
 
 def reference(pools: Pools) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    cosines = Cosines(pools.unit())
+    cosines = pools.cosines()
     isolation = 1 - cosines.nearest(pools.valid)
     first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
     return spread(pools, cosines, first, 1.0, 1.0)

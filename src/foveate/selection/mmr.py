@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..errors import SelectionError
 from ._greedy import spread
-from .cosine import Cosines
 from .kernels.cpu import diverse
 from .ops import apart
 from .pools import Pools, prepare
@@ -53,7 +52,7 @@ def mmr(
 def reference(pools: Pools, balance: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     first, scaled = _scaled(pools)
-    return spread(pools, Cosines(pools.unit()), first, balance * scaled, 1 - balance)
+    return spread(pools, pools.cosines(), first, balance * scaled, 1 - balance)
 
 
 def _scaled(pools: Pools) -> tuple[Tensor, Tensor]:

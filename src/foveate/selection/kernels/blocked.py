@@ -12,6 +12,9 @@ from torch import Tensor
 from ..cosine import CHUNK, Rows
 from .lazy import COPIES, Comparing, Floats, Indices, Rival
 
+# What it costs to read a token's features, and to copy them first, in products with another token's.
+READING, COPYING = 12, 24
+
 
 def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
     """The picks of the greedy loop, `first` and then always the highest value; ties to the lowest index.
@@ -40,10 +43,13 @@ class _Spread(Comparing):
         super().__init__(rows, torch.full_like(bonus, torch.inf), count)
         self._bonus, self._penalty = bonus, penalty
         self.took(np.array([first]))
+        self._lower(self.bound, rows, bonus, 0)
+        np.maximum(self.seen, 1, out=self.seen)
 
-    def learn(self, tokens: Tensor | None, start: int) -> None:
-        if tokens is None:
-            self._lower(self.bound, self.rows, self._bonus, start)
+    def learn(self, tokens: Tensor, start: int) -> None:
+        alike = self.done - start + READING
+        if len(self.rows) * alike < len(tokens) * (alike + COPYING):
+            self._lower(self.bound, self.rows, self._bonus, start)  # of all, as that costs less than to choose
             return
         for part in tokens.split(COPIES):
             bound = self.bound[part]

@@ -72,8 +72,7 @@ class _Coverage(Lazy):
         self.learn(torch.from_numpy(late), 0)
         self.seen[late] = self.done
 
-    def learn(self, tokens: Tensor | None, start: int) -> None:
-        assert tokens is not None
+    def learn(self, tokens: Tensor, start: int) -> None:
         for part in tokens.split(CHUNK):
             self.bound[part] = torch.minimum(self.bound[part], self._gains(part))
 

@@ -55,9 +55,8 @@ class _Determinant(Comparing):
         self._factor = torch.empty(len(rows), self._rank)
         self._triangle = torch.zeros(self._rank, self._rank)  # the rows of the picks
 
-    def learn(self, tokens: Tensor | None, start: int) -> None:
-        everyone = torch.arange(len(self.rows)) if tokens is None else tokens
-        for part in everyone.split(COPIES):
+    def learn(self, tokens: Tensor, start: int) -> None:
+        for part in tokens.split(COPIES):
             if self.done > self._rank:
                 self._outside[part] = 0
             elif start < self.done:

@@ -1,8 +1,8 @@
 """Greedy loops on a GPU, each one launch for a whole batch: a program per image, its values in registers.
 
-The ops take their similarities ready-made from one batched product. They never wait for the host and have
-fake implementations, as CUDA graphs and `torch.compile` need. With TRITON_INTERPRET=1 they run on a CPU, slowly, for
-tests.
+The operators take their similarities ready-made from one batched product (`gram` makes it for features of 16 bits).
+They never wait for the host and have fake implementations, as CUDA graphs and `torch.compile` need. With
+TRITON_INTERPRET=1 they run on a CPU, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .determinant import EXHAUSTED, SPANNED
+from .gram import gram
+
+__all__ = ["cover", "gram", "spread", "suppress", "volume"]
 
 
 @triton.jit

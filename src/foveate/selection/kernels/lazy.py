@@ -24,7 +24,6 @@ Floats = NDArray[np.float32]
 LEADERS = 64  # tokens: a step among so few costs hardly more than among fewer
 MOST_LEADERS = 512
 COPIES = 256  # tokens copied at a time, so that the copies stay in the cache
-READING, COPYING = 12, 24  # what it costs to read a token's features, and to copy them, in products with another token
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,15 @@ class Lazy(ABC):
         self.done = 0
         self.seen: Indices = np.zeros(len(value), dtype=np.int64)  # how many of the picks each token knows of
 
+    wake = 4  # times as many as lead learn of what they missed at first: the larger the product, the faster
+
     @abstractmethod
-    def learn(self, tokens: Tensor | None, start: int) -> None:
-        """Lower the bounds of `tokens` (all when None) by the picks from `start` on."""
+    def learn(self, tokens: Tensor, start: int) -> None:
+        """Lower the bounds of `tokens`, which know of `start` picks or more, by the picks after these."""
 
     @abstractmethod
     def contest(self, leaders: Indices, room: int) -> Indices:
         """Up to `room` picks, as places among the `leaders`, while ahead of their rival; keeps the leaders' values."""
-
-    wake = 4  # times as many as lead learn of what they missed at first: the larger the product, the faster
 
     def crowd(self, room: int) -> int:
         """How many tokens lead: as many as stay ahead of the others for about as many picks as were made so far."""
@@ -116,8 +115,7 @@ class Lazy(ABC):
         while (most := int(missed.max(initial=0))) > 0:
             together = 2 * missed > most
             part = tokens[together]
-            everyone = len(self.value) * (most + READING) < len(part) * (most + READING + COPYING)
-            self.learn(None if everyone else torch.from_numpy(part), self.done - most)
+            self.learn(torch.from_numpy(part), self.done - most)
             self.seen[part] = self.done
             missed[together] = 0
 

@@ -11,7 +11,7 @@ from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mm
 from foveate.selection.coverage import reference as coverage_reference
 from foveate.selection.dpp import reference as dpp_reference
 from foveate.selection.independent_set import reference as independent_reference
-from foveate.selection.kernels import cpu
+from foveate.selection.kernels import covering, cpu, determinant, isolated
 from foveate.selection.kernels.isolated import most_isolated
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
@@ -90,6 +90,36 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
         pools = replace(prepare(count, None, features=x, scores=w), places=spots[None])
         expected = independent_reference(pools, pivots, threshold, weight, suppress)[0]
         assert independent_set(x, w, count, spots, pivots, threshold, weight, None, suppress).equal(expected)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)  # where rounding decides, it decides the same every time
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 300),
+    st.sampled_from([3, 16, 64]),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.data(),
+)
+def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
+    x, w = scene(kind, n, d, seed)
+    count = draw.draw(st.integers(1, n))
+    few = min(count, max(1, d // 2))  # near the rank, rounding decides what still adds a direction
+    pools, small = (prepare(k, None, features=x, scores=w) for k in (count, few))
+    expected = (
+        mmr_reference(pools, 0.5),
+        maxmin_reference(pools),
+        coverage_reference(pools, 1.0),
+        dpp_reference(small),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cosine, "DENSE_LIMIT", 0 if bounded else 8192)
+        for module, name in ((cpu, "SMALL_PRODUCT"), (cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
+            patch.setattr(module, name, 0)
+        patch.setattr(isolated, "WHOLE", 16)
+        chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, count), dpp(x, w, few)
+    for keep, by_steps in zip(chosen, expected, strict=True):
+        assert keep.equal(by_steps[0])
 
 
 @settings(max_examples=20, deadline=None)

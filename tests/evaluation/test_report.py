@@ -117,6 +117,7 @@ def test_the_table_says_what_is_so(report: Report) -> None:
 def test_methods_without_results_at_a_budget_are_left_out(report: Report) -> None:
     assert "fastv" not in report.accuracy("25%") and "fastv" in report.accuracy("5%")
     overview = dict(report.overview(intervals=True))
+    assert overview["fastv"][2] == "13000" and overview["divprune"][2] == "9000 / 11000"
     assert overview["fastv"][0] == "" and re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", overview["fastv"][1])
     assert list(overview)[:3] == ["*unpruned*", "*blind*", "*oracle*"]
     assert list(overview)[3:] == ["divprune", "idpruner", "fastv", "*random*"]  # by the smallest budget

@@ -171,6 +171,7 @@ def _summary(report: Report) -> Table:
     table.add_column("method", no_wrap=True)
     for keep in report.keeps:
         table.add_column(keep, justify="right")
+    table.add_column("visual tokens", justify="right")
     for label, cells in report.overview(intervals=False):
         table.add_row(label, *cells)
     return table

@@ -20,7 +20,10 @@ two methods loses more *here*; a ranking of real models may differ, and differs 
 page). Every answer behind these tables is committed in `results/`; `foveate leaderboard` makes this page of them, and
 `foveate eval` makes such results of your own model and questions.
 
-Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images."""
+Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. The last
+column has what counts as the budget: visual tokens at each of them, mean over the language model's layers. Methods that
+prune inside the model keep all tokens in the layers before, so that at the same percentage they spend more; compare
+methods at like tokens, as the plots do."""
 
 PAPERS = """\
 ## What papers print
@@ -65,7 +68,7 @@ def _section(report: Report, place: str) -> str:
             f"## Model {told['model']}, suite {told['suite']}",
             report.preface(tables=False),
             f"![Accuracy against tokens]({place}/accuracy_tokens.png)",
-            table(["method", *report.keeps], rows),
+            table(["method", *report.keeps, "visual tokens"], rows),
             f"Families, costs, paired differences and what could not run: [the whole report]({place}/{REPORT}).",
         ]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FoveateError
-from .runs import BASELINES, BLIND, ORACLE, UNPRUNED
+from .runs import BASELINES, BLIND, ORACLE, RANDOM, UNPRUNED
 from .statistics import MACRO
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _GREYS: dict[str, dict[str, Any]] = {
     "downsample": {"linestyle": "-", "marker": "x"},
 }
 _OTHER = "#bbbbbb"
-_NAMED = len(_COLOURS)  # methods with a colour; others are thin lines
+_LATE = 2
 _DPI = 130
 
 
@@ -55,26 +55,45 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def styles(report: Report) -> dict[str, dict[str, Any]]:
-    """How each label is drawn: baselines in grey, the methods worth a colour, the rest as thin lines without a name.
-
-    Worth a colour are the method that others are compared with, and the best over all budgets.
-    """
+    """How each label is drawn: baselines in grey, the methods worth a colour, the rest as thin lines without a name."""
     methods = [label for label in report.labels if label not in (*BASELINES, ORACLE)]
-    means = {label: _mean(report, label) for label in methods}
-    ranked = sorted(methods, key=lambda label: (label != report.reference, -means[label]))
+    named = _named(report, methods)
+    others = [label for label in methods if label not in named]
     found: dict[str, dict[str, Any]] = {}
-    for place, label in enumerate(ranked[:_NAMED]):
+    for place, label in enumerate(named):
         found[label] = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": label, "zorder": 4}
-    for label in ranked[_NAMED:]:
+    for label in others:
         found[label] = {"color": _OTHER, "linewidth": 0.7, "zorder": 1}
-    if len(ranked) > _NAMED:
-        found[ranked[_NAMED]]["label"] = f"{len(ranked) - _NAMED} other methods"
+    if others:
+        found[others[0]]["label"] = f"{len(others)} other methods" if len(others) > 1 else others[0]
     for label in report.labels:
         if label in _GREYS:
             found[label] = {"color": "#555555", "label": label, "zorder": 3, **_GREYS[label]}
     if ORACLE in report.labels:
         found[ORACLE] = {"color": "black", "marker": "*", "label": ORACLE, "zorder": 5}
     return found
+
+
+def _named(report: Report, methods: list[str]) -> list[str]:
+    """The methods worth a colour: the one that others are compared with, and the best of all over the budgets.
+
+    Methods that prune late spend more tokens at the same percentage and would crowd out the others: at most two of them
+    are named as long as there are others.
+    """
+    ranked = sorted(methods, key=lambda label: (label != report.reference, -_mean(report, label)))
+    late = [label for label in ranked if _late(report, label) and label != report.reference]
+    early = [label for label in ranked if label not in late]
+    few = max(_LATE, len(_COLOURS) - len(early))
+    chosen = {*late[:few], *early[: len(_COLOURS) - len(late[:few])]}
+    return [label for label in ranked if label in chosen]
+
+
+def _late(report: Report, label: str) -> bool:
+    """Whether a method spends more than half as much again as random tokens do at its smallest budget."""
+    place = max(i for i, row in enumerate(report.rows) if row.label == label)
+    other = report.at(RANDOM, report.rows[place].keep)
+    spent = report.rows[place].costs["visual_tokens"]
+    return other is not None and spent > 1.5 * report.rows[other].costs["visual_tokens"]
 
 
 def _is_other(style: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ ABOUT = {
     "random": "tokens by chance",
     "stride": "every n-th token",
     "avgpool": "means of near-square cells",
-    DOWNSAMPLE: "a smaller picture of as many tokens",
+    DOWNSAMPLE: "a smaller picture of as many tokens (in the corner of a blank one, where a tower takes one size only)",
 }
 
 
@@ -98,7 +98,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def overview(self, intervals: bool) -> list[tuple[str, list[str]]]:
-        """Macro accuracy at each budget, the best method at the smallest budget first."""
+        """Macro accuracy at each budget and the tokens that it took, the best method at the smallest budget first."""
         fixed = [label for label in (*REFERENCES, ORACLE) if self._place(label, self.keeps[0]) is not None]
         others = [label for label in self.labels if label != ORACLE]
         others.sort(key=lambda label: -self._macro(label, self.keeps[-1]))
@@ -107,7 +107,9 @@ class Report:
         for label in (*fixed, *others):
             places = [self._place(label, keep) for keep in self.keeps]
             cells = ["" if place is None else shown(self.bootstrap.score(place)) for place in places]
-            found.append((f"*{label}*" if label in ABOUT and intervals else label, cells))
+            tokens = [f"{self.rows[place].costs['visual_tokens']:.0f}" for place in places if place is not None]
+            shown_tokens = tokens[:1] if label in REFERENCES else tokens
+            found.append((f"*{label}*" if label in ABOUT and intervals else label, [*cells, " / ".join(shown_tokens)]))
         return found
 
     def _macro(self, label: str, keep: str) -> float:

@@ -184,4 +184,4 @@ def _average(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _lines(items: Sequence[Any]) -> str:
-    return "[" + ",".join("\n" + json.dumps(item, ensure_ascii=False) for item in items) + "\n]"
+    return "[" + ",".join("\n" + json.dumps(item, ensure_ascii=False, separators=(",", ":")) for item in items) + "\n]"

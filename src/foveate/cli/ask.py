@@ -79,7 +79,7 @@ def _savings(pruned: Report, full: Report | None) -> Table:
     add("visual tokens", pruned.tokens_before, pruned.tokens, ".0f")
     add("prompt tokens", sum(pruned.prompt_tokens_before), sum(pruned.prompt_tokens), ".0f")
     add("text GFLOPs", pruned.text_flops_before / 1e9, pruned.text_flops / 1e9, ".3g")
-    add("vision GFLOPs", pruned.vision_flops / 1e9, pruned.vision_flops / 1e9, ".3g")
+    add("vision GFLOPs", pruned.vision_flops_before / 1e9, pruned.vision_flops / 1e9, ".3g")
     add("KV cache MB", pruned.kv_bytes_before / 1e6, pruned.kv_bytes / 1e6, ".3g")
     timed: tuple[Row, ...] = (
         ("encoder ms", lambda report: report.encoder_seconds * 1e3, ".1f"),

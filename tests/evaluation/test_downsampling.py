@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from PIL import Image
 import foveate
 import zoo as zoo_module
 from foveate.errors import MethodError
-from foveate.evaluation.downsampling import Corner, downsampled, smaller
+from foveate.evaluation import answering
+from foveate.evaluation.answering import Examinee
+from foveate.evaluation.downsampling import Corner, downsampled, enlarged, smaller
+from foveate.evaluation.runs import Run
 from foveate.models import adapter_of
 from foveate.testbed import load_bundled, scenes
 from foveate.testbed.encoding import Prompt, encode
+from foveate.testbed.samples import Sample
 from foveate.tokens import Grid, VisualTokens
 
 
@@ -50,7 +56,8 @@ def test_a_fixed_tower_sees_the_picture_in_its_corner() -> None:
     model, processor = load_bundled()
     prompts = [Prompt([scenes()[0].image], "colour circle"), Prompt([scenes()[1].image], "colour star")]
     inputs = encode(model, processor, prompts)
-    made, method, keep = downsampled(model, processor, prompts, inputs, "25%")
+    made, method, keep, factors = downsampled(model, processor, prompts, inputs, "25%")
+    assert factors == [(2.0, 2.0)] * 2
     pixels, before = made["pixel_values"], inputs["pixel_values"]
     assert pixels.shape == before.shape and torch.equal(made["input_ids"], inputs["input_ids"])
     assert not pixels[..., 56:, :].any() and not pixels[..., :, 56:].any()
@@ -85,8 +92,20 @@ def test_a_picture_of_any_size_is_made_smaller(maker: Any) -> None:
     prompts = [Prompt([picture], "what?") for picture in pictures]
     inputs = encode(zoo.model, Processed(zoo), prompts)
     assert [len(grid) for grid in adapter_of(zoo.model).grids(inputs)["image"]] == [32, 16]
-    made, method, keep = downsampled(zoo.model, Processed(zoo), prompts, inputs, "25%")
+    made, method, keep, factors = downsampled(zoo.model, Processed(zoo), prompts, inputs, "25%")
+    assert factors == [(2.0, 2.0), (2.0, 2.0)]
     assert adapter_of(zoo.model).grids(made)["image"] == [Grid(2, 4), Grid(2, 2)]
     assert (method, keep) == ("stride", 1.0)
     with pytest.raises(MethodError, match="enlarges small pictures"):
         downsampled(zoo.model, Processed(zoo, 4 * cell), prompts, inputs, "25%")
+
+
+def test_boxes_are_named_in_the_picture_as_it_was() -> None:
+    assert enlarged("<4> <10> <6> <20>", (2.0, 1.5)) == "8 15 12 30"
+    assert enlarged("nowhere", (2.0, 1.5)) == "nowhere"
+    sample = Sample("1", "colour circle", ("1 2 3 4",), (scenes()[0].image,), metric="iou")
+    known = replace(sample, boxes=(((0.0, 0.0, 8.0, 8.0),),))
+    examinee = Examinee(*load_bundled(), 1)
+    with patch.object(answering, "decode", lambda *_: ["1 2 3 4", "1 2 3 4"]):
+        (cell,) = examinee.cells(0, [sample, known], [Run("downsample", "25%")])
+    assert cell.answers == ["1 2 3 4", "2 4 6 8"]

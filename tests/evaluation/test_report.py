@@ -201,6 +201,13 @@ def test_the_leaderboard(tmp_path: Path) -> None:
     assert all(one.title in text and one.source in text for one in PUBLISHED)
 
 
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    write_leaderboard(root / "results", tmp_path / "leaderboard.md")
+    said = "docs/leaderboard.md is out of date: run foveate leaderboard"
+    assert (tmp_path / "leaderboard.md").read_text() == (root / "docs/leaderboard.md").read_text(), said
+
+
 def test_published_figures_are_of_methods_that_are_here() -> None:
     for one in PUBLISHED:
         assert all(len(row) == len(one.head) and row[0] in method_names() for row in one.rows)

@@ -16,7 +16,7 @@ from ..runtime import Report, prune
 from ..runtime.cost import CostModel
 from ..testbed.encoding import Prompt, decode, encode
 from ..testbed.samples import Sample
-from .downsampling import downsampled
+from .downsampling import downsampled, enlarged
 from .memory import EncoderMemory
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
 
@@ -79,6 +79,7 @@ class Examinee:
             answers, seconds = self._generate(blind)
             return answers, self._blind_costs(blind), dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
         method: Any = run.method
+        factors = None
         keep: float | str = run.keep
         if run.label == UNPRUNED:
             method, keep = "stride", 1.0
@@ -87,10 +88,14 @@ class Examinee:
 
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
         elif run.label == DOWNSAMPLE:
-            inputs, method, keep = downsampled(self.model, self.processor, prompts, inputs, run.keep)
+            inputs, method, keep, factors = downsampled(self.model, self.processor, prompts, inputs, run.keep)
         with prune(self.model, method, keep) as pruning:
             answers, seconds = self._generate(inputs)
             report = pruning.report()
+        if factors is not None:  # boxes are asked for in pixels of the picture as it was
+            for place, sample in enumerate(samples):
+                if sample.metric == "iou" and sample.boxes:
+                    answers[place] = enlarged(answers[place], factors[place])
         return answers, _costs(report), _times(report, seconds)
 
     def _generate(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], float]:

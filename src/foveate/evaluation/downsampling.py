@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from ..errors import MethodError
 from ..methods import Method, Provenance
 from ..models import adapter_of
 from ..testbed.encoding import Prompt, encode
+from ..testbed.scoring import box_of
 from ..tokens import Grid, Selection, VisualTokens
 
 _FILLED = 0.9  # of a budget, at least, where a shape that fills it less would be nearer to the picture's
@@ -65,10 +66,23 @@ class Corner(Method):
         return smaller(grid, Budget(self.keep).count(len(grid)))
 
 
+class Downsampled(NamedTuple):
+    """Inputs with smaller pictures, the method and budget to run them with, and how much smaller each prompt's are.
+
+    `factors` has one (horizontal, vertical) pair for each prompt, of its first picture: what a length in the smaller
+    one is multiplied with to be that of the larger one.
+    """
+
+    inputs: Mapping[str, Tensor]
+    method: Method | str
+    keep: float | str
+    factors: list[tuple[float, float]]
+
+
 def downsampled(
     model: Any, processor: Any, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], keep: str
-) -> tuple[Mapping[str, Tensor], Method | str, float | str]:
-    """Inputs with smaller pictures, and the method and budget to run them with.
+) -> Downsampled:
+    """The same prompts with smaller pictures.
 
     Args:
         model: the model, whose adapter knows how many tokens a picture takes.
@@ -82,14 +96,14 @@ def downsampled(
     """
     budget, grids = Budget(keep), adapter_of(model).grids(inputs)
     if not {"image_grid_thw", "video_grid_thw"} & set(inputs):
-        return (
-            {**inputs, "pixel_values": _in_corner(inputs["pixel_values"], grids["image"][0], budget)},
-            Corner(keep),
-            AUTO,
-        )
+        grid = grids["image"][0]
+        corner = smaller(grid, budget.count(len(grid)))
+        shown = {**inputs, "pixel_values": _in_corner(inputs["pixel_values"], grid, corner)}
+        return Downsampled(shown, Corner(keep), AUTO, [_factors(grid, corner)] * len(prompts))
     cell = model.config.vision_config.patch_size * model.config.vision_config.spatial_merge_size
     left = {modality: list(own) for modality, own in grids.items()}
     shrunken: list[Prompt] = []
+    factors = []
     for pictures, question, video in prompts:
         own = [left["video"].pop(0)] * len(pictures) if video else [left["image"].pop(0) for _ in pictures]
         sizes = [smaller(grid, budget.count(len(grid))) for grid in own]
@@ -98,6 +112,7 @@ def downsampled(
             for picture, size in zip(pictures, sizes, strict=True)
         ]
         shrunken.append(Prompt(small, question, video))
+        factors.append(_factors(own[0], sizes[0]))
     made = encode(model, processor, shrunken)
     for modality, own in adapter_of(model).grids(made).items():
         for before, after in zip(grids[modality], own, strict=True):
@@ -106,13 +121,24 @@ def downsampled(
                     f"downsample: the processor enlarges small pictures, to {len(after)} tokens where {keep} of "
                     f"{len(before)} are allowed; lower the min_pixels of its image processor."
                 )
-    return made, "stride", 1.0
+    return Downsampled(made, "stride", 1.0, factors)
 
 
-def _in_corner(pixels: Tensor, grid: Grid, budget: Budget) -> Tensor:
+def enlarged(answer: str, factors: tuple[float, float]) -> str:
+    """An answer that names a box in the smaller picture, as one that names it in the larger; others as they are."""
+    box = box_of(answer)
+    if box is None:
+        return answer
+    return " ".join(f"{side * factor:g}" for side, factor in zip(box, factors * 2, strict=True))
+
+
+def _factors(grid: Grid, small: Grid) -> tuple[float, float]:
+    return grid.columns / small.columns, grid.rows / small.rows
+
+
+def _in_corner(pixels: Tensor, grid: Grid, corner: Grid) -> Tensor:
     """(n, 3, H, W) normalised pixels, each picture shrunk into the upper left corner of nothing but the mean colour."""
     height, width = pixels.shape[-2:]
-    corner = smaller(grid, budget.count(len(grid)))
     size = (height * corner.rows // grid.rows, width * corner.columns // grid.columns)
     canvas = torch.zeros_like(pixels)
     canvas[..., : size[0], : size[1]] = interpolate(pixels.float(), size, mode="bicubic", antialias=True)

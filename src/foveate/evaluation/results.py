@@ -60,7 +60,7 @@ class Results:
 
     Attributes:
         configuration: what was evaluated.
-        samples: id, family, image (a number), question, accepted answers and metric of each question.
+        samples: id, family, image (a number), question, accepted answers, metric and, where known, the box asked for.
         runs: label, keep, seed, answers, right (0 or 1) and costs (means) of each run that could be done.
         refused: label, keep and the sentence that says why of the others.
         times: seconds a question, by the key of a run.
@@ -110,6 +110,7 @@ class Results:
                 "question": sample.question,
                 "answers": list(sample.answers),
                 "metric": sample.metric,
+                **({"box": sample.boxes[0][0]} if sample.metric == "iou" and sample.boxes else {}),
             }
             for sample in samples
         ]

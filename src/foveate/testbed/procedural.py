@@ -78,11 +78,11 @@ def _draw(rng: np.random.Generator, kind: str, split: str, height: int, width: i
     return draw(rng, split, height, width)
 
 
-def draw_size(rng: np.random.Generator, kind: str) -> tuple[int, int]:
+def draw_size(rng: np.random.Generator, kind: str, full_share: float = 0.45) -> tuple[int, int]:
     """(height, width) in pixels of a scene of a kind: often full, else any rectangle that is large enough for it."""
     full = LARGEST // CELL
     longest = _LONGEST_CLIP if kind == "clip" else full
-    if kind != "clip" and rng.random() < 0.45:
+    if kind != "clip" and rng.random() < full_share:
         return LARGEST, LARGEST
     rows, columns = _SHORTEST[kind]
     return int(rng.integers(rows, longest + 1)) * CELL, int(rng.integers(columns, longest + 1)) * CELL

@@ -37,7 +37,7 @@ _WARM_UP = 100  # steps
 class Stage:
     """A part of the training: which losses, how fast, how large the batches, its share of the hours.
 
-    Over the last `decay` of a stage the rate falls to nothing.
+    Over the last `decay` of a stage the rate falls to nothing. `full_share` of the batches are pictures of full size.
     """
 
     name: str
@@ -45,11 +45,12 @@ class Stage:
     tokens: int
     share: float
     decay: float = 0.0
+    full_share: float = 0.45
 
 
 STAGES = (
     Stage("vision", rate=3e-3, tokens=2400, share=0.3),
-    Stage("language", rate=3e-3, tokens=4000, share=0.15),
+    Stage("language", rate=3e-3, tokens=4000, share=0.15, full_share=0.2),
     Stage("joint", rate=1.5e-3, tokens=6000, share=0.55, decay=0.3),
 )
 
@@ -119,7 +120,8 @@ class Training:
         optimisers = self._optimisers(stage)
         step, before = self._resume(stage, optimisers)
         budget = self.hours * 3600 * stage.share
-        batches = Batches("train", 1000 * self.seed + STAGES.index(stage), self.tokenizer, stage.tokens, self._clips)
+        seed = 1000 * self.seed + STAGES.index(stage)
+        batches = Batches("train", seed, self.tokenizer, stage.tokens, self._clips, stage.full_share)
         torch.manual_seed(1000 * self.seed + step)
         means: dict[str, list[float]] = defaultdict(list)
         started = saved = time.process_time()

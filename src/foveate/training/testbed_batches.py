@@ -92,15 +92,18 @@ class Batch:
 class Batches:
     """Batch number n of a seed is always the same, so that training can go on where it stopped."""
 
-    def __init__(self, split: str, seed: int, tokenizer: Any, tokens: int, clips: bool = False) -> None:
-        """`tokens`: about how many visual and textual tokens a batch has; `clips`: whether there are any."""
-        self.split, self.seed, self.tokenizer, self.tokens, self.clips = split, seed, tokenizer, tokens, clips
+    def __init__(
+        self, split: str, seed: int, tokenizer: Any, tokens: int, clips: bool = False, full_share: float = 0.45
+    ) -> None:
+        """`tokens`: how many visual and textual ones a batch has, about; `full_share`: of pictures of full size."""
+        self.split, self.seed, self.tokenizer, self.tokens = split, seed, tokenizer, tokens
+        self.clips, self.full_share = clips, full_share
 
     def scenes(self, number: int, questions: bool = True, crowded: bool = False) -> list[Scene]:
         """The scenes of a batch, all of one size; small ones are asked less."""
         rng = np.random.default_rng((self.seed, number))
         clip = self.clips and rng.random() < 0.2
-        height, width = draw_size(rng, "clip" if clip else "objects")
+        height, width = draw_size(rng, "clip" if clip else "objects", self.full_share)
         visual = height * width // CELL**2 * (3 if clip else 1)
         wanted = max(4, round(_QUESTIONS * min(1.0, visual / _FULL**2))) if questions else 0
         number_of = max(4, self.tokens // (visual + _LENGTH * wanted))

@@ -1,8 +1,9 @@
 """Pruning a live transformers model: attach, detach, report."""
 
+from .attaching import attach, prune
 from .compose import Composition, compose
 from .inputs import prune_inputs
-from .pruning import Pruning, attach, prune
+from .pruning import Pruning
 from .report import ImageReport, Report, StageReport
 
 __all__ = [

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..errors import MethodError, ModelError
 from ..methods import Method, Stage, get_method
 from ..models import adapter_of
+from .attaching import prune
 from .plan import KeepLike
-from .pruning import prune
 
 
 class _Stop(Exception):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget, Scope
+from ..budget import Budget
 from ..errors import RuntimeStateError
 from ..methods import Method
-from ..models import ModelAdapter, adapter_of
+from ..models import ModelAdapter
 from ..models.base import AttentionCall
 from ..models.moe import moe_block
 from ..tokens import Cue
@@ -30,7 +29,6 @@ from .encoder import EncoderListener
 from .experts import check_routers, expert_seam, read_router
 from .inside import InsideLlm, Stage
 from .patches import PatchSeam
-from .plan import KeepLike, MethodLike, plan
 from .prompt import Span, locate, modalities_in
 from .report import Report, StageReport, Stopwatch
 from .step import Step
@@ -260,60 +258,9 @@ class Pruning:
         return hook
 
 
-def attach(
-    model: nn.Module,
-    method: MethodLike | Sequence[MethodLike],
-    keep: KeepLike | Sequence[KeepLike] = 0.25,
-    *,
-    scope: Scope = "image",
-    positions: str = "keep",
-    **hyperparameters: Any,
-) -> Pruning:
-    """Prune the visual tokens of a transformers model until ``.detach()``.
-
-    Args:
-        model: a supported model (see `foveate.supported_models`).
-        method: a method's name or instance; or a list of them, at most one before the vision encoder, one before the
-            LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget.
-        keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
-            refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
-            Of a method that prunes at several layers it is what is left after the last one.
-        scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
-            of a clip has one, or all images of a prompt share one.
-        positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
-            unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
-        hyperparameters: fields of the method, where `method` is one name.
-
-    Raises:
-        FoveateError: for anything that cannot work, before the model is changed.
-    """
-    adapter = adapter_of(model)
-    if adapter.model in _ATTACHED:
-        raise RuntimeStateError("pruning is already attached to this model; detach it first.")
-    seams = plan(adapter, method, keep, scope, positions, hyperparameters)
-    parameter = next(adapter.text.parameters())
-    return Pruning(adapter, *seams, parameter.element_size())
-
-
-@contextlib.contextmanager
-def prune(
-    model: nn.Module,
-    method: MethodLike | Sequence[MethodLike],
-    keep: KeepLike | Sequence[KeepLike] = 0.25,
-    *,
-    scope: Scope = "image",
-    positions: str = "keep",
-    **hyperparameters: Any,
-) -> Iterator[Pruning]:
-    """``with foveate.prune(model, "idpruner", keep=0.25) as pruning: model.generate(**inputs)``.
-
-    Takes the same arguments as `attach`; the model is restored on exit, whatever happens inside.
-    """
-    handle = attach(model, method, keep, scope=scope, positions=positions, **hyperparameters)
-    try:
-        yield handle
-    finally:
-        handle.detach()
+def is_pruned(adapter: ModelAdapter) -> bool:
+    """Whether pruning is attached to a model."""
+    return adapter.model in _ATTACHED
 
 
 def _length_of(cache: Any) -> Any:

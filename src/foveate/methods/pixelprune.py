@@ -8,9 +8,9 @@ first one always stays. Similar is what differs by at most `tolerance`. Where th
 out are what they were predicted to be, so that errors do not add up.
 Budget: with ``keep="auto"`` the count is that of the paper's rule, from 22 to 71 % on its documents and screens and
 nearly everything on photos at tolerance 0. With a given count the largest errors of prediction stay.
-Runs where patches can be left out of the encoder, which is then as much cheaper as the report's vision FLOPs tell (its
-patch embedding sees all patches); others are refused. Towers of one image size are (LLaVA's, InternVL's): they take a
-batch of whole images. What is left out reaches neither encoder nor language model; tokens keep their positions.
+What is left out reaches neither the encoder's blocks nor the language model; tokens keep their positions. The report's
+vision FLOPs tell what the encoder saves; its patch embedding sees all patches. Encoders that take a batch of whole
+images of one size (LLaVA's, InternVL's) cannot leave any out, so these models are refused.
 Deviations: of a clip, whose tokens show two frames each, both are compared; the paper compares the first.
 Cost class: O(N p) for p pixels a token, in as many steps as a frame has diagonals.
 """

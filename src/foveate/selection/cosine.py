@@ -11,10 +11,8 @@ EPSILON = 1e-8
 # Rounding leaves the cosine of equal tokens within about 1e-6 of 1, on one side or the other, depending on the shape
 # of the product. What is so near counts as 1, so that all copies of what was picked tie, on every path.
 NEAR_ONE = 1 - 2**-18
-# Tokens: beyond so many no selector builds an N x N matrix (256 MiB in float32, on a GPU 1 GiB), and memory stays
-# O(N * d).
-DENSE_LIMIT = 8192
-GPU_DENSE_LIMIT = 16384
+# Tokens: beyond so many no selector builds an N x N matrix (1 GiB in float32), and memory stays O(N * d).
+DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
 PANEL = 96  # rows of half a product at a time: as few as a product needs to run at nearly full rate
 
@@ -24,13 +22,8 @@ def snapped(cosines: Tensor) -> Tensor:
     return cosines.masked_fill_(cosines > NEAR_ONE, 1)
 
 
-def fits(tokens: Tensor) -> bool:
-    """Whether the matrix of all cosines of so many tokens (B, N, ...) may be built where they are."""
-    return tokens.shape[1] <= (GPU_DENSE_LIMIT if tokens.is_cuda else DENSE_LIMIT)
-
-
 class Cosines:
-    """Cosines within each row of a batch: read from the matrix, or of too many tokens computed when asked for.
+    """Cosines within each row of a batch: read from the matrix, or beyond `DENSE_LIMIT` tokens computed when asked for.
 
     Args:
         unit: (B, N, d) float32, of unit length.
@@ -40,7 +33,7 @@ class Cosines:
     def __init__(self, unit: Tensor, matrix: Tensor | None = None) -> None:
         self.unit = unit
         self.batch = torch.arange(len(unit), device=unit.device)
-        if matrix is None and fits(unit):
+        if matrix is None and unit.shape[1] <= DENSE_LIMIT:
             matrix = snapped(unit @ unit.mT)
         self.matrix = matrix
 
@@ -108,10 +101,11 @@ class Rows:
     def triangle(self) -> Tensor:
         """(N, N) float32: the cosines among all, of which only those on one side of the diagonal are multiplied out."""
         count = len(self)
-        product = self.vectors.new_empty(count, count)
+        cosines = self.vectors.new_empty(count, count)
         panel = max(PANEL, count // 12)
         for start in range(0, count, panel):
             stop = min(start + panel, count)
-            torch.mm(self.vectors[start:stop], self.vectors[start:].mT, out=product[start:stop, start:])
-            product[stop:, start:stop] = product[start:stop, stop:].mT
-        return snapped(product.mul_(torch.outer(self.inverse, self.inverse)))
+            beside = self.part(start, stop).cosines(self.part(start, count))  # finished while it is in the cache
+            cosines[start:stop, start:] = beside
+            cosines[stop:, start:stop] = beside[:, stop - start :].mT
+        return cosines

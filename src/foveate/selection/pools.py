@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from .cosine import EPSILON, Cosines, fits
+from . import cosine
+from .cosine import EPSILON, Cosines
 from .kernels import for_device
 
 
@@ -51,7 +52,7 @@ class Pools:
         """Of the tokens. On a GPU features of 16 bits are multiplied as they came, many times as fast as in float32."""
         assert self.features is not None and self.lengths is not None
         fused, matrix = for_device(self.valid), None
-        if fused is not None and self.features.itemsize == 2 and fits(self.valid):
+        if fused is not None and self.features.itemsize == 2 and self.valid.shape[1] <= cosine.DENSE_LIMIT:
             matrix = fused.gram(self.features.contiguous(), self.lengths.reciprocal(), self.valid.contiguous())
         return Cosines(self.unit(), matrix)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cosine import EPSILON, Rows, fits
+from .. import cosine
+from ..cosine import EPSILON, Rows
 from ..pools import Pools
 from . import blocked, covering, determinant
 from .isolated import isolated_dense, most_isolated
@@ -37,7 +38,7 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     value = torch.ones(width) if bonus is None else bonus
     whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
-    if whole or (half and fits(pools.valid)):
+    if whole or (half and width <= cosine.DENSE_LIMIT):
         cosines = rows.cosines(rows) if whole else rows.triangle()
         if first is None:
             first = isolated_dense(cosines)
@@ -61,7 +62,7 @@ def covered(pools: Pools, weight: Tensor) -> Tensor:
     rows = rows_of(pools)
     width = len(rows)
     cosines = None
-    if fits(pools.valid):
+    if width <= cosine.DENSE_LIMIT:
         cosines = rows.triangle() if width * width * rows.vectors.shape[1] > SMALL_PRODUCT else rows.cosines(rows)
     picks = covering.cover(rows, cosines, weight[0], pools.steps)
     return kept(pools, rows, picks, weight[0] if width > covering.DENSE else None)

@@ -19,7 +19,7 @@ from foveate.cli.facts import Hyperparameter, facts_of
 from foveate.errors import FoveateError
 from foveate.importance import LearnedScorer
 from foveate.methods import Method, Provenance, base, get_method, method_names, register_method
-from foveate.models import SupportedModel
+from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.family import Family
 from foveate.serving.vllm.server import PruningServer
@@ -136,3 +136,15 @@ def test_a_wrong_name_ends_in_one_sentence() -> None:
     result = CliRunner().invoke(app, ["methods", "idprune"])
     assert result.exit_code == 2 and result.stderr.startswith("foveate: unknown method 'idprune'; did you mean")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_models_tell_the_methods_that_they_refuse() -> None:
+    by_type = {row.model_type: row for row in supported_models()}
+    assert facts.refused_by(by_type["llava"]) == ["fastmmoe", "pixelprune"]
+    assert facts.refused_by(by_type["qwen2_5_vl"]) == ["fastmmoe"]
+    assert facts.refused_by(by_type["qwen3_vl_moe"]) == []
+    for name in method_names():
+        told = facts_of(name).facts["models"].partition(", and others")[0]
+        for row in by_type.values():
+            named, exceptions = row.class_name in told, told.startswith("all")
+            assert (named == exceptions) == (name in facts.refused_by(row)), (name, row.class_name)

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..methods import Method, Stage, get_method
+from ..methods import Method, Stage, get_method, method_names
 from ..methods.base import counting_methods, method_class
-from ..models import supported_models
+from ..models import SupportedModel, supported_models
 from ..models.base import FROM_ROUTER
 from ..runtime.refusals import lacks_cues, takes_whole_images
 from ..serving.vllm.server import NEVER
@@ -89,6 +89,17 @@ def needs_of(name: str) -> str:
 def spelled(cues: Iterable[Cue]) -> str:
     """Cues as words."""
     return ", ".join(sorted(cue.name.lower().replace("_", " ") for cue in cues))
+
+
+def refused_by(model: SupportedModel) -> list[str]:
+    """The methods that models of this family cannot run, by name."""
+    return [name for name in method_names() if _lacks(model, method_class(name), _cues(name))]
+
+
+def _lacks(model: SupportedModel, cls: type[Method], needs: frozenset[Cue]) -> bool:
+    if cls.stage is Stage.BEFORE_ENCODER:
+        return not model.leaves_out_patches
+    return not needs <= set(model.cues)
 
 
 def _cues(name: str) -> frozenset[Cue]:

@@ -60,11 +60,13 @@ def models() -> None:
     from rich.table import Table
 
     from ..models import supported_models
-    from .facts import spelled
+    from .facts import refused_by
 
     table = Table(title="Supported models", title_justify="left", show_lines=True)
-    for heading in ("model type", "class", "sees", "cues"):
+    for heading in ("model type", "class", "sees", "runs all methods but"):
         table.add_column(heading, no_wrap=heading in ("model type", "class"))
     for row in supported_models():
-        table.add_row(row.model_type, row.class_name, ", ".join(row.modalities), spelled(row.cues))
-    Console().print(table)
+        table.add_row(row.model_type, row.class_name, ", ".join(row.modalities), ", ".join(refused_by(row)))
+    console = Console()
+    console.print(table)
+    console.print("foveate methods NAME says why a method needs another model.")

@@ -102,17 +102,20 @@ def factoring(features: Tensor, relevance: Tensor, count: int) -> None:
         growth[pick] = -torch.inf
 
 
+clock = time.perf_counter
+
+
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each, taken in turns so that a busy machine slows all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -217,10 +220,14 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time and peak memory up to 65536 tokens, on the CPU")
     parser.add_argument("--select", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[], help="only these numbers of tokens")
+    parser.add_argument("--busy", action="store_true", help="processor time of one thread, for a machine at other work")
     parser.add_argument("--one", nargs=3, metavar=("SELECTOR", "N", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cpu":
-        torch.set_num_threads(min(2, torch.get_num_threads()))
+        torch.set_num_threads(1 if options.busy else min(2, torch.get_num_threads()))
+    if options.busy:
+        global clock
+        clock = time.thread_time
     if options.one:
         one(options.one[0], int(options.one[1]), int(options.one[2]))
         return

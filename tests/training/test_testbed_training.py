@@ -37,8 +37,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield now
 
 
-def trained(folder: Path, steps: float, only: str | None = None) -> Training:
-    training = Training("llava", 0, folder, steps * 3 * 2 / 3600)
+def trained(folder: Path, steps: float, only: str | None = None, model: str = "llava") -> Training:
+    training = Training(model, 0, folder, steps * 3 * 2 / 3600)
     training.run(lambda standing: None, only)
     return training
 
@@ -53,10 +53,11 @@ def test_resuming_changes_nothing(tmp_path: Path, clock: list[float]) -> None:
         assert torch.equal(weight, parts["model"][name]), name
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("stage", [VISION, LANGUAGE], ids=lambda stage: stage.name)
-def test_a_stage_trains_its_part_alone(tmp_path: Path, clock: list[float], stage: module.Stage) -> None:
-    before = build("llava", 0).state_dict()
-    after = trained(tmp_path, 2, stage.name).model.state_dict()
+def test_a_stage_trains_its_part_alone(tmp_path: Path, clock: list[float], stage: module.Stage, model: str) -> None:
+    before = build(model, 0).state_dict()
+    after = trained(tmp_path, 2, stage.name, model).model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(("language_model" in name or "lm_head" in name) == (stage is LANGUAGE) for name in moved)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.evaluation.answering import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
-from foveate.evaluation.plots import PlotError, styles
+from foveate.evaluation.plots import ReportError, styles
 from foveate.evaluation.published import PUBLISHED
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
@@ -175,11 +175,13 @@ def test_the_best_methods_get_a_colour() -> None:
     assert others == ["6 other methods"]
 
 
-def test_without_matplotlib_there_is_a_sentence(
-    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["scipy", "matplotlib"])
+def test_what_is_not_installed_is_a_sentence(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PlotError, match=r"foveate\[eval\]"):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(ReportError, match=r"foveate\[eval\]"):
         report.save(tmp_path)
 
 

@@ -58,9 +58,11 @@ def evaluate(
 
     from ..evaluation.evaluating import Evaluation
     from ..evaluation.evaluating import evaluate as run
+    from ..evaluation.plots import require_extra
     from ..evaluation.report import Report
     from ..evaluation.runs import spelled
 
+    require_extra()  # before hours are spent
     keeps = tuple(spelled(part) for part in _parts(keep, "--keep"))
     chosen, unable = _methods(methods, settings or ())
     if against is not None and against not in [method.name for method in chosen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,21 +27,26 @@ _LATE = 2
 _DPI = 130
 
 
-class PlotError(FoveateError):
-    """matplotlib is not there."""
+class ReportError(FoveateError):
+    """scipy or matplotlib is not there."""
+
+
+def require_extra() -> None:
+    """Raise ReportError where what tables and plots are made with is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("scipy", "matplotlib")):
+        raise ReportError('tables and plots need scipy and matplotlib: pip install "foveate[eval]".')
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """Write the plots into `folder`; returns their paths.
 
     Raises:
-        PlotError: when matplotlib is not installed.
+        ReportError: when scipy or matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlotError('plots need matplotlib: pip install "foveate[eval]".') from None
+    require_extra()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     makers = {"accuracy_tokens": _tokens, "accuracy_time": _time, "families": _families}
     if not report.results.times:
         del makers["accuracy_time"]

@@ -1,8 +1,8 @@
 """Pruning a live transformers model: attach, detach, report."""
 
-from .attaching import attach, prune
 from .compose import Composition, compose
 from .inputs import prune_inputs
+from .live import attach, prune
 from .pruning import Pruning
 from .report import ImageReport, Report, StageReport
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import MethodError, ModelError
 from ..methods import Method, Stage, get_method
 from ..models import adapter_of
-from .attaching import prune
+from .live import prune
 from .plan import KeepLike
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..cosine import Rows
+from ..cosine import CHUNK, Rows
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
 # The share of the tokens that goes on, the most isolated as far as seen, and in how many blocks it is compared in
@@ -39,7 +39,7 @@ def most_isolated(rows: Rows) -> int:
         if len(whole):
             lowest = int(whole[nearest[whole].argmin()])
             bar, best = min((bar, best), (float(nearest[lowest]), lowest))
-        size *= 4
+        size = min(4 * size, CHUNK)
 
 
 def isolated_dense(cosines: Tensor) -> int:
@@ -55,9 +55,11 @@ def _sampled(rows: Rows) -> Tensor:
         some = rows if share == 1 else rows[places]
         edges = [len(places) * i // blocks for i in range(blocks + 1)]
         for start, middle, stop in zip(edges[::2], edges[1::2], edges[2::2], strict=False):
-            cosines = some.part(start, middle).cosines(some.part(middle, stop))
-            for side, half in ((1, places[start:middle]), (0, places[middle:stop])):
-                nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
+            for first in range(start, middle, CHUNK):
+                last = min(first + CHUNK, middle)
+                cosines = some.part(first, last).cosines(some.part(middle, stop))
+                for side, half in ((1, places[first:last]), (0, places[middle:stop])):
+                    nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
     return nearest
 
 

@@ -6,7 +6,6 @@ The public names load on first use (PEP 562): ``import foveate`` itself imports 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -18,6 +17,7 @@ from .errors import (
     RuntimeStateError,
     SelectionError,
 )
+from .version import __version__
 
 if TYPE_CHECKING:
     from .budget import Budget
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from .models import register_model, supported_models
     from .runtime import Pruning, Report, attach, compose, prune, prune_inputs
     from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
-
-try:
-    __version__ = version("foveate")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "0+unknown"
 
 _LAZY = {
     "Budget": ".budget",

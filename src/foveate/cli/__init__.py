@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from ..version import __version__
 from .ask import ask
 from .calibrate import calibrate
 from .demo import demo

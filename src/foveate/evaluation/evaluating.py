@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__
 from ..errors import ModelError
 from ..methods import Method
 from ..models import adapter_of
+from ..version import __version__
 from .answering import Examinee
 from .batches import batches
 from .journal import Journal

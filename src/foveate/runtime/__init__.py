@@ -1,6 +1,6 @@
 """Pruning a live transformers model: attach, detach, report."""
 
-from .compose import Composition, compose
+from .composition import Composition, compose
 from .inputs import prune_inputs
 from .live import attach, prune
 from .pruning import Pruning

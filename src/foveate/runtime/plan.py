@@ -12,7 +12,7 @@ from ..models import ModelAdapter
 from ..models.base import FROM_ENCODER, FROM_SEQUENCE
 from ..tokens import Cue
 from .before import BeforeLlm
-from .compose import Composition, Stages
+from .composition import Composition, Stages
 from .inside import InsideLlm
 from .inside import Stage as InsideStage
 from .patches import PatchSeam

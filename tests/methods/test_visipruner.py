@@ -73,7 +73,7 @@ def test_layers_and_edits_of_the_paper() -> None:
     ]
     half = get_method("visipruner", first="half").edits(32)
     assert (half[0].share, half[0].moved) == (0.5, "nowhere") and half[1:] == edits[1:]
-    assert get_method("visipruner", shallow=0).edits(32) == ()
+    assert get_method("visipruner", shallow=0).edits(32) == () == method.edits(4)  # of few layers none is shallow
     assert [(layer, budget.keep) for _, layer, budget in method.stages(32, foveate.Budget(0.1))] == [(16, 0.1)]
 
 

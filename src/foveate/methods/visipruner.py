@@ -12,8 +12,8 @@ Budget: with ``keep="auto"`` layers and numbers are found as above; an image may
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
 a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`).
-On the bundled model of four layers no layer is shallow in this sense: at 10 % 68 of its 75 answers are right with
-``shallow=0``, 23 with the default.
+The bundled model of four layers has no layer that is shallow in this sense: at 10 % 68 of its 75 answers are right,
+23 with ``shallow=1``.
 Deviations: each image decides for itself; with ``scope="prompt"`` they decide together, as in the reference. The
 thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares ``|c_j| / |o|`` instead. Text
 of a later turn on the same cache sees all of the images before it.
@@ -46,7 +46,7 @@ class VisiPruner(Method):
 
     Args:
         shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
-            LLaVA-1.5, in proportion, but at least 1.
+            LLaVA-1.5, in proportion and rounded down.
         first: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens vanish
             (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of the image
             (``"half"``, its 13B).
@@ -94,7 +94,7 @@ class VisiPruner(Method):
         return frozenset({Cue.LLM_CONTRIBUTIONS})
 
     def _shallow(self, layers: int) -> int:
-        return max(1, layers * 6 // 32) if self.shallow is None else self.shallow
+        return layers * 6 // 32 if self.shallow is None else self.shallow
 
     def bind(self, facts: ModelFacts) -> Method:
         shallow = self._shallow(facts.layers)

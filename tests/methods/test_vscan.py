@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from foveate.budget import Budget
 from foveate.methods import get_method
-from foveate.tokens import EncoderReading, Grid, VisualTokens
+from foveate.tokens import Cue, EncoderReading, Grid, VisualTokens
 from methods.toy import FEATURES, RELEVANCE, SALIENCY, chosen, kept
 
 
@@ -74,6 +75,20 @@ def test_equal_features_stay_as_they_are():
     tokens = seen(torch.ones(36, 4), RELEVANCE, SALIENCY, Grid(6, 6))
     selection = chosen(get_method("vscan", window=3), tokens, 16)
     torch.testing.assert_close(selection.merged(tokens.features)[selection.keep], torch.ones(16, 4))
+
+
+@pytest.mark.parametrize(
+    ("keep", "layers", "tokens", "first", "second"),
+    # LLaVA-1.5 at an average of 64 of 576; Qwen2.5-VL at 16.7 % and a third of it from layer 14 on, of 1296 tokens.
+    [(64, 32, 576, (0, 96), (16, 32)), (1 / 9, 28, 1296, (0, 216), (14, 72))],
+)
+def test_the_papers_budgets(keep, layers, tokens, first, second):
+    stages = get_method("vscan").stages(layers, Budget(keep))
+    assert [(layer, budget.count(tokens)) for _, layer, budget in stages] == [first, second]
+    assert stages[1][0].needs == {Cue.LLM_ATTENTION_HERE}
+    assert get_method("vscan", inside=False).stages(layers, Budget(keep)) == [
+        (get_method("vscan", inside=False), 0, Budget(keep))
+    ]
 
 
 def test_what_it_reads():

@@ -17,7 +17,7 @@ from zoo import Zoo
 from .helpers import gap, generate, logits, pair, single
 
 # With the defaults, images as small as these have no anchors, and one window.
-HIPRUNE, VSCAN = get_method("hiprune", anchors=1.0), get_method("vscan", window=2)
+HIPRUNE, VSCAN = get_method("hiprune", anchors=1.0), get_method("vscan", window=2, inside=False)
 
 
 @pytest.mark.parametrize("method", [HIPRUNE, VSCAN, AtLayer(HIPRUNE, 2), [VSCAN, "fastv"]], ids=str)
@@ -51,9 +51,12 @@ def test_shortened_inputs(llava: Zoo) -> None:
 
 
 def test_both_stages_of_vscan(llava: Zoo) -> None:
-    with foveate.prune(llava.model, [VSCAN, get_method("pyramiddrop", layers=(2,))], keep=[8, 4]) as pruning:
-        logits(llava, single(llava))
+    whole = get_method("vscan", window=2, ratio=0.5)
+    with foveate.prune(llava.model, whole, keep=6) as pruning:
+        out = logits(llava, single(llava))
         assert pruning.report().visual_tokens_per_layer == [8, 8, 4, 4]
+    with foveate.prune(llava.model, [VSCAN, get_method("pyramiddrop", layers=(2,))], keep=[8, 4]):
+        assert torch.equal(out, logits(llava, single(llava)))
 
 
 def test_methods_that_read_different_layers_are_refused(llava: Zoo) -> None:

@@ -145,7 +145,8 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
     if stage is Stage.IN_LLM:
         return "no: all layers share one table of cache blocks"
     if stage is Stage.BOTH:
-        return "no: the plugin does nothing inside the LLM; with inside=False, yes"
+        alone = next((f"no: {why}" for cue, why in NEVER.items() if cue in get_method(name).needs), None)
+        return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
     allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"
     return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), allowed)
 

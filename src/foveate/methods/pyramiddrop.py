@@ -35,7 +35,7 @@ class PyramidDrop(Method):
 
     Args:
         layers: zero-based layers whose input is shortened, rising, at least 1; None: after each quarter of the layers
-            but the last, ``layers * s // 4`` (8, 16 and 24 of 32). One layer gives the second stage of VScan.
+            but the last, ``layers * s // 4`` (8, 16 and 24 of 32).
     """
 
     stage = Stage.IN_LLM

@@ -1,4 +1,4 @@
-"""VScan, its stage before the LLM: local tokens by a shallow layer, global ones by a deep one, and merges of the rest.
+"""VScan: local tokens by a shallow layer, global ones by a deep one, merges of the rest; few go on inside the LLM.
 
 Paper: arXiv 2505.22654, TMLR 2026. Reference code: MIT by secondary sources, not read, not copied.
 Of K tokens half are local: in each of W windows, the floor(K / 2 / W) tokens that the CLS token attends to most in a
@@ -6,14 +6,17 @@ shallow layer of the encoder. The others are those of the highest encoder attent
 token joins the kept one of the highest cosine, after the projector; a kept token becomes the mean of itself and those.
 The shallow layer is the paper's 6th of CLIP-L. The same share of Qwen2.5-VL's encoder is nearest to its 8th block, the
 paper's choice there, too, and the first of its blocks that attends to whole images.
-The second stage, inside the LLM, is like `fastv`: what the last token of the prompt attends to is kept, once, at layer
-16 of LLaVA-1.5 (14 of Qwen2.5-VL), but by that layer's own attention, as `pyramiddrop` reads it. ``attach(model,
-["vscan", get_method("pyramiddrop", layers=(16,))], keep=[96, 32])`` is the paper's LLaVA-1.5 at an average of 64
-tokens, but for the positions, which stay; on Qwen2.5-VL the paper's score there leaves out the rotary embedding.
+In the middle of the LLM a third of them go on: those that the last token of the prompt attends to most, by the very
+layer whose input is shortened.
+Budget: `keep` is the average over the layers. On LLaVA-1.5 keep=64 is 96 tokens and from layer 16 on 32; on Qwen2.5-VL
+``keep="11.1%"`` is 16.7 % and from layer 14 on a third of that: the paper's figures. For grounding it has 60 % and 67 %
+of them: ``ratio=0.67, keep="50.1%"``. Without the second stage `keep` is what is kept before the LLM.
 Deviations: local tokens that do not divide among the windows, or do not fit into a small one, are global ones; where
 the encoder has no CLS token, the attention that the adapter gives in its place. Frames of a clip have windows of their
-own but share the budget.
-Cost class: one product of K x N tokens to merge, else O(N log N); one more layer's attention is recomputed.
+own but share the budget. Inside the LLM positions stay, where the paper numbers LLaVA's anew, and the attention is that
+of the model, where the paper's on Qwen2.5-VL leaves out the rotary embedding.
+Cost class: one product of K x N tokens to merge, else O(N log N); one more layer's attention is recomputed; inside the
+LLM the layer's norm and projections once more, and one row of attention.
 """
 
 from __future__ import annotations
@@ -23,40 +26,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..budget import Budget
+from ..selection import topk
 from ..selection.pools import marked, prepare, ranking
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_range, check_whole
+from .base import Method, ModelFacts, Provenance, Stage, register_method
+from .both_places import BothPlaces
+from .checks import check_layer_of, check_range, check_whole
+from .gradual import averaged
 from .merging import group_size, itself, nearest
 from .regions import rank_within, region_of
 
 
 @register_method("vscan")
 @dataclass(frozen=True)
-class VScan(Method):
+class VScan(BothPlaces):
     """The highest shallow attention of each window, the highest deep attention of the rest, and merges.
 
     Args:
+        inside: whether the second stage, inside the LLM, follows.
         local: share of the budget that is chosen window by window, in [0, 1].
         window: rows and columns of a window in tokens, at least 1. The paper has 6 for LLaVA-1.5, which makes 16
             windows, and 4 for Qwen2.5-VL.
         depth: the shallow layer, in [0, 1] (see `EncoderReading`); the paper's 6th layer of CLIP-L is the default.
+        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        ratio: what the second stage keeps of what the first one left, in (0, 1].
     """
 
     provenance = Provenance(
-        paper="VScan (its stage before the LLM), arXiv 2505.22654, TMLR 2026",
+        paper="VScan, arXiv 2505.22654, TMLR 2026",
         licence="MIT by secondary sources (code not copied)",
-        deviations="local tokens left over are global ones; the shallow layer is a share of the encoder's depth",
+        deviations="local tokens left over are global ones; the shallow layer is a share of the encoder's depth; "
+        "inside the LLM positions stay and rotary embeddings count",
     )
 
     local: float = 0.5
     window: int = 6
     depth: float = 5 / 22
+    layer: int | None = None
+    ratio: float = 1 / 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("vscan", "local", self.local, 0, 1)
         check_whole("vscan", "window", self.window, 1)
         check_range("vscan", "depth", self.depth, 0, 1)
+        check_range("vscan", "ratio", self.ratio, 0, 1)
+        if self.layer is not None:
+            check_whole("vscan", "layer", self.layer, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -65,6 +82,18 @@ class VScan(Method):
     @property
     def encoder_readings(self) -> tuple[EncoderReading, ...]:
         return (EncoderReading(self.depth, "cls"),)
+
+    def bind(self, facts: ModelFacts) -> Method:
+        if self.inside and self.layer is not None:
+            check_layer_of("vscan", self.layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if not self.inside:
+            return super().stages(layers, budget)
+        layer = layers // 2 if self.layer is None else self.layer
+        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
+        return [(self, 0, first), (VScanInside(), layer, second)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         pools = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))
@@ -80,3 +109,19 @@ class VScan(Method):
         keep = marked(ranking(pools.scores.masked_fill(local, torch.inf), pools.valid), pools)
         target = torch.maximum(itself(keep), nearest(tokens.features, keep, pools.valid & ~keep))
         return Selection(keep, target, 1 / group_size(target))
+
+
+@dataclass(frozen=True)
+class VScanInside(Method):
+    """The second stage: the highest attention of the last prompt token in the layer itself."""
+
+    name = "vscan"
+    stage = Stage.IN_LLM
+    provenance = VScan.provenance
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return frozenset({Cue.LLM_ATTENTION_HERE})
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(topk(tokens.cue(Cue.LLM_ATTENTION_HERE), count, valid=tokens.valid))

@@ -50,11 +50,13 @@ class MethodShelf:
                     f"{name} prunes before the vision encoder, behind which the plugin prunes; use a method that "
                     "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
                 )
-            if method.stage is not Stage.BEFORE_LLM:
-                raise MethodError(f"{name} {_BOTH if method.stage is Stage.BOTH else _INSIDE}")
+            if method.stage is Stage.IN_LLM:
+                raise MethodError(f"{name} {_INSIDE}")
             for cue in sorted(method.needs, key=lambda cue: cue.name):
                 if cue in self._missing:
                     raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")
+            if method.stage is Stage.BOTH:
+                raise MethodError(f"{name} {_BOTH}")
             bound = method.bind(self._facts)
             _try(bound, self._facts.hidden_size)
             self._ready[name] = bound

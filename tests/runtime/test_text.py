@@ -65,13 +65,16 @@ def test_what_was_generated_is_no_text_of_the_prompt(zoo: Zoo) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_follow_the_text(llava: Zoo, method: str) -> None:
-    picture = zoo_module.picture(84, 112, 0)
-    kept = set()
-    for text in (*TEXTS, "where", "red", "a blue one", "is it in the picture"):
-        with foveate.prune(llava.model, method, keep=0.25) as pruning:
-            logits(llava, zoo_module.inputs(llava, [[picture]], [text]))
-            kept.add(tuple(pruning.report().images[0].kept.tolist()))
-    assert len(kept) > 1 and {sum(one) for one in kept} == {4}
+    follows = False
+    for picture in (zoo_module.picture(84, 112, seed) for seed in range(3)):
+        kept = set()
+        for text in (*TEXTS, "where", "red", "a blue one", "is it in the picture"):
+            with foveate.prune(llava.model, method, keep=0.25) as pruning:
+                logits(llava, zoo_module.inputs(llava, [[picture]], [text]))
+                kept.add(tuple(pruning.report().images[0].kept.tolist()))
+        assert {sum(one) for one in kept} == {4}
+        follows |= len(kept) > 1
+    assert follows
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels test-vllm lint format wheel-test clean
+.PHONY: help setup demo test triton test-kernels test-vllm lint format wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,8 +31,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm'
 
-test-kernels: setup
+# With it `make test` runs the kernels, too.
+triton: setup
 	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton
+
+test-kernels: triton
 	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
 
 # 1 GiB for keys and values, not a share of the memory; threads not tied to cores that others use, too; no C++ compiled

@@ -30,16 +30,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from ..budget import Budget
 from ..selection import topk
 from ..selection.cosine import snapped
 from ..selection.pools import prepare
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .both_places import BothPlaces
-from .checks import check_choice, check_layer_of, check_range, check_whole
+from .base import Method, Provenance, Stage, register_method
+from .both_places import TwoStages
+from .checks import check_choice, check_range, check_whole
 from .compared import Source, check_source, cues_of, features_of
-from .gradual import averaged
 from .merging import Mixture, itself
 from .prompt_text import mean_of, relevance_of
 from .regions import rank_within, region_of
@@ -49,7 +47,7 @@ Rule = Literal["attention", "text"]
 
 @register_method("nuwa")
 @dataclass(frozen=True)
-class Nuwa(BothPlaces):
+class Nuwa(TwoStages):
     """The highest encoder attention of each small region; most of the kept tokens aggregate their surroundings.
 
     Args:
@@ -88,7 +86,6 @@ class Nuwa(BothPlaces):
     salience: Literal["attention", "attention_keys"] = "attention"
     pillars_by: Literal["salience", "keys"] = "salience"
     second: Rule = "attention"
-    layer: int | None = None
     ratio: float = 1 / 7
 
     def __post_init__(self) -> None:
@@ -103,9 +100,6 @@ class Nuwa(BothPlaces):
         check_choice("nuwa", "salience", self.salience, ("attention", "attention_keys"))
         check_choice("nuwa", "pillars_by", self.pillars_by, ("salience", "keys"))
         check_choice("nuwa", "second", self.second, get_args(Rule))
-        check_range("nuwa", "ratio", self.ratio, 0, 1)
-        if self.layer is not None:
-            check_whole("nuwa", "layer", self.layer, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -117,17 +111,8 @@ class Nuwa(BothPlaces):
         reads = self.salience == "attention_keys" or self.pillars_by == "keys"
         return (EncoderReading(1.0, "keys"),) if reads else ()
 
-    def bind(self, facts: ModelFacts) -> Method:
-        if self.inside and self.layer is not None:
-            check_layer_of("nuwa", self.layer, facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
-        if not self.inside:
-            return super().stages(layers, budget)
-        layer = layers // 2 if self.layer is None else self.layer
-        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
-        return [(self, 0, first), (NuwaInside(self.second), layer, second)]
+    def second_stage(self) -> Method:
+        return NuwaInside(self.second)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features, attention = features_of(tokens, self.features), tokens.cue(Cue.ENCODER_ATTENTION)

@@ -23,15 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..budget import Budget
 from ..errors import MethodError
 from ..selection import topk
 from ..selection.cosine import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .both_places import BothPlaces
-from .checks import check_choice, check_layer_of, check_range, check_whole
-from .gradual import averaged
+from .base import Method, Provenance, Stage, register_method
+from .both_places import TwoStages
+from .checks import check_choice, check_whole
 from .prompt_text import attention_of_text
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
@@ -39,7 +37,7 @@ _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (
 
 @register_method("sms")
 @dataclass(frozen=True)
-class Sms(BothPlaces):
+class Sms(TwoStages):
     """The tokens most similar to what stands for their image, and of these those that the text attends to most.
 
     Args:
@@ -59,28 +57,18 @@ class Sms(BothPlaces):
 
     similarity: Literal["attention", "mean"] = "attention"
     layer: int = 2
-    ratio: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("sms", "layer", self.layer, 1)
-        check_range("sms", "ratio", self.ratio, 0, 1)
+        check_whole("sms", "layer", self.layer, 1)  # unlike others of two stages, never the middle
         check_choice("sms", "similarity", self.similarity, ("attention", "mean"))
 
     @property
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.ENCODER_ATTENTION if self.similarity == "attention" else Cue.ENCODER_FEATURES})
 
-    def bind(self, facts: ModelFacts) -> Method:
-        if self.inside:
-            check_layer_of("sms", self.layer, facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
-        if not self.inside:
-            return super().stages(layers, budget)
-        first, second = averaged(budget, (0, self.layer), (1.0, self.ratio), layers)
-        return [(self, 0, first), (SmsInside(), self.layer, second)]
+    def second_stage(self) -> Method:
+        return SmsInside()
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(self.scores(tokens), count, valid=tokens.valid))

@@ -26,21 +26,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..budget import Budget
 from ..selection import topk
 from ..selection.pools import marked, prepare, ranking
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .both_places import BothPlaces
-from .checks import check_layer_of, check_range, check_whole
-from .gradual import averaged
+from .base import Method, Provenance, Stage, register_method
+from .both_places import TwoStages
+from .checks import check_range, check_whole
 from .merging import group_size, itself, nearest
 from .regions import rank_within, region_of
 
 
 @register_method("vscan")
 @dataclass(frozen=True)
-class VScan(BothPlaces):
+class VScan(TwoStages):
     """The highest shallow attention of each window, the highest deep attention of the rest, and merges.
 
     Args:
@@ -63,7 +61,6 @@ class VScan(BothPlaces):
     local: float = 0.5
     window: int = 6
     depth: float = 5 / 22
-    layer: int | None = None
     ratio: float = 1 / 3
 
     def __post_init__(self) -> None:
@@ -71,9 +68,6 @@ class VScan(BothPlaces):
         check_range("vscan", "local", self.local, 0, 1)
         check_whole("vscan", "window", self.window, 1)
         check_range("vscan", "depth", self.depth, 0, 1)
-        check_range("vscan", "ratio", self.ratio, 0, 1)
-        if self.layer is not None:
-            check_whole("vscan", "layer", self.layer, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -83,17 +77,8 @@ class VScan(BothPlaces):
     def encoder_readings(self) -> tuple[EncoderReading, ...]:
         return (EncoderReading(self.depth, "cls"),)
 
-    def bind(self, facts: ModelFacts) -> Method:
-        if self.inside and self.layer is not None:
-            check_layer_of("vscan", self.layer, facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
-        if not self.inside:
-            return super().stages(layers, budget)
-        layer = layers // 2 if self.layer is None else self.layer
-        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
-        return [(self, 0, first), (VScanInside(), layer, second)]
+    def second_stage(self) -> Method:
+        return VScanInside()
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         pools = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 
 import pytest
@@ -12,6 +13,7 @@ from foveate.testbed.architectures import MODELS, build, image_processor, tokeni
 from foveate.testbed.procedural import Scene, generate
 from foveate.training.testbed_batches import NOT_ASKED, Batch, Batches, collate
 from foveate.training.testbed_students import Student, student
+from foveate.training.testbed_supervision import Pointer
 
 SIZES = [(112, 112), (48, 88), (24, 24)]
 
@@ -49,7 +51,7 @@ def inputs(learner: Student, scene: Scene, text: str) -> dict[str, torch.Tensor]
 
 def packed_logits(learner: Student, batch: Batch) -> torch.Tensor:
     assert batch.packed is not None
-    return learner.answer(learner.see(batch.pixels), batch.packed, batch.grid)
+    return learner.answer(learner.see(batch.pixels), batch.packed, batch.grid)[0]
 
 
 def check(learner: Student, scenes: list[Scene]) -> None:
@@ -102,6 +104,27 @@ def test_only_answers_are_learned() -> None:
     assert (packed.targets[packed.numbers < 0] == NOT_ASKED).all()
 
 
+def test_names_tell_where_their_things_are() -> None:
+    words = tokenizer("llava")
+    scene = generate("train", 0, 3, "objects", (112, 112))
+    packed = collate([scene], words).packed
+    assert packed is not None
+    assert {"relation", "localisation"} <= {question.family for question in scene.questions}
+    for number, question in enumerate(scene.questions):
+        mine = packed.numbers[0] == number
+        named = packed.named[0][mine]
+        told = [
+            (" ".join(words.convert_ids_to_tokens(packed.ids[0][mine][: end + 1])), named[end].tolist())
+            for end in range(len(named))
+            if named[end, 0] != NOT_ASKED
+        ]
+        wanted = dict(zip(question.names, question.boxes[0], strict=False))
+        assert len(told) == len(wanted) == {"relation": 2, "localisation": 1}.get(question.family, len(told))
+        for text, box in told:
+            name = next(name for name in wanted if text.endswith(name))
+            assert [4 * side for side in box] == pytest.approx(wanted[name], abs=2)
+
+
 def test_batches_are_numbered() -> None:
     words = tokenizer("llava")
     one, other = (Batches("train", 3, words, 800) for _ in range(2))
@@ -117,3 +140,19 @@ def test_workers_make_the_same_batches_in_order() -> None:
             made, own = next(ahead), batches.batch(number)
             assert made.pixels.equal(own.pixels) and made.packed is not None and own.packed is not None
             assert made.packed.targets.equal(own.packed.targets) and made.packed.questions == own.packed.questions
+
+
+def test_a_pointer_reads_names_alone() -> None:
+    pointer = Pointer(16)
+    named = torch.full((1, 4, 4), NOT_ASKED)
+    loss, right = pointer(torch.randn(1, 4, 16), named)
+    assert loss == 0 and math.isnan(right)
+    named[0, 2] = torch.tensor([1, 2, 3, 4])
+    halfway = torch.randn(1, 4, 16, requires_grad=True)
+    loss, right = pointer(halfway, named)
+    loss.backward()
+    assert halfway.grad is not None and halfway.grad[0].abs().sum(1).nonzero().flatten().tolist() == [2]
+    with torch.no_grad():
+        pointer.readout.weight.zero_()
+        pointer.readout.bias.copy_(torch.nn.functional.one_hot(torch.tensor([1, 2, 3, 5]), 29).flatten())
+    assert pointer(halfway, named)[1] == 0.75

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class _Asker:
         text = phrases[self.one_of(phrases)].format(**words)
         frames = len(self.items[0].boxes)
         boxes = tuple(tuple(item.boxes[frame] for item in about) for frame in range(frames))
-        return Question(family, text, answer, boxes)
+        return Question(family, text, answer, boxes, names=tuple(words[key] for key in ("a", "b") if key in words))
 
     def having(self, noun: str | None = None, colour: str | None = None) -> list[Item]:
         return [i for i in self.items if noun in (None, i.noun) and colour in (None, i.colour)]
@@ -123,7 +123,7 @@ class _Asker:
         if name is None or min(x1 - x0, y1 - y0) < _LOCATED:
             return None
         asked = self.question("localisation", "locate", write_box(item.box), [item], a=name)
-        return Question(asked.family, asked.text, asked.answer, asked.boxes, "iou")
+        return replace(asked, metric="iou")
 
     # pages and charts
 
@@ -134,7 +134,7 @@ class _Asker:
     def value(self) -> Question | None:
         item = self.items[self.one_of(self.items)]
         asked = self.question("charts", "value", item.text, [item], colour=item.colour)
-        return Question(asked.family, asked.text, asked.answer, ((*asked.boxes[0], scale_box(self.height)),))
+        return replace(asked, boxes=((*asked.boxes[0], scale_box(self.height)),))
 
     def extreme(self) -> Question | None:
         highest = self.rng.random() < 0.5

@@ -24,6 +24,7 @@ class Question:
         answer: what a model should reply; boxes are written in steps of 4 pixels, ``"<12> <40> <36> <64>"``.
         boxes: for each frame, the boxes of what is asked about. May be empty, as where nothing matches a count.
         metric: ``"exact"``, or ``"iou"`` where the answer is a box.
+        names: what the text calls the first of the boxes, in their order; empty where it does not name them.
     """
 
     family: str
@@ -31,6 +32,7 @@ class Question:
     answer: str
     boxes: tuple[tuple[Box, ...], ...]
     metric: Literal["exact", "iou"] = "exact"
+    names: tuple[str, ...] = ()
 
 
 def iou(a: Box, b: Box) -> float:

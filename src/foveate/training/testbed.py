@@ -25,10 +25,11 @@ from .muon import Muon
 from .testbed_batches import NOT_ASKED, Batch, Batches, Packed
 from .testbed_export import export
 from .testbed_students import student
-from .testbed_supervision import Heads, Symbols
+from .testbed_supervision import Heads, Pointer, Symbols
 
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
 _LIKENESS = 4.0  # what resembling the symbols weighs while the tower learns: the language model knows nothing else
+_POINTING = 0.3  # what finding the things that a question names weighs beside its answer
 _VALIDATION = 8  # batches
 _WARM_UP = 100  # steps
 
@@ -84,7 +85,8 @@ class Training:
         self.model = build(model, seed)
         self.student = student(model, self.model, self.tokenizer)
         embeddings = self.model.model.language_model.embed_tokens.weight.detach()
-        self.heads = Heads(embeddings.shape[1]).to(self.device)
+        heads = {"labels": Heads(embeddings.shape[1]), "pointer": Pointer(embeddings.shape[1])}
+        self.heads = nn.ModuleDict(heads).to(self.device)
         self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed).to(self.device)
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
         self.model.to(self.device)
@@ -152,7 +154,7 @@ class Training:
         if stage.name == "language":
             return self._answers(batch, symbols + _NOISE * torch.randn_like(symbols), means)
         seen = self.student.see(batch.pixels)
-        dense, right = self.heads(seen, batch.labels)
+        dense, right = self.heads["labels"](seen, batch.labels)
         likeness = (seen - symbols).pow(2).mean() / self.spread
         for name, value in {"dense": dense.item(), "likeness": likeness.item(), **right}.items():
             if not math.isnan(value):
@@ -164,14 +166,18 @@ class Training:
     def _answers(self, batch: Batch, seen: Tensor, means: dict[str, list[float]]) -> Tensor:
         assert batch.packed is not None
         asked = batch.packed.targets != NOT_ASKED
-        logits = self.student.answer(seen, batch.packed, batch.grid)[asked]
+        every, halfway = self.student.answer(seen, batch.packed, batch.grid)
+        pointing, found = self.heads["pointer"](halfway, batch.packed.named)
+        logits = every[asked]
         weight = batch.packed.weights[asked]
         each = F.cross_entropy(logits, batch.packed.targets[asked], reduction="none")
         loss = (each * weight).sum() / weight.sum()
         means["answers"].append(loss.item())
         for family, right in self._judged(batch.packed, logits.argmax(-1)):
             means[family].append(float(right))
-        return loss
+        if not math.isnan(found):
+            means["named boxes"].append(found)
+        return loss + _POINTING * pointing
 
     def _judged(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
         """For each question its family, and whether the likeliest tokens, given the true ones before, are right."""
@@ -212,7 +218,9 @@ class Training:
         hidden = [p for name, p in chosen.items() if p.ndim == 2 and "embed" not in name]
         other = [p for name, p in chosen.items() if p.ndim != 2 or "embed" in name]
         if stage.name != "language":
-            other += list(self.heads.parameters())
+            other += list(self.heads["labels"].parameters())
+        if stage.name != "vision":
+            other += list(self.heads["pointer"].parameters())
         plain = [p for p in other if p.ndim < 2]
         wide = [p for p in other if p.ndim >= 2]
         groups = [{"params": wide, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
@@ -245,7 +253,8 @@ class Training:
                 name: weight for name, weight in text["model"].items() if "language_model" in name or "lm_head" in name
             }
             self.model.load_state_dict(tower["model"] | own)
-            self.heads.load_state_dict(tower["heads"])
+            pointer = {name: weight for name, weight in text["heads"].items() if name.startswith("pointer")}
+            self.heads.load_state_dict(tower["heads"] | pointer)
         return 0, 0.0
 
     def _save(self, stage: Stage, optimisers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:

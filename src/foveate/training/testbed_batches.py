@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..testbed.architectures import DEVIATION, MEAN
 from ..testbed.procedural import CELL, Scene, draw_size, generate
-from ..testbed.questions import LARGEST, Question
+from ..testbed.questions import LARGEST, Question, steps
 from .testbed_labels import Labels, label
 
 NOT_ASKED = -100  # target of a token after which nothing is predicted
@@ -25,6 +25,7 @@ _FULL = LARGEST // CELL
 _QUESTIONS = 16  # of a full picture
 _END_WEIGHT = 0.2  # of the token that ends an answer: easily learned
 _LENGTH = 12  # tokens of a question and its answer, about
+_NOT_NAMED = (NOT_ASKED,) * 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Packed:
         numbers: (B, T) long, which question a token belongs to; -1 on padding.
         targets: (B, T) long, the token that comes next where that is part of an answer, else `NOT_ASKED`.
         weights: (B, T) float, what each target counts: the longer an answer, the less each of its tokens.
+        named: (B, T, 4) long, the box in steps of the thing whose name ends at a token, else `NOT_ASKED`.
         questions: the questions themselves.
     """
 
@@ -45,13 +47,14 @@ class Packed:
     numbers: Tensor
     targets: Tensor
     weights: Tensor
+    named: Tensor
     questions: tuple[tuple[Question, ...], ...]
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        tensors = (self.ids, self.offsets, self.numbers, self.targets, self.weights)
-        ids, offsets, numbers, targets, weights = (tensor.to(device) for tensor in tensors)
-        return Packed(ids, offsets, numbers, targets, weights, self.questions)
+        tensors = (self.ids, self.offsets, self.numbers, self.targets, self.weights, self.named)
+        ids, offsets, numbers, targets, weights, named = (tensor.to(device) for tensor in tensors)
+        return Packed(ids, offsets, numbers, targets, weights, named, self.questions)
 
     def mask(self, prefix: int) -> Tensor:
         """(B, 1, L, L) bool of what each token may attend to, with `prefix` shared tokens in front of the questions."""
@@ -166,21 +169,31 @@ def normalised(image: Image.Image) -> Tensor:
 
 def pack(questions: Sequence[Sequence[Question]], tokenizer: Any) -> Packed:
     """The questions of each scene, with their answers, behind each other."""
-    flat = [text for asked in questions for question in asked for text in (question.text, question.answer)]
+    flat = [text for asked in questions for one in asked for text in (one.text, one.answer, *one.names)]
     spelled = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
     for asked in questions:
-        row: list[tuple[int, int, int, int, float]] = []
-        for number, _ in enumerate(asked):
+        row: list[tuple[float, ...]] = []
+        for number, question in enumerate(asked):
             text, answer = next(spelled), next(spelled)
             ids = [*text, *answer]
             targets = [NOT_ASKED] * (len(text) - 1) + answer + [tokenizer.eos_token_id]
             weights = [len(answer) ** -0.5] * (len(ids) - 1) + [_END_WEIGHT * len(answer) ** -0.5]
-            row += [(ids[i], i, number, targets[i], weights[i]) for i in range(len(ids))]
+            named: list[tuple[int, ...]] = [_NOT_NAMED] * len(ids)
+            for _, box in zip(question.names, question.boxes[0], strict=False):
+                named[_end(text, next(spelled))] = tuple(steps(side) for side in box)
+            row += [(ids[i], i, number, targets[i], *named[i], weights[i]) for i in range(len(ids))]
         rows.append(row)
     length = max(len(row) for row in rows)
-    filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED, 0.0)
+    filler = (tokenizer.pad_token_id, 0, -1, NOT_ASKED, *_NOT_NAMED, 0.0)
     table = torch.tensor([row + [filler] * (length - len(row)) for row in rows], dtype=torch.float64)
     columns = table[..., :4].long().unbind(-1)
     asked_of = tuple(tuple(asked) for asked in questions)
-    return Packed(columns[0], columns[1], columns[2], columns[3], table[..., 4].float(), asked_of)
+    return Packed(
+        columns[0], columns[1], columns[2], columns[3], table[..., 8].float(), table[..., 4:8].long(), asked_of
+    )
+
+
+def _end(text: Sequence[int], name: Sequence[int]) -> int:
+    """Where in a text the last token of a name stands."""
+    return next(i for i in range(len(name) - 1, len(text)) if text[i + 1 - len(name) : i + 1] == name)

@@ -38,8 +38,11 @@ class Student(ABC):
         Positions are those of one row of the batch: (length + 1,), or (3, length + 1) where they have three parts.
         """
 
-    def answer(self, visual: Tensor, packed: Packed, grid: tuple[int, int]) -> Tensor:
-        """Logits of what follows each token of the packed questions: (B, T, vocabulary)."""
+    def answer(self, visual: Tensor, packed: Packed, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Of each token of the packed questions the logits of what follows, and its state halfway.
+
+        Shapes are (B, T, vocabulary) and (B, T, d).
+        """
         embed = self.text.embed_tokens
         before, after, places = self.frame(visual.shape[1] // (grid[0] * grid[1]), grid)
 
@@ -49,13 +52,15 @@ class Student(ABC):
         prefix = torch.cat([fixed(before), visual, fixed(after)], 1)
         length = prefix.shape[1]
         places = places.to(visual.device)[..., None, :].expand(*places.shape[:-1], len(visual), -1)
-        hidden = self.text(
+        found = self.text(
             inputs_embeds=torch.cat([prefix, embed(packed.ids)], 1),
             attention_mask=packed.mask(length),
             position_ids=torch.cat([places[..., :-1], places[..., -1:] + packed.offsets], -1),
             use_cache=False,
-        ).last_hidden_state
-        return self.model.lm_head(hidden[:, length:])
+            output_hidden_states=True,
+        )
+        halfway = found.hidden_states[(len(self.text.layers) + 1) // 2]
+        return self.model.lm_head(found.last_hidden_state[:, length:]), halfway[:, length:]
 
 
 class LlavaStudent(Student):

@@ -6,6 +6,8 @@ can learn its part from symbols alone, beside the tower that learns to make them
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +48,26 @@ class Heads(nn.Module):
             with torch.no_grad():
                 right[name] = (scores.argmax(-1) == target)[where].float().mean().item()
         return loss, right
+
+
+class Pointer(nn.Module):
+    """A linear readout of the box that a question's words name, halfway through the language model; dropped likewise.
+
+    Where things are is then known early enough for the layers after to compare two of them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.readout = nn.Linear(width, len(_SIDES) * CLASSES[_SIDES[0]])
+
+    def forward(self, halfway: Tensor, named: Tensor) -> tuple[Tensor, float]:
+        """The loss of states (B, T, d) given `Packed.named`, and the share of named sides that are right."""
+        there = named[..., 0] >= 0
+        if not there.any():
+            return halfway.new_zeros(()), math.nan
+        scores = self.readout(halfway[there]).unflatten(-1, (len(_SIDES), -1)).flatten(0, 1)
+        sides = named[there].flatten()
+        return F.cross_entropy(scores, sides), (scores.argmax(-1) == sides).float().mean().item()
 
 
 class Symbols(nn.Module):

@@ -79,7 +79,7 @@ def test_all_lists_what_cannot_be_made(tmp_path: Path, folder: Path, monkeypatch
     monkeypatch.setattr("foveate.evaluation.plots.draw", lambda report, folder: [])
     result = evaluated(folder, tmp_path / "out", "--questions", 1)
     assert result.exit_code == 0, result.output
-    assert "| visionselector |  | visionselector: needs a trained scorer" in (tmp_path / "out/report.md").read_text()
+    assert "| visionselector | 25% | visionselector: needs a trained scorer" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_checkpoint_with_a_chat_template(folder: Path, tmp_path: Path, done: Path) -> None:

@@ -17,6 +17,7 @@ import foveate
 import zoo as zoo_module
 from foveate.errors import MethodError
 from foveate.importance import LearnedScorer, scorer
+from foveate.methods import Method, get_method
 from zoo import Zoo
 
 KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
@@ -230,6 +231,30 @@ def test_what_is_no_scorer_is_refused_before_the_model_is_touched(
         assert sentence.endswith(".")
     assert hooks(llava) == before
     foveate.attach(llava.model, "stride", keep=0.5).detach()
+
+
+def test_a_models_own_scorer_is_the_default(llava: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = zoo_module.inputs(llava, [[zoo_module.picture(140, 196)]])
+    monkeypatch.setattr(llava.model, "name_or_path", str(tmp_path))
+
+    def kept(method: str | Method, **fields: object) -> list[int]:
+        with foveate.prune(llava.model, method, keep=0.25, **fields) as pruning, torch.no_grad():
+            llava.model(**inputs)
+            return pruning.report().images[0].kept.nonzero().flatten().tolist()
+
+    by_attention = kept("idpruner")
+    save_file(weights(), tmp_path / "elsewhere.safetensors")
+    assert kept("idpruner") == by_attention
+    shutil.move(tmp_path / "elsewhere.safetensors", tmp_path / "foveate-scorer.safetensors")
+    for method in ("idpruner", "visionselector"):
+        assert kept(method) == kept(method, scorer=tmp_path / "foveate-scorer.safetensors")
+    assert kept("idpruner") == kept("idpruner", importance="scorer") != by_attention
+    assert kept("idpruner", importance="encoder_attention") == by_attention
+    with pytest.raises(MethodError, match="not centred; wrap a method without one"):
+        kept(get_method("cenprune", method="idpruner"))
+    save_file(weights(48), tmp_path / "foveate-scorer.safetensors")
+    with pytest.raises(MethodError, match="reads features of width 48"):
+        kept("idpruner")
 
 
 @pytest.mark.parametrize("source", ["/nowhere/scorer", "./scorer", "scorer.safetensors", "a/b/c"])

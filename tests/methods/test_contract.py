@@ -159,8 +159,6 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
         ("idpuner", {}, "idpruner"),
         ("idpruner", {"balace": 1}, "balance"),
         ("idpruner", {"balance": 2}, r"\[0, 1\]"),
-        ("idpruner", {"importance": "scorer"}, "give scorer="),
-        ("visionselector", {}, "give scorer="),
         ("fastv", {"layer": 0}, "at least 1"),
         ("scope", {"features": "encodr"}, "encoder"),
         ("d2pruner", {"pivots": 1.5}, r"\[0, 1\]"),
@@ -182,6 +180,9 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
         get_method("d2pruner").bind(FACTS)
     with pytest.raises(MethodError, match="calibrated for layer 3"):
         get_method("d2pruner", prior=AttentionPrior(torch.ones(2, 2), 3, "toy", 1, "p")).bind(FACTS)
+    for name, fields in (("idpruner", {"importance": "scorer"}), ("visionselector", {})):
+        with pytest.raises(MethodError, match="needs a trained scorer, and toy comes without one; give scorer="):
+            get_method(name, **fields).bind(FACTS)
     for name in ("fastv", "d2pruner"):
         with pytest.raises(MethodError, match=r"layer=4, but toy has 4 layers; use a layer in \[1, 3\]"):
             get_method(name, layer=4).bind(FACTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ def evaluate(
     from ..evaluation.plots import require_extra
     from ..evaluation.report import Report
     from ..evaluation.runs import spelled
+    from ..runtime import attach
 
     require_extra()  # before hours are spent
     keeps = tuple(spelled(part) for part in _parts(keep, "--keep"))
@@ -68,6 +70,9 @@ def evaluate(
     if against is not None and against not in [method.name for method in chosen]:
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     session = Session.load(model)
+    if methods.strip() != ALL:  # of all, those that cannot run are listed
+        for method, budget in itertools.product(chosen, keeps):
+            attach(session.model, method, keep=budget).detach()
     asked = _suite(suite, dataset, questions, seed, _parts(families, "--families") if families else None, session)
     evaluation = Evaluation(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable

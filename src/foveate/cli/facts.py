@@ -81,7 +81,8 @@ def stage_of(name: str) -> Stage:
 def needs_of(name: str) -> str:
     """What the method reads besides the features, or what it must be given before it can say."""
     try:
-        return spelled(_all_needs(get_method(name))) or "features only"
+        cues = spelled(_all_needs(get_method(name)))
+        return "; ".join(filter(None, (cues, method_class(name).requires))) or "features only"
     except MethodError as error:  # a hyperparameter without which there is no method
         return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
 

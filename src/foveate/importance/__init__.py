@@ -2,7 +2,7 @@
 
 from .attention import attention_received, attention_row
 from .prior import AttentionPrior, default_prior_path, find_prior
-from .scorer import LearnedScorer
+from .scorer import LearnedScorer, find_scorer
 
 __all__ = [
     "AttentionPrior",
@@ -11,4 +11,5 @@ __all__ = [
     "attention_row",
     "default_prior_path",
     "find_prior",
+    "find_scorer",
 ]

@@ -25,6 +25,7 @@ from ..errors import MethodError
 _KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MODULE = "importance_scorer."  # what the scorer is called inside a whole checkpoint
 _INDEX = "*.safetensors.index.json"
+SHIPPED = "foveate-scorer.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,16 @@ class LearnedScorer:
             tensors = (self.q_weight, self.q_bias, self.k_weight, self.k_bias)
             self._placed[device] = [tensor.to(device, torch.float32) for tensor in tensors]
         return self._placed[device]
+
+
+def find_scorer(model_name_or_path: str) -> LearnedScorer | None:
+    """The scorer that lies in a model's own folder as ``foveate-scorer.safetensors``; None where there is none.
+
+    Raises:
+        MethodError: when the file is no scorer.
+    """
+    path = Path(model_name_or_path).expanduser() / SHIPPED
+    return LearnedScorer.load(path) if model_name_or_path and path.is_file() else None
 
 
 def _listed(keys: list[str]) -> str:

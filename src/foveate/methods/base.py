@@ -65,6 +65,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     stage: ClassVar[Stage] = Stage.BEFORE_LLM
     may_drop_all: ClassVar[bool] = False
+    requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
     provenance: ClassVar[Provenance]
 

@@ -51,7 +51,10 @@ class CenPrune(Wrapper):
         if inner.stage is not Stage.BEFORE_LLM:
             raise MethodError(f"cenprune wraps methods that prune before the LLM; {inner.name} prunes inside it.")
         if getattr(inner, "scorer", None) is not None:
-            raise MethodError(f"cenprune: the trained scorer of {inner.name} reads features that are not centred.")
+            raise MethodError(
+                f"cenprune: the trained scorer of {inner.name} reads features that are not centred; wrap a method "
+                "without one, such as get_method('idpruner', importance='encoder_attention')."
+            )
         if Cue.TEXT_EMBEDDINGS in inner.needs:
             raise MethodError(f"cenprune: {inner.name} compares features with text, which is not centred with them.")
 

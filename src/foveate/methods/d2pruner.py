@@ -46,6 +46,8 @@ class D2Pruner(Method):
         deviations="reconstructed from the abstract and secondary sources; spatial term off by default",
     )
 
+    requires = "an attention prior calibrated for the model"
+
     layer: int = 2
     prior: str | Path | AttentionPrior | None = None
     debias: bool = True

@@ -17,7 +17,7 @@ from ..importance import LearnedScorer
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, register_method
-from .idpruner import bound_scorer, loaded_scorer
+from .idpruner import bound_scorer, loaded_scorer, no_scorer
 
 
 @register_method("visionselector")
@@ -26,7 +26,8 @@ class VisionSelector(Method):
     """The highest learned scores.
 
     Args:
-        scorer: file, folder or hub id of a scorer trained for the model, or a loaded one; required.
+        scorer: file, folder or hub id of a scorer trained for the model, or a loaded one; None for
+            ``foveate-scorer.safetensors`` in the model's own folder.
         revision: revision of a scorer on the hub.
     """
 
@@ -36,19 +37,18 @@ class VisionSelector(Method):
         deviations="scored per pool instead of over the whole batch; exact O(N d) form of the score",
     )
 
+    requires = "a scorer trained for the model"
+
     scorer: str | Path | LearnedScorer | None = None
     revision: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.scorer is None:
-            raise MethodError("visionselector: needs a trained scorer; give scorer=<file, folder or hub id>.")
-
     def bind(self, facts: ModelFacts) -> Method:
-        assert self.scorer is not None
-        return replace(self, scorer=bound_scorer(self.scorer, self.revision, facts))
+        scorer = bound_scorer(self.scorer, self.revision, facts)
+        if scorer is None:
+            raise MethodError(f"{no_scorer('visionselector', facts)}, or use 'idpruner', which can do without.")
+        return replace(self, scorer=scorer)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        assert self.scorer is not None
         valid = tokens.valid
         scores = loaded_scorer("visionselector", self.scorer).scores(tokens.features, valid)
         return Selection(topk(scores, count, valid=valid))

@@ -92,8 +92,8 @@ def _wanted(
                 f"{made.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
                 f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
             )
-        _check_cues(adapter, made)
         bound = made if budget.keeps_all else made.bind(facts)
+        _check_cues(adapter, bound)
         wanted += bound.stages(facts.layers, budget)
     for bound, layer, _ in wanted:
         _check_cues(adapter, bound)

@@ -52,12 +52,12 @@ class MethodShelf:
                 )
             if method.stage is Stage.IN_LLM:
                 raise MethodError(f"{name} {_INSIDE}")
-            for cue in sorted(method.needs, key=lambda cue: cue.name):
+            bound = method.bind(self._facts)
+            for cue in sorted(bound.needs, key=lambda cue: cue.name):
                 if cue in self._missing:
                     raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")
             if method.stage is Stage.BOTH:
                 raise MethodError(f"{name} {_BOTH}")
-            bound = method.bind(self._facts)
             _try(bound, self._facts.hidden_size)
             self._ready[name] = bound
         return self._ready[name]

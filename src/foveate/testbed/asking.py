@@ -24,6 +24,7 @@ class _Asker:
 
     rng: np.random.Generator
     items: tuple[Item, ...]
+    width: int
     height: int
 
     def one_of(self, choices: Sequence[object]) -> int:
@@ -104,8 +105,14 @@ class _Asker:
         across, down = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
         if min(abs(across), abs(down)) < _APART or not (names := (self.name(a), self.name(b)))[0] or not names[1]:
             return None
-        side = SIDES[(2 if down > 0 else 0) + (1 if across > 0 else 0)]
-        return self.question("relation", "relation", side, [a, b], a=names[0], b=names[1])
+        return self.question("relation", "relation", _side(across, down), [a, b], a=names[0], b=names[1])
+
+    def corner(self) -> Question | None:
+        item = self.items[self.one_of(self.items)]
+        across, down = item.centre[0] - self.width / 2, item.centre[1] - self.height / 2
+        if min(abs(across), abs(down)) < _APART / 2 or (name := self.name(item)) is None:
+            return None
+        return self.question("relation", "corner", _side(across, down), [item], a=name)
 
     def reading(self) -> Question | None:
         noun = (TILE, SIGN)[self.one_of((TILE, SIGN))]
@@ -160,6 +167,10 @@ class _Asker:
         return self.question("clips", "become" if last else "was", answer, [item], a=f"the {item.noun}")
 
 
+def _side(across: float, down: float) -> str:
+    return SIDES[(2 if down > 0 else 0) + (1 if across > 0 else 0)]
+
+
 # For each kind of scene, what is asked about it, and how often.
 _ASKED: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...]] = {
     "objects": (
@@ -176,12 +187,21 @@ _ASKED: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...]]
 }
 
 
-def ask(rng: np.random.Generator, kind: str, items: Sequence[Item], height: int, wanted: int) -> tuple[Question, ...]:
-    """Up to `wanted` different questions about what a drawing shows."""
-    asker = _Asker(rng, tuple(item for item in items if item.noun != PATTERN), height)
+# Easier questions on the way to those above: where one thing is, before where it is as seen from another.
+_LESSONS: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...]] = {
+    "objects": ((_Asker.corner, 3.0),),
+}
+
+
+def ask(
+    rng: np.random.Generator, kind: str, items: Sequence[Item], size: tuple[int, int], wanted: int, lessons: bool
+) -> tuple[Question, ...]:
+    """Up to `wanted` different questions about what a drawing of a (height, width) shows; `lessons` are easier ones."""
+    height, width = size
+    asker = _Asker(rng, tuple(item for item in items if item.noun != PATTERN), width, height)
     if not asker.items:
         return ()
-    makers, weights = zip(*_ASKED[kind], strict=True)
+    makers, weights = zip(*_ASKED[kind], *(_LESSONS.get(kind, ()) if lessons else ()), strict=True)
     chances = np.cumsum(weights) / np.sum(weights)
     found: dict[tuple[str, tuple[tuple[Box, ...], ...]], Question] = {}
     for draw in rng.random(4 * wanted):

@@ -154,6 +154,12 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "which colour does {a} have in the first frame?",
         "before any change, what is the colour of {a}?",
     ),
+    "corner": (
+        "where in the picture is {a}?",
+        "in which corner of the picture is {a}?",
+        "where is {a}?",
+        "in which corner does {a} lie?",
+    ),
 }
 
 _WORDS = """

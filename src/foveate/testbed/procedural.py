@@ -46,6 +46,7 @@ def generate(
     size: tuple[int, int] | None = None,
     wanted: int = _QUESTIONS,
     crowded: bool = False,
+    lessons: bool = False,
 ) -> Scene:
     """Scene number `index` of a split.
 
@@ -57,6 +58,7 @@ def generate(
         size: (height, width) in pixels; chance decides if not given, full size being the most frequent.
         wanted: questions, at most.
         crowded: as many things as find room, for training.
+        lessons: ask easier questions, too, for training.
 
     Raises:
         TestbedError: for an unknown split or kind, or when scikit-image, scikit-learn or matplotlib is missing.
@@ -68,7 +70,7 @@ def generate(
         raise TestbedError(f"kind {kind!r} must be one of {', '.join(KINDS)}.")
     height, width = size or draw_size(rng, kind)
     drawn = _draw(rng, kind, split, height, width, crowded)
-    return Scene(kind, drawn.frames, drawn.items, ask(rng, kind, drawn.items, height, wanted))
+    return Scene(kind, drawn.frames, drawn.items, ask(rng, kind, drawn.items, (height, width), wanted, lessons))
 
 
 def _draw(rng: np.random.Generator, kind: str, split: str, height: int, width: int, crowded: bool) -> Drawing:

@@ -112,10 +112,13 @@ class Batches:
         number_of = max(4, self.tokens // (visual + _LENGTH * wanted))
         number_of *= 3 if clip else 1
         scenes: list[Scene] = []
+        lessons = self.split == "train"
         for i in range(number_of):
             kind = "clip" if clip else _kind(rng, height, width)
             dense = crowded and kind == "objects" and rng.random() < 0.6
-            scenes.append(generate(self.split, self.seed, number * 4096 + i, kind, (height, width), wanted, dense))
+            scenes.append(
+                generate(self.split, self.seed, number * 4096 + i, kind, (height, width), wanted, dense, lessons)
+            )
         if clip:  # clips of one length: there are three, so that about a third is left
             frames, _ = Counter(len(scene.frames) for scene in scenes).most_common(1)[0]
             scenes = [scene for scene in scenes if len(scene.frames) == frames]

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 from foveate.cli import app
 from foveate.testbed import scenes
+from foveate.testbed.architectures import build, tokenizer
+from foveate.training.testbed_export import export
 
 
 def run(*arguments: object) -> Result:
@@ -74,6 +76,16 @@ def test_the_leaderboard_is_made_of_results(done: Path, tmp_path: Path) -> None:
     assert_one_sentence(run("leaderboard", tmp_path / "none", "-o", page), "there are no results", "foveate eval")
 
 
+def test_the_gate(tmp_path: Path) -> None:
+    """The bundled model does not know the words of the testbed; one that does not either answers at random."""
+    model = tmp_path / "untrained"
+    export(build("llava", 0), tokenizer("llava"), "llava", model, {"seed": 0})
+    asked = ("--suite", "testbed", "--questions", 7, "--keep", "25%", "--methods", "stride", "--random-seeds", 1)
+    result = run("eval", *asked, "--gate", "--model", model, "--workers", 1, "-o", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert "The gate is not passed:" in result.stdout and "macro accuracy is" in result.stdout
+
+
 def test_all_lists_what_cannot_be_made(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.methods.method_names", lambda: ["divprune", "visionselector"])
     monkeypatch.setattr("foveate.evaluation.plots.draw", lambda report, folder: [])
@@ -99,6 +111,7 @@ def test_bad_requests_end_in_one_sentence(folder: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "out")
     assert_one_sentence(run("eval", *out), "--suite", "--dataset")
     assert_one_sentence(run("eval", "--suite", "bundled", "--dataset", folder, *out), "either")
+    assert_one_sentence(run("eval", "--suite", "bundled", "--gate", *out), "give --suite testbed")
     assert_one_sentence(run("eval", "--suite", "bundeld", *out), "did you mean 'bundled'")
     assert_one_sentence(run("eval", "--suite", "bundled", "--families", "cuont", *out), "did you mean 'count'")
     assert_one_sentence(evaluated(tmp_path / "none", tmp_path / "out"), "no file or folder")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.suites import Suite
     from ..methods import Method
 
-ALL = "all"
+ALL, TESTBED = "all", "testbed"
 
 
 def evaluate(
@@ -47,6 +47,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="The method that others are compared with.", show_default="the first")
     ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Fail unless the model is fit to compare methods by (see docs/testbed.md).")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     random_seeds: Annotated[int, typer.Option(min=1, help="How many times random tokens are drawn.")] = 3,
@@ -59,12 +62,15 @@ def evaluate(
 
     from ..evaluation.evaluating import Evaluation
     from ..evaluation.evaluating import evaluate as run
+    from ..evaluation.gate import failures
     from ..evaluation.plots import require_extra
     from ..evaluation.report import Report
     from ..evaluation.runs import spelled
     from ..runtime import attach
 
     require_extra()  # before hours are spent
+    if gate and suite != TESTBED:
+        raise InputError("--gate is about the testbed's models; give --suite testbed.")
     keeps = tuple(spelled(part) for part in _parts(keep, "--keep"))
     chosen, unable = _methods(methods, settings or ())
     if against is not None and against not in [method.name for method in chosen]:
@@ -83,6 +89,10 @@ def evaluate(
     path = report.save(output)
     Console().print(_summary(report))
     typer.echo(f"All answers, tables and plots: {path}")
+    if gate:
+        found = failures(report)
+        typer.echo("\n".join(["The gate is not passed:", *found]) if found else "The gate is passed.")
+        raise typer.Exit(int(bool(found)))
 
 
 def pair(name: str) -> tuple[Any, Any]:

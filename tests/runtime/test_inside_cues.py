@@ -11,7 +11,7 @@ from torch import Tensor
 
 import foveate
 import zoo as zoo_module
-from foveate.importance.rotary import rotary_decay
+from foveate.importance.rotary import joined, rotary_decay
 from foveate.methods import Stage
 from foveate.methods.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
@@ -73,6 +73,7 @@ def test_without_earlier_stages(zoo: Zoo, scope: Any) -> None:
     inputs = two_images(zoo)
     tokens = shown(zoo, inputs, scope=scope)
     attention, given, image = eager(zoo, inputs, 1), entering(zoo, inputs), visual(zoo, inputs)
+    axes = zoo.model.config.get_text_config().rope_parameters.get("mrope_section", ())
     spans = [image[0].nonzero()[:, 0].split(tokens.sizes[:2] if scope == "image" else tokens.sizes[0])]
     spans += [(image[1].nonzero()[:, 0],)]
     places = [(row, span) for row, of_row in enumerate(spans) for span in of_row]
@@ -88,7 +89,7 @@ def test_without_earlier_stages(zoo: Zoo, scope: Any) -> None:
         assert torch.allclose(tokens.llm_text_attention[pool, :n][..., real], expected, atol=1e-6)
         if scope == "image":  # else text between two images reads the first
             assert not tokens.llm_text_attention[pool, :n][..., ~tokens.text_follows[pool]].any()
-        cos, sin = (table.expand(2, -1, -1)[row] for table in given["position_embeddings"])
+        cos, sin = (table.expand(2, -1, -1)[row] for table in joined(given["position_embeddings"], axes))
         turned = cos + torch.cat([-torch.ones(cos.shape[1] // 2), torch.ones(cos.shape[1] // 2)]) * sin  # ones, rotated
         assert torch.allclose(
             tokens.rotary_decay[pool, :n, real], turned[span] @ turned[text].mT / cos.shape[1], atol=1e-5

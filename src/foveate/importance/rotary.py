@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 Table = tuple[Tensor, Tensor]  # cosines and sines of the angles of each position, (..., L, hd) each
+
+
+def joined(table: Table, sections: Sequence[int]) -> Table:
+    """Tables of M-RoPE in which each frequency turns by the position on its own axis, as the attention turns it.
+
+    Args:
+        table: (B, L, hd), which is returned as it is, or (3, B, L, hd), one for each axis, as transformers before 5.17
+            hands them to the layers of Qwen2-VL and Qwen2.5-VL.
+        sections: how many frequencies each axis has, hd / 2 in all.
+    """
+    if table[0].ndim == 3:
+        return table
+    cos, sin = (
+        torch.cat([part[i % 3] for i, part in enumerate(axes.split([*sections, *sections], -1))], -1) for axes in table
+    )
+    return cos, sin
 
 
 def rotary_decay(table: Table, other: Table) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..importance.rotary import rotary_decay
+from ..importance.rotary import joined, rotary_decay
 from ..methods import Method
 from ..methods.editing import LogitBias
 from .step import Step
@@ -37,14 +37,15 @@ def bias_seam(methods: Sequence[Method], text: Any, step: Callable[[], Step]) ->
             f"{asking.name} adds to the attention logits, which {kernel!r} does not take; "
             "call model.set_attn_implementation('sdpa') first."
         )
-    return BiasSeam(asking.bias, text.layers, step)
+    return BiasSeam(asking.bias, text, step)
 
 
 class BiasSeam:
     """Stands around the attention of all layers."""
 
-    def __init__(self, bias: LogitBias, layers: Sequence[Any], step: Callable[[], Step]) -> None:
-        self._bias, self._layers, self._step = bias, layers, step
+    def __init__(self, bias: LogitBias, text: Any, step: Callable[[], Step]) -> None:
+        self._bias, self._layers, self._step = bias, text.layers, step
+        self._sections = text.config.rope_parameters.get("mrope_section", ())
         self._removable: list[Any] = []
 
     def hook(self) -> None:
@@ -63,9 +64,8 @@ class BiasSeam:
         """Compute what distance adds, of all tokens that enter the language model."""
         step = self._step()
         if step.spans and self._bias.ceiling is not None:
-            rotary = kwargs["position_embeddings"]
+            rotary = joined(kwargs["position_embeddings"], self._sections)
             decay = rotary_decay(rotary, rotary)
-            decay = decay.mean(0) if decay.ndim == 4 else decay  # M-RoPE channels before transformers 5.17
             far = (self._bias.ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
             assert step.chunk_valid is not None
             far = far.repeat(len(step.chunk_valid) // len(far), 1, 1)

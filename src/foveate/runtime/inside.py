@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Budget
+from ..importance.rotary import joined
 from ..methods import Method
 from ..models.base import AttentionCall
 from ..tokens import Cue
@@ -143,7 +144,7 @@ class InsideLlm:
             assert step.embeds is not None
             cues[Cue.INPUT_EMBEDDINGS] = step.of_spans(step.embeds, 0)
         if Cue.ROTARY_DECAY in needs:
-            cues[Cue.ROTARY_DECAY] = decay(step, rotary)
+            cues[Cue.ROTARY_DECAY] = decay(step, joined(rotary, self._config.rope_parameters.get("mrope_section", ())))
         words = step.words if needs & OF_THE_PROMPT else None
         keep, hidden, _ = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
         survivors = Kept.of(keep & entering.valid)

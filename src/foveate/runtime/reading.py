@@ -50,8 +50,7 @@ def decay(step: Step, rotary: Table) -> list[Tensor]:
 
     Args:
         step: with `words` read.
-        rotary: the tables that the language model made for what entered it; (B or 1, W, hd), or with leading M-RoPE
-            channels before transformers 5.17, over which the mean is taken.
+        rotary: the tables that the language model made for what entered it, (B or 1, W, hd).
     """
     assert step.words is not None
     index = step.words.index
@@ -59,11 +58,9 @@ def decay(step: Step, rotary: Table) -> list[Tensor]:
     at = step.placed(index, rows, 0).clamp_min(0)
 
     def of_words(table: Tensor) -> Tensor:
-        table = table.expand(*table.shape[:-3], len(index), -1, -1)
-        return table[..., rows, at, :]
+        return table.expand(len(index), -1, -1)[rows, at]
 
-    found = rotary_decay(rotary, (of_words(rotary[0]), of_words(rotary[1])))
-    return step.of_spans(found.mean(0) if found.ndim == 4 else found, 0)
+    return step.of_spans(rotary_decay(rotary, (of_words(rotary[0]), of_words(rotary[1]))), 0)
 
 
 def _last(call: AttentionCall, valid: Tensor, past: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import fused
+
 
 def _grouped(query: Tensor, kv_heads: int) -> Tensor:
     """Queries (B, H, ...) as float32 (B, kv_heads, H / kv_heads, ...): the heads that read one key head together."""
@@ -23,8 +25,12 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     Returns:
         (B, L) float32, zero on invisible keys, each row summing to 1.
     """
-    logits = _grouped(query, key.shape[1]) @ key.float().mT * scaling
-    return logits.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1).mean((1, 2))
+    launch = fused("foveate.importance.attention_gpu", query)
+    if launch is not None:
+        logits = launch.attention_logits(query, key, scaling)
+    else:
+        logits = (_grouped(query, key.shape[1]) @ key.float().mT * scaling).flatten(1, 2)
+    return logits.masked_fill(~visible[:, None], -torch.inf).softmax(-1).mean(1)
 
 
 def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:

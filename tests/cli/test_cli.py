@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import foveate
 from foveate.cli import app
+from foveate.importance import AttentionPrior
 from foveate.testbed import bundled_path, scenes
 from foveate.visualize.comparison import PADDING
 
@@ -111,6 +112,14 @@ def test_version_and_help() -> None:
     shown = run("--help")
     assert shown.exit_code == 0
     assert all(name in shown.stdout for name in ("demo", "ask", "view", "methods", "models", "calibrate"))
+
+
+def test_calibrate_on_generated_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["foveate.cli.calibrate"], "_SCENES", 3)
+    path = tmp_path / "prior.safetensors"
+    result = run("calibrate", "bundled", "--images", "testbed", "-o", path)
+    assert result.exit_code == 0, result.output
+    assert "over 3 images" in result.stdout and AttentionPrior.load(path).images == 3
 
 
 def test_calibrate_saves_where_it_is_told(scene: Path, tmp_path: Path) -> None:

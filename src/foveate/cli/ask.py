@@ -10,7 +10,7 @@ import typer
 
 from ..pictures import open_image
 from .hyperparameters import SETTINGS, configured
-from .session import BUNDLED, Session
+from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ Row = tuple[str, Callable[["Report"], float], str]
 def ask(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several pictures.")],
     question: Annotated[str, typer.Argument(help="The question; the bundled model knows forms like 'colour star'.")],
-    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
     method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
     keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "25%",
     settings: SETTINGS = None,

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import image_files, open_image
-from .session import Session
+from .session import MODEL_HELP, Session
 from .view import default_prompt
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
+
+TESTBED = "testbed"
+_SCENES = 200
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or 'bundled'.")],
-    images: Annotated[Path, typer.Option(help="A folder of pictures to average over.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    images: Annotated[
+        str, typer.Option(metavar="FOLDER|testbed", help="The pictures to average over, or 200 generated scenes.")
+    ],
     layer: Annotated[int, typer.Option(min=1, help="The LLM layer whose input the method prunes.")] = 2,
     prompt: Annotated[
         str | None, typer.Option(help="What is asked of every picture.", show_default="Please describe the image.")
@@ -35,20 +41,32 @@ def calibrate(
     from ..importance.prior import default_prior_path
     from ..runtime.calibrate import measure_prior
 
-    files = image_files(images)
+    count, pictures = (_SCENES, _scenes()) if images == TESTBED else _opened(Path(images))
     session = Session.load(model)
     asked = prompt or default_prompt(session)
 
     def samples() -> Iterator[dict[str, Tensor]]:
         console = Console(stderr=True)
-        for path in track(files, description="Measuring the prior", console=console):
-            yield session.inputs([open_image(path)], asked)
+        for picture in track(pictures, description="Measuring the prior", total=count, console=console):
+            yield session.inputs([picture], asked)
 
     prior = measure_prior(session.model, samples(), layer, asked)
     path = output or default_prior_path(prior.model, layer)
     replace(prior, model=session.label).save(path)
-    typer.echo(f"Averaged over {len(files)} images: {path}")
+    typer.echo(f"Averaged over {count} images: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
     else:
         typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')
+
+
+def _opened(folder: Path) -> tuple[int, Iterator[Image.Image]]:
+    files = image_files(folder)
+    return len(files), (open_image(path) for path in files)
+
+
+def _scenes() -> Iterator[Image.Image]:
+    """Pictures that no test of the testbed shows."""
+    from ..testbed import generate
+
+    return (generate("train", 0, index, size=(112, 112)).frames[0] for index in range(_SCENES))

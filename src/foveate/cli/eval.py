@@ -13,7 +13,7 @@ import typer
 
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured, hyperparameters
-from .session import BUNDLED, Session
+from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,9 @@ ALL, TESTBED = "all", "testbed"
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+    model: Annotated[
+        str | None, typer.Option(help=MODEL_HELP, show_default="testbed-llava for the testbed, else bundled")
+    ] = None,
     suite: Annotated[
         str | None, typer.Option(help="testbed: generated scenes; bundled: the scenes of `foveate demo`.")
     ] = None,
@@ -75,6 +77,7 @@ def evaluate(
     chosen, unable = _methods(methods, settings or ())
     if against is not None and against not in [method.name for method in chosen]:
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
+    model = model or (f"{TESTBED}-llava" if suite == TESTBED else BUNDLED)
     session = Session.load(model)
     if methods.strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLED = "bundled"
+MODEL_HELP = "A model directory, a hub id, 'bundled' or 'testbed-llava'."
 
 
 @dataclass(frozen=True)
@@ -28,40 +29,46 @@ class Session:
 
     @classmethod
     def load(cls, name: str) -> Session:
-        """The model in a directory, on the Hugging Face hub, or ``bundled``.
+        """The model in a directory, on the Hugging Face hub, ``bundled``, or one of the testbed that comes along.
 
         Raises:
             ModelError: when it cannot be loaded or foveate has no adapter for it.
         """
+        import torch
         from rich.console import Console
         from transformers.utils import logging
 
-        from ..testbed import bundled_path, load_bundled
+        from ..testbed import bundled_path, load_bundled, shipped_models
 
         logging.set_verbosity_error()
-        local = name == BUNDLED or Path(name).exists()
+        shipped = shipped_models()
+        local = name == BUNDLED or name in shipped or Path(name).exists()
         if local:  # what comes from the hub shows transformers' own bars of the download
             logging.disable_progress_bar()
         with Console(stderr=True).status(f"Loading {name}") if local else nullcontext():
             if name == BUNDLED or Path(name).resolve() == bundled_path():
                 return cls(*load_bundled(), bundled=True)
             try:
+                if name in shipped:  # small enough for float32, which CPUs compute faster
+                    return cls(*_load(str(shipped[name]), torch.float32), bundled=False)
                 return cls(*_load(name), bundled=False)
             except ModelError:
                 raise
             except Exception as error:  # transformers raises nearly everything
                 raise ModelError(
                     f"cannot load the model {name!r} ({_reason(error)}); give a directory with a safetensors "
-                    f"checkpoint and its processor, a hub id, or {BUNDLED!r}."
+                    f"checkpoint and its processor, a hub id, or one of {', '.join((BUNDLED, *shipped))}."
                 ) from None
 
     @property
     def label(self) -> str:
         """What the model is called where it is passed on: not by the folder that it lies in here."""
         from ..importance.prior import short_name
+        from ..testbed import shipped_models
 
-        name = str(self.model.name_or_path)
-        return BUNDLED if self.bundled else short_name(name) if Path(name).is_dir() else name
+        path = str(self.model.name_or_path)
+        shipped = {str(folder): name for name, folder in shipped_models().items()}
+        return BUNDLED if self.bundled else shipped.get(path) or (short_name(path) if Path(path).is_dir() else path)
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
@@ -85,7 +92,7 @@ class Session:
         return seen(image, self.processor.image_processor)
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def _load(name: str, dtype: Any = "auto") -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -98,7 +105,7 @@ def _load(name: str) -> tuple[Any, Any]:
     if model_type not in supported:
         raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(supported)}.")
     model = AutoModelForImageTextToText.from_pretrained(
-        name, dtype="auto", use_safetensors=True, trust_remote_code=False
+        name, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), _processor(name, model)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .session import Session
+from .session import MODEL_HELP, Session
 
 if TYPE_CHECKING:
     from ..testbed.samples import Sample
@@ -21,7 +21,7 @@ TESTBED = "testbed"
 
 
 def scorer(
-    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     data: Annotated[
         str, typer.Option(metavar="FILE|testbed", help="A JSONL file of samples, its folder, or generated scenes.")
     ],

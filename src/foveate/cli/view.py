@@ -11,7 +11,7 @@ import typer
 from ..pictures import open_image
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured
-from .session import BUNDLED, Session
+from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ def view(
     settings: SETTINGS = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
-    model: Annotated[str, typer.Option(help="A model directory, a hub id, or 'bundled'.")] = BUNDLED,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
 ) -> None:
     """Draw which visual tokens of a picture each method keeps."""
     from ..budget import Budget

@@ -13,6 +13,7 @@ from .bundled import (
     scenes,
 )
 from .procedural import generate
+from .shipped import shipped_models
 from .suite import samples
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "load_bundled",
     "samples",
     "scenes",
+    "shipped_models",
 ]

@@ -146,9 +146,9 @@ class Batches:
 
 def _kind(rng: np.random.Generator, height: int, width: int) -> str:
     chance = rng.random()
-    if chance < 0.15 and height >= 6 * CELL and width >= 7 * CELL:
+    if chance < 0.22 and height >= 6 * CELL and width >= 7 * CELL:
         return "chart"
-    if chance > 0.85 and height >= 3 * CELL and width >= 6 * CELL:
+    if chance > 0.82 and height >= 3 * CELL and width >= 6 * CELL:
         return "page"
     return "objects"
 

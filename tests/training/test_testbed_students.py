@@ -12,8 +12,9 @@ import transformers as tf
 from foveate.testbed.architectures import MODELS, build, image_processor, tokenizer
 from foveate.testbed.procedural import Scene, generate
 from foveate.training.testbed_batches import NOT_ASKED, Batch, Batches, collate
+from foveate.training.testbed_labels import CLASSES, label
 from foveate.training.testbed_students import Student, student
-from foveate.training.testbed_supervision import Pointer
+from foveate.training.testbed_supervision import Inventory, Pointer
 
 SIZES = [(112, 112), (48, 88), (24, 24)]
 
@@ -51,7 +52,7 @@ def inputs(learner: Student, scene: Scene, text: str) -> dict[str, torch.Tensor]
 
 def packed_logits(learner: Student, batch: Batch) -> torch.Tensor:
     assert batch.packed is not None
-    return learner.answer(learner.see(batch.pixels), batch.packed, batch.grid)[0]
+    return learner.answer(learner.see(batch.pixels)[0], batch.packed, batch.grid)[0]
 
 
 def check(learner: Student, scenes: list[Scene]) -> None:
@@ -85,8 +86,8 @@ def test_small_pictures_enter_llava_at_their_places() -> None:
     for layer in learner.model.model.vision_tower.encoder.layers:  # tokens that see only themselves
         torch.nn.init.zeros_(layer.self_attn.out_proj.weight)
     with torch.no_grad():
-        small = learner.see(pixels)
-        full = learner.see(torch.nn.functional.pad(pixels, (0, 48, 0, 64))).view(1, 14, 14, -1)
+        small = learner.see(pixels)[0]
+        full = learner.see(torch.nn.functional.pad(pixels, (0, 48, 0, 64)))[0].view(1, 14, 14, -1)
     assert torch.allclose(small.view(1, 6, 8, -1), full[:, :6, :8], atol=1e-5)
 
 
@@ -156,3 +157,21 @@ def test_a_pointer_reads_names_alone() -> None:
         pointer.readout.weight.zero_()
         pointer.readout.bias.copy_(torch.nn.functional.one_hot(torch.tensor([1, 2, 3, 5]), 29).flatten())
     assert pointer(halfway, named)[1] == 0.75
+
+
+def test_an_inventory_names_each_thing_with_its_colour() -> None:
+    scene = generate("train", 0, 3, "objects", (112, 112))
+    labels = label([scene], 14, 14)
+    colours = CLASSES["colour"] - 1
+    shown = [(int(t) - 1) * colours + int(c) - 1 for t, c in zip(labels.thing[0], labels.colour[0], strict=True) if t]
+    kinds, inventory = sorted(set(shown)), Inventory(8)
+    with torch.no_grad():
+        inventory.readout.weight.zero_()
+        inventory.readout.bias.fill_(-20)
+        inventory.readout.bias[kinds[1:]] = 20
+    missed, found = inventory(torch.randn(1, 8), labels)
+    assert found == pytest.approx(1 - 1 / len(kinds))
+    with torch.no_grad():
+        inventory.readout.bias[kinds[0]] = 20
+    whole, found = inventory(torch.randn(1, 8), labels)
+    assert found == 1 and whole < 1e-6 < missed

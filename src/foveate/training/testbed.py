@@ -25,10 +25,11 @@ from .muon import Muon
 from .testbed_batches import NOT_ASKED, Batch, Batches, Packed
 from .testbed_export import export
 from .testbed_students import student
-from .testbed_supervision import Heads, Pointer, Symbols
+from .testbed_supervision import Heads, Inventory, Pointer, Symbols
 
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
 _LIKENESS = 4.0  # what resembling the symbols weighs while the tower learns: the language model knows nothing else
+_INVENTORY = 5.0  # what naming all that is there weighs beside what each token shows
 _POINTING = 0.3  # what finding the things that a question names weighs beside its answer
 _VALIDATION = 8  # batches
 _WARM_UP = 100  # steps
@@ -85,8 +86,8 @@ class Training:
         self.model = build(model, seed)
         self.student = student(model, self.model, self.tokenizer)
         embeddings = self.model.model.language_model.embed_tokens.weight.detach()
-        heads = {"labels": Heads(embeddings.shape[1]), "pointer": Pointer(embeddings.shape[1])}
-        self.heads = nn.ModuleDict(heads).to(self.device)
+        kinds = {"labels": Heads, "pointer": Pointer, "inventory": Inventory}
+        self.heads = nn.ModuleDict({name: kind(embeddings.shape[1]) for name, kind in kinds.items()}).to(self.device)
         self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed).to(self.device)
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
         self.model.to(self.device)
@@ -153,12 +154,13 @@ class Training:
         symbols = self.symbols(batch.labels, batch.grid)
         if stage.name == "language":
             return self._answers(batch, symbols + _NOISE * torch.randn_like(symbols), means)
-        seen = self.student.see(batch.pixels)
+        seen, summary = self.student.see(batch.pixels)
         dense, right = self.heads["labels"](seen, batch.labels)
+        if summary is not None:
+            loss, right["inventory"] = self.heads["inventory"](summary, batch.labels)
+            dense = dense + _INVENTORY * loss
         likeness = (seen - symbols).pow(2).mean() / self.spread
-        for name, value in {"dense": dense.item(), "likeness": likeness.item(), **right}.items():
-            if not math.isnan(value):
-                means[name].append(value)
+        _note(means, {"dense": dense.item(), "likeness": likeness.item(), **right})
         if stage.name == "vision":
             return dense + _LIKENESS * likeness
         return self._answers(batch, seen, means) + 0.3 * dense + 0.5 * max(0.0, 1 - 2 * share) * likeness
@@ -172,11 +174,9 @@ class Training:
         weight = batch.packed.weights[asked]
         each = F.cross_entropy(logits, batch.packed.targets[asked], reduction="none")
         loss = (each * weight).sum() / weight.sum()
-        means["answers"].append(loss.item())
+        _note(means, {"answers": loss.item(), "named boxes": found})
         for family, right in self._judged(batch.packed, logits.argmax(-1)):
             means[family].append(float(right))
-        if not math.isnan(found):
-            means["named boxes"].append(found)
         return loss + _POINTING * pointing
 
     def _judged(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
@@ -218,7 +218,7 @@ class Training:
         hidden = [p for name, p in chosen.items() if p.ndim == 2 and "embed" not in name]
         other = [p for name, p in chosen.items() if p.ndim != 2 or "embed" in name]
         if stage.name != "language":
-            other += list(self.heads["labels"].parameters())
+            other += [*self.heads["labels"].parameters(), *self.heads["inventory"].parameters()]
         if stage.name != "vision":
             other += list(self.heads["pointer"].parameters())
         plain = [p for p in other if p.ndim < 2]
@@ -289,6 +289,12 @@ class Training:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         report(standing)
+
+
+def _note(means: dict[str, list[float]], figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        if not math.isnan(value):
+            means[name].append(value)
 
 
 def _schedule(step: int, share: float, decay: float) -> float:

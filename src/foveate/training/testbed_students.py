@@ -28,8 +28,12 @@ class Student(ABC):
         self.text = model.model.language_model
 
     @abstractmethod
-    def see(self, pixels: Tensor) -> Tensor:
-        """What the language model reads of pixels (B, frames, 3, height, width): (B, N, d), in raster order."""
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What becomes of pixels (B, frames, 3, height, width).
+
+        Returns:
+            What the language model reads, (B, N, d) in raster order, and the tower's class token (B, d), if it has one.
+        """
 
     @abstractmethod
     def frame(self, frames: int, grid: tuple[int, int]) -> tuple[list[int], list[int], Tensor]:
@@ -66,7 +70,7 @@ class Student(ABC):
 class LlavaStudent(Student):
     """LLaVA: of a picture that is smaller than the canvas, only its own patches enter the tower, at their places."""
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         tower, pictures = self.model.model.vision_tower, pixels[:, 0]
         embeddings = tower.embeddings
         patches = embeddings.patch_embedding(pictures).flatten(2).mT
@@ -76,7 +80,7 @@ class LlavaStudent(Student):
         first = embeddings.class_embedding.expand(len(patches), 1, -1)
         hidden = tower.pre_layrnorm(torch.cat([first, patches], 1) + embeddings.position_embedding(places))
         hidden = tower.encoder(inputs_embeds=hidden).last_hidden_state
-        return self.model.model.multi_modal_projector(hidden[:, 1:])
+        return self.model.model.multi_modal_projector(hidden[:, 1:]), hidden[:, 0]
 
     def frame(self, frames: int, grid: tuple[int, int]) -> tuple[list[int], list[int], Tensor]:
         return [self.tokenizer.bos_token_id], [], torch.arange(grid[0] * grid[1] + 2)
@@ -85,7 +89,7 @@ class LlavaStudent(Student):
 class QwenStudent(Student):
     """Qwen2.5-VL: the windows of all pictures of a batch, which are of one size, attend at once."""
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         tower = self.model.model.visual
         config = tower.config
         if pixels.shape[1] == 1:
@@ -108,7 +112,7 @@ class QwenStudent(Student):
             hidden = hidden + _attend(block.attn, block.norm1(hidden), angles, lengths)
             hidden = hidden + block.mlp(block.norm2(hidden))
         merged = tower.merger(hidden.flatten(0, 1)).view(batch * times, rows * columns, -1)
-        return merged[:, torch.argsort(order)].view(batch, times * rows * columns, -1)
+        return merged[:, torch.argsort(order)].view(batch, times * rows * columns, -1), None
 
     def frame(self, frames: int, grid: tuple[int, int]) -> tuple[list[int], list[int], Tensor]:
         words, count = self.tokenizer, frames * grid[0] * grid[1]

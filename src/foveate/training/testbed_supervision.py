@@ -50,6 +50,26 @@ class Heads(nn.Module):
         return loss, right
 
 
+class Inventory(nn.Module):
+    """A linear readout of what is in the picture from the tower's class token; dropped likewise.
+
+    CLIP learns such things from captions. Without it nothing would tell the class token where to look, and methods
+    that read its attention would be judged by noise.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.readout = nn.Linear(width, (CLASSES["thing"] - 1) * (CLASSES["colour"] - 1))
+
+    def forward(self, summary: Tensor, labels: Labels) -> tuple[Tensor, float]:
+        """The loss of class tokens (B, d), and the share of the things there, each with its colour, that are found."""
+        scores, colours = self.readout(summary), CLASSES["colour"] - 1
+        kinds = ((labels.thing - 1) * colours + labels.colour - 1).clamp_min(0)
+        there = torch.zeros_like(scores).scatter_reduce(1, kinds, (labels.thing > 0).to(scores), "amax")
+        loss = F.binary_cross_entropy_with_logits(scores, there)
+        return loss, (scores > 0)[there > 0].float().mean().item()
+
+
 class Pointer(nn.Module):
     """A linear readout of the box that a question's words name, halfway through the language model; dropped likewise.
 

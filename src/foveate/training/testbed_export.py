@@ -55,7 +55,7 @@ def export(model: Any, tokenizer: Any, name: str, folder: Path, facts: Mapping[s
 
 def card(name: str, facts: Mapping[str, Any]) -> str:
     """The model card."""
-    lines = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    lines = "\n".join(f"| {key} | {_spelled(value)} |" for key, value in facts.items())
     return f"""# {name} of foveate's testbed
 
 Trained from scratch by `foveate train testbed --model {name} --seed {facts["seed"]}` on procedural pictures of at most
@@ -68,6 +68,10 @@ sizes.
 | data version | {DATA_VERSION} |
 {lines}
 """
+
+
+def _spelled(value: Any) -> str:
+    return ", ".join(f"{name} {part:.3f}" for name, part in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

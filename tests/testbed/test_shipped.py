@@ -45,7 +45,8 @@ def test_the_card_and_what_lies_beside_it(folder: Path) -> None:
     assert f"--seed {told['seed']}" in card and "No token was dropped or pruned in training" in card
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
     assert find_scorer(str(folder)) is not None
-    assert find_prior(str(folder), 2) is not None
+    prior = find_prior(str(folder), 2)
+    assert prior is not None and prior.measured_on(str(folder))
 
 
 @torch.no_grad()

@@ -64,11 +64,9 @@ class Session:
     def label(self) -> str:
         """What the model is called where it is passed on: not by the folder that it lies in here."""
         from ..importance.prior import short_name
-        from ..testbed import shipped_models
 
-        path = str(self.model.name_or_path)
-        shipped = {str(folder): name for name, folder in shipped_models().items()}
-        return BUNDLED if self.bundled else shipped.get(path) or (short_name(path) if Path(path).is_dir() else path)
+        name = str(self.model.name_or_path)
+        return BUNDLED if self.bundled else short_name(name) if Path(name).is_dir() else name
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""

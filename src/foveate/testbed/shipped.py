@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "models"
-_PREFIX = "testbed-"
 
 
 def shipped_models() -> dict[str, Path]:
     """The name and the folder of each, for ``from_pretrained``; with its scorer and its attention prior inside."""
-    return {_PREFIX + folder.name: folder for folder in sorted(_FOLDER.iterdir())}
+    return {folder.name: folder for folder in sorted(_FOLDER.iterdir())}

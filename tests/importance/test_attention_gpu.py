@@ -1,15 +1,12 @@
 """The launch for attention rows: on a CPU as Triton interprets it, in a process of its own, and on a GPU where there is
 one (`PYTHONPATH=src python -m pytest -m gpu tests/importance`)."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from foveate.importance import attention_row
 from foveate.importance.attention import attention_weights
+from interpreted import interpreted
 
 pytest.importorskip("triton")
 
@@ -52,8 +49,7 @@ def compare():
 
 @pytest.mark.slow
 def test_the_interpreted_launch_equals_torch():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    done = interpreted(__file__)
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr
 
 

@@ -3,13 +3,12 @@
 The interpreter has to be chosen before Triton is imported, so the comparison runs in a process of its own.
 """
 
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
+
+from interpreted import interpreted
 
 pytest.importorskip("triton")
 
@@ -109,8 +108,7 @@ def compare():
 
 @pytest.mark.slow
 def test_interpreted_kernels_equal_the_path_for_cpus():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    done = interpreted(__file__)
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr
 
 

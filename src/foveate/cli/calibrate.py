@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import image_files, open_image
-from .session import MODEL_HELP, Session
+from .session import MODEL_HELP, TESTBED, Session
 from .view import default_prompt
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-TESTBED = "testbed"
 _SCENES = 200
 
 

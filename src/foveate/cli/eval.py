@@ -13,7 +13,7 @@ import typer
 
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured, hyperparameters
-from .session import BUNDLED, MODEL_HELP, Session
+from .session import BUNDLED, MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.suites import Suite
     from ..methods import Method
 
-ALL, TESTBED = "all", "testbed"
+ALL = "all"
 
 
 def evaluate(

@@ -146,10 +146,14 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
     if stage is Stage.IN_LLM:
         return "no: all layers share one table of cache blocks"
     if stage is Stage.BOTH:
-        alone = next((f"no: {why}" for cue, why in NEVER.items() if cue in get_method(name).needs), None)
+        alone = _lacked_by_vllm(get_method(name).needs)
         return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
     allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"
-    return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), allowed)
+    return _lacked_by_vllm(needs) or allowed
+
+
+def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
+    return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), None)
 
 
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:

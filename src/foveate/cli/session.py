@@ -15,7 +15,7 @@ from ..errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUNDLED = "bundled"
+BUNDLED, TESTBED = "bundled", "testbed"
 MODEL_HELP = "A model directory, a hub id, 'bundled' or 'testbed-llava'."
 
 

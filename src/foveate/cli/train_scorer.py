@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .session import MODEL_HELP, Session
+from .session import MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
     from ..testbed.samples import Sample
     from ..training import Example, StepLog
-
-TESTBED = "testbed"
 
 
 def scorer(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..importance.rotary import joined, rotary_decay
+from ..importance.rotary import rotary_decay
 from ..methods import Method
 from ..methods.editing import LogitBias
+from .reading import joint_table
 from .step import Step
 from .tap import Around, Kernel
 
@@ -44,8 +45,7 @@ class BiasSeam:
     """Stands around the attention of all layers."""
 
     def __init__(self, bias: LogitBias, text: Any, step: Callable[[], Step]) -> None:
-        self._bias, self._layers, self._step = bias, text.layers, step
-        self._sections = text.config.rope_parameters.get("mrope_section", ())
+        self._bias, self._config, self._layers, self._step = bias, text.config, text.layers, step
         self._removable: list[Any] = []
 
     def hook(self) -> None:
@@ -64,7 +64,7 @@ class BiasSeam:
         """Compute what distance adds, of all tokens that enter the language model."""
         step = self._step()
         if step.spans and self._bias.ceiling is not None:
-            rotary = joined(kwargs["position_embeddings"], self._sections)
+            rotary = joint_table(kwargs["position_embeddings"], self._config)
             decay = rotary_decay(rotary, rotary)
             far = (self._bias.ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
             assert step.chunk_valid is not None

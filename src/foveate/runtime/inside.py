@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Budget
-from ..importance.rotary import joined
 from ..methods import Method
 from ..models.base import AttentionCall
 from ..tokens import Cue
 from .ahead import call_ahead
 from .cache import mark
 from .kept import Kept, Layout
-from .reading import OF_THE_LAYER_BELOW, OF_THE_PROMPT, decay, heard, last_row
+from .reading import OF_THE_LAYER_BELOW, OF_THE_PROMPT, decay, heard, joint_table, last_row
 from .selecting import Pools, choose
 from .step import Step
 
@@ -144,7 +143,7 @@ class InsideLlm:
             assert step.embeds is not None
             cues[Cue.INPUT_EMBEDDINGS] = step.of_spans(step.embeds, 0)
         if Cue.ROTARY_DECAY in needs:
-            cues[Cue.ROTARY_DECAY] = decay(step, joined(rotary, self._config.rope_parameters.get("mrope_section", ())))
+            cues[Cue.ROTARY_DECAY] = decay(step, joint_table(rotary, self._config))
         words = step.words if needs & OF_THE_PROMPT else None
         keep, hidden, _ = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
         survivors = Kept.of(keep & entering.valid)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..importance.attention import attention_row, attention_weights, contributions
-from ..importance.rotary import Table, rotary_decay
+from ..importance.rotary import Table, joined, rotary_decay
 from ..models.base import AttentionCall
 from ..tokens import Cue
 from .step import Step
@@ -45,12 +47,17 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
     return attention_row(query, call.key, call.scaling, visible)[:, past : past + call.query.shape[2]]
 
 
+def joint_table(rotary: Table, text_config: Any) -> Table:
+    """The language model's rotary tables as one for all axes, (B or 1, W, hd) each, whichever release made them."""
+    return joined(rotary, text_config.rope_parameters.get("mrope_section", ()))
+
+
 def decay(step: Step, rotary: Table) -> list[Tensor]:
     """The rotary decay (n, M) between the tokens of each span and the prompt's text.
 
     Args:
         step: with `words` read.
-        rotary: the tables that the language model made for what entered it, (B or 1, W, hd).
+        rotary: the `joint_table` that the language model made for what entered it.
     """
     assert step.words is not None
     index = step.words.index

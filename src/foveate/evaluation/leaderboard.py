@@ -23,7 +23,7 @@ page). Every answer behind these tables is committed in `results/`; `foveate lea
 Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. The last
 column has what counts as the budget: visual tokens at each of them, mean over the language model's layers. Methods that
 prune inside the model keep all tokens in the layers before, so that at the same percentage they spend more; compare
-methods at like tokens, as the plots do."""
+methods at like tokens, as the plots do. `docs/findings.md` tells which figures to distrust, and why."""
 
 PAPERS = """\
 ## What papers print

@@ -95,6 +95,7 @@ def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
         (("--gate", "tokens"), "gate='tokens' is unknown"),
         (("--scope", "clip"), "scope='clip' is unknown"),
         (("--model", "./absent"), "there is no model directory"),
+        (("--model", "testbed-lava"), "did you mean 'testbed-llava'?"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: tuple, words: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from ..errors import ModelError
+from ..errors import ModelError, near_miss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,10 @@ class Session:
 
         logging.set_verbosity_error()
         shipped = shipped_models()
-        local = name == BUNDLED or name in shipped or Path(name).exists()
+        known = (BUNDLED, *shipped)
+        if name not in known:
+            _check(name, known)
+        local = name in known or Path(name).exists()
         if local:  # what comes from the hub shows transformers' own bars of the download
             logging.disable_progress_bar()
         with Console(stderr=True).status(f"Loading {name}") if local else nullcontext():
@@ -57,7 +60,7 @@ class Session:
             except Exception as error:  # transformers raises nearly everything
                 raise ModelError(
                     f"cannot load the model {name!r} ({_reason(error)}); give a directory with a safetensors "
-                    f"checkpoint and its processor, a hub id, or one of {', '.join((BUNDLED, *shipped))}."
+                    f"checkpoint and its processor, a hub id, or one of {', '.join(known)}."
                 ) from None
 
     @property
@@ -90,14 +93,23 @@ class Session:
         return seen(image, self.processor.image_processor)
 
 
+def _check(name: str, known: Iterable[str]) -> None:
+    """Refuse at once what is no directory and no id of the hub, which would be asked for it again and again."""
+    if Path(name).exists():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no model directory {name}; check the path.")
+    if "/" not in name:
+        hint = near_miss(name, known)
+        raise ModelError(f"there is no model or directory {name!r}{hint} Ids of the hub read 'owner/name'.")
+
+
 def _load(name: str, dtype: Any = "auto") -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from ..models import supported_models
 
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError(f"there is no model directory {name}; check the path.")
     model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     supported = sorted({row.model_type for row in supported_models()})
     if model_type not in supported:

@@ -41,6 +41,20 @@ def gap(a: Any, b: Any) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
 
 
+def assert_generates_alike(z: Zoo) -> None:
+    """As the model stands, pruned or not: cached as uncached, batched as single, with a static cache, eagerly."""
+    both = pair(z)
+    cached, alone = generate(z, both), generate(z, single(z))
+    assert gap(cached, generate(z, both, use_cache=False)) < 2e-5
+    assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, alone.logits, strict=True)) < 2e-5
+    assert gap(cached, generate(z, both, cache_implementation="static")) < 2e-5
+    z.model.set_attn_implementation("eager")
+    try:
+        assert gap(cached, generate(z, both)) < 2e-5
+    finally:
+        z.model.set_attn_implementation("sdpa")
+
+
 def visual(z: Zoo, inputs: Any) -> torch.Tensor:
     """(B, L) bool, true on placeholders."""
     return torch.isin(inputs["input_ids"], torch.tensor(z.visual_ids))

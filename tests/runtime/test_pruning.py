@@ -13,7 +13,7 @@ import zoo
 from foveate.methods.at_layer import AtLayer
 from zoo import Zoo
 
-from .helpers import gap, generate, logits, pair, single
+from .helpers import assert_generates_alike, gap, generate, logits, pair, single
 
 BEFORE = ["divprune", "idpruner", "scope", "avgpool", "cdpruner", "hiprune"]
 INSIDE: list[Any] = [
@@ -154,16 +154,7 @@ def test_generation(model: Zoo, method: Any) -> None:
     keep = [0.6, 0.4, 0.3, 0.2][: len(method)] if isinstance(method, list) else 0.4
     both, one = pair(model), single(model)
     with foveate.prune(model.model, method, keep=keep):
-        cached = generate(model, both)
-        assert gap(cached, generate(model, both, use_cache=False)) < 2e-5
-        alone = generate(model, one)
-        assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, alone.logits, strict=True)) < 2e-5
-        assert gap(cached, generate(model, both, cache_implementation="static")) < 2e-5
-        model.model.set_attn_implementation("eager")
-        try:
-            assert gap(cached, generate(model, both)) < 2e-5
-        finally:
-            model.model.set_attn_implementation("sdpa")
+        assert_generates_alike(model)
         beams = generate(model, both, num_beams=3, output_logits=False).sequences
         uncached = generate(model, both, num_beams=3, output_logits=False, use_cache=False).sequences
         assert torch.equal(beams, uncached)

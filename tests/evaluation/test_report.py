@@ -198,6 +198,7 @@ def test_the_leaderboard(tmp_path: Path) -> None:
     assert written == [page, *(tmp_path / "docs" / "leaderboard" / name / "report.md" for name in "ab")]
     text = page.read_text()
     assert text.count("## Model toy, suite toys") == 2 and "not Qwen2.5-VL-7B" in text
+    assert text.count("| toy | itself | 4 |") == 2 and text.count("| toy | toy | 4 | 25%: 1.00") == 1
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (page.parent / link).is_file()
     assert all(one.title in text and one.source in text for one in PUBLISHED)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 
+from .agreement import agreement, shared_methods
 from .journal import write_whole
 from .published import PUBLISHED, Published
 from .report import REPORT, Report, table
@@ -24,6 +27,13 @@ Accuracy is the mean over families of questions, in percent, with 95 % intervals
 column has what counts as the budget: visual tokens at each of them, mean over the language model's layers. Methods that
 prune inside the model keep all tokens in the layers before, so that at the same percentage they spend more; compare
 methods at like tokens, as the plots do. `docs/findings.md` tells which figures to distrust, and why."""
+
+AGREEMENT = """\
+## Do models agree?
+
+Kendall's rank correlation between two models' orders of the methods, over the families that both were asked, with 95 %
+intervals: 1 is the same order, 0 is no relation. A model beside itself is asked anew: its scenes are drawn twice, which
+is as much agreement as so many questions allow."""
 
 PAPERS = """\
 ## What papers print
@@ -49,12 +59,13 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
         raise EvaluationError(f"there are no results in {results}; make some with `foveate eval -o {results}/NAME`.")
     aside = page.with_suffix("")
     parts, written = [INTRODUCTION], [page]
-    for folder in folders:
-        report = Report(Results.load(folder))
+    reports = [Report(Results.load(folder)) for folder in folders]
+    for folder, report in zip(folders, reports, strict=True):
         place = aside / folder.name
         place.mkdir(parents=True, exist_ok=True)
         written.append(report.save(place))
         parts.append(_section(report, f"{aside.name}/{folder.name}"))
+    parts += _agreements(reports)
     parts += [PAPERS, *map(_published, PUBLISHED)]
     write_whole(page, "\n\n".join(parts) + "\n")
     return written
@@ -72,6 +83,26 @@ def _section(report: Report, place: str) -> str:
             f"Families, costs, paired differences and what could not run: [the whole report]({place}/{REPORT}).",
         ]
     )
+
+
+def _agreements(reports: Sequence[Report]) -> list[str]:
+    """The section on how far the models of a suite agree, for each suite with several."""
+    rows, suites = [], dict.fromkeys(_told(report, "suite") for report in reports)
+    for suite in suites:
+        asked = [report for report in reports if _told(report, "suite") == suite]
+        if len(asked) < 2:
+            continue
+        for first, second in combinations_with_replacement(asked, 2):
+            keeps = [keep for keep in first.keeps if keep in second.keeps]
+            taus = {keep: agreement(first, second, keep) for keep in keeps}
+            cells = ", ".join(f"{keep}: {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]" for keep, tau in taus.items())
+            beside = "itself" if first is second else _told(second, "model")
+            rows.append([_told(first, "model"), beside, str(len(shared_methods(first, second))), cells])
+    return [AGREEMENT, table(["model", "beside", "methods", "at each budget"], rows)] if rows else []
+
+
+def _told(report: Report, key: str) -> str:
+    return str(report.results.configuration[key])
 
 
 def _published(one: Published) -> str:

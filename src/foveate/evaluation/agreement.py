@@ -1,0 +1,61 @@
+"""Whether two models put the methods in the same order: Kendall's rank correlation, with intervals.
+
+Kendall 1938, "A new measure of rank correlation", as tau-b (ties count neither way). An order that rests on questions
+is itself uncertain, and so even a model asked twice would not agree with itself; how far it would is the most that can
+be expected of two models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .report import Report
+from .runs import ORACLE
+from .statistics import MACRO, Array, Estimate
+
+_DRAWS = 400
+
+
+def shared_methods(first: Report, second: Report) -> list[str]:
+    """What both were run with at a budget, baselines included, the oracle not."""
+    return [label for label in first.labels if label in second.labels and label != ORACLE]
+
+
+def agreement(first: Report, second: Report, keep: str) -> Estimate:
+    """Kendall's tau between the accuracies of the methods of two evaluations at a budget, with a 95 % interval.
+
+    Accuracy is the mean over the families that both were asked. A report given twice is compared with itself on scenes
+    drawn anew, and the value is then the median over draws.
+
+    Returns:
+        A tau in [-1, 1]; NaN where fewer than two methods are shared.
+    """
+    labels = [label for label in shared_methods(first, second) if _runs(first, second, label, keep)]
+    if len(labels) < 2:
+        return Estimate(np.nan, np.nan, np.nan)
+    families = sorted((set(first.bootstrap.columns) & set(second.bootstrap.columns)) - {MACRO})
+    (point, draws), (other, others) = (_scores(report, labels, keep, families) for report in (first, second))
+    half = len(others) // 2
+    others = np.roll(others, half, axis=0)  # of one report's draws, never a draw with itself
+    taus = [_tau(a, b) for a, b in zip(draws[:_DRAWS], others[:_DRAWS], strict=True)]
+    low, middle, high = np.nanquantile(taus, [0.025, 0.5, 0.975])
+    return Estimate(float(middle) if first is second else _tau(point, other), float(low), float(high))
+
+
+def _runs(first: Report, second: Report, label: str, keep: str) -> bool:
+    return first.at(label, keep) is not None and second.at(label, keep) is not None
+
+
+def _scores(report: Report, labels: list[str], keep: str, families: list[str]) -> tuple[Array, Array]:
+    """Means over families of each method: (methods,) as asked, and (draws, methods) resampled."""
+    places = [place for label in labels if (place := report.at(label, keep)) is not None]
+    columns = [report.bootstrap.columns.index(family) for family in families]
+    chosen = np.ix_(places, columns)
+    drawn = report.bootstrap.draws[:, places][:, :, columns]
+    return report.bootstrap.point[chosen].mean(-1), np.nanmean(drawn, axis=-1)
+
+
+def _tau(first: Array, second: Array) -> float:
+    from scipy import stats
+
+    return float(stats.kendalltau(first, second).statistic)

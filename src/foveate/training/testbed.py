@@ -53,7 +53,7 @@ class Stage:
 STAGES = (
     Stage("vision", rate=3e-3, tokens=1600, share=0.25),
     Stage("language", rate=3e-3, tokens=4000, share=0.25, full_share=0.2),
-    Stage("joint", rate=1.5e-3, tokens=6000, share=0.5, decay=0.3),
+    Stage("joint", rate=1.5e-3, tokens=4500, share=0.5, decay=0.3),
 )
 
 

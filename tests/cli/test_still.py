@@ -13,6 +13,7 @@ import zoo as zoo_module
 from foveate.cli.still import StillProcessor
 from foveate.errors import ModelError
 from foveate.models import adapter_of
+from foveate.testbed.encoding import Prompt, encode
 
 TEMPLATE = (
     "{% for m in messages %}{% for p in m.content %}"
@@ -66,6 +67,16 @@ def test_a_clip_and_an_image_in_one_prompt_are_answered() -> None:
     inputs = asked(zoo, {"type": "video", "video": frames(2)}, {"type": "image", "image": frames(1)[0]})
     assert [(inputs["mm_token_type_ids"] == kind).sum().item() for kind in (1, 2)] == [6, 6]
     assert zoo.model(**inputs).logits.isfinite().all()
+
+
+def test_more_clips_than_a_prompt_has_tokens_are_answered() -> None:
+    zoo = zoo_module.qwen2_5_vl()
+    frame = zoo_module.picture(28, 28)
+    prompts = [Prompt([frame, frame], "what?", video=True)] * 12
+    inputs = encode(zoo.model, processor(zoo), prompts)
+    assert inputs["input_ids"].shape[1] < len(prompts)
+    answers = zoo.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert torch.equal(answers, answers[:1].expand_as(answers))
 
 
 def test_a_prompt_without_pictures_is_text() -> None:

@@ -79,4 +79,8 @@ class StillProcessor:
             own = torch.stack([pixels[:, i, :, :, i] for i in range(shared)], dim=3)
             patches.append(own.flatten(2).flatten(0, 1))
             shapes.append([len(frames) // shared, rows, columns])
-        return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(shapes)}
+        media = {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(shapes)}
+        if self._adapter.model_type == "qwen2_5_vl":
+            # transformers' own ones are as many as the longest prompt has tokens: too few for many short prompts
+            media["second_per_grid_ts"] = torch.ones(len(shapes))
+        return media

@@ -1,0 +1,100 @@
+"""What methods keep of the testbed's scenes, beside what they answer: the reasons that docs/findings.md gives.
+
+First, of the tokens that a method keeps, the share that shows a thing; then how many tokens PruneSID's groups suppress.
+
+Usage: PYTHONPATH=src python benchmarks/what_is_kept.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import foveate
+from foveate.cli.session import Session
+from foveate.methods import prunesid
+from foveate.models import adapter_of
+from foveate.testbed import generate, shipped_models
+from foveate.testbed.encoding import Prompt, encode
+from foveate.testbed.procedural import CELL, Scene
+from foveate.training.testbed_labels import label
+
+QUESTION = "how many things are in the picture?"
+METHODS = ("idpruner", "divprune", "fastervlm", "random")
+BUDGETS = (0.5, 0.25, 0.1, 0.05)
+
+
+def scenes(seed: int, number: int) -> list[Scene]:
+    """Scenes of objects, of the test split."""
+    return [generate("test", seed, index, "objects") for index in range(number)]
+
+
+def inputs_of(session: Session, scene: Scene) -> dict[str, Tensor]:
+    return encode(session.model, session.processor, [Prompt(scene.frames, QUESTION)])
+
+
+def shows_a_thing(session: Session, scene: Scene) -> Tensor:
+    """(N,) bool: whether the middle of a token lies in a thing; false on what a processor pads."""
+    (grid,) = adapter_of(session.model).grids(inputs_of(session, scene))["image"]
+    width, height = scene.frames[0].size
+    rows, columns = height // CELL, width // CELL
+    shown = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
+    shown[:rows, :columns] = (label([scene], rows, columns).thing[0] > 0).view(rows, columns)
+    return shown.flatten()
+
+
+def share_of_things(session: Session, method: str, keep: float, pictures: list[Scene]) -> float:
+    hits = total = 0
+    for scene in pictures:
+        with foveate.prune(session.model, method, keep=keep) as pruning:
+            session.model(**inputs_of(session, scene))
+            kept = pruning.report().images[0].kept
+        hits += int(shows_a_thing(session, scene)[kept].sum())
+        total += int(kept.sum())
+    return hits / total
+
+
+@contextmanager
+def counting_suppressed() -> Iterator[list[float]]:
+    """Share of the tokens of each picture that PruneSID's groups suppress."""
+    seen: list[float] = []
+    original = prunesid.survivors
+
+    def watched(near: Tensor) -> Tensor:
+        alive = original(near)
+        seen.append(1 - alive.float().mean().item())
+        return alive
+
+    prunesid.survivors = watched
+    try:
+        yield seen
+    finally:
+        prunesid.survivors = original
+
+
+@torch.no_grad()
+def main() -> None:
+    things = Table("model", "all tokens", *METHODS, title="Share that shows a thing, at 10 %; 30 scenes of seed 5")
+    suppressed = Table("model", *(f"{keep:.0%}" for keep in BUDGETS), title="PruneSID suppresses; 20 scenes of seed 7")
+    for name in shipped_models():
+        session, pictures = Session.load(name), scenes(5, 30)
+        every = torch.cat([shows_a_thing(session, scene) for scene in pictures]).float().mean()
+        shares = [share_of_things(session, method, 0.1, pictures) for method in METHODS]
+        things.add_row(name, f"{every:.0%}", *(f"{share:.0%}" for share in shares))
+        means = []
+        for keep in BUDGETS:
+            with counting_suppressed() as seen, foveate.prune(session.model, "prunesid", keep=keep):
+                for scene in scenes(7, 20):
+                    session.model(**inputs_of(session, scene))
+            means.append(sum(seen) / len(seen))
+        suppressed.add_row(name, *(f"{mean:.0%}" for mean in means))
+    Console().print(things, suppressed)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,8 +16,7 @@ from foveate.testbed.architectures import MODELS, tokenizer
 from foveate.testbed.layout import PATTERN, Item
 from foveate.testbed.lexicon import COLOURS, NOUNS, PHRASES, SIDES, plural, words
 from foveate.testbed.procedural import CELL, KINDS, Scene, generate
-from foveate.testbed.questions import FAMILIES, Question, iou
-from foveate.testbed.scoring import box_of
+from foveate.testbed.questions import FAMILIES, Question, box_of, iou
 from foveate.testbed.sources import SPLITS, TestbedError, handwriting, photos
 
 MANY = 60

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.testbed.questions import Box, iou, write_box
-from foveate.testbed.scoring import box_of
+from foveate.testbed.questions import Box, box_of, iou, write_box
 
 
 @pytest.mark.parametrize(

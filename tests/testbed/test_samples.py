@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from foveate.pictures import PictureError
+from foveate.testbed.questions import box_of
 from foveate.testbed.samples import Sample, SampleError, read_samples
-from foveate.testbed.scoring import box_of, is_right
+from foveate.testbed.scoring import is_right
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from ..errors import MethodError
 from ..methods import Method, Provenance
 from ..models import adapter_of
 from ..testbed.encoding import Prompt, encode
-from ..testbed.scoring import box_of
+from ..testbed.questions import box_of
 from ..tokens import Grid, Selection, VisualTokens
 
 _FILLED = 0.9  # of a budget, at least, where a shape that fills it less would be nearer to the picture's

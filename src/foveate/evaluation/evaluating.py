@@ -105,7 +105,8 @@ def evaluate(
         journal.add(cell)
         done += len(split[cell.batch])
         tell(done, whole)
-    results = Results.of(evaluation, described, journal.finish(runs, len(split)), split)
+    cells = journal.finish(runs, len(split))
+    results = Results.of(described, samples, runs, evaluation.unable, cells, split)
     results.save(folder)
     return results
 

@@ -11,19 +11,17 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..testbed.samples import Sample
 from ..testbed.scoring import is_right
 from .answering import COSTS, TIMES, Cell
 from .journal import write_whole
 from .runs import Run
 from .statistics import Array, Bootstrap, bootstrap
 from .suites import EvaluationError
-
-if TYPE_CHECKING:
-    from .evaluating import Evaluation
 
 RESULTS, TIMED = "results.json", "times.json"
 
@@ -77,17 +75,18 @@ class Results:
     @classmethod
     def of(
         cls,
-        evaluation: Evaluation,
         configuration: dict[str, Any],
+        samples: Sequence[Sample],
+        runs: Sequence[Run],
+        unable: Sequence[tuple[str, str]],
         cells: Sequence[Cell],
         split: Sequence[Sequence[int]],
     ) -> Results:
-        """From the cells of all runs, in the order of the batches `split`."""
-        samples = evaluation.suite.samples
+        """From the cells of all runs, in the order of the batches `split`; `unable` are those that could not begin."""
         images = {group: number for number, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
-        runs, times = [], {}
-        refused = [{"label": name, "keep": "", "why": why} for name, why in evaluation.unable]
-        for run in evaluation.runs:
+        done, times = [], {}
+        refused = [{"label": name, "keep": "", "why": why} for name, why in unable]
+        for run in runs:
             own = [cell for cell in cells if cell.run == run.key]
             reasons = [cell.refused for cell in own if cell.refused is not None]
             if reasons:
@@ -99,7 +98,7 @@ class Results:
                     answers[place] = answer
             right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
             told: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
-            runs.append(told | {"answers": answers, "right": right, "costs": _means(own, len(samples))})
+            done.append(told | {"answers": answers, "right": right, "costs": _means(own, len(samples))})
             sizes = [len(split[cell.batch]) for cell in own]
             times[run.key] = _medians(own, sizes)
         asked = [
@@ -115,7 +114,7 @@ class Results:
             for sample in samples
         ]
         machine = f"{platform.machine()}, {platform.system()}"
-        return cls(configuration, asked, runs, refused, times, machine)
+        return cls(configuration, asked, done, refused, times, machine)
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` and ``times.json``, a line for each question and each run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ STILL_FAMILIES = FAMILIES[:-1]
 OVERLAP = 0.5  # the intersection over union from which a box counts as right, as in RefCOCO
 STEP = 4  # pixels between the coordinates that answers are made of
 LARGEST = 112  # pixels, the longest side of a picture
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of its frame; x1 and y1 are exclusive
 
@@ -47,6 +50,12 @@ def iou(a: Box, b: Box) -> float:
 def write_box(box: Box) -> str:
     """A box as answers write it, each side rounded to a step of 4 pixels."""
     return " ".join(f"<{STEP * steps(side)}>" for side in box)
+
+
+def box_of(text: str) -> Box | None:
+    """The box that a text names, or None if it does not hold exactly four numbers."""
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    return (numbers[0], numbers[1], numbers[2], numbers[3]) if len(numbers) == 4 else None
 
 
 def steps(side: float) -> int:

@@ -24,8 +24,7 @@ from PIL import Image
 
 from ..errors import FoveateError, near_miss
 from ..pictures import image_files, open_image
-from .questions import Box
-from .scoring import box_of
+from .questions import Box, box_of
 
 Metric = Literal["exact", "contains", "iou"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

@@ -9,15 +9,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from .questions import OVERLAP, Box, iou
-
-if TYPE_CHECKING:
-    from .samples import Sample
+from .questions import OVERLAP, box_of, iou
+from .samples import Sample
 
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def is_right(sample: Sample, answer: str) -> bool:
@@ -30,12 +26,6 @@ def is_right(sample: Sample, answer: str) -> bool:
         said = f" {_words(answer)} "
         return any(f" {_words(one)} " in said for one in sample.answers)
     return any(_plain(answer) == _plain(one) for one in sample.answers)
-
-
-def box_of(text: str) -> Box | None:
-    """The box that a text names, or None if it does not hold exactly four numbers."""
-    numbers = [float(number) for number in _NUMBER.findall(text)]
-    return (numbers[0], numbers[1], numbers[2], numbers[3]) if len(numbers) == 4 else None
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.evaluation.answering import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
-from foveate.evaluation.plots import ReportError, styles
+from foveate.evaluation.plots import ReportError, styles, write_report
 from foveate.evaluation.published import PUBLISHED
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
@@ -145,7 +145,7 @@ def test_the_whole_text(report: Report) -> None:
 
 
 def test_plots_are_drawn(report: Report, tmp_path: Path) -> None:
-    path = report.save(tmp_path)
+    path = write_report(report, tmp_path)
     assert path.read_text() == report.text(
         [tmp_path / f"{n}.png" for n in ("accuracy_tokens", "accuracy_time", "families")]
     )
@@ -156,7 +156,7 @@ def test_plots_are_drawn(report: Report, tmp_path: Path) -> None:
         assert (blue.sum(-1) < 100).sum() > 200  # idpruner's line
     untimed = tmp_path / "untimed"
     untimed.mkdir()
-    Report(made(times=False)).save(untimed)
+    write_report(Report(made(times=False)), untimed)
     assert not (untimed / "accuracy_time.png").exists() and (untimed / "families.png").exists()
 
 
@@ -182,7 +182,7 @@ def test_what_is_not_installed_is_a_sentence(
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(ReportError, match=r"foveate\[eval\]"):
-        report.save(tmp_path)
+        write_report(report, tmp_path)
 
 
 def test_the_leaderboard(tmp_path: Path) -> None:

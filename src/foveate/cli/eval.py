@@ -65,7 +65,7 @@ def evaluate(
     from ..evaluation.evaluating import Evaluation
     from ..evaluation.evaluating import evaluate as run
     from ..evaluation.gate import failures
-    from ..evaluation.plots import require_extra
+    from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
     from ..evaluation.runs import spelled
     from ..runtime import attach
@@ -89,7 +89,7 @@ def evaluate(
     with _bar() as advance:
         results = run(evaluation, functools.partial(pair, model), output, advance, (session.model, session.processor))
     report = Report(results, against)
-    path = report.save(output)
+    path = write_report(report, output)
     Console().print(_summary(report))
     typer.echo(f"All answers, tables and plots: {path}")
     if gate:

@@ -2,6 +2,7 @@
 
 from .evaluating import Evaluation, evaluate
 from .leaderboard import write_leaderboard
+from .plots import ReportError, write_report
 from .report import Report
 from .results import Results, Row
 from .statistics import Bootstrap, Estimate, bootstrap
@@ -13,6 +14,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "Report",
+    "ReportError",
     "Results",
     "Row",
     "Suite",
@@ -21,4 +23,5 @@ __all__ = [
     "evaluate",
     "suite",
     "write_leaderboard",
+    "write_report",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .agreement import agreement, shared_methods
 from .journal import write_whole
+from .plots import write_report
 from .published import PUBLISHED, Published
 from .report import REPORT, Report, table
 from .results import RESULTS, Results
@@ -63,7 +64,7 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     for folder, report in zip(folders, reports, strict=True):
         place = aside / folder.name
         place.mkdir(parents=True, exist_ok=True)
-        written.append(report.save(place))
+        written.append(write_report(report, place))
         parts.append(_section(report, f"{aside.name}/{folder.name}"))
     parts += _agreements(reports)
     parts += [PAPERS, *map(_published, PUBLISHED)]

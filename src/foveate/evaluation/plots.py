@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import FoveateError
+from .journal import write_whole
+from .report import REPORT, Report
 from .runs import BASELINES, BLIND, ORACLE, RANDOM, UNPRUNED
 from .statistics import MACRO
-
-if TYPE_CHECKING:
-    from .report import Report
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe, Ito)
 _MARKERS = "osD^vP"
@@ -35,6 +34,18 @@ def require_extra() -> None:
     """Raise ReportError where what tables and plots are made with is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("scipy", "matplotlib")):
         raise ReportError('tables and plots need scipy and matplotlib: pip install "foveate[eval]".')
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write a report and its plots into a folder; returns the path of the report.
+
+    Raises:
+        ReportError: when what plots need is not installed.
+    """
+    pictures = draw(report, folder)
+    path = folder / REPORT
+    write_whole(path, report.text(pictures))
+    return path
 
 
 def draw(report: Report, folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from .answering import TIMES
-from .journal import write_whole
 from .results import Results, Row
 from .runs import BASELINES, BLIND, DOWNSAMPLE, ORACLE, REFERENCES, UNPRUNED
 from .statistics import MACRO, Bootstrap, Estimate
@@ -76,15 +75,6 @@ class Report:
     def at(self, label: str, keep: str = "") -> int | None:
         """The place of a row."""
         return next((i for i, row in enumerate(self.rows) if (row.label, row.keep) == (label, keep)), None)
-
-    def save(self, folder: Path) -> Path:
-        """Write the report and its plots into a folder; returns the path of the report."""
-        from .plots import draw
-
-        pictures = draw(self, folder)
-        path = folder / REPORT
-        write_whole(path, self.text(pictures))
-        return path
 
     def text(self, pictures: Sequence[Path] = ()) -> str:
         """The whole report."""

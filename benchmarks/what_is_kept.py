@@ -38,9 +38,9 @@ def inputs_of(session: Session, scene: Scene) -> dict[str, Tensor]:
     return encode(session.model, session.processor, [Prompt(scene.frames, QUESTION)])
 
 
-def shows_a_thing(session: Session, scene: Scene) -> Tensor:
+def shows_a_thing(session: Session, scene: Scene, inputs: dict[str, Tensor]) -> Tensor:
     """(N,) bool: whether the middle of a token lies in a thing; false on what a processor pads."""
-    (grid,) = adapter_of(session.model).grids(inputs_of(session, scene))["image"]
+    (grid,) = adapter_of(session.model).grids(inputs)["image"]
     width, height = scene.frames[0].size
     rows, columns = height // CELL, width // CELL
     shown = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
@@ -48,15 +48,14 @@ def shows_a_thing(session: Session, scene: Scene) -> Tensor:
     return shown.flatten()
 
 
-def share_of_things(session: Session, method: str, keep: float, pictures: list[Scene]) -> float:
-    hits = total = 0
-    for scene in pictures:
-        with foveate.prune(session.model, method, keep=keep) as pruning:
-            session.model(**inputs_of(session, scene))
-            kept = pruning.report().images[0].kept
-        hits += int(shows_a_thing(session, scene)[kept].sum())
-        total += int(kept.sum())
-    return hits / total
+def share_of_things(session: Session, method: str, asked: list[dict[str, Tensor]], shown: list[Tensor]) -> float:
+    """Of the tokens kept of all pictures, those that show a thing."""
+    kept = []
+    for inputs in asked:
+        with foveate.prune(session.model, method, keep=0.1) as pruning:
+            session.model(**inputs)
+            kept.append(pruning.report().images[0].kept)
+    return torch.cat([things[own] for things, own in zip(shown, kept, strict=True)]).float().mean().item()
 
 
 @contextmanager
@@ -83,14 +82,16 @@ def main() -> None:
     suppressed = Table("model", *(f"{keep:.0%}" for keep in BUDGETS), title="PruneSID suppresses; 20 scenes of seed 7")
     for name in shipped_models():
         session, pictures = Session.load(name), scenes(5, 30)
-        every = torch.cat([shows_a_thing(session, scene) for scene in pictures]).float().mean()
-        shares = [share_of_things(session, method, 0.1, pictures) for method in METHODS]
-        things.add_row(name, f"{every:.0%}", *(f"{share:.0%}" for share in shares))
-        means = []
+        asked = [inputs_of(session, scene) for scene in pictures]
+        shown = [shows_a_thing(session, *pair) for pair in zip(pictures, asked, strict=True)]
+        shares = [torch.cat(shown).float().mean().item()]
+        shares += [share_of_things(session, method, asked, shown) for method in METHODS]
+        things.add_row(name, *(f"{share:.0%}" for share in shares))
+        asked, means = [inputs_of(session, scene) for scene in scenes(7, 20)], []
         for keep in BUDGETS:
             with counting_suppressed() as seen, foveate.prune(session.model, "prunesid", keep=keep):
-                for scene in scenes(7, 20):
-                    session.model(**inputs_of(session, scene))
+                for inputs in asked:
+                    session.model(**inputs)
             means.append(sum(seen) / len(seen))
         suppressed.add_row(name, *(f"{mean:.0%}" for mean in means))
     Console().print(things, suppressed)

@@ -17,7 +17,7 @@ from foveate.models import adapter_of
 from foveate.testbed import samples, shipped_models
 from foveate.testbed.encoding import Prompt, decode, encode
 from foveate.testbed.procedural import DATA_VERSION
-from foveate.testbed.questions import FAMILIES, STILL_FAMILIES
+from foveate.testbed.questions import families_seen
 from foveate.testbed.scoring import is_right
 
 MODELS = shipped_models()
@@ -54,7 +54,7 @@ def test_the_card_and_what_lies_beside_it(folder: Path) -> None:
 def test_it_answers(pair: tuple[Any, Any]) -> None:
     """On scenes of a seed that nobody chose a checkpoint by; few, so that the bar is lower than the gate's."""
     model, processor = pair
-    asked = samples("test", 2026, 12, FAMILIES if "video" in adapter_of(model).modalities else STILL_FAMILIES)
+    asked = samples("test", 2026, 12, families_seen("video" in adapter_of(model).modalities))
     right: dict[str, list[bool]] = {}
     for part in (asked[i : i + 28] for i in range(0, len(asked), 28)):
         prompts = [Prompt(sample.open(), sample.question, sample.video) for sample in part]

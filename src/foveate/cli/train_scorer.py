@@ -91,10 +91,10 @@ def scorer(
 def _generated(session: Session, count: int, seed: int) -> list[Sample]:
     """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
     from ..models import adapter_of
-    from ..testbed.questions import FAMILIES, STILL_FAMILIES
+    from ..testbed.questions import families_seen
     from ..testbed.suite import samples
 
-    families = FAMILIES if "video" in adapter_of(session.model).modalities else STILL_FAMILIES
+    families = families_seen("video" in adapter_of(session.model).modalities)
     return samples("train", seed, math.ceil(count / len(families)), families)
 
 

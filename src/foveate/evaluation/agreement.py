@@ -30,29 +30,24 @@ def agreement(first: Report, second: Report, keep: str) -> Estimate:
     Returns:
         A tau in [-1, 1]; NaN where fewer than two methods are shared.
     """
-    labels = [label for label in shared_methods(first, second) if _runs(first, second, label, keep)]
-    if len(labels) < 2:
+    at = [(first.at(label, keep), second.at(label, keep)) for label in shared_methods(first, second)]
+    places = [(one, other) for one, other in at if one is not None and other is not None]
+    if len(places) < 2:
         return Estimate(np.nan, np.nan, np.nan)
     families = sorted((set(first.bootstrap.columns) & set(second.bootstrap.columns)) - {MACRO})
-    (point, draws), (other, others) = (_scores(report, labels, keep, families) for report in (first, second))
-    half = len(others) // 2
-    others = np.roll(others, half, axis=0)  # of one report's draws, never a draw with itself
+    point, draws = _scores(first, [one for one, _ in places], families)
+    other, others = _scores(second, [one for _, one in places], families)
+    others = np.roll(others, len(others) // 2, axis=0)  # of one report's draws, never a draw with itself
     taus = [_tau(a, b) for a, b in zip(draws[:_DRAWS], others[:_DRAWS], strict=True)]
     low, middle, high = np.nanquantile(taus, [0.025, 0.5, 0.975])
     return Estimate(float(middle) if first is second else _tau(point, other), float(low), float(high))
 
 
-def _runs(first: Report, second: Report, label: str, keep: str) -> bool:
-    return first.at(label, keep) is not None and second.at(label, keep) is not None
-
-
-def _scores(report: Report, labels: list[str], keep: str, families: list[str]) -> tuple[Array, Array]:
-    """Means over families of each method: (methods,) as asked, and (draws, methods) resampled."""
-    places = [place for label in labels if (place := report.at(label, keep)) is not None]
+def _scores(report: Report, places: list[int], families: list[str]) -> tuple[Array, Array]:
+    """Means over families of the rows at some places: (rows,) as asked, and (draws, rows) resampled."""
     columns = [report.bootstrap.columns.index(family) for family in families]
-    chosen = np.ix_(places, columns)
     drawn = report.bootstrap.draws[:, places][:, :, columns]
-    return report.bootstrap.point[chosen].mean(-1), np.nanmean(drawn, axis=-1)
+    return report.bootstrap.point[np.ix_(places, columns)].mean(-1), np.nanmean(drawn, axis=-1)
 
 
 def _tau(first: Array, second: Array) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
-from ..testbed.questions import FAMILIES, STILL_FAMILIES
+from ..testbed.questions import FAMILIES, families_seen
 from ..testbed.samples import Sample, read_samples
 from ..testbed.suite import samples as generated
 
@@ -122,7 +122,7 @@ def _bundled(questions: int | None, seed: int, families: Sequence[str] | None, c
 
 
 def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
-    asked = tuple(families or (FAMILIES if clips else STILL_FAMILIES))
+    asked = tuple(families or families_seen(clips))
     for family in asked:
         if family not in FAMILIES:
             raise EvaluationError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")

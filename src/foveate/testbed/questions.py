@@ -38,6 +38,11 @@ class Question:
     names: tuple[str, ...] = ()
 
 
+def families_seen(clips: bool) -> tuple[str, ...]:
+    """The families that a model can be asked, which sees clips or does not."""
+    return FAMILIES if clips else STILL_FAMILIES
+
+
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, in [0, 1]."""
     width = min(a[2], b[2]) - max(a[0], b[0])

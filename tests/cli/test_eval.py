@@ -123,6 +123,7 @@ def test_bad_requests_end_in_one_sentence(folder: Path, tmp_path: Path) -> None:
         assert_one_sentence(run("eval", "--suite", "bundled", f"--keep={keep}", *out), "keep")
     against = ("--methods", "divprune", "--against", "fastv")
     assert_one_sentence(run("eval", "--suite", "bundled", *against, *out), "--against fastv is not among")
+    assert_one_sentence(run("eval", "--suite", "bundled", "--against", "blind", *out), "--against blind is not among")
     assert_one_sentence(run("eval", "--suite", "bundled", "--model", tmp_path / "gone", *out), "gone")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -131,6 +132,16 @@ def test_bad_requests_end_in_one_sentence(folder: Path, tmp_path: Path) -> None:
     bad.write_text('{"image": "none.png", "question": "q", "answer": "a"}\n')
     assert_one_sentence(evaluated(bad, tmp_path / "out"), "bad.jsonl, line 1", "none.png")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_named_twice_runs_once(folder: Path, tmp_path: Path) -> None:
+    twice = ("--methods", "stride,stride", "--keep", "25%,0.25", "--random-seeds", "1", "--against", "random")
+    result = run("eval", "--dataset", folder, "--questions", 2, *twice, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert told["configuration"]["keep"] == ["25%"]
+    assert [run["label"] for run in told["runs"] if run["keep"]].count("stride") == 1
+    assert "minus random" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_word_that_the_model_does_not_know_is_one_sentence(folder: Path, tmp_path: Path) -> None:

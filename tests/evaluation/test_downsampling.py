@@ -103,9 +103,10 @@ def test_a_picture_of_any_size_is_made_smaller(maker: Any) -> None:
 def test_boxes_are_named_in_the_picture_as_it_was() -> None:
     assert enlarged("<4> <10> <6> <20>", (2.0, 1.5)) == "8 15 12 30"
     assert enlarged("nowhere", (2.0, 1.5)) == "nowhere"
+    assert enlarged("0.1 0.2 0.5 1", (2.0, 1.5)) == "0.1 0.2 0.5 1"  # shares of the sides
     sample = Sample("1", "colour circle", ("1 2 3 4",), (scenes()[0].image,), metric="iou")
     known = replace(sample, boxes=(((0.0, 0.0, 8.0, 8.0),),))
     examinee = Examinee(*load_bundled(), 1)
     with patch.object(answering, "decode", lambda *_: ["1 2 3 4", "1 2 3 4"]):
         (cell,) = examinee.cells(0, [sample, known], [Run("downsample", "25%")])
-    assert cell.answers == ["1 2 3 4", "2 4 6 8"]
+    assert cell.answers == ["2 4 6 8", "2 4 6 8"]

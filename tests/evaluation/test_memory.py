@@ -84,6 +84,22 @@ def test_layers_run_once_unless_they_are_heard(llava: Any) -> None:
             assert runs == [1, 2, 1]
 
 
+def test_smaller_pictures_first_are_neither_timed_nor_remembered(llava: Any) -> None:
+    """As when an evaluation goes on in the middle of a batch."""
+    inputs = zoo_module.inputs(llava, [[zoo_module.picture()]])
+    other = zoo_module.inputs(llava, [[zoo_module.picture(seed=2)]])
+    with counted(adapter_of(llava.model).vision_layers()) as runs:
+        memory = EncoderMemory(adapter_of(llava.model))
+        with memory.remembering():
+            memory.whole = False
+            logits(llava.model, other, "stride")
+            assert memory.watch.seconds == 0
+            memory.whole = True
+            for method in ("stride", "divprune"):
+                logits(llava.model, inputs, method)
+    assert runs == [2, 2, 2] and memory.watch.seconds > 0
+
+
 def test_what_would_take_too_much_memory_is_made_again(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = zoo_module.inputs(llava, [[zoo_module.picture()]])
     expected = logits(llava.model, inputs, "stride")

@@ -46,7 +46,7 @@ def made(times: bool = True) -> Results:
             "seed": seed,
             "answers": ["?"] * QUESTIONS,
             "right": [int(one < chance) for one in difficulty],
-            "costs": dict.fromkeys(COSTS, 1000.0 * (place + 1)),
+            "costs": dict.fromkeys(COSTS, 1000.0 * (len(CHANCES) - place)),
         }
         for place, ((label, keep, seed), chance) in enumerate(CHANCES.items())
     ]
@@ -82,7 +82,7 @@ def test_rows_are_means_over_seeds(report: Report) -> None:
     row = next(row for row in report.rows if (row.label, row.keep) == ("random", "25%"))
     assert row.seeds == 2
     assert np.array_equal(row.scores, (right["random", "25%", 0] + right["random", "25%", 1]) / 2)
-    assert row.costs["kv_bytes"] == 3500 and row.times["select"] == pytest.approx(0.0035)
+    assert row.costs["kv_bytes"] == 10500 and row.times["select"] == pytest.approx(0.0035)
 
 
 def test_the_table_says_what_is_so(report: Report) -> None:
@@ -114,10 +114,17 @@ def test_the_table_says_what_is_so(report: Report) -> None:
     assert rows[3][7] == "" and not rows[0][7].startswith("**-")
 
 
+def test_budgets_may_be_given_in_any_order(report: Report) -> None:
+    turned = Report(dataclasses.replace(report.results, runs=report.results.runs[::-1]))
+    assert turned.keeps == report.keeps == ["25%", "5%"]
+    assert turned.places("divprune") == [turned.at("divprune", "25%"), turned.at("divprune", "5%")]
+    assert turned.overview(intervals=True)[3:] == report.overview(intervals=True)[3:]
+
+
 def test_methods_without_results_at_a_budget_are_left_out(report: Report) -> None:
     assert "fastv" not in report.accuracy("25%") and "fastv" in report.accuracy("5%")
     overview = dict(report.overview(intervals=True))
-    assert overview["fastv"][2] == "13000" and overview["divprune"][2] == "9000 / 11000"
+    assert overview["fastv"][2] == "– / 1000" and overview["divprune"][2] == "5000 / 3000"
     assert overview["fastv"][0] == "" and re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", overview["fastv"][1])
     assert list(overview)[:3] == ["*unpruned*", "*blind*", "*oracle*"]
     assert list(overview)[3:] == ["divprune", "idpruner", "fastv", "*random*"]  # by the smallest budget

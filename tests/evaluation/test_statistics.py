@@ -112,3 +112,5 @@ def test_what_cannot_be_resampled_has_no_interval() -> None:
     assert tail_share(1, 0.95) == 0 and tail_share(10**6, 0.95) == pytest.approx(0.025, abs=1e-6)
     zero = bootstrap(np.zeros((2, 4)), ["a", "b", "c", "d"], ["x"] * 4).retention(0, 1)
     assert math.isnan(zero.value) and math.isnan(zero.high)
+    right = np.array([[1.0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])  # the blind one is better than the one that sees
+    assert math.isnan(bootstrap(right, list("abcd"), ["x"] * 4).retention(1, 0, blind=2).value)

@@ -129,6 +129,7 @@ def test_budgets_by_hand():
     assert spent([0.4, 0.2], [3, 9], 5) == [2, 3]
     assert spent([0.05, 0.95, 0.3], [4, 5, 6], 15) == [4, 5, 6]
     assert spent([0.2, 0.2], [10, 10], 1) == [1, 0]
+    assert spent([1.0, 0.5], [5, 0], 5) == [5, 0]  # an empty part, and all of the others wanted
 
 
 def test_budgets_are_spent_exactly():

@@ -16,7 +16,7 @@ from foveate.errors import MethodError, ModelError
 from foveate.methods import get_method
 from foveate.methods.anchormerge import AnchorMerge
 from foveate.tokens import Selection, VisualTokens
-from runtime.helpers import assert_generates_alike, gap, generate, logits, pair, single, visual
+from runtime.helpers import TEXTS, assert_generates_alike, gap, generate, logits, pair, single, visual
 from zoo import Zoo
 
 
@@ -101,6 +101,14 @@ def test_generation(zoo: Zoo, inside: bool) -> None:
         uncached = generate(zoo, both, num_beams=3, output_logits=False, use_cache=False).sequences
         assert torch.equal(beams, uncached)
     assert gap(plain, generate(zoo, both)) == 0.0
+
+
+def test_a_prompt_without_images_in_a_batch_stays_as_it_is(zoo: Zoo) -> None:
+    inputs = zoo_module.inputs(zoo, [[zoo_module.picture(84, 112)], []], TEXTS)
+    plain, real = logits(zoo, inputs)[1], inputs["attention_mask"][1].bool()
+    with foveate.prune(zoo.model, "restore", keep=0.4):
+        torch.testing.assert_close(logits(zoo, inputs)[1][-4:], plain[-4:], atol=1e-5, rtol=1e-4)
+    assert real[-4:].all()
 
 
 def test_without_correction_it_is_anchor_merging(llava: Zoo) -> None:

@@ -36,6 +36,27 @@ def test_it_is_the_mean_of_eager_attention(zoo: Zoo) -> None:
     assert not any(module._forward_pre_hooks for module in zoo.model.modules())
 
 
+def test_the_map_of_tiles_is_their_mean() -> None:
+    internvl = zoo_module.internvl()
+    one = zoo_module.inputs(internvl, [[zoo_module.picture(seed=0), zoo_module.picture(seed=1)]], TEXTS[:1])
+    prior = measure_prior(internvl.model, [one], layer=2)
+    internvl.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            attention = internvl.model(**one, output_attentions=True).attentions[1][0, :, -1].mean(0)
+    finally:
+        internvl.model.set_attn_implementation("sdpa")
+    tiles = attention[visual(internvl, one)[0]].view(2, -1)
+    assert torch.allclose(prior.map.flatten(), tiles.mean(0), atol=1e-6) and prior.images == 1
+    assert not torch.allclose(tiles[0], tiles[1], atol=1e-4)  # else this test proves nothing
+
+
+def test_images_of_several_sizes_in_a_prompt(qwen: Zoo) -> None:
+    two = zoo_module.inputs(qwen, [[zoo_module.picture(84, 112), zoo_module.picture(56, 168)]], TEXTS[:1])
+    with pytest.raises(foveate.FoveateError, match="images of several sizes; every input needs just one"):
+        measure_prior(qwen.model, [two], layer=2)
+
+
 def test_d2pruner_runs_with_the_measured_prior(zoo: Zoo, tmp_path: Path) -> None:
     path = tmp_path / "prior.safetensors"
     measure_prior(zoo.model, prompts(zoo), layer=2).save(path)

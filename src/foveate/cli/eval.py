@@ -47,7 +47,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes, or of the choice among your questions.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the results.")] = Path("foveate-eval"),
     against: Annotated[
-        str | None, typer.Option(help="The method that others are compared with.", show_default="the first")
+        str | None,
+        typer.Option(help="The method that others are compared with.", show_default="idpruner, else the first"),
     ] = None,
     gate: Annotated[
         bool, typer.Option("--gate", help="Fail unless the model is fit to compare methods by (see docs/testbed.md).")
@@ -67,15 +68,15 @@ def evaluate(
     from ..evaluation.gate import failures
     from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
-    from ..evaluation.runs import spelled
+    from ..evaluation.runs import BASELINES, spelled
     from ..runtime import attach
 
     require_extra()  # before hours are spent
     if gate and suite != TESTBED:
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
-    keeps = tuple(spelled(part) for part in _parts(keep, "--keep"))
+    keeps = tuple(dict.fromkeys(spelled(part) for part in _parts(keep, "--keep")))
     chosen, unable = _methods(methods, settings or ())
-    if against is not None and against not in [method.name for method in chosen]:
+    if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     model = model or (f"{TESTBED}-llava" if suite == TESTBED else BUNDLED)
     session = Session.load(model)

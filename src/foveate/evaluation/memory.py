@@ -19,11 +19,12 @@ LIMIT = 2 * 1024**3  # bytes of outputs remembered, on the encoder's device
 class EncoderMemory:
     """Lets the layers of a vision encoder give back what they made of the same input before, bit for bit.
 
-    A layer runs all the same when its input is another one (smaller pictures, tokens dropped inside the encoder), when
-    a method listens to its attention, and when remembering its output would take too much memory.
+    A layer runs all the same when its input is another one, when a method listens to its attention, and when
+    remembering its output would take too much memory.
 
     Attributes:
-        watch: holds the seconds of the first full pass.
+        whole: whether the passes that come next show all of the pictures as they are; only these are remembered.
+        watch: holds the seconds of the first such pass.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
@@ -31,6 +32,7 @@ class EncoderMemory:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
         self._timed = False
+        self.whole = True
         self._plain = {index: (module, module.config) for index, module in adapter.attention_modules().items()}
         self.watch = Stopwatch(next(adapter.vision.parameters()).device)
 
@@ -53,7 +55,7 @@ class EncoderMemory:
                 hook.remove()
 
     def _begin(self, *_: Any) -> None:
-        if not self._timed:
+        if self.whole and not self._timed:
             self.watch.start()
             self._timed = True
 
@@ -62,6 +64,8 @@ class EncoderMemory:
 
     def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given: Tensor = args[0] if args else kwargs["hidden_states"]
+        if not self.whole:
+            return original(*args, **kwargs)
         if index in self._known:
             before, made = self._known[index]
             return made if not self._heard(index) and _same(given, before) else original(*args, **kwargs)

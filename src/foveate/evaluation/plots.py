@@ -107,7 +107,7 @@ def _named(report: Report, methods: list[str]) -> list[str]:
 
 def _late(report: Report, label: str) -> bool:
     """Whether a method spends more than half as much again as random tokens do at its smallest budget."""
-    place = max(i for i, row in enumerate(report.rows) if row.label == label)
+    place = report.places(label)[-1]
     other = report.at(RANDOM, report.rows[place].keep)
     spent = report.rows[place].costs["visual_tokens"]
     return other is not None and spent > 1.5 * report.rows[other].costs["visual_tokens"]
@@ -118,7 +118,7 @@ def _is_other(style: dict[str, Any]) -> bool:
 
 
 def _mean(report: Report, label: str) -> float:
-    scores = [report.bootstrap.point[i, -1] for i, row in enumerate(report.rows) if row.label == label]
+    scores = [report.bootstrap.point[i, -1] for i in report.places(label)]
     return float(sum(scores) / len(scores))
 
 
@@ -126,7 +126,7 @@ def _tokens(report: Report, figure: Any) -> None:
     figure.set_size_inches(9, 5.2)
     axes = figure.subplots()
     for label, style in styles(report).items():
-        places = _places(report, label, lambda i: report.rows[i].costs["visual_tokens"])
+        places = report.places(label)
         across = [report.rows[i].costs["visual_tokens"] for i in places]
         scores = [report.bootstrap.score(i) for i in places]
         axes.plot(across, [100 * one.value for one in scores], **style)
@@ -144,7 +144,7 @@ def _time(report: Report, figure: Any) -> None:
     figure.set_size_inches(9, 5.2)
     axes = figure.subplots()
     for label, style in styles(report).items():
-        places = [i for i, row in enumerate(report.rows) if row.label == label]  # from the largest budget on
+        places = report.places(label)
         scores = [report.bootstrap.score(i) for i in places]
         values = [100 * one.value for one in scores]
         across = [1e3 * report.rows[i].seconds for i in places]
@@ -170,7 +170,7 @@ def _families(report: Report, figure: Any) -> None:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True).flatten()
     for panel, family in zip(panels, families, strict=False):
         for label, style in styles(report).items():
-            places = [i for i, row in enumerate(report.rows) if row.label == label]
+            places = report.places(label)
             across = [report.keeps.index(report.rows[i].keep) for i in places]
             values = [100 * report.bootstrap.score(i, family).value for i in places]
             panel.plot(across, values, markersize=4, **style)
@@ -185,10 +185,6 @@ def _families(report: Report, figure: Any) -> None:
     figure.supylabel("right answers, %", fontsize=10)
     figure.supxlabel("visual tokens kept", fontsize=10)
     figure.suptitle(_title(report), fontsize=11)
-
-
-def _places(report: Report, label: str, across: Any) -> list[int]:
-    return sorted((i for i, row in enumerate(report.rows) if row.label == label), key=across)
 
 
 def _levels(report: Report, axes: Any, column: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,8 +64,13 @@ class Report:
 
     @cached_property
     def keeps(self) -> list[str]:
-        """The budgets, in order."""
-        return list(dict.fromkeys(row.keep for row in self.rows if row.keep))
+        """The budgets, the largest first."""
+        spent: dict[str, float] = {}
+        for row in self.rows:
+            if row.keep:
+                tokens = row.costs.get("visual_tokens", 0.0)
+                spent[row.keep] = min(tokens, spent.get(row.keep, tokens))
+        return sorted(spent, key=lambda keep: -spent[keep])
 
     @cached_property
     def reference(self) -> str | None:
@@ -75,6 +81,11 @@ class Report:
     def at(self, label: str, keep: str = "") -> int | None:
         """The place of a row."""
         return next((i for i, row in enumerate(self.rows) if (row.label, row.keep) == (label, keep)), None)
+
+    def places(self, label: str) -> list[int]:
+        """The places of the rows of a method or baseline, from the largest budget on."""
+        found = (self.at(label, keep) for keep in self.keeps)
+        return [place for place in found if place is not None]
 
     def text(self, pictures: Sequence[Path] = ()) -> str:
         """The whole report."""
@@ -97,7 +108,7 @@ class Report:
         for label in (*fixed, *others):
             places = [self._place(label, keep) for keep in self.keeps]
             cells = ["" if place is None else shown(self.bootstrap.score(place)) for place in places]
-            tokens = [f"{self.rows[place].costs['visual_tokens']:.0f}" for place in places if place is not None]
+            tokens = ["–" if place is None else f"{self.rows[place].costs['visual_tokens']:.0f}" for place in places]
             shown_tokens = tokens[:1] if label in REFERENCES else tokens
             found.append((f"*{label}*" if label in ABOUT and intervals else label, [*cells, " / ".join(shown_tokens)]))
         return found
@@ -201,7 +212,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) ->
 
 
 def percent(estimate: Estimate) -> str:
-    """``89.1 [86.0, 91.9]``."""
+    """``89.1 [86.0, 91.9]``; empty for what is not defined."""
+    if math.isnan(estimate.value):
+        return ""
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 

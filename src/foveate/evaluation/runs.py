@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,9 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
         keeps: budgets, as `spelled` writes them.
         seeds: how many times the random baseline runs.
         oracle: whether the suite knows where the things asked about are.
+
+    Raises:
+        EvaluationError: when a method or a budget is given twice, as their answers could not be told apart.
     """
     runs = [Run(UNPRUNED), Run(BLIND)]
     names = [method.name for method in methods]
@@ -55,6 +59,8 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
         runs.append(Run(DOWNSAMPLE, keep))
         runs += [Run(ORACLE, keep)] if oracle else []
         runs += [Run(method.name, keep, method) for method in methods if method.name != RANDOM]
+    if twice := [key for key, times in Counter(run.key for run in runs).items() if times > 1]:
+        raise EvaluationError(f"{twice[0]} would run twice; give each method and each budget once.")
     return runs
 
 

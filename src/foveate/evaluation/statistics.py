@@ -61,13 +61,15 @@ class Bootstrap:
         return self._estimate(lambda scores, at: scores[..., run, at] - scores[..., other, at], column)
 
     def retention(self, run: int, full: int, column: str = MACRO, blind: int | None = None) -> Estimate:
-        """Accuracy as a share of that of the run `full`; with `blind`, both are counted from that run's upwards."""
+        """Accuracy as a share of that of the run `full`; with `blind`, both are counted from that run's upwards.
+
+        NaN where `full` has nothing that could be kept: no right answer, or no more than `blind`.
+        """
 
         def share(scores: Array, at: int) -> Array:
             floor = 0.0 if blind is None else scores[..., blind, at]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = (scores[..., run, at] - floor) / (scores[..., full, at] - floor)
-            return np.where(np.isfinite(ratio), ratio, np.nan)
+            above = scores[..., full, at] - floor
+            return (scores[..., run, at] - floor) / np.where(above > 0, above, np.nan)
 
         return self._estimate(share, column)
 

@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError, near_miss
+from ..importance.prior import short_name
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .editing import AttentionEdit, LogitBias
 from .experts import ExpertCut
@@ -49,8 +51,12 @@ class ModelFacts:
 
     @property
     def label(self) -> str:
-        """What messages call the model; one that was built in memory has no name."""
-        return self.name_or_path or "this model"
+        """What the model is called where that is passed on: not by the folder that it lies in here.
+
+        One that was built in memory has no name.
+        """
+        name = self.name_or_path
+        return (short_name(name) if Path(name).is_dir() else name) or "this model"
 
 
 @dataclass(frozen=True)

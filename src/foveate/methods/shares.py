@@ -7,7 +7,8 @@ import math
 
 def spent(shares: list[float], sizes: list[int], count: int) -> list[int]:
     """Split a budget over parts in proportion to ``share * size``, by largest remainder, none beyond its size."""
-    wanted, left, open_ = [float(size) for size in sizes], count, set(range(len(sizes)))
+    wanted, left = [float(size) for size in sizes], count
+    open_ = {t for t, size in enumerate(sizes) if size}
     while open_:
         scale = left / sum(shares[t] * sizes[t] for t in open_)
         full = {t for t in open_ if scale * shares[t] >= 1}

@@ -69,6 +69,8 @@ class BiasSeam:
             far = (self._bias.ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
             assert step.chunk_valid is not None
             far = far.repeat(len(step.chunk_valid) // len(far), 1, 1)
+            shown = {span.row for span in step.spans}
+            far[[row for row in range(len(far)) if row not in shown]] = 0  # prompts without images stay as they are
             if (generated := step.length - step.prompt) > 0:  # without a cache; what is generated sees sizes alone
                 far[:, -generated:] = 0
             step.far = far

@@ -26,7 +26,8 @@ def measure_prior(
     Args:
         model: a supported model.
         inputs: processor outputs of single, unpadded prompts with one image each; grids may differ, maps are
-            resized to the first image's grid (bicubic) before they are averaged.
+            resized to the first image's grid (bicubic) before they are averaged. The map of an image that the model
+            sees in tiles is the mean of its tiles'.
         layer: the layer whose input D2Pruner shortens; attention is read one layer below.
         prompt: the question asked, noted in the file.
 
@@ -49,10 +50,13 @@ def measure_prior(
         for one in inputs:
             rows.clear()
             model(**one, use_cache=False)
-            span = next((s for s in locate(adapter, one["input_ids"], one) if s.modality == "image"), None)
-            if span is None:
+            spans = [s for s in locate(adapter, one["input_ids"], one) if s.modality == "image"]
+            if not spans:
                 raise ModelError("a calibration prompt holds no image; every input needs one.")
-            found = rows[0][span.index].reshape(span.grid.rows, span.grid.columns).float().cpu()
+            if len({s.grid for s in spans}) > 1:
+                raise ModelError("a calibration prompt holds images of several sizes; every input needs just one.")
+            tiles = [rows[0][s.index].reshape(s.grid.rows, s.grid.columns).float().cpu() for s in spans]
+            found = torch.stack(tiles).mean(0)  # the tiles that a model cuts an image into are of one shape
             if maps and found.shape != maps[0].shape:
                 found = torch.nn.functional.interpolate(found[None, None], maps[0].shape, mode="bicubic")[0, 0]
             maps.append(found)

@@ -23,6 +23,12 @@ MethodLike = str | Method | Composition
 KeepLike = float | int | str
 
 
+def facts_of(adapter: ModelAdapter) -> ModelFacts:
+    """What methods may know of a model."""
+    name = str(getattr(adapter.model, "name_or_path", ""))
+    return ModelFacts(name, adapter.model.config.get_text_config().hidden_size, len(adapter.text.layers))
+
+
 def plan(
     adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
 ) -> tuple[PatchSeam | None, BeforeLlm | None, InsideLlm | None]:
@@ -31,10 +37,7 @@ def plan(
     Raises:
         FoveateError: for anything that cannot work.
     """
-    text_config = adapter.model.config.get_text_config()
-    facts = ModelFacts(
-        str(getattr(adapter.model, "name_or_path", "")), text_config.hidden_size, len(adapter.text.layers)
-    )
+    text_config, facts = adapter.model.config.get_text_config(), facts_of(adapter)
     patches: PatchSeam | None = None
     before: BeforeLlm | None = None
     stages: dict[int, InsideStage] = {}

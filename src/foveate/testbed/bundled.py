@@ -50,7 +50,7 @@ class Scene:
 
 def bundled_path() -> Path:
     """The folder of the bundled checkpoint, for ``from_pretrained``."""
-    return _HERE / "model"
+    return _HERE / "models" / "bundled"
 
 
 def load_bundled() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:

@@ -1,9 +1,10 @@
 """Whether an answer is right.
 
 - ``exact``: it equals an accepted answer, whatever the case, white space and a full stop at the end.
-- ``contains``: the words of an accepted answer stand in it, one after the other; punctuation does not count.
-- ``iou``: its four numbers are a box (left, top, right, bottom) whose intersection with an accepted one is at
-  least half of their union, as RefCOCO is scored.
+- ``contains``: the words of an accepted answer stand in it, one after the other; punctuation does not count, but for
+  the sign and the decimals of a number: 5 is neither in -5 nor in 1.5.
+- ``iou``: its four numbers are a box (left, top, right, bottom; in pixels of the picture, or all of them as shares of
+  its sides) whose intersection with an accepted one is at least half of their union, as RefCOCO is scored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from .questions import OVERLAP, box_of, iou
 from .samples import Sample
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"(?<!\w)-?\d+(?:,\d{3})*(?:\.\d+)*\w*|\w+")  # a number with what belongs to it, or a word
 
 
 def is_right(sample: Sample, answer: str) -> bool:
@@ -24,7 +25,8 @@ def is_right(sample: Sample, answer: str) -> bool:
         return given is not None and any(iou(given, box) >= OVERLAP for box in wanted if box is not None)
     if sample.metric == "contains":
         said = f" {_words(answer)} "
-        return any(f" {_words(one)} " in said for one in sample.answers)
+        if any((words := _words(one)) and f" {words} " in said for one in sample.answers):
+            return True
     return any(_plain(answer) == _plain(one) for one in sample.answers)
 
 
@@ -33,4 +35,4 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    return " ".join(_WORD.findall(text.casefold()))
+    return " ".join(_WORD.findall(text.casefold().replace("\N{MINUS SIGN}", "-")))

@@ -9,21 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import assert_one_sentence, run
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
 import foveate
-from foveate.cli import app
 from foveate.importance import AttentionPrior
 from foveate.testbed import bundled_path, scenes
 from foveate.visualize.comparison import PADDING
 
 PANEL = 504
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -134,20 +129,13 @@ def test_listings_name_everything() -> None:
     assert "llava" in run("models").stdout
 
 
-def assert_one_sentence(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("foveate: ")
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in lines[0]
-
-
 def test_bad_requests_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
     for keep in ("0", "1", "150%", "abc", "-5", "nan"):
         assert_one_sentence(run("ask", scene, "colour star", f"--keep={keep}"), "keep")
-    assert_one_sentence(run("ask", "colour star"), "Missing argument", "foveate ask --help")
+    assert_one_sentence(run("ask"), "Missing argument", "foveate ask --help")
+    assert_one_sentence(
+        run("ask", "colour star"), "'colour star' alone is no picture with a question", "IMAGE... QUESTION"
+    )
     assert_one_sentence(run("ask", scene, "colour star", "--kep", "25%"), "--kep")
     assert_one_sentence(run("asks"), "asks")
     assert_one_sentence(run("ask", scene, "colour star", "--set", "balnce=0.7"), "did you mean 'balance'")

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from typer.testing import CliRunner, Result
+from commands import run
+from typer.testing import Result
 
-from foveate.cli import app
 from foveate.testbed import scenes
 from foveate.testbed.architectures import build, tokenizer
 from foveate.training.testbed_export import export
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,9 @@ def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: 
         evaluation = wanted(fields.pop("questions", 12))  # type: ignore[arg-type]
         with pytest.raises(EvaluationError, match=said):
             evaluate(dataclasses.replace(evaluation, **fields), load_bundled, folder, loaded=PAIR)
+    Journal(tmp_path, {"batch": 6})  # one that never got as far as an answer is in nobody's way
+    assert Journal(tmp_path, {"batch": 5}).cells == {}
+    assert json.loads((tmp_path / "configuration.json").read_text()) == {"batch": 5}
     (tmp_path / "something").touch()
     with pytest.raises(EvaluationError, match="holds no evaluation"):
         evaluate(wanted(), load_bundled, tmp_path, loaded=PAIR)

@@ -131,6 +131,21 @@ def test_refusals_name_the_fix(llava: Zoo) -> None:
         foveate.prune_inputs(llava.model, single(llava), compose("divprune", "fastv"))  # type: ignore[arg-type]
 
 
+def test_budgets_of_several_methods_must_not_grow(llava: Zoo) -> None:
+    for methods, keeps in ((["divprune", "fastv"], [0.1, 0.5]), (["fastv", "divprune"], [100, 50])):
+        with pytest.raises(foveate.MethodError, match=r"fastv cannot keep .*, as divprune before it leaves .*falling"):
+            foveate.attach(llava.model, methods, keep=keeps)
+    for keeps in ([0.5, 1.0], [0.5, 8], [0.5, 0.5]):  # nothing asked of the second; not to be compared; the same
+        foveate.attach(llava.model, ["divprune", "fastv"], keep=keeps).detach()
+
+
+def test_inputs_that_no_processor_made(llava: Zoo) -> None:
+    lists = {name: value.tolist() for name, value in single(llava).items()}
+    for inputs in (None, "hello", {}, lists):
+        with pytest.raises(foveate.ModelError, match="return_tensors='pt'; the tensor input_ids is missing"):
+            foveate.prune_inputs(llava.model, inputs, "divprune")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("methods", "ratio", "match"),
     [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import open_image
+from .handler import InputError
 from .hyperparameters import SETTINGS, configured
 from .session import BUNDLED, MODEL_HELP, Session
 
@@ -21,8 +22,13 @@ Row = tuple[str, Callable[["Report"], float], str]
 
 
 def ask(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="One or several pictures.")],
-    question: Annotated[str, typer.Argument(help="The question; the bundled model knows forms like 'colour star'.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... QUESTION",
+            help="One or several pictures, then the question; the bundled model knows forms like 'colour star'.",
+        ),
+    ],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
     method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
     keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "25%",
@@ -39,8 +45,11 @@ def ask(
     from ..budget import Budget
     from ..runtime import prune
 
+    *images, question = words
+    if not images:
+        raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
     budget, (chosen,) = Budget(keep), configured([method], settings or ())
-    pictures = [open_image(path) for path in images]
+    pictures = [open_image(Path(path)) for path in images]
     session = Session.load(model)
     inputs = session.inputs(pictures, question)
     console, progress = Console(), Console(stderr=True)

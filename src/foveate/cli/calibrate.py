@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import image_files, open_image
+from .outputs import require_file
 from .session import MODEL_HELP, TESTBED, Session
 from .view import default_prompt
 
@@ -27,7 +28,7 @@ def calibrate(
     ],
     layer: Annotated[int, typer.Option(min=1, help="The LLM layer whose input the method prunes.")] = 2,
     prompt: Annotated[
-        str | None, typer.Option(help="What is asked of every picture.", show_default="Please describe the image.")
+        str | None, typer.Option(help="What is asked of every picture.", show_default="one that the model understands")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to save the prior.", show_default="foveate's cache")
@@ -40,9 +41,11 @@ def calibrate(
     from ..importance.prior import default_prior_path
     from ..runtime.calibrate import measure_prior
 
+    if output is not None:
+        require_file(output, "-o", "prior.safetensors")
     count, pictures = (_SCENES, _scenes()) if images == TESTBED else _opened(Path(images))
     session = Session.load(model)
-    asked = prompt or default_prompt(session)
+    asked = default_prompt(session) if prompt is None else prompt
 
     def samples() -> Iterator[dict[str, Tensor]]:
         console = Console(stderr=True)

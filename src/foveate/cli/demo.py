@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .hyperparameters import configured
+from .outputs import require_folder
 from .session import BUNDLED, Session
 from .view import kept_panels, write
 
@@ -34,6 +35,7 @@ def demo(
     from ..testbed import scenes
 
     console = Console()
+    require_folder(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     session = Session.load(BUNDLED)
     known = scenes()

@@ -13,6 +13,7 @@ import typer
 
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured, hyperparameters
+from .outputs import require_file, require_folder
 from .session import BUNDLED, MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def evaluate(
     from ..runtime import attach
 
     require_extra()  # before hours are spent
+    require_folder(output, "-o")
     if gate and suite != TESTBED:
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
     keeps = tuple(dict.fromkeys(spelled(part) for part in _parts(keep, "--keep")))
@@ -161,6 +163,8 @@ def leaderboard(
     """Make the leaderboard page of committed results."""
     from ..evaluation.leaderboard import write_leaderboard
 
+    require_file(output, "-o", "leaderboard.md")
+    require_folder(output.with_suffix(""), "-o")
     for path in write_leaderboard(results, output):
         typer.echo(str(path))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .outputs import require_folder
 from .session import MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def scorer(
         width=width,
         seed=seed,
     )
+    require_folder(out, "--out")
     read = [] if data == TESTBED else read_samples(Path(data))
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = Session.load(model)

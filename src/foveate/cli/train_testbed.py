@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .outputs import require_folder
+
 
 def testbed(
     model: Annotated[str, typer.Option(help="llava or qwen2.5-vl.")],
@@ -23,6 +25,7 @@ def testbed(
 
     from ..training.testbed import Standing, Training
 
+    require_folder(out, "--out")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

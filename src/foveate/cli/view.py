@@ -11,6 +11,7 @@ import typer
 from ..pictures import open_image
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured
+from .outputs import require_picture
 from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ def view(
     from ..budget import Budget
     from ..visualize import comparison
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    require_picture(output, "-o")
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     if not names:
         raise InputError("--methods names no method; give some, such as idpruner,random.")
     budget, chosen = Budget(keep), configured(names, settings or ())
     picture = open_image(image)
     session = Session.load(model)
-    asked = question or default_prompt(session)
+    asked = default_prompt(session) if question is None else question
     write(comparison(kept_panels(session, picture, asked, chosen, budget.keep)), output)
     typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
 
@@ -65,10 +67,13 @@ def kept_panels(
     for method in track(methods, description="Looking", console=Console(stderr=True), transient=True):
         with prune(session.model, method, keep=keep) as pruning:
             session.generate(inputs, 1)
-            kept = pruning.report().images[0]
+            report = pruning.report()
+            kept = report.images[0]
         if not panels:
             panels.append(("original", f"{kept.before} visual tokens", readable(seen, kept.grid)))
-        subtitle = f"keeps {kept.after} of {kept.before} tokens"
+        average = round(report.average_visual_tokens)
+        inside = "" if average == kept.after else f" in the end, {average} on average"
+        subtitle = f"keeps {kept.after} of {kept.before} tokens{inside}"
         panels.append((method.name, subtitle, overlay(seen, kept.grid, kept.kept)))
     return panels
 
@@ -76,7 +81,4 @@ def kept_panels(
 def write(picture: Image.Image, path: Path) -> None:
     """Save a picture, creating its folder; the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        picture.save(path)
-    except ValueError:
-        raise InputError(f"{path} does not end in an image format; use a name such as kept.png.") from None
+    picture.save(path)

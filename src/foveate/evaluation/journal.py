@@ -34,9 +34,9 @@ class Journal:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIGURATION
-        if path.exists():
+        if path.exists() and (folder / ANSWERS).exists():
             _require_same(path, configuration)
-        elif any(folder.iterdir()):
+        elif {file.name for file in folder.iterdir()} - {CONFIGURATION, TIMES}:  # these alone: nothing was answered
             raise EvaluationError(f"the folder {folder} is not empty and holds no evaluation; give another with -o.")
         else:
             write_whole(path, json.dumps(configuration, indent=1))

@@ -22,6 +22,7 @@ _GREYS: dict[str, dict[str, Any]] = {
     "downsample": {"linestyle": "-", "marker": "x"},
 }
 _OTHER = "#bbbbbb"
+_HEART = ("idpruner", "d2pruner")
 _LATE = 2
 _DPI = 130
 
@@ -78,7 +79,9 @@ def styles(report: Report) -> dict[str, dict[str, Any]]:
     others = [label for label in methods if label not in named]
     found: dict[str, dict[str, Any]] = {}
     for place, label in enumerate(named):
-        found[label] = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": label, "zorder": 4}
+        # Hollow and ever smaller, so that of curves that coincide all can be seen.
+        shape = {"marker": _MARKERS[place], "markersize": 9 - place, "markerfacecolor": "none"}
+        found[label] = {"color": _COLOURS[place], "label": label, "zorder": 4, **shape}
     for label in others:
         found[label] = {"color": _OTHER, "linewidth": 0.7, "zorder": 1}
     if others:
@@ -92,12 +95,13 @@ def styles(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def _named(report: Report, methods: list[str]) -> list[str]:
-    """The methods worth a colour: the one that others are compared with, and the best of all over the budgets.
+    """The methods worth a colour: the one that others are compared with, foveate's heart, and the best of all others.
 
     Methods that prune late spend more tokens at the same percentage and would crowd out the others: at most two of them
     are named as long as there are others.
     """
-    ranked = sorted(methods, key=lambda label: (label != report.reference, -_mean(report, label)))
+    first = (report.reference, *_HEART)
+    ranked = sorted(methods, key=lambda label: (label not in first, -_mean(report, label)))
     late = [label for label in ranked if _late(report, label) and label != report.reference]
     early = [label for label in ranked if label not in late]
     few = max(_LATE, len(_COLOURS) - len(early))
@@ -164,6 +168,7 @@ def _time(report: Report, figure: Any) -> None:
 
 def _families(report: Report, figure: Any) -> None:
     families = [column for column in report.bootstrap.columns if column != MACRO]
+    shown = report.keeps[::-1]  # few tokens on the left, as in the other plots
     columns = min(4, len(families))
     rows = math.ceil(len(families) / columns)
     figure.set_size_inches(max(9, 3.1 * columns), 2.9 * rows + 0.6)
@@ -171,12 +176,12 @@ def _families(report: Report, figure: Any) -> None:
     for panel, family in zip(panels, families, strict=False):
         for label, style in styles(report).items():
             places = report.places(label)
-            across = [report.keeps.index(report.rows[i].keep) for i in places]
+            across = [shown.index(report.rows[i].keep) for i in places]
             values = [100 * report.bootstrap.score(i, family).value for i in places]
-            panel.plot(across, values, markersize=4, **style)
+            panel.plot(across, values, **{**style, "markersize": style.get("markersize", 8) / 2})
         _levels(report, panel, family)
         panel.set_title(family, fontsize=10)
-        panel.set_xticks(range(len(report.keeps)), report.keeps)
+        panel.set_xticks(range(len(shown)), shown)
         panel.grid(alpha=0.25)
     for panel in panels[len(families) :]:
         panel.remove()

@@ -42,13 +42,18 @@ def prune_inputs(
 
     Raises:
         MethodError: for a method inside the LLM, which has no shortened inputs.
-        ModelError: for a model with DeepStack, whose ``generate`` takes no rows to go with the embeddings.
+        ModelError: for a model with DeepStack, whose ``generate`` takes no rows to go with the embeddings, and for
+            inputs without the tensor ``input_ids``.
     """
     adapter = adapter_of(model)
     if adapter.deepstack is not None:
         raise ModelError(
             f"{adapter.class_name} adds visual rows inside its language model (DeepStack), which cannot be passed to "
             "generate beside shortened inputs; use foveate.prune."
+        )
+    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+        raise ModelError(
+            "prune_inputs takes what the processor returned with return_tensors='pt'; the tensor input_ids is missing."
         )
     if not isinstance(method, (str, Method)):
         raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from ..budget import Budget, Scope
@@ -87,6 +88,7 @@ def _wanted(
             "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
         )
     wanted: Stages = []
+    given: Stages = []
     for name, amount in zip(names, keeps, strict=True):
         budget = Budget(amount, scope)
         made = get_method(name, **hyperparameters)
@@ -97,7 +99,11 @@ def _wanted(
             )
         bound = made if budget.keeps_all else made.bind(facts)
         _check_cues(adapter, bound)
-        wanted += bound.stages(facts.layers, budget)
+        stages = bound.stages(facts.layers, budget)
+        if not budget.keeps_all:
+            given.append((bound, min(layer for _, layer, _ in stages), budget))
+        wanted += stages
+    _check_falling(given)
     for bound, layer, _ in wanted:
         _check_cues(adapter, bound)
         if bound.stage is Stage.BEFORE_ENCODER:
@@ -105,6 +111,22 @@ def _wanted(
         else:
             _check_layer(bound, layer, facts.layers)
     return wanted
+
+
+def _check_falling(given: Stages) -> None:
+    """Raise MethodError where a method is to keep more of the unpruned than one before it leaves.
+
+    Args:
+        given: each method with the first of its layers, and what it was asked to keep.
+    """
+    ordered = sorted(given, key=lambda stage: stage[1])
+    for (before, _, left), (method, _, budget) in pairwise(ordered):
+        for kind in (int, float):  # a share and a number of tokens cannot be compared without an image
+            if isinstance(left.keep, kind) and isinstance(budget.keep, kind) and budget.keep > left.keep:
+                raise MethodError(
+                    f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
+                    "budgets, such as keep=[0.5, 0.25]."
+                )
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:

@@ -27,6 +27,13 @@ def write(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
+def require_own(folder: Path, names: set[str]) -> None:
+    """Raise TrainingError where a folder without a checkpoint holds anything but files of these names."""
+    others = sorted({path.name for path in folder.iterdir()} - names) if folder.is_dir() else []
+    if others:
+        raise TrainingError(f"the folder {folder} holds {others[0]}, but no such training; give an empty or a new one.")
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, nested in dictionaries and lists."""
     buffer = io.BytesIO()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..importance import LearnedScorer
-from .checkpoint import TrainingError, load_checkpoint, save_checkpoint, write
+from .checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint, write
 from .scorer import TrainableScorer
 
 
@@ -49,9 +49,10 @@ class ScorerFolder:
         """Load the checkpoint, where there is one, into both; how many steps are done.
 
         Raises:
-            TrainingError: when the folder holds a training with other settings.
+            TrainingError: when the folder holds a training with other settings, or something that is none.
         """
         if not self._checkpoint.exists():
+            require_own(self._path, {self._log.name})
             return 0
         state = load_checkpoint(self._checkpoint)
         for name, value in self._settings.items():

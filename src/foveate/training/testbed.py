@@ -20,7 +20,7 @@ from ..testbed.architectures import build, tokenizer
 from ..testbed.procedural import DATA_VERSION
 from ..testbed.scoring import is_right
 from ..testbed.suite import sample
-from .checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from .checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint
 from .muon import Muon
 from .testbed_batches import NOT_ASKED, Batch, Batches, Packed
 from .testbed_export import export
@@ -91,12 +91,15 @@ class Training:
         self.symbols = Symbols(embeddings, self.tokenizer.get_vocab(), seed).to(self.device)
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
         self.model.to(self.device)
-        folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, report: Callable[[Standing], None], only: str | None = None) -> Path | None:
         """Train all stages, or `only` one; the folder of the trained model after the last."""
         if only is not None and only not in (names := [stage.name for stage in STAGES]):
             raise TrainingError(f"stage {only!r} must be one of {', '.join(names)}.")
+        if not self.hours > 0:
+            raise TrainingError(f"hours={self.hours:g} trains nothing; give some processor time, such as 3.")
+        if not any(self._path(stage).exists() for stage in STAGES):
+            require_own(self.folder, {"log.jsonl"})
         for stage in STAGES:
             if only in (None, stage.name):
                 self._stage(stage, report)
@@ -122,6 +125,7 @@ class Training:
     def _stage(self, stage: Stage, report: Callable[[Standing], None]) -> None:
         optimisers = self._optimisers(stage)
         step, before = self._resume(stage, optimisers)
+        self.folder.mkdir(parents=True, exist_ok=True)
         budget = self.hours * 3600 * stage.share
         seed = 1000 * self.seed + STAGES.index(stage)
         batches = Batches("train", seed, self.tokenizer, stage.tokens, self._clips, stage.full_share)

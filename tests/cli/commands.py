@@ -1,0 +1,22 @@
+"""Commands from the outside."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner, Result
+
+from foveate.cli import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_one_sentence(result: Result, *words: str) -> None:
+    """Nothing but one sentence, which holds these words."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("foveate: ")
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in lines[0]

@@ -35,7 +35,7 @@ def pair(folder: Path) -> tuple[Any, Any]:
 
 
 def test_names() -> None:
-    assert {"testbed-llava", "testbed-qwen2.5-vl"} <= set(MODELS)
+    assert {"testbed-llava", "testbed-llava-seed1", "testbed-qwen2.5-vl"} <= set(MODELS)
     assert all(path.is_dir() for path in MODELS.values())
 
 

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLED, TESTBED = "bundled", "testbed"
-MODEL_HELP = (
-    "A model directory, a hub id, 'bundled', 'testbed-llava', 'testbed-llava-seed1' or 'testbed-qwen2.5-vl'."
-)
+MODEL_HELP = "A model directory, a hub id, 'bundled', 'testbed-llava', 'testbed-llava-seed1' or 'testbed-qwen2.5-vl'."
 
 
 @dataclass(frozen=True)

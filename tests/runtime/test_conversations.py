@@ -39,9 +39,8 @@ def joined(first: dict[str, Any], answer: torch.Tensor, second: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("method", "keep"),
-    # With token counts a stage may drop nothing of the small first image and something of the second, and the other
-    # way round.
-    [*((method, 0.4) for method in METHODS[:3]), (STAGES, [0.7, 0.4]), (STAGES, [12, 8]), (STAGES, [8, 12])],
+    # With token counts a stage may drop nothing of the small first image and something of the second, or nothing.
+    [*((method, 0.4) for method in METHODS[:3]), (STAGES, [0.7, 0.4]), (STAGES, [12, 8]), (STAGES, [8, 8])],
     ids=str,
 )
 def test_a_second_turn_may_bring_a_second_image(zoo: Zoo, method: Any, keep: Any) -> None:

@@ -103,7 +103,7 @@ def test_reports_and_log(tmp_path: Path, clock: list[float]) -> None:
 
 @pytest.mark.parametrize(("model", "seed"), [("llava", 1), ("qwen2.5-vl", 0)])
 def test_a_folder_is_of_one_model_and_seed(tmp_path: Path, clock: list[float], model: str, seed: int) -> None:
-    trained(tmp_path, 0, "vision")
+    trained(tmp_path, 1e-9, "vision")
     with pytest.raises(TrainingError, match=rf"is of model llava seed 0 .* not of model {model} seed {seed}"):
         Training(model, seed, tmp_path, 1).run(lambda standing: None, "vision")
 

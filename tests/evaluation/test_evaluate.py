@@ -17,7 +17,7 @@ import torch
 
 import foveate
 from foveate.errors import MethodError, ModelError
-from foveate.evaluation.answering import Examinee
+from foveate.evaluation.answering import Examinee, shows_all
 from foveate.evaluation.evaluating import Evaluation, configuration, evaluate, processes
 from foveate.evaluation.journal import ANSWERS, TIMES, Journal
 from foveate.evaluation.results import RESULTS, TIMED, Results
@@ -222,6 +222,12 @@ def test_times_without_answers_are_done_again(done: tuple[Results, Path], tmp_pa
     with (tmp_path / TIMES).open("a") as file:
         file.write('{"run": "blind", "batch": 0, "times": {}}\n')
     assert Journal(tmp_path, described).cells == {("unpruned", 0): cell}
+
+
+def test_which_runs_show_the_encoder_all() -> None:
+    pruned = {name: Run(name, "25%", get_method(name)) for name in ("divprune", "fastv", "pixelprune")}
+    runs = [Run("unpruned"), Run("blind"), Run("oracle", "25%"), Run("downsample", "25%"), *pruned.values()]
+    assert [run.label for run in runs if shows_all(run)] == ["unpruned", "oracle", "divprune", "fastv"]
 
 
 def test_small_models_share_the_cores() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget import Budget
 from ..errors import FoveateError
+from ..methods import Stage
 from ..models import adapter_of
 from ..runtime import Report, prune
 from ..runtime.cost import CostModel
@@ -63,7 +63,7 @@ class Examinee:
         inputs = encode(self.model, self.processor, prompts)
         with memory.remembering():
             for run in runs:
-                memory.whole = self._shows_all(run)
+                memory.whole = shows_all(run)
                 try:
                     answers, costs, times = self._answered(run, samples, prompts, inputs)
                 except FoveateError as error:
@@ -72,13 +72,6 @@ class Examinee:
                 if memory.whole:
                     times["encode"] = memory.watch.seconds
                 yield Cell(run.key, number, answers, None, costs, times)
-
-    def _shows_all(self, run: Run) -> bool:
-        """Whether the vision encoder sees the pictures as they are."""
-        if run.method is None:
-            return run.label not in (BLIND, DOWNSAMPLE)
-        layers = len(adapter_of(self.model).text.layers)
-        return all(layer >= 0 for _, layer, _ in run.method.stages(layers, Budget(run.keep)))
 
     def _answered(
         self, run: Run, samples: Sequence[Sample], prompts: Sequence[Prompt], inputs: Mapping[str, Tensor]
@@ -124,6 +117,13 @@ class Examinee:
         lengths = [inputs["attention_mask"].sum(1).tolist()] * len(adapter.text.layers)
         kv = cost.kv_bytes(lengths, next(adapter.text.parameters()).element_size())
         return dict(zip(COSTS, (0.0, cost.text_flops(lengths), 0.0, float(kv)), strict=True))
+
+
+def shows_all(run: Run) -> bool:
+    """Whether the vision encoder sees the pictures as they are in this run."""
+    if run.method is None:
+        return run.label not in (BLIND, DOWNSAMPLE)
+    return run.method.stage is not Stage.BEFORE_ENCODER
 
 
 def _costs(report: Report) -> dict[str, float]:

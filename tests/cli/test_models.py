@@ -7,18 +7,13 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
+from commands import run
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import zoo as zoo_module
-from foveate.cli import app
 from foveate.cli.session import Session
 from foveate.importance import AttentionPrior, default_prior_path
 from foveate.testbed import encode, load_bundled, scenes
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

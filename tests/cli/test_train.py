@@ -14,19 +14,14 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from commands import run
 
 import zoo as zoo_module
-from foveate.cli import app
 from foveate.cli.session import Session
 from foveate.importance import LearnedScorer
 from foveate.testbed import scenes
 
 FEW = ("--batch", 4, "--micro-batch", 2, "--learning-rate", 1e-3, "--save-every", 1)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def written(folder: Path, lines: Sequence[dict]) -> Path:

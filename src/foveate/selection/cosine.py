@@ -14,7 +14,10 @@ NEAR_ONE = 1 - 2**-18
 # Tokens: beyond so many no selector builds an N x N matrix (1 GiB in float32), and memory stays O(N * d).
 DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
-PANEL = 96  # rows of half a product at a time: as few as a product needs to run at nearly full rate
+PANEL = 96  # columns of half a product at a time: as few as a product needs to run at nearly full rate
+# BLAS is fastest with the longer factor first, and multiplies by so many rows of the shorter one at a time: by 77 it
+# takes longer than by 80.
+LANES = 16
 
 
 def snapped(cosines: Tensor) -> Tensor:
@@ -93,19 +96,42 @@ class Rows:
         """A view of the tokens from `start` to `stop`."""
         return Rows(self.vectors[start:stop], self.inverse[start:stop])
 
+    def spread(self, places: Tensor) -> Rows:
+        """A view of some of the tokens, evenly spaced."""
+        start, stop, step = int(places[0]), int(places[-1]) + 1, int(places[1] - places[0])
+        return Rows(self.vectors[start:stop:step], self.inverse[start:stop:step])
+
     def cosines(self, others: Rows) -> Tensor:
         """(N, M) float32: all tokens against M others. With itself, symmetric to the bit."""
+        return snapped(self._raw(others))
+
+    def highest(self, others: Rows) -> Tensor:
+        """(N,) float32: the highest cosine of each token to any of the others."""
+        return snapped(self._raw(others).amax(1))
+
+    def both(self, others: Rows) -> tuple[Tensor, Tensor]:
+        """(N,) and (M,) float32: `highest` of these to the others, and of the others to these."""
+        cosines = self._raw(others)
+        return snapped(cosines.amax(1)), snapped(cosines.amax(0))
+
+    def _raw(self, others: Rows) -> Tensor:
+        if len(self) < len(others):
+            return others._raw(self).mT
         product = self.vectors @ others.vectors.mT
-        return snapped(product.mul_(torch.outer(self.inverse, others.inverse)))
+        return product.mul_(torch.outer(self.inverse, others.inverse))
 
     def triangle(self) -> Tensor:
         """(N, N) float32: the cosines among all, of which only those on one side of the diagonal are multiplied out."""
         count = len(self)
         cosines = self.vectors.new_empty(count, count)
-        panel = max(PANEL, count // 12)
-        for start in range(0, count, panel):
-            stop = min(start + panel, count)
-            beside = self.part(start, stop).cosines(self.part(start, count))  # finished while it is in the cache
-            cosines[start:stop, start:] = beside
-            cosines[stop:, start:stop] = beside[:, stop - start :].mT
+        for start in range(0, count, PANEL):
+            stop = min(start + PANEL, count)
+            below = self.part(start, count).cosines(self.part(start, stop))  # finished while it is in the cache
+            cosines[start:, start:stop] = below
+            cosines[start:stop, stop:] = below[stop - start :].mT
         return cosines
+
+
+def aligned(count: int) -> int:
+    """The next number of tokens from `count` on that a product is fast with."""
+    return -(-count // LANES) * LANES

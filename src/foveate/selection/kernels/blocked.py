@@ -57,8 +57,8 @@ class _Spread(Comparing):
             self.bound[part] = bound
 
     def _lower(self, bound: Tensor, rows: Rows, bonus: Tensor, start: int) -> None:
-        for first in range(start, self.done, CHUNK):
-            nearest = rows.cosines(self.picked.part(first, min(first + CHUNK, self.done))).amax(1)
+        for stop in range(self.done, start, -CHUNK):
+            nearest = rows.highest(self.met(max(start, stop - CHUNK), stop))  # those met before change nothing
             torch.minimum(bound, torch.sub(bonus, nearest, alpha=self._penalty), out=bound)
 
     def contest(self, leaders: Indices, room: int) -> Indices:

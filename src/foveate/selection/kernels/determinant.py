@@ -66,7 +66,7 @@ class _Determinant(Comparing):
     def _extend(self, tokens: Tensor, start: int) -> None:
         """Forward substitution: the tokens' rows of the factor from `start` on."""
         new = slice(start, self.done)
-        along = self.rows[tokens].cosines(self.picked.part(start, self.done))
+        along = self.rows[tokens].cosines(self.picked(start, self.done))
         if start:
             along.addmm_(self._factor[tokens, :start], self._triangle[new, :start].mT, alpha=-1)
         # A pick that adds no direction has zeros in its column.

@@ -11,14 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..cosine import CHUNK, Rows
+from ..cosine import CHUNK, Rows, aligned
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
 # The share of the tokens that goes on, the most isolated as far as seen, and in how many blocks it is compared in
 # pairs: one block with another, so that each product counts for two tokens.
-ROUNDS = ((1.0, 8), (0.4, 4), (0.16, 2))
-BLOCKS = 8  # parts of all tokens that those who are left are compared with, one after the other
-PROBES = 32  # tokens that first are compared with all, to find a bar for the others; then four times as many
+ROUNDS = ((1.0, 8), (0.4, 4), (0.12, 1), (0.07, 1))
+PROBES = (192, 112, 64, 48, 32, *(16,) * 7)
+ROUNDING = 2e-6  # by which the same cosine may differ from one product to another
 
 
 def most_isolated(rows: Rows) -> int:
@@ -28,18 +28,19 @@ def most_isolated(rows: Rows) -> int:
     everyone = torch.arange(len(rows))
     nearest = _sampled(rows)
     known = torch.zeros(len(rows), dtype=torch.bool)
-    bar, best, size = torch.inf, len(rows), PROBES
+    bar, best, room = torch.inf, len(rows), PROBES
     while True:
-        left = everyone[~known & _ahead(nearest, everyone, bar, best)]
-        if len(left) == 0:
-            return _first_of_pair(rows, best)
-        probes = _lowest(nearest[left], size)
-        whole = _compared(rows, nearest, left[probes], bar, best)
+        left = int((~known & _ahead(nearest, everyone, bar, best)).sum())
+        if left == 0:
+            return _first_of_pair(rows, nearest, best)
+        open_ = everyone[~known]
+        probes = open_[_lowest(nearest[open_], aligned(min(room[0], left)))]
+        whole = _compared(rows, nearest, probes, bar, best, room)
         known[whole] = True
         if len(whole):
             lowest = int(whole[nearest[whole].argmin()])
             bar, best = min((bar, best), (float(nearest[lowest]), lowest))
-        size = min(4 * size, CHUNK)
+        room = (CHUNK,) * len(PROBES)
 
 
 def isolated_dense(cosines: Tensor) -> int:
@@ -50,34 +51,40 @@ def isolated_dense(cosines: Tensor) -> int:
 def _sampled(rows: Rows) -> Tensor:
     """(N,) a lower bound of the cosine to the nearest neighbour, the better the more isolated a token seems."""
     nearest = rows.inverse.new_full((len(rows),), -2.0)
-    for share, blocks in ROUNDS:
+    for share, parts in ROUNDS:
         places = _lowest(nearest, int(share * len(rows)))
-        some = rows if share == 1 else rows[places]
-        edges = [len(places) * i // blocks for i in range(blocks + 1)]
-        for start, middle, stop in zip(edges[::2], edges[1::2], edges[2::2], strict=False):
-            for first in range(start, middle, CHUNK):
-                last = min(first + CHUNK, middle)
-                cosines = some.part(first, last).cosines(some.part(middle, stop))
-                for side, half in ((1, places[first:last]), (0, places[middle:stop])):
-                    nearest[half] = torch.maximum(nearest[half], cosines.amax(side))
+        for part in places.tensor_split(parts):
+            others = _some(rows, part[1::2])
+            for tokens in part[::2].split(CHUNK):
+                for half, highest in zip((tokens, part[1::2]), _some(rows, tokens).both(others), strict=True):
+                    nearest[half] = torch.maximum(nearest[half], highest)
     return nearest
 
 
-def _compared(rows: Rows, nearest: Tensor, tokens: Tensor, bar: float, best: int) -> Tensor:
-    """Raise the bounds of these tokens by all others, unless they prove no better; those compared with all."""
+def _compared(
+    rows: Rows, nearest: Tensor, tokens: Tensor, bar: float, best: int, room: tuple[int, ...]
+) -> Tensor:
+    """Raise the bounds of these tokens by all others, of ever fewer of them; those compared with all."""
     some = rows[tokens]
-    edges = [len(rows) * i // BLOCKS for i in range(BLOCKS + 1)]
-    for start, stop in pairwise(edges):
+    edges = [len(rows) * i // len(room) for i in range(len(room) + 1)]
+    for most, (start, stop) in zip(room, pairwise(edges)):
+        left = aligned(min(most, int(_ahead(nearest[tokens], tokens, bar, best).sum())))
+        if left == 0:
+            return tokens[:0]
+        if left < 0.8 * len(tokens):
+            lowest = _lowest(nearest[tokens], left)
+            tokens, some = tokens[lowest], some[lowest]
         cosines = rows.part(start, stop).cosines(some)
         own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
         cosines[tokens[own] - start, own] = -2
         nearest[tokens] = torch.maximum(nearest[tokens], cosines.amax(0))
-        left = _ahead(nearest[tokens], tokens, bar, best).nonzero()[:, 0]
-        if 2 * len(left) < len(tokens):
-            tokens, some = tokens[left], some[left]
-        if len(tokens) == 0:
-            break
+        torch.maximum(nearest[start:stop], cosines.amax(1), out=nearest[start:stop])
     return tokens
+
+
+def _some(rows: Rows, tokens: Tensor) -> Rows:
+    """These of the tokens: a view where they are evenly spaced."""
+    return rows.spread(tokens) if int(tokens[-1] - tokens[0]) == 2 * (len(tokens) - 1) else rows[tokens]
 
 
 def _lowest(values: Tensor, size: int) -> Tensor:
@@ -92,8 +99,10 @@ def _ahead(nearest: Tensor, tokens: Tensor, bar: float, best: int) -> Tensor:
     return (nearest < bar) | ((nearest == bar) & (tokens < best))
 
 
-def _first_of_pair(rows: Rows, token: int) -> int:
+def _first_of_pair(rows: Rows, nearest: Tensor, token: int) -> int:
     """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
+    if not bool((nearest[:token] <= nearest[token] + ROUNDING).any()):
+        return token
     other = _neighbour(rows, token)
     return min(token, other) if _neighbour(rows, other) == token else token
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cosine import Rows
+from ..cosine import LANES, Rows, aligned
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -65,7 +65,7 @@ class Lazy(ABC):
 
     def crowd(self, room: int) -> int:
         """How many tokens lead: as many as stay ahead of the others for about as many picks as were made so far."""
-        return min(self.done + LEADERS, 2 * room + LEADERS // 2, MOST_LEADERS, len(self.value))
+        return min(aligned(self.done + LEADERS), aligned(2 * room + LEADERS // 2), MOST_LEADERS, len(self.value))
 
     def took(self, tokens: Indices) -> None:
         """Note these picks, and that they are never to be picked again."""
@@ -131,11 +131,24 @@ class Comparing(Lazy):
     def __init__(self, rows: Rows, value: Tensor, count: int) -> None:
         super().__init__(value, count)
         self.rows = rows
-        self.picked = Rows(rows.vectors.new_empty(count, rows.vectors.shape[1]), rows.inverse.new_empty(count))
+        self._picked = Rows(
+            rows.vectors.new_empty(LANES + count, rows.vectors.shape[1]), rows.inverse.new_empty(LANES + count)
+        )
+
+    def picked(self, start: int, stop: int) -> Rows:
+        """A view of the picks from `start` to `stop`."""
+        return self._picked.part(LANES + start, LANES + stop)
+
+    def met(self, start: int, stop: int) -> Rows:
+        """The same and earlier ones, or copies of the first one, as many as a product is fast with."""
+        return self.picked(stop - aligned(stop - start), stop)
 
     def took(self, tokens: Indices) -> None:
         """Note these picks and their features."""
         start, places = self.done, torch.from_numpy(tokens)
         super().took(tokens)
-        self.picked.vectors[start : self.done] = self.rows.vectors[places]
-        self.picked.inverse[start : self.done] = self.rows.inverse[places]
+        new = self.picked(start, self.done)
+        torch.index_select(self.rows.vectors, 0, places, out=new.vectors)
+        torch.index_select(self.rows.inverse, 0, places, out=new.inverse)
+        if start == 0:
+            self._picked.vectors[:LANES], self._picked.inverse[:LANES] = new.vectors[0], new.inverse[0]

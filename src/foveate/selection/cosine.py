@@ -92,13 +92,8 @@ class Rows:
         """A copy of some of the tokens."""
         return Rows(self.vectors.index_select(0, places), self.inverse.index_select(0, places))
 
-    def part(self, start: int, stop: int) -> Rows:
-        """A view of the tokens from `start` to `stop`."""
-        return Rows(self.vectors[start:stop], self.inverse[start:stop])
-
-    def spread(self, places: Tensor) -> Rows:
-        """A view of some of the tokens, evenly spaced."""
-        start, stop, step = int(places[0]), int(places[-1]) + 1, int(places[1] - places[0])
+    def part(self, start: int, stop: int, step: int = 1) -> Rows:
+        """A view of the tokens from `start` to `stop`, or of every `step`-th of them."""
         return Rows(self.vectors[start:stop:step], self.inverse[start:stop:step])
 
     def cosines(self, others: Rows) -> Tensor:

@@ -53,7 +53,7 @@ class Lazy(ABC):
         self.done = 0
         self.seen: Indices = np.zeros(len(value), dtype=np.int64)  # how many of the picks each token knows of
 
-    wake = 4  # times as many as lead learn of what they missed at first: the larger the product, the faster
+    wake = 2  # times as many as lead learn of what they missed at first, then twice as many, as long as some lead late
 
     @abstractmethod
     def learn(self, tokens: Tensor, start: int) -> None:
@@ -83,7 +83,7 @@ class Lazy(ABC):
             leaders, width = self._front(size), self.wake * size
             while self.seen[leaders].min() < self.done:
                 self._wake(self._front(width))
-                leaders, width = self._front(size), 4 * width
+                leaders, width = self._front(size), 2 * width
             new = leaders[self.contest(leaders, room)]
             self.seen[leaders] = self.done + len(new)
             self.took(new)

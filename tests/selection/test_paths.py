@@ -46,7 +46,7 @@ def rows(x):
 @pytest.fixture(params=["whole", "half", "blocked"])
 def path(request, monkeypatch):
     """Each of the ways through the CPU path, by its thresholds."""
-    monkeypatch.setattr(cpu, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
+    monkeypatch.setattr(cosine, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
     monkeypatch.setattr(cpu, "SMALL_POOL", 0 if request.param == "blocked" else 10**6)
     if request.param == "blocked":
         monkeypatch.setattr(cosine, "DENSE_LIMIT", 0)
@@ -114,7 +114,7 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cosine, "DENSE_LIMIT", 0 if bounded else 8192)
-        for module, name in ((cpu, "SMALL_PRODUCT"), (cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
+        for module, name in ((cosine, "SMALL_PRODUCT"), (cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
             patch.setattr(module, name, 0)
         patch.setattr(isolated, "WHOLE", 16)
         chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, count), dpp(x, w, few)

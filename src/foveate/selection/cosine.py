@@ -14,7 +14,8 @@ NEAR_ONE = 1 - 2**-18
 # Tokens: beyond so many no selector builds an N x N matrix (1 GiB in float32), and memory stays O(N * d).
 DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
-PANEL = 96  # columns of half a product at a time: as few as a product needs to run at nearly full rate
+SMALL_PRODUCT = 2e8  # multiplications that cost as much as a few small operations
+PANEL = 144  # columns of half a product at a time: as few as a product needs to run at nearly full rate
 # BLAS is fastest with the longer factor first, and multiplies by so many rows of the shorter one at a time: by 77 it
 # takes longer than by 80.
 LANES = 16
@@ -115,16 +116,27 @@ class Rows:
         product = self.vectors @ others.vectors.mT
         return product.mul_(torch.outer(self.inverse, others.inverse))
 
-    def triangle(self) -> Tensor:
-        """(N, N) float32: the cosines among all, of which only those on one side of the diagonal are multiplied out."""
+    def among(self) -> tuple[Tensor, bool]:
+        """(N, N) float32: the cosines among all; and whether any two are alike, so that rounding cannot tell them apart.
+
+        Of many, those on one side of the diagonal are multiplied out.
+        """
         count = len(self)
-        cosines = self.vectors.new_empty(count, count)
-        for start in range(0, count, PANEL):
-            stop = min(start + PANEL, count)
-            below = self.part(start, count).cosines(self.part(start, stop))  # finished while it is in the cache
-            cosines[start:, start:stop] = below
-            cosines[start:stop, stop:] = below[stop - start :].mT
-        return cosines
+        if count * count * self.vectors.shape[1] <= SMALL_PRODUCT:
+            cosines = self._raw(self)
+        else:
+            cosines = self.vectors.new_empty(count, count)
+            for start in range(0, count, PANEL):
+                stop = min(start + PANEL, count)
+                below = self.part(start, count)._raw(self.part(start, stop))  # scaled while it is in the cache
+                cosines[start:, start:stop] = below
+                cosines[start:stop, stop:] = below[stop - start :].mT
+        own = cosines.diagonal().clone()  # a token of zeros is not even like itself
+        alike = float(cosines.fill_diagonal_(-2).amax()) > NEAR_ONE
+        if alike:
+            snapped(cosines)
+        cosines.diagonal().copy_(snapped(own))
+        return cosines, alike
 
 
 def aligned(count: int) -> int:

@@ -13,9 +13,8 @@ from .isolated import isolated_dense, most_isolated
 from .lazy import LEADERS
 
 # Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
-# blocked path, and tokens up to which half a product costs no more than looking for the most isolated token. From a
-# third of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
-SMALL_PRODUCT = 2e8
+# blocked path (`cosine.SMALL_PRODUCT`), and tokens up to which half a product costs no more than looking for the most
+# isolated token. From a third of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
 SMALL_POOL = 1536
 
 
@@ -36,16 +35,16 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
         return torch.ones_like(pools.valid)
     rows = rows_of(pools)
     value = torch.ones(width) if bonus is None else bonus
-    whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= SMALL_PRODUCT
+    whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= cosine.SMALL_PRODUCT
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
     if whole or (half and width <= cosine.DENSE_LIMIT):
-        cosines = rows.cosines(rows) if whole else rows.triangle()
+        cosines, alike = rows.among()
         if first is None:
             first = isolated_dense(cosines)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
-    else:
-        picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
-    return kept(pools, rows, picks, None if whole else value)
+        return kept(pools, rows, picks, value if alike and not whole else None)
+    picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
+    return kept(pools, rows, picks, value)
 
 
 def volume(pools: Pools, relevance: Tensor) -> Tensor:
@@ -61,9 +60,7 @@ def covered(pools: Pools, weight: Tensor) -> Tensor:
     """(1, N) bool keep mask of the greedy loop of `coverage`: one image, without padding, and its weights (1, N)."""
     rows = rows_of(pools)
     width = len(rows)
-    cosines = None
-    if width <= cosine.DENSE_LIMIT:
-        cosines = rows.triangle() if width * width * rows.vectors.shape[1] > SMALL_PRODUCT else rows.cosines(rows)
+    cosines = rows.among()[0] if width <= cosine.DENSE_LIMIT else None
     picks = covering.cover(rows, cosines, weight[0], pools.steps)
     return kept(pools, rows, picks, weight[0] if width > covering.DENSE else None)
 
@@ -93,10 +90,12 @@ def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:
     some = torch.linspace(0, vectors.shape[1] - 1, 8).long()
     sample = torch.cat([vectors[:, some], bonus[:, None]], 1) + 0.0  # a zero has no sign
     mix = torch.tensor([3**power for power in range(9)])
-    group, size = (sample.view(torch.int32) * mix).sum(1).unique(return_inverse=True, return_counts=True)[1:]
-    suspects = (size[group] > 1).nonzero()[:, 0]
-    if len(suspects) == 0:
+    key = (sample.view(torch.int32) * mix).sum(1)
+    ordered = key.sort().values
+    if not bool((ordered[1:] == ordered[:-1]).any()):
         return []
+    group, size = key.unique(return_inverse=True, return_counts=True)[1:]
+    suspects = (size[group] > 1).nonzero()[:, 0]
     return _equal(vectors, suspects, group[suspects])
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..cosine import CHUNK, Rows, aligned
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
-# First tokens are compared in pairs, one set with another, so that each product counts for two tokens: within each of
-# eight parts of all those at even places with those at odd ones, among whom the neighbours are; then of the 40 %, and
-# the 20 %, that seem most isolated, one half with the other, in so many parts.
+# First tokens meet in pairs, one set with another, so that each product counts for two tokens: within each of eight
+# parts of all, those at even places with those at odd ones, among whom their neighbours are; then of the 40 %, and the
+# 20 %, that seem most isolated, one half with the other, in so many parts.
 NEIGHBOURS = 8
 ROUNDS = ((0.4, 2), (0.2, 1))
 # Then those that seem most isolated are compared with one part of all after another, so many of them with each part.
@@ -28,29 +28,18 @@ ROUNDING = 2e-6  # by which the same cosine may differ from one product to anoth
 def most_isolated(rows: Rows) -> int:
     """The token whose highest cosine to another one is lowest; ties to the lowest index."""
     if len(rows) <= WHOLE:
-        return isolated_dense(rows.cosines(rows))
-    everyone = torch.arange(len(rows))
-    nearest = rows.inverse.new_full((len(rows),), -2.0)  # bounds from below
-    for part in everyone.tensor_split(NEIGHBOURS):
-        _met(rows, nearest, part[::2], part[1::2])
+        return isolated_dense(rows.among()[0])
+    search = _Search(rows)
+    for part in search.everyone.tensor_split(NEIGHBOURS):
+        search.meet(part[::2], part[1::2])
     for share, parts in ROUNDS:
-        halves = _lowest(nearest, int(share * len(rows))).tensor_split(2)
-        for one, other in zip(*(half.tensor_split(parts) for half in halves), strict=True):
-            _met(rows, nearest, one, other)
-    known = torch.zeros(len(rows), dtype=torch.bool)
-    bar, best, room = torch.inf, len(rows), PROBES
-    while True:
-        left = int((~known & _ahead(nearest, everyone, bar, best)).sum())
-        if left == 0:
-            return _first_of_pair(rows, nearest, best)
-        unknown = (~known).nonzero()[:, 0]
-        probes = unknown[_lowest(nearest[unknown], aligned(min(room[0], left)))]
-        whole = _compared(rows, nearest, probes, bar, best, room)
-        known[whole] = True
-        if len(whole):
-            lowest = int(whole[nearest[whole].argmin()])
-            bar, best = min((bar, best), (float(nearest[lowest]), lowest))
-        room = (CHUNK,) * len(PROBES)
+        search.meet_halves(search.lowest(search.everyone, int(share * len(rows))), parts)
+    search.compare(search.lowest(search.everyone, PROBES[0]), PROBES)
+    if len(left := search.left()) > WHOLE:
+        search.meet_halves(search.lowest(left, CHUNK), 1)
+    while len(left := search.left()):
+        search.compare(search.lowest(left, CHUNK), (CHUNK,) * len(PROBES))
+    return search.first_of_pair()
 
 
 def isolated_dense(cosines: Tensor) -> int:
@@ -58,63 +47,75 @@ def isolated_dense(cosines: Tensor) -> int:
     return int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
 
 
-def _met(rows: Rows, nearest: Tensor, tokens: Tensor, others: Tensor) -> None:
-    """Raise the bounds of these tokens by the others, and of the others by these."""
-    there = _some(rows, others)
-    for part in tokens.split(CHUNK):
-        for met, highest in zip((part, others), _some(rows, part).both(there), strict=True):
-            nearest[met] = torch.maximum(nearest[met], highest)
+class _Search:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.everyone = torch.arange(len(rows))
+        self._nearest = rows.inverse.new_full((len(rows),), -2.0)  # the highest cosine that each has seen
+        self._known = torch.zeros(len(rows), dtype=torch.bool)  # whether it has seen all
+        self._best, self._bar = len(rows), torch.inf  # the most isolated of those, and its highest cosine
 
+    def lowest(self, tokens: Tensor, size: int) -> Tensor:
+        """Those of these tokens, ascending, that seem most isolated."""
+        if size >= len(tokens):
+            return tokens
+        return tokens[self._nearest[tokens].topk(size, largest=False).indices.sort().values]
 
-def _compared(
-    rows: Rows, nearest: Tensor, tokens: Tensor, bar: float, best: int, room: tuple[int, ...]
-) -> Tensor:
-    """Raise the bounds of these tokens by all others, of ever fewer of them; those compared with all."""
-    some = rows[tokens]
-    edges = [len(rows) * i // len(room) for i in range(len(room) + 1)]
-    for most, (start, stop) in zip(room, pairwise(edges), strict=True):
-        left = aligned(min(most, int(_ahead(nearest[tokens], tokens, bar, best).sum())))
-        if left == 0:
-            return tokens[:0]
-        if left < 0.8 * len(tokens):
-            lowest = _lowest(nearest[tokens], left)
-            tokens, some = tokens[lowest], some[lowest]
-        cosines = rows.part(start, stop).cosines(some)
-        own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
-        cosines[tokens[own] - start, own] = -2
-        nearest[tokens] = torch.maximum(nearest[tokens], cosines.amax(0))
-        torch.maximum(nearest[start:stop], cosines.amax(1), out=nearest[start:stop])
-    return tokens
+    def left(self) -> Tensor:
+        """Who may still be more isolated than the best."""
+        return self.everyone[~self._known & self._ahead(self.everyone)]
 
+    def meet_halves(self, tokens: Tensor, parts: int) -> None:
+        """Compare one half of these tokens with the other, part by part."""
+        for one, other in zip(*(half.tensor_split(parts) for half in tokens.tensor_split(2)), strict=True):
+            self.meet(one, other)
 
-def _some(rows: Rows, tokens: Tensor) -> Rows:
-    """These tokens, ascending: where they are every second one a view, which costs nothing."""
-    if bool((tokens.diff() == 2).all()):
-        return rows.part(int(tokens[0]), int(tokens[-1]) + 1, 2)
-    return rows[tokens]
+    def meet(self, tokens: Tensor, others: Tensor) -> None:
+        """Compare these tokens with the others."""
+        there = self._some(others)
+        for part in tokens.split(CHUNK):
+            for met, highest in zip((part, others), self._some(part).both(there), strict=True):
+                self._nearest[met] = torch.maximum(self._nearest[met], highest)
 
+    def compare(self, tokens: Tensor, room: tuple[int, ...]) -> None:
+        """Compare these tokens with parts of all, with each part those of so many that are not ruled out."""
+        some = self._rows[tokens]
+        edges = [len(self._rows) * i // len(room) for i in range(len(room) + 1)]
+        for most, (start, stop) in zip(room, pairwise(edges), strict=True):
+            size = aligned(min(most, int(self._ahead(tokens).sum())))
+            if size == 0:
+                return
+            if size < 0.8 * len(tokens):
+                places = self._nearest[tokens].topk(size, largest=False).indices.sort().values
+                tokens, some = tokens[places], some[places]
+            cosines = self._rows.part(start, stop).cosines(some)
+            own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
+            cosines[tokens[own] - start, own] = -2
+            self._nearest[tokens] = torch.maximum(self._nearest[tokens], cosines.amax(0))
+            part = self._nearest[start:stop]
+            torch.maximum(part, cosines.amax(1), out=part)
+        self._known[tokens] = True
+        lowest = int(tokens[self._nearest[tokens].argmin()])
+        self._bar, self._best = min((self._bar, self._best), (float(self._nearest[lowest]), lowest))
 
-def _lowest(values: Tensor, size: int) -> Tensor:
-    """The places of the lowest values, ascending."""
-    if size >= len(values):
-        return torch.arange(len(values))
-    return values.topk(size, largest=False).indices.sort().values
+    def first_of_pair(self) -> int:
+        """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
+        if not bool((self._nearest[: self._best] <= self._bar + ROUNDING).any()):
+            return self._best
+        other = self._neighbour(self._best)
+        return min(self._best, other) if self._neighbour(other) == self._best else self._best
 
+    def _ahead(self, tokens: Tensor) -> Tensor:
+        nearest = self._nearest[tokens]
+        return (nearest < self._bar) | ((nearest == self._bar) & (tokens < self._best))
 
-def _ahead(nearest: Tensor, tokens: Tensor, bar: float, best: int) -> Tensor:
-    """Whether each may still be more isolated than `best`, whose nearest neighbour is at `bar`."""
-    return (nearest < bar) | ((nearest == bar) & (tokens < best))
+    def _some(self, tokens: Tensor) -> Rows:
+        """These tokens: where they are every second one a view, which costs nothing."""
+        if bool((tokens.diff() == 2).all()):
+            return self._rows.part(int(tokens[0]), int(tokens[-1]) + 1, 2)
+        return self._rows[tokens]
 
-
-def _first_of_pair(rows: Rows, nearest: Tensor, token: int) -> int:
-    """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
-    if not bool((nearest[:token] <= nearest[token] + ROUNDING).any()):
-        return token
-    other = _neighbour(rows, token)
-    return min(token, other) if _neighbour(rows, other) == token else token
-
-
-def _neighbour(rows: Rows, token: int) -> int:
-    cosines = rows.cosines(rows.part(token, token + 1))[:, 0]
-    cosines[token] = -2
-    return int(cosines.argmax())
+    def _neighbour(self, token: int) -> int:
+        cosines = self._rows.cosines(self._rows.part(token, token + 1))[:, 0]
+        cosines[token] = -2
+        return int(cosines.argmax())

@@ -15,7 +15,7 @@ NEAR_ONE = 1 - 2**-18
 DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
 SMALL_PRODUCT = 2e8  # multiplications that cost as much as a few small operations
-PANEL = 144  # columns of half a product at a time: as few as a product needs to run at nearly full rate
+PANEL = 48  # columns: of half a product two or more times as many at a time, so that it runs at nearly full rate
 # BLAS is fastest with the longer factor first, and multiplies by so many rows of the shorter one at a time: by 77 it
 # takes longer than by 80.
 LANES = 16
@@ -126,10 +126,12 @@ class Rows:
             cosines = self._raw(self)
         else:
             cosines = self.vectors.new_empty(count, count)
-            for start in range(0, count, PANEL):
-                stop = min(start + PANEL, count)
-                below = self.part(start, count)._raw(self.part(start, stop))  # scaled while it is in the cache
-                cosines[start:, start:stop] = below
+            panel = PANEL * max(2, count // (9 * PANEL))
+            for start in range(0, count, panel):
+                stop = min(start + panel, count)
+                below = cosines[start:, start:stop]
+                torch.mm(self.vectors[start:], self.vectors[start:stop].mT, out=below)
+                below.mul_(torch.outer(self.inverse[start:], self.inverse[start:stop]))
                 cosines[start:stop, stop:] = below[stop - start :].mT
         own = cosines.diagonal().clone()  # a token of zeros is not even like itself
         alike = float(cosines.fill_diagonal_(-2).amax()) > NEAR_ONE

@@ -114,7 +114,8 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cosine, "DENSE_LIMIT", 0 if bounded else 8192)
-        for module, name in ((cosine, "SMALL_PRODUCT"), (cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
+        patch.setattr(cosine, "SMALL_PRODUCT", 0)
+        for module, name in ((cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
             patch.setattr(module, name, 0)
         patch.setattr(isolated, "WHOLE", 16)
         chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, count), dpp(x, w, few)
@@ -122,19 +123,36 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
         assert keep.equal(by_steps[0])
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(257, 700), st.integers(3, 40), st.integers(0, 10**6))
-def test_most_isolated(kind, n, d, seed):
-    x, _ = scene(kind, n, d, seed)
+def isolated_rightly(x):
     # In float64 and from one side of the diagonal alone, so that what is equal is equal.
     unit = torch.nn.functional.normalize(x.double())
     cosines = (unit @ unit.T).triu(1)
     cosines = (cosines + cosines.T).fill_diagonal_(-2)
     nearest = cosines.amax(1)
     chosen = most_isolated(rows(x))
-    assert nearest[chosen] <= nearest.min() + 1e-6
     if (nearest <= nearest.min() + 1e-6).sum() == 2:  # two that are nearest to each other
-        assert chosen == int((nearest <= nearest.min() + 1e-6).nonzero()[0])
+        return chosen == int((nearest <= nearest.min() + 1e-6).nonzero()[0])
+    return nearest[chosen] <= nearest.min() + 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(257, 700), st.integers(3, 40), st.integers(0, 10**6))
+def test_most_isolated(kind, n, d, seed):
+    assert isolated_rightly(scene(kind, n, d, seed)[0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 30), st.integers(2, 40), st.integers(0, 10**6))
+def test_most_isolated_of_few(n, d, seed):
+    assert isolated_rightly(scene("noise", n, d, seed)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [100, 1024])
+def test_most_isolated_of_many(kind, chunk, monkeypatch):
+    monkeypatch.setattr(isolated, "CHUNK", chunk)
+    for d in (8, 200):
+        assert isolated_rightly(scene(kind, 2100, d, d)[0])
 
 
 @pytest.mark.parametrize("name", ["mmr", "maxmin", "independent_set", "coverage", "dpp"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 EPSILON = 1e-8
@@ -14,7 +16,7 @@ NEAR_ONE = 1 - 2**-18
 # Tokens: beyond so many no selector builds an N x N matrix (1 GiB in float32), and memory stays O(N * d).
 DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
-SMALL_PRODUCT = 2e8  # multiplications that cost as much as a few small operations
+SMALL_PRODUCT = 1e8  # multiplications that cost as much as a few small operations
 PANEL = 48  # columns: of half a product two or more times as many at a time, so that it runs at nearly full rate
 # BLAS is fastest with the longer factor first, and multiplies by so many rows of the shorter one at a time: by 77 it
 # takes longer than by 80.
@@ -98,7 +100,7 @@ class Rows:
         return Rows(self.vectors[start:stop:step], self.inverse[start:stop:step])
 
     def cosines(self, others: Rows) -> Tensor:
-        """(N, M) float32: all tokens against M others. With itself, symmetric to the bit."""
+        """(N, M) float32: all tokens against M others."""
         return snapped(self._raw(others))
 
     def highest(self, others: Rows) -> Tensor:
@@ -117,7 +119,7 @@ class Rows:
         return product.mul_(torch.outer(self.inverse, others.inverse))
 
     def among(self) -> tuple[Tensor, bool]:
-        """(N, N) float32: the cosines among all; and whether any two are alike, so that rounding cannot tell them apart.
+        """(N, N) float32: the cosines among all, and whether any two are so alike that their cosine counts as 1.
 
         Of many, those on one side of the diagonal are multiplied out.
         """
@@ -133,11 +135,13 @@ class Rows:
                 torch.mm(self.vectors[start:], self.vectors[start:stop].mT, out=below)
                 below.mul_(torch.outer(self.inverse[start:], self.inverse[start:stop]))
                 cosines[start:stop, stop:] = below[stop - start :].mT
-        own = cosines.diagonal().clone()  # a token of zeros is not even like itself
-        alike = float(cosines.fill_diagonal_(-2).amax()) > NEAR_ONE
+        numbers: NDArray[np.float32] = cosines.numpy()  # the same memory: after a large product NumPy starts faster
+        own = numbers.diagonal().copy()
+        np.fill_diagonal(numbers, -2)
+        alike = float(numbers.max()) > NEAR_ONE
         if alike:
             snapped(cosines)
-        cosines.diagonal().copy_(snapped(own))
+        np.fill_diagonal(numbers, np.where(own > NEAR_ONE, 1, own))  # a token of zeros is not even like itself
         return cosines, alike
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._greedy import spread
+from .cosine import Cosines
 from .kernels.cpu import diverse
 from .ops import apart
 from .pools import Pools, prepare
@@ -43,4 +44,13 @@ def reference(pools: Pools) -> Tensor:
     cosines = pools.cosines()
     isolation = 1 - cosines.nearest(pools.valid)
     first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
+    # Two that are nearest to each other are equally isolated; rounding must not decide between them.
+    other = _neighbour(pools, cosines, first)
+    first = torch.where(_neighbour(pools, cosines, other) == first, torch.minimum(first, other), first)
     return spread(pools, cosines, first, 1.0, 1.0)
+
+
+def _neighbour(pools: Pools, cosines: Cosines, token: Tensor) -> Tensor:
+    """(B,) long: the valid token nearest to one token (B,) of each row; itself where it is alone."""
+    beside = cosines.of(token).masked_fill(~pools.valid, -3).scatter_(1, token[:, None], -2)
+    return beside.argmax(-1)

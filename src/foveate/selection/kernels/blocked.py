@@ -77,7 +77,8 @@ def _worth(cosines: Tensor, bonus: Tensor, penalty: float) -> Floats:
     The value of a token is the lowest of its column over the picked rows: rounding keeps the order, so that the
     minimum here has the very bits of ``bonus - penalty * (max cosine)``.
     """
-    worth: Floats = torch.sub(bonus, cosines, alpha=penalty, out=cosines).fill_diagonal_(-torch.inf).numpy()
+    worth: Floats = torch.sub(bonus, cosines, alpha=penalty, out=cosines).numpy()
+    np.fill_diagonal(worth, -np.inf)
     return worth
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,11 +74,11 @@ def rows_of(pools: Pools) -> Rows:
 
 def kept(pools: Pools, rows: Rows, picks: Tensor, score: Tensor | None) -> Tensor:
     """(1, N) bool keep mask of these picks; of tokens equal in features and `score` the first, unless it is None."""
-    keep = torch.zeros_like(pools.valid)
-    keep[0, picks] = True
+    keep = np.zeros(pools.valid.shape, dtype=bool)
+    keep[0, picks.numpy()] = True
     for twins in [] if score is None else _twins(rows, score):
-        keep[0, twins] = torch.arange(len(twins)) < keep[0, twins].sum()
-    return keep
+        keep[0, twins] = np.arange(len(twins)) < keep[0, twins].sum()
+    return torch.from_numpy(keep)
 
 
 def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,11 @@ def most_isolated(rows: Rows) -> int:
 
 def isolated_dense(cosines: Tensor) -> int:
     """The same from all cosines (N, N), whose diagonal is overwritten."""
-    return int((1 - cosines.fill_diagonal_(-2).amax(1)).argmax())
+    numbers = cosines.numpy()
+    np.fill_diagonal(numbers, -2)
+    best = int((1 - numbers.max(1)).argmax())
+    other = int(numbers[best].argmax())
+    return min(best, other) if int(numbers[other].argmax()) == best else best  # as in `_Search.first_of_pair`
 
 
 class _Search:

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from foveate.selection import cosine
+from foveate.selection.cosine import LANES, Rows, aligned
+
+
+def rows_of(x):
+    return Rows.measured(x, x.norm(dim=-1) + cosine.EPSILON)
+
+
+def expected(x, y):
+    normal = [torch.nn.functional.normalize(v.double(), dim=-1) for v in (x, y)]
+    return (normal[0] @ normal[1].T).float()
+
+
+@pytest.fixture(params=[0, 1e12], ids=["half", "whole"])
+def product(request, monkeypatch):
+    """Half a product, or the whole of it."""
+    monkeypatch.setattr(cosine, "SMALL_PRODUCT", request.param)
+
+
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("count", [1, 7, 95, 96, 97, 500])
+def test_among(count):
+    x = torch.randn(count, 20, generator=torch.Generator().manual_seed(count))
+    cosines, alike = rows_of(x).among()
+    torch.testing.assert_close(cosines, expected(x, x), atol=1e-5, rtol=0)
+    assert (cosines.diagonal() == 1).all()
+    assert not alike
+
+
+@pytest.mark.usefixtures("product")
+def test_among_knows_the_alike_and_tokens_of_zeros():
+    x = torch.randn(300, 20, generator=torch.Generator().manual_seed(0))
+    x[170], x[40] = 2 * x[3], 0
+    cosines, alike = rows_of(x).among()
+    assert alike
+    assert cosines[170, 3] == cosines[3, 170] == 1
+    assert (cosines[40] == 0).all()
+    assert (cosines == 1).sum() == 299 + 2
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 90), (90, 5), (33, 33)])
+def test_highest_and_both(n, m):
+    x, y = (torch.randn(k, 20, generator=torch.Generator().manual_seed(k)) for k in (n, m))
+    x[1] = 3 * y[2]
+    one, other = rows_of(x), rows_of(y)
+    cosines = expected(x, y)
+    for found in (one.highest(other), one.both(other)[0]):
+        torch.testing.assert_close(found, cosines.amax(1), atol=1e-5, rtol=0)
+        assert found[1] == 1
+    torch.testing.assert_close(one.both(other)[1], cosines.amax(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.cosines(other), cosines, atol=1e-5, rtol=0)
+
+
+def test_aligned():
+    for count in range(1, 100):
+        assert aligned(count) % LANES == 0
+        assert 0 <= aligned(count) - count < LANES
+
+
+def test_parts_are_views():
+    x = torch.randn(10, 4)
+    part = rows_of(x).part(1, 8, 3)
+    assert part.vectors.equal(x[[1, 4, 7]])
+    assert part.vectors.data_ptr() == x[1].data_ptr()

@@ -2,9 +2,10 @@
 
 The bound is the larger of two times that no exact selector can beat: reading the features once at the memory rate, and
 comparing the picked tokens with each other at the arithmetic rate (K (K - 1) d FLOPs). Both rates are measured in the
-same run. `PYTHONPATH=src python benchmarks/selection.py` times, on a GPU beside the goals in milliseconds; `--growth`
-gives time and peak memory up to 65536 tokens; `--select` and `--tokens` choose a part. That the kernels choose rightly
-on a GPU is tested by `PYTHONPATH=src python -m pytest -m gpu tests/selection`.
+same run. `PYTHONPATH=src python benchmarks/selection.py` times, on a GPU beside the goals in milliseconds; `--count`
+counts the products that are computed; `--growth` gives time and peak memory up to 65536 tokens; `--select` and
+`--tokens` choose a part, `--like` other features than noise. That the kernels choose rightly on a GPU is tested by
+`PYTHONPATH=src python -m pytest -m gpu tests/selection`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
 
@@ -30,6 +32,7 @@ SIZES = (
     (64, 256, 16),
     (196, 1024, 49),
     (256, 64, 64),
+    (256, 2048, 64),
     (576, 4096, 144),
     (1296, 3584, 324),
     (2880, 4096, 720),
@@ -45,6 +48,8 @@ ON_GPU = (
 )
 SELECTORS = ("mmr", "maxmin", "independent_set", "dpp", "coverage")
 GROWTH = ((1024, 256), (2048, 512), (4096, 1024), (8192, 2048), (16384, 4096), (65536, 6554))
+COUNTED_WIDTH = 1024  # features per token: how many products are computed hardly depends on it
+LIKE = ("noise", "clusters", "neighbours")
 GROWTH_WIDTH = 256  # features per token: few, so that time and memory of N x N would show
 SLOW = 1500  # tokens: a loop whose every step costs N x N is timed up to here on a CPU
 
@@ -147,7 +152,20 @@ def runs(name: str, x: Tensor, w: Tensor, k: int) -> tuple[Callable[[], object],
     return lambda: [loops[name](one.float(), weight) for one, weight in zip(x, w, strict=True)], ours[name]
 
 
-def speed(device: str, repeats: int, names: list[str], tokens: list[int]) -> Table:
+def features(like: str, batch: int, n: int, d: int, generator: torch.Generator) -> Tensor:
+    """(batch, n, d) float32: noise, to which groups of 20 tokens anywhere, or neighbours, add what they share."""
+    noise = torch.randn(batch, n, d, generator=generator)
+    if like == "noise":
+        return noise
+    things = torch.randn(n // (20 if like == "clusters" else 4) + 2, d, generator=generator)
+    if like == "clusters":
+        return 0.4 * noise + things[torch.randint(0, len(things), (n,), generator=generator)]
+    place = torch.linspace(0, len(things) - 1.01, n)[:, None]
+    before, share = place[:, 0].long(), place.frac()
+    return 0.5 * noise + (1 - share) * things[before] + share * things[before + 1]
+
+
+def speed(device: str, repeats: int, names: list[str], tokens: list[int], like: str) -> Table:
     arithmetic, memory = rates(device)
     table = Table(
         *(
@@ -171,7 +189,7 @@ def speed(device: str, repeats: int, names: list[str], tokens: list[int]) -> Tab
         if tokens and n not in tokens:
             continue
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, n, d, generator=generator).to(device, torch.bfloat16 if goal else torch.float32)
+        x = features(like, batch, n, d, generator).to(device, torch.bfloat16 if goal else torch.float32)
         w = torch.rand(batch, n, generator=generator).to(device)
         pairs = {name: runs(name, x, w, k) for name in names}
         timed: dict[str, Callable[[], object]] = {"gemm": lambda x=x: [gemm(one.float()) for one in x]}
@@ -187,6 +205,25 @@ def speed(device: str, repeats: int, names: list[str], tokens: list[int]) -> Tab
             asked = f"{goal} ms" if goal and name in ("mmr", "maxmin") else "-"
             case = [str(number) for number in (batch, n, d, k)]
             table.add_row(*case, name, *cells, ratio, f"{own / times['gemm']:.2f}", asked)
+    return table
+
+
+def products(names: list[str], tokens: list[int]) -> Table:
+    """How many of all N x N products each selector computes, by the features. One thread counts as well as many."""
+    table = Table("N", "K", "selector", *LIKE)
+    for n, _, k in SIZES:
+        if n < 500 or (tokens and n not in tokens):
+            continue
+        for name in names:
+            shares = []
+            for like in LIKE:
+                generator = torch.Generator().manual_seed(0)
+                x = features(like, 1, n, COUNTED_WIDTH, generator)
+                own = runs(name, x, torch.rand(1, n, generator=generator), k)[1]
+                with FlopCounterMode(display=False) as counter:
+                    own()
+                shares.append(f"{counter.get_total_flops() / (2 * n * n * COUNTED_WIDTH):.1%}")
+            table.add_row(str(n), str(k), name, *shares)
     return table
 
 
@@ -220,6 +257,8 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time and peak memory up to 65536 tokens, on the CPU")
     parser.add_argument("--select", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[], help="only these numbers of tokens")
+    parser.add_argument("--like", choices=LIKE, default="noise", help="the features")
+    parser.add_argument("--count", action="store_true", help="how many of all products are computed, on the CPU")
     parser.add_argument("--busy", action="store_true", help="processor time of one thread, for a machine at other work")
     parser.add_argument("--one", nargs=3, metavar=("SELECTOR", "N", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,10 +274,12 @@ def main() -> None:
     console.print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {platform.machine()}"
     )
-    if options.growth:
+    if options.count:
+        console.print(products(options.select, options.tokens))
+    elif options.growth:
         console.print(growth(options.select, options.tokens))
     else:
-        console.print(speed(options.device, options.repeats, options.select, options.tokens))
+        console.print(speed(options.device, options.repeats, options.select, options.tokens, options.like))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from ..budget import Budget, Scope
@@ -119,14 +118,15 @@ def _check_falling(given: Stages) -> None:
     Args:
         given: each method with the first of its layers, and what it was asked to keep.
     """
-    ordered = sorted(given, key=lambda stage: stage[1])
-    for (before, _, left), (method, _, budget) in pairwise(ordered):
-        for kind in (int, float):  # a share and a number of tokens cannot be compared without an image
-            if isinstance(left.keep, kind) and isinstance(budget.keep, kind) and budget.keep > left.keep:
-                raise MethodError(
-                    f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
-                    "budgets, such as keep=[0.5, 0.25]."
-                )
+    least: dict[type, tuple[Method, Budget]] = {}  # a share and a number of tokens cannot be compared without an image
+    for method, _, budget in sorted(given, key=lambda stage: stage[1]):
+        before, left = least.setdefault(type(budget.keep), (method, budget))
+        if isinstance(budget.keep, (int, float)) and isinstance(left.keep, (int, float)) and budget.keep > left.keep:
+            raise MethodError(
+                f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
+                "budgets, such as keep=[0.5, 0.25]."
+            )
+        least[type(budget.keep)] = method, budget
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:

@@ -136,7 +136,7 @@ def test_budgets_of_several_methods_must_not_grow(llava: Zoo) -> None:
         with pytest.raises(foveate.MethodError, match=r"fastv cannot keep .*, as divprune before it leaves .*falling"):
             foveate.attach(llava.model, methods, keep=keeps)
     three = ["divprune", foveate.get_method("fastv", layer=1), foveate.get_method("fastv", layer=2)]
-    with pytest.raises(foveate.MethodError, match="fastv cannot keep .*, as divprune before it leaves"):
+    with pytest.raises(foveate.MethodError, match=r"fastv cannot keep .*, as divprune before it leaves"):
         foveate.attach(llava.model, three, keep=[0.5, 8, 0.6])  # a number of tokens between two shares hides no growth
     foveate.attach(llava.model, three, keep=[0.5, 8, 0.4]).detach()
     for keeps in ([0.5, 1.0], [0.5, 8], [0.5, 0.5]):  # nothing asked of the second; not to be compared; the same

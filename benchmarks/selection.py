@@ -48,6 +48,7 @@ ON_GPU = (
 )
 SELECTORS = ("mmr", "maxmin", "independent_set", "dpp", "coverage")
 GROWTH = ((1024, 256), (2048, 512), (4096, 1024), (8192, 2048), (16384, 4096), (65536, 6554))
+COUNTED = ((576, 144), (1296, 324), (2880, 720), (2880, 288), (2880, 1))
 COUNTED_WIDTH = 1024  # features per token: how many products are computed hardly depends on it
 LIKE = ("noise", "clusters", "neighbours")
 GROWTH_WIDTH = 256  # features per token: few, so that time and memory of N x N would show
@@ -211,10 +212,8 @@ def speed(device: str, repeats: int, names: list[str], tokens: list[int], like: 
 def products(names: list[str], tokens: list[int]) -> Table:
     """How many of all N x N products each selector computes, by the features. One thread counts as well as many."""
     table = Table("N", "K", "selector", *LIKE)
-    for n, _, k in SIZES:
-        if n < 500 or (tokens and n not in tokens):
-            continue
-        for name in names:
+    for n, k in COUNTED:
+        for name in names if not tokens or n in tokens else ():
             shares = []
             for like in LIKE:
                 generator = torch.Generator().manual_seed(0)
@@ -257,7 +256,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time and peak memory up to 65536 tokens, on the CPU")
     parser.add_argument("--select", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[], help="only these numbers of tokens")
-    parser.add_argument("--like", choices=LIKE, default="noise", help="the features")
+    parser.add_argument("--like", choices=LIKE, default="noise", help="the features that are timed")
     parser.add_argument("--count", action="store_true", help="how many of all products are computed, on the CPU")
     parser.add_argument("--busy", action="store_true", help="processor time of one thread, for a machine at other work")
     parser.add_argument("--one", nargs=3, metavar=("SELECTOR", "N", "K"), help=argparse.SUPPRESS)

@@ -120,8 +120,10 @@ def _check_falling(given: Stages) -> None:
     """
     least: dict[type, tuple[Method, Budget]] = {}  # a share and a number of tokens cannot be compared without an image
     for method, _, budget in sorted(given, key=lambda stage: stage[1]):
+        if budget.by_content:
+            continue
         before, left = least.setdefault(type(budget.keep), (method, budget))
-        if isinstance(budget.keep, (int, float)) and isinstance(left.keep, (int, float)) and budget.keep > left.keep:
+        if float(budget.keep) > float(left.keep):
             raise MethodError(
                 f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
                 "budgets, such as keep=[0.5, 0.25]."

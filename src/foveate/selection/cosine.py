@@ -112,11 +112,16 @@ class Rows:
         cosines = self._raw(others)
         return snapped(cosines.amax(1)), snapped(cosines.amax(0))
 
-    def _raw(self, others: Rows) -> Tensor:
+    def _raw(self, others: Rows, out: Tensor | None = None) -> Tensor:
         if len(self) < len(others):
-            return others._raw(self).mT
-        product = self.vectors @ others.vectors.mT
+            return others._raw(self, None if out is None else out.mT).mT
+        product = torch.mm(self.vectors, others.vectors.mT, out=out)
         return product.mul_(torch.outer(self.inverse, others.inverse))
+
+    @property
+    def small(self) -> bool:
+        """Whether comparing all with all is a small product."""
+        return len(self) * len(self) * self.vectors.shape[1] <= SMALL_PRODUCT
 
     def among(self) -> tuple[Tensor, bool]:
         """(N, N) float32: the cosines among all, and whether any two are so alike that their cosine counts as 1.
@@ -124,16 +129,14 @@ class Rows:
         Of many, those on one side of the diagonal are multiplied out.
         """
         count = len(self)
-        if count * count * self.vectors.shape[1] <= SMALL_PRODUCT:
+        if self.small:
             cosines = self._raw(self)
         else:
             cosines = self.vectors.new_empty(count, count)
             panel = PANEL * max(2, count // (9 * PANEL))
             for start in range(0, count, panel):
                 stop = min(start + panel, count)
-                below = cosines[start:, start:stop]
-                torch.mm(self.vectors[start:], self.vectors[start:stop].mT, out=below)
-                below.mul_(torch.outer(self.inverse[start:], self.inverse[start:stop]))
+                below = self.part(start, count)._raw(self.part(start, stop), out=cosines[start:, start:stop])
                 cosines[start:stop, stop:] = below[stop - start :].mT
         numbers: NDArray[np.float32] = cosines.numpy()  # the same memory: after a large product NumPy starts faster
         own = numbers.diagonal().copy()

@@ -36,14 +36,13 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
         return torch.ones_like(pools.valid)
     rows = rows_of(pools)
     value = torch.ones(width) if bonus is None else bonus
-    whole = width <= LEADERS or width * width * rows.vectors.shape[1] <= cosine.SMALL_PRODUCT
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
-    if whole or (half and width <= cosine.DENSE_LIMIT):
+    if width <= LEADERS or rows.small or (half and width <= cosine.DENSE_LIMIT):
         cosines, alike = rows.among()
         if first is None:
             first = isolated_dense(cosines)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
-        return kept(pools, rows, picks, value if alike and not whole else None)
+        return kept(pools, rows, picks, value if alike else None)
     picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
     return kept(pools, rows, picks, value)
 

@@ -6,6 +6,7 @@ only those, look further, until one that has seen all others is at least as isol
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -40,16 +41,20 @@ def most_isolated(rows: Rows) -> int:
         search.meet_halves(search.lowest(left, CHUNK), 1)
     while len(left := search.left()):
         search.compare(search.lowest(left, CHUNK), (CHUNK,) * len(PROBES))
-    return search.first_of_pair()
+    return search.best()
 
 
 def isolated_dense(cosines: Tensor) -> int:
     """The same from all cosines (N, N), whose diagonal is overwritten."""
     numbers = cosines.numpy()
     np.fill_diagonal(numbers, -2)
-    best = int((1 - numbers.max(1)).argmax())
-    other = int(numbers[best].argmax())
-    return min(best, other) if int(numbers[other].argmax()) == best else best  # as in `_Search.first_of_pair`
+    return _first_of_pair(int((1 - numbers.max(1)).argmax()), lambda token: int(numbers[token].argmax()))
+
+
+def _first_of_pair(token: int, neighbour: Callable[[int], int]) -> int:
+    """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
+    other = neighbour(token)
+    return min(token, other) if neighbour(other) == token else token
 
 
 class _Search:
@@ -62,9 +67,7 @@ class _Search:
 
     def lowest(self, tokens: Tensor, size: int) -> Tensor:
         """Those of these tokens, ascending, that seem most isolated."""
-        if size >= len(tokens):
-            return tokens
-        return tokens[self._nearest[tokens].topk(size, largest=False).indices.sort().values]
+        return tokens if size >= len(tokens) else tokens[self._lowest(tokens, size)]
 
     def left(self) -> Tensor:
         """Who may still be more isolated than the best."""
@@ -91,7 +94,7 @@ class _Search:
             if size == 0:
                 return
             if size < 0.8 * len(tokens):
-                places = self._nearest[tokens].topk(size, largest=False).indices.sort().values
+                places = self._lowest(tokens, size)
                 tokens, some = tokens[places], some[places]
             cosines = self._rows.part(start, stop).cosines(some)
             own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
@@ -103,12 +106,14 @@ class _Search:
         lowest = int(tokens[self._nearest[tokens].argmin()])
         self._bar, self._best = min((self._bar, self._best), (float(self._nearest[lowest]), lowest))
 
-    def first_of_pair(self) -> int:
-        """Of two tokens that are nearest to each other and so equally isolated, the first; rounding must not decide."""
+    def best(self) -> int:
+        """The most isolated of those that have seen all."""
         if not bool((self._nearest[: self._best] <= self._bar + ROUNDING).any()):
-            return self._best
-        other = self._neighbour(self._best)
-        return min(self._best, other) if self._neighbour(other) == self._best else self._best
+            return self._best  # none before it can be its equal
+        return _first_of_pair(self._best, self._neighbour)
+
+    def _lowest(self, tokens: Tensor, size: int) -> Tensor:
+        return self._nearest[tokens].topk(size, largest=False).indices.sort().values
 
     def _ahead(self, tokens: Tensor) -> Tensor:
         nearest = self._nearest[tokens]

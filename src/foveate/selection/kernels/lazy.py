@@ -140,8 +140,8 @@ class Comparing(Lazy):
         return self._picked.part(LANES + start, LANES + stop)
 
     def met(self, start: int, stop: int) -> Rows:
-        """The same and earlier ones, or copies of the first one, as many as a product is fast with."""
-        return self.picked(stop - aligned(stop - start), stop)
+        """The same and earlier ones, or copies of the first one, as many as a product is fast with; one stays alone."""
+        return self.picked(start if stop - start == 1 else stop - aligned(stop - start), stop)
 
     def took(self, tokens: Indices) -> None:
         """Note these picks and their features."""

@@ -42,16 +42,16 @@ def test_among_knows_the_alike_and_tokens_of_zeros():
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 90), (90, 5), (33, 33)])
-def test_highest_and_both(n, m):
+def test_highest(n, m):
     x, y = (torch.randn(k, 20, generator=torch.Generator().manual_seed(k)) for k in (n, m))
     x[1] = 3 * y[2]
     one, other = rows_of(x), rows_of(y)
     cosines = expected(x, y)
-    for found in (one.highest(other), one.both(other)[0]):
-        torch.testing.assert_close(found, cosines.amax(1), atol=1e-5, rtol=0)
-        assert found[1] == 1
-    torch.testing.assert_close(one.both(other)[1], cosines.amax(0), atol=1e-5, rtol=0)
-    torch.testing.assert_close(one.cosines(other), cosines, atol=1e-5, rtol=0)
+    highest = one.highest(other)
+    torch.testing.assert_close(highest, cosines.amax(1), atol=1e-5, rtol=0)
+    assert highest[1] == one.cosines(other)[1, 2] == 1
+    for found in (one.cosines(other), one.raw(other)):
+        torch.testing.assert_close(found, cosines, atol=1e-5, rtol=0)
 
 
 def test_aligned():

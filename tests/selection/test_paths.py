@@ -129,7 +129,7 @@ def isolated_rightly(x):
     cosines = (unit @ unit.T).triu(1)
     cosines = (cosines + cosines.T).fill_diagonal_(-2)
     nearest = cosines.amax(1)
-    chosen = most_isolated(rows(x))
+    chosen, _ = most_isolated(rows(x))
     if (nearest <= nearest.min() + 1e-6).sum() == 2:  # two that are nearest to each other
         return chosen == int((nearest <= nearest.min() + 1e-6).nonzero()[0])
     return nearest[chosen] <= nearest.min() + 1e-6

@@ -101,20 +101,16 @@ class Rows:
 
     def cosines(self, others: Rows) -> Tensor:
         """(N, M) float32: all tokens against M others."""
-        return snapped(self._raw(others))
+        return snapped(self.raw(others))
 
     def highest(self, others: Rows) -> Tensor:
         """(N,) float32: the highest cosine of each token to any of the others."""
-        return snapped(self._raw(others).amax(1))
+        return snapped(self.raw(others).amax(1))
 
-    def both(self, others: Rows) -> tuple[Tensor, Tensor]:
-        """(N,) and (M,) float32: `highest` of these to the others, and of the others to these."""
-        cosines = self._raw(others)
-        return snapped(cosines.amax(1)), snapped(cosines.amax(0))
-
-    def _raw(self, others: Rows, out: Tensor | None = None) -> Tensor:
+    def raw(self, others: Rows, out: Tensor | None = None) -> Tensor:
+        """(N, M) float32: `cosines` that rounding may have put beside 1, for all that takes the highest of them."""
         if len(self) < len(others):
-            return others._raw(self, None if out is None else out.mT).mT
+            return others.raw(self, None if out is None else out.mT).mT
         product = torch.mm(self.vectors, others.vectors.mT, out=out)
         return product.mul_(torch.outer(self.inverse, others.inverse))
 
@@ -130,13 +126,13 @@ class Rows:
         """
         count = len(self)
         if self.small:
-            cosines = self._raw(self)
+            cosines = self.raw(self)
         else:
             cosines = self.vectors.new_empty(count, count)
             panel = PANEL * max(2, count // (9 * PANEL))
             for start in range(0, count, panel):
                 stop = min(start + panel, count)
-                below = self.part(start, count)._raw(self.part(start, stop), out=cosines[start:, start:stop])
+                below = self.part(start, count).raw(self.part(start, stop), out=cosines[start:, start:stop])
                 cosines[start:stop, stop:] = below[stop - start :].mT
         numbers: NDArray[np.float32] = cosines.numpy()  # the same memory: after a large product NumPy starts faster
         own = numbers.diagonal().copy()
@@ -148,6 +144,6 @@ class Rows:
         return cosines, alike
 
 
-def aligned(count: int) -> int:
-    """The next number of tokens from `count` on that a product is fast with."""
-    return -(-count // LANES) * LANES
+def aligned(count: int, step: int = LANES) -> int:
+    """The next multiple of `step` from `count` on: a number of tokens that a product is fast with."""
+    return -(-count // step) * step

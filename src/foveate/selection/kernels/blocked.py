@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..cosine import CHUNK, Rows
 from .lazy import COPIES, Comparing, Floats, Indices, Rival
+from .met import NEVER, Met
 
 # What it costs to read a token's features, and to copy them first, in products with another token's.
 READING, COPYING = 12, 24
 
 
-def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
+def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int, met: Met | None = None) -> Tensor:
     """The picks of the greedy loop, `first` and then always the highest value; ties to the lowest index.
 
     Args:
@@ -29,7 +30,7 @@ def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) ->
     Returns:
         (count,) long.
     """
-    return _Spread(rows, bonus, first, penalty, count).run()
+    return _Spread(rows, bonus, first, penalty, count, met).run()
 
 
 def spread_dense(cosines: Tensor, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
@@ -39,12 +40,19 @@ def spread_dense(cosines: Tensor, bonus: Tensor, first: int, penalty: float, cou
 
 
 class _Spread(Comparing):
-    def __init__(self, rows: Rows, bonus: Tensor, first: int, penalty: float, count: int) -> None:
+    def __init__(self, rows: Rows, bonus: Tensor, first: int, penalty: float, count: int, met: Met | None) -> None:
         super().__init__(rows, torch.full_like(bonus, torch.inf), count)
-        self._bonus, self._penalty = bonus, penalty
+        self._bonus, self._penalty, self._met = bonus, penalty, met
         self.took(np.array([first]))
-        self._lower(self.bound, rows, bonus, 0)
+        if met is None or (met.highest(np.array([first])) == NEVER).sum() > 1:
+            self._lower(self.bound, rows, bonus, 0)
         np.maximum(self.seen, 1, out=self.seen)
+
+    def took(self, tokens: Indices) -> None:
+        super().took(tokens)
+        if self._met is not None:
+            nearest = torch.from_numpy(self._met.highest(tokens))
+            torch.minimum(self.bound, torch.sub(self._bonus, nearest, alpha=self._penalty), out=self.bound)
 
     def learn(self, tokens: Tensor, start: int) -> None:
         alike = self.done - start + READING

@@ -43,7 +43,8 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
             first = isolated_dense(cosines)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
         return kept(pools, rows, picks, value if alike else None)
-    picks = blocked.spread(rows, value, most_isolated(rows) if first is None else first, penalty, steps)
+    first, met = most_isolated(rows) if first is None else (first, None)
+    picks = blocked.spread(rows, value, first, penalty, steps, met)
     return kept(pools, rows, picks, value)
 
 

@@ -11,43 +11,53 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cosine import CHUNK, Rows, aligned
+from ..cosine import CHUNK, LANES, Rows, aligned, snapped
+from .lazy import Indices
+from .met import NEVER, Met
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
-# First tokens meet in pairs, one set with another, so that each product counts for two tokens: within each of eight
-# parts of all, those at even places with those at odd ones, among whom their neighbours are; then of the 40 %, and the
-# 20 %, that seem most isolated, one half with the other, in so many parts.
-NEIGHBOURS = 8
-ROUNDS = ((0.4, 2), (0.2, 1))
+# First neighbours meet, so that each product counts for two tokens: within each of so many parts of all, those at even
+# places and those at odd ones.
+PARTS = 10
 # Then those that seem most isolated are compared with one part of all after another, so many of them with each part.
-# Whoever is left sets the bar for the others.
-PROBES = (256, 160, 96, 64, 48, 32, 16, 16, 16, 16)
+# Whoever is left sets the bar. Those who may still be ahead of it meet, one half with the other, at most such a share
+# of all at a time, and the bar is set anew by more of them; until few are left, who are compared with all.
+FIRST = (64, 48, 32, 16, 3, 3, 3, 3, 3, 3)
+LATER = (256, 128, 64, 32, 16, 16, 16, 16, 16, 16)
+SHARES = (0.4, 0.3, 0.3, 0.3)
+FEW = 400  # tokens
 ROUNDING = 2e-6  # by which the same cosine may differ from one product to another
 
 
-def most_isolated(rows: Rows) -> int:
-    """The token whose highest cosine to another one is lowest; ties to the lowest index."""
+def most_isolated(rows: Rows) -> tuple[int, Met]:
+    """The token whose highest cosine to another one is lowest, ties to the lowest index; and who met on the way."""
     if len(rows) <= WHOLE:
-        return isolated_dense(rows.among()[0])
+        return isolated_dense(rows.among()[0]), Met(len(rows), 0)
     search = _Search(rows)
-    for part in search.everyone.tensor_split(NEIGHBOURS):
-        search.meet(part[::2], part[1::2])
-    for share, parts in ROUNDS:
-        search.meet_halves(search.lowest(search.everyone, int(share * len(rows))), parts)
-    search.compare(search.lowest(search.everyone, PROBES[0]), PROBES)
-    if len(left := search.left()) > WHOLE:
-        search.meet_halves(search.lowest(left, CHUNK), 1)
+    for start, stop in _spans(len(rows), PARTS, 2 * LANES):
+        search.meet_neighbours(start, stop)
+    search.probe(FIRST)
+    for turn, share in enumerate(SHARES):
+        if len(left := search.left()) <= FEW:
+            break
+        some = search.lowest(left, aligned(int(share * len(rows)), 4 * LANES))
+        # In each turn other halves, as far as that goes. In the first, when most are left, they meet in two parts.
+        one, other = (some[::2], some[1::2]) if turn % 2 else np.array_split(some, 2)
+        for pair in zip(np.array_split(one, 2), np.array_split(other, 2), strict=True) if turn == 0 else [(one, other)]:
+            search.meet(*pair)
+        search.probe(LATER)
     while len(left := search.left()):
-        search.compare(search.lowest(left, CHUNK), (CHUNK,) * len(PROBES))
-    return search.best()
+        search.compare(search.lowest(left, CHUNK), (CHUNK,) * len(LATER))
+    return search.best(), search.met
 
 
 def isolated_dense(cosines: Tensor) -> int:
     """The same from all cosines (N, N), whose diagonal is overwritten."""
     numbers = cosines.numpy()
-    np.fill_diagonal(numbers, -2)
+    np.fill_diagonal(numbers, NEVER)
     return _first_of_pair(int((1 - numbers.max(1)).argmax()), lambda token: int(numbers[token].argmax()))
 
 
@@ -57,75 +67,89 @@ def _first_of_pair(token: int, neighbour: Callable[[int], int]) -> int:
     return min(token, other) if neighbour(other) == token else token
 
 
+def _spans(count: int, parts: int, step: int) -> list[tuple[int, int]]:
+    """From 0 to `count` in so many spans, about equal; of many, all but the last end at a multiple of `step`."""
+    step = step if count >= parts * step else 1
+    return list(pairwise([*(count * part // parts // step * step for part in range(parts)), count]))
+
+
 class _Search:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self.everyone = torch.arange(len(rows))
-        self._nearest = rows.inverse.new_full((len(rows),), -2.0)  # the highest cosine that each has seen
-        self._known = torch.zeros(len(rows), dtype=torch.bool)  # whether it has seen all
-        self._best, self._bar = len(rows), torch.inf  # the most isolated of those, and its highest cosine
+        self._everyone = np.arange(len(rows))
+        self._nearest = np.full(len(rows), NEVER, dtype=np.float32)  # the highest cosine that each has seen
+        self._known = np.zeros(len(rows), dtype=bool)  # whether it has seen all
+        self._best, self._bar = len(rows), np.inf  # the most isolated of those, and its highest cosine
+        self.met = Met(len(rows), rows.vectors.numel())
 
-    def lowest(self, tokens: Tensor, size: int) -> Tensor:
+    def lowest(self, tokens: Indices, size: int) -> Indices:
         """Those of these tokens, ascending, that seem most isolated."""
         return tokens if size >= len(tokens) else tokens[self._lowest(tokens, size)]
 
-    def left(self) -> Tensor:
+    def left(self) -> Indices:
         """Who may still be more isolated than the best."""
-        return self.everyone[~self._known & self._ahead(self.everyone)]
+        return np.flatnonzero(~self._known & self._ahead(self._everyone))
 
-    def meet_halves(self, tokens: Tensor, parts: int) -> None:
-        """Compare one half of these tokens with the other, part by part."""
-        for one, other in zip(*(half.tensor_split(parts) for half in tokens.tensor_split(2)), strict=True):
-            self.meet(one, other)
+    def meet_neighbours(self, start: int, stop: int) -> None:
+        """Compare those at even places of a span with those at odd ones: views, which cost nothing."""
+        even, odd = self._everyone[start:stop:2], self._everyone[start + 1 : stop : 2]
+        if not len(odd):
+            return
+        self._learn(even, odd, self._rows.part(start, stop, 2).raw(self._rows.part(start + 1, stop, 2)))
 
-    def meet(self, tokens: Tensor, others: Tensor) -> None:
+    def meet(self, tokens: Indices, others: Indices) -> None:
         """Compare these tokens with the others."""
         there = self._some(others)
-        for part in tokens.split(CHUNK):
-            for met, highest in zip((part, others), self._some(part).both(there), strict=True):
-                self._nearest[met] = torch.maximum(self._nearest[met], highest)
+        for first in range(0, len(tokens), CHUNK):
+            part = tokens[first : first + CHUNK]
+            self._learn(part, others, self._some(part).raw(there))
 
-    def compare(self, tokens: Tensor, room: tuple[int, ...]) -> None:
+    def probe(self, room: tuple[int, ...]) -> None:
+        """Set the bar by those who seem most isolated."""
+        self.compare(self.lowest(self.left(), room[0]), room)
+
+    def compare(self, tokens: Indices, room: tuple[int, ...]) -> None:
         """Compare these tokens with parts of all, with each part those of so many that are not ruled out."""
-        some = self._rows[tokens]
-        edges = [len(self._rows) * i // len(room) for i in range(len(room) + 1)]
-        for most, (start, stop) in zip(room, pairwise(edges), strict=True):
-            size = aligned(min(most, int(self._ahead(tokens).sum())))
+        some = self._some(tokens)
+        for most, (start, stop) in zip(room, _spans(len(self._rows), len(room), LANES), strict=True):
+            size = min(most, int(self._ahead(tokens).sum()))
             if size == 0:
                 return
+            size = size if size < 4 else aligned(size)
             if size < 0.8 * len(tokens):
                 places = self._lowest(tokens, size)
-                tokens, some = tokens[places], some[places]
-            cosines = self._rows.part(start, stop).cosines(some)
-            own = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
-            cosines[tokens[own] - start, own] = -2
-            self._nearest[tokens] = torch.maximum(self._nearest[tokens], cosines.amax(0))
-            part = self._nearest[start:stop]
-            torch.maximum(part, cosines.amax(1), out=part)
+                tokens, some = tokens[places], some[torch.from_numpy(places)]
+            cosines = some.raw(self._rows.part(start, stop))
+            here = slice(*np.searchsorted(tokens, (start, stop)))
+            cosines.numpy()[np.arange(len(tokens))[here], tokens[here] - start] = NEVER  # to itself
+            self._learn(tokens, self._everyone[start:stop], cosines)
         self._known[tokens] = True
         lowest = int(tokens[self._nearest[tokens].argmin()])
         self._bar, self._best = min((self._bar, self._best), (float(self._nearest[lowest]), lowest))
 
     def best(self) -> int:
         """The most isolated of those that have seen all."""
-        if not bool((self._nearest[: self._best] <= self._bar + ROUNDING).any()):
+        if not (self._nearest[: self._best] <= self._bar + ROUNDING).any():
             return self._best  # none before it can be its equal
         return _first_of_pair(self._best, self._neighbour)
 
-    def _lowest(self, tokens: Tensor, size: int) -> Tensor:
-        return self._nearest[tokens].topk(size, largest=False).indices.sort().values
+    def _learn(self, tokens: Indices, others: Indices, cosines: Tensor) -> None:
+        """Take in the cosines (T, O) of T tokens to O others, but for rounding near 1."""
+        self.met.note(tokens, others, cosines)
+        for met, side in ((tokens, 1), (others, 0)):
+            self._nearest[met] = np.maximum(self._nearest[met], snapped(cosines.amax(side)).numpy())
 
-    def _ahead(self, tokens: Tensor) -> Tensor:
+    def _lowest(self, tokens: Indices, size: int) -> Indices:
+        return np.sort(np.argpartition(self._nearest[tokens], size)[:size])
+
+    def _ahead(self, tokens: Indices) -> NDArray[np.bool_]:
         nearest = self._nearest[tokens]
         return (nearest < self._bar) | ((nearest == self._bar) & (tokens < self._best))
 
-    def _some(self, tokens: Tensor) -> Rows:
-        """These tokens: where they are every second one a view, which costs nothing."""
-        if bool((tokens.diff() == 2).all()):
-            return self._rows.part(int(tokens[0]), int(tokens[-1]) + 1, 2)
-        return self._rows[tokens]
+    def _some(self, tokens: Indices) -> Rows:
+        return self._rows[torch.from_numpy(tokens)]
 
     def _neighbour(self, token: int) -> int:
         cosines = self._rows.cosines(self._rows.part(token, token + 1))[:, 0]
-        cosines[token] = -2
+        cosines[token] = NEVER
         return int(cosines.argmax())

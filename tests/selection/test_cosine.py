@@ -24,18 +24,18 @@ def product(request, monkeypatch):
 @pytest.mark.parametrize("count", [1, 7, 95, 96, 97, 500])
 def test_among(count):
     x = torch.randn(count, 20, generator=torch.Generator().manual_seed(count))
-    cosines, alike = rows_of(x).among()
+    cosines, nearest = rows_of(x).among()
     torch.testing.assert_close(cosines, expected(x, x), atol=1e-5, rtol=0)
     assert (cosines.diagonal() == 1).all()
-    assert not alike
+    assert nearest.equal(cosines.clone().fill_diagonal_(-2).amax(1))
 
 
 @pytest.mark.usefixtures("product")
 def test_among_knows_the_alike_and_tokens_of_zeros():
     x = torch.randn(300, 20, generator=torch.Generator().manual_seed(0))
     x[170], x[40] = 2 * x[3], 0
-    cosines, alike = rows_of(x).among()
-    assert alike
+    cosines, nearest = rows_of(x).among()
+    assert (nearest == 1).nonzero()[:, 0].tolist() == [3, 170]
     assert cosines[170, 3] == cosines[3, 170] == 1
     assert (cosines[40] == 0).all()
     assert (cosines == 1).sum() == 299 + 2

@@ -119,29 +119,45 @@ class Rows:
         """Whether comparing all with all is a small product."""
         return len(self) * len(self) * self.vectors.shape[1] <= SMALL_PRODUCT
 
-    def among(self) -> tuple[Tensor, bool]:
-        """(N, N) float32: the cosines among all, and whether any two are so alike that their cosine counts as 1.
+    def among(self) -> tuple[Tensor, Tensor]:
+        """The cosines among all (N, N), and the highest of each token to another one (N,), -2 if it is alone; float32.
 
         Of many, those on one side of the diagonal are multiplied out.
         """
-        count = len(self)
-        if self.small:
-            cosines = self.raw(self)
-        else:
-            cosines = self.vectors.new_empty(count, count)
-            panel = PANEL * max(2, count // (9 * PANEL))
-            for start in range(0, count, panel):
-                stop = min(start + panel, count)
-                below = self.part(start, count).raw(self.part(start, stop), out=cosines[start:, start:stop])
-                cosines[start:stop, stop:] = below[stop - start :].mT
+        cosines = self.raw(self) if self.small else self._half()
         numbers: NDArray[np.float32] = cosines.numpy()  # the same memory: after a large product NumPy starts faster
         own = numbers.diagonal().copy()
         np.fill_diagonal(numbers, -2)
-        alike = float(numbers.max()) > NEAR_ONE
-        if alike:
+        nearest = cosines.amax(1)
+        if nearest.amax() > NEAR_ONE:
             snapped(cosines)
         np.fill_diagonal(numbers, np.where(own > NEAR_ONE, 1, own))  # a token of zeros is not even like itself
-        return cosines, alike
+        return cosines, snapped(nearest)
+
+    def _half(self) -> Tensor:
+        """`raw` of all with all, of which one side of the diagonal is multiplied out."""
+        count = len(self)
+        panel = PANEL * max(2, count // (9 * PANEL))
+        cosines = self.vectors.new_empty(count, count)
+        for start in range(0, count - panel, panel):
+            stop = start + panel
+            below = self.part(stop, count).raw(self.part(start, stop), out=cosines[stop:, start:stop])
+            cosines[start:stop, stop:] = below.mT
+        # The squares on the diagonal likewise, all at once: each is two smaller ones, and the one below it.
+        size, last = panel // 2, count // panel * panel
+        vectors = self.vectors[:last].unflatten(0, (-1, size))
+        inverse = self.inverse[:last].unflatten(0, (-1, size))
+        blocks = cosines[:last, :last].unflatten(0, (-1, size)).unflatten(2, (-1, size)).transpose(1, 2)
+        every, left, right = slice(None), slice(None, None, 2), slice(1, None, 2)
+        for row, column in ((every, every), (right, left)):
+            product = torch.bmm(vectors[row], vectors[column].mT)
+            product *= inverse[row][..., None] * inverse[column][:, None]
+            blocks[row, column].diagonal().copy_(product.permute(1, 2, 0))
+        blocks[left, right].diagonal().copy_(product.permute(2, 1, 0))
+        if last < count:
+            rest = self.part(last, count)
+            rest.raw(rest, out=cosines[last:, last:])
+        return cosines
 
 
 def aligned(count: int, step: int = LANES) -> int:

@@ -38,9 +38,10 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     value = torch.ones(width) if bonus is None else bonus
     half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
     if width <= LEADERS or rows.small or (half and width <= cosine.DENSE_LIMIT):
-        cosines, alike = rows.among()
+        cosines, nearest = rows.among()
+        alike = bool(nearest.amax() == 1)
         if first is None:
-            first = isolated_dense(cosines)
+            first = isolated_dense(cosines, nearest)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
         return kept(pools, rows, picks, value if alike else None)
     first, met = most_isolated(rows) if first is None else (first, None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cosine import CHUNK, LANES, Rows, aligned, snapped
-from .lazy import Indices
+from .lazy import Floats, Indices
 from .met import NEVER, Met
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
@@ -35,7 +35,7 @@ ROUNDING = 2e-6  # by which the same cosine may differ from one product to anoth
 def most_isolated(rows: Rows) -> tuple[int, Met]:
     """The token whose highest cosine to another one is lowest, ties to the lowest index; and who met on the way."""
     if len(rows) <= WHOLE:
-        return isolated_dense(rows.among()[0]), Met(len(rows), 0)
+        return isolated_dense(*rows.among()), Met(len(rows), 0)
     search = _Search(rows)
     for start, stop in _spans(len(rows), PARTS, 2 * LANES):
         search.meet_neighbours(start, stop)
@@ -54,11 +54,15 @@ def most_isolated(rows: Rows) -> tuple[int, Met]:
     return search.best(), search.met
 
 
-def isolated_dense(cosines: Tensor) -> int:
-    """The same from all cosines (N, N), whose diagonal is overwritten."""
-    numbers = cosines.numpy()
-    np.fill_diagonal(numbers, NEVER)
-    return _first_of_pair(int((1 - numbers.max(1)).argmax()), lambda token: int(numbers[token].argmax()))
+def isolated_dense(cosines: Tensor, nearest: Tensor) -> int:
+    """The same from all cosines (N, N) and the highest of each token to another one (N,)."""
+
+    def neighbour(token: int) -> int:
+        beside: Floats = cosines[token].numpy().copy()
+        beside[token] = NEVER
+        return int(beside.argmax())
+
+    return _first_of_pair(int((1 - nearest.numpy()).argmax()), neighbour)
 
 
 def _first_of_pair(token: int, neighbour: Callable[[int], int]) -> int:

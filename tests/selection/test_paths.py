@@ -47,7 +47,7 @@ def rows(x):
 def path(request, monkeypatch):
     """Each of the ways through the CPU path, by its thresholds."""
     monkeypatch.setattr(cosine, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
-    monkeypatch.setattr(cpu, "SMALL_POOL", 0 if request.param == "blocked" else 10**6)
+    monkeypatch.setattr(cpu, "SMALL_POOL", -(10**6) if request.param == "blocked" else 10**6)
     if request.param == "blocked":
         monkeypatch.setattr(cosine, "DENSE_LIMIT", 0)
     return request.param
@@ -116,7 +116,7 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
         patch.setattr(cosine, "DENSE_LIMIT", 0 if bounded else 8192)
         patch.setattr(cosine, "SMALL_PRODUCT", 0)
         for module, name in ((cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
-            patch.setattr(module, name, 0)
+            patch.setattr(module, name, -(10**6))
         patch.setattr(isolated, "WHOLE", 16)
         chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, count), dpp(x, w, few)
     for keep, by_steps in zip(chosen, expected, strict=True):

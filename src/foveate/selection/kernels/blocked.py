@@ -72,7 +72,7 @@ class _Spread(Comparing):
     def contest(self, leaders: Indices, room: int) -> Indices:
         tokens = torch.from_numpy(leaders)
         rows = self.rows[tokens]
-        worth = _worth(rows.cosines(rows), self._bonus[tokens], self._penalty)
+        worth = _worth(rows.among()[0], self._bonus[tokens], self._penalty)
         value = self.value[leaders]
         new = _dense(worth, value, room, self.rival(leaders), leaders)
         self.value[leaders] = value

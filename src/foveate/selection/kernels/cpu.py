@@ -13,10 +13,10 @@ from . import blocked, covering, determinant
 from .isolated import isolated_dense, most_isolated
 from .lazy import LEADERS
 
-# Below these a path that computes everything is faster: multiplications that cost as much as the bookkeeping of the
-# blocked path (`cosine.SMALL_PRODUCT`), and tokens up to which half a product costs no more than looking for the most
-# isolated token. From a third of the tokens on for max-min, and half for MMR, half a product is cheaper as well.
-SMALL_POOL = 1536
+# Half a product of all with all is cheaper than the blocked path where that is a small product (`cosine.SMALL_PRODUCT`)
+# and where most tokens are picked. For max-min, whose first pick needs the nearest neighbour of every token, it also is
+# up to so many tokens, and two more for each pick.
+SMALL_POOL = 700
 
 
 def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: float) -> Tensor:
@@ -36,7 +36,7 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
         return torch.ones_like(pools.valid)
     rows = rows_of(pools)
     value = torch.ones(width) if bonus is None else bonus
-    half = 2 * steps > width or (first is None and (width <= SMALL_POOL or 3 * steps > width))
+    half = 2 * steps > width or (first is None and width <= SMALL_POOL + 2 * steps)
     if width <= LEADERS or rows.small or (half and width <= cosine.DENSE_LIMIT):
         cosines, nearest = rows.among()
         alike = bool(nearest.amax() == 1)

@@ -89,7 +89,7 @@ class _Determinant(Comparing):
         relevance = self._relevance[tokens].numpy()
         known = min(self.done, self._rank)
         factor = self._factor[tokens, :known]
-        apart = rows.cosines(rows).addmm_(factor, factor.mT, alpha=-1).numpy()
+        apart = rows.among()[0].addmm_(factor, factor.mT, alpha=-1).numpy()
         grown = np.zeros((min(room, self._rank - known), len(leaders)), dtype=np.float32)
         taken = self.value[leaders] == -np.inf
         picks: list[int] = []

@@ -22,13 +22,12 @@ WHOLE = 256  # tokens: so few are compared with each other in one product
 # First neighbours meet, so that each product counts for two tokens: within each of so many parts of all, those at even
 # places and those at odd ones.
 PARTS = 10
-# Then those that seem most isolated are compared with one part of all after another, so many of them with each part.
+# Then those that seem most isolated are compared with one part of all after another, with each part fewer of them.
 # Whoever is left sets the bar. Those who may still be ahead of it meet, one half with the other, at most such a share
 # of all at a time, and the bar is set anew by more of them; until few are left, who are compared with all.
-FIRST = (64, 48, 32, 16, 3, 3, 3, 3, 3, 3)
-LATER = (256, 128, 64, 32, 16, 16, 16, 16, 16, 16)
+PROBED = 8  # parts
 SHARES = (0.4, 0.3, 0.3, 0.3)
-FEW = 400  # tokens
+FEW = 1 / 7  # of all
 ROUNDING = 2e-6  # by which the same cosine may differ from one product to another
 
 
@@ -39,18 +38,18 @@ def most_isolated(rows: Rows) -> tuple[int, Met]:
     search = _Search(rows)
     for start, stop in _spans(len(rows), PARTS, 2 * LANES):
         search.meet_neighbours(start, stop)
-    search.probe(FIRST)
+    search.probe(len(rows) // 45, 0.6, 3)
     for turn, share in enumerate(SHARES):
-        if len(left := search.left()) <= FEW:
+        if len(left := search.left()) <= min(FEW * len(rows), CHUNK):
             break
         some = search.lowest(left, aligned(int(share * len(rows)), 4 * LANES))
         # In each turn other halves, as far as that goes. In the first, when most are left, they meet in two parts.
         one, other = (some[::2], some[1::2]) if turn % 2 else np.array_split(some, 2)
         for pair in zip(np.array_split(one, 2), np.array_split(other, 2), strict=True) if turn == 0 else [(one, other)]:
             search.meet(*pair)
-        search.probe(LATER)
+        search.probe(len(rows) // 12, 0.5, LANES)
     while len(left := search.left()):
-        search.compare(search.lowest(left, CHUNK), (CHUNK,) * len(LATER))
+        search.compare(search.lowest(left, CHUNK), [CHUNK] * PROBED)
     return search.best(), search.met
 
 
@@ -108,11 +107,13 @@ class _Search:
             part = tokens[first : first + CHUNK]
             self._learn(part, others, self._some(part).raw(there))
 
-    def probe(self, room: tuple[int, ...]) -> None:
-        """Set the bar by those who seem most isolated."""
+    def probe(self, size: int, share: float, least: int) -> None:
+        """Set the bar by so many of those who seem most isolated, of whom such a share goes on after each part."""
+        sizes = [int(min(size, CHUNK) * share**part) for part in range(PROBED)]
+        room = [aligned(size) if size > LANES // 2 else least for size in sizes]
         self.compare(self.lowest(self.left(), room[0]), room)
 
-    def compare(self, tokens: Indices, room: tuple[int, ...]) -> None:
+    def compare(self, tokens: Indices, room: list[int]) -> None:
         """Compare these tokens with parts of all, with each part those of so many that are not ruled out."""
         some = self._some(tokens)
         for most, (start, stop) in zip(room, _spans(len(self._rows), len(room), LANES), strict=True):

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr
 from foveate.selection.coverage import reference as coverage_reference
@@ -13,6 +15,7 @@ from foveate.selection.dpp import reference as dpp_reference
 from foveate.selection.independent_set import reference as independent_reference
 from foveate.selection.kernels import covering, cpu, determinant, isolated
 from foveate.selection.kernels.isolated import most_isolated
+from foveate.selection.kernels.met import NEVER
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
 from foveate.selection.pools import prepare
@@ -153,6 +156,18 @@ def test_most_isolated_of_many(kind, chunk, monkeypatch):
     monkeypatch.setattr(isolated, "CHUNK", chunk)
     for d in (8, 200):
         assert isolated_rightly(scene(kind, 2100, d, d)[0])
+
+
+def test_most_isolated_takes_as_many_products_as_the_features_make_it():
+    noise, shared = (torch.randn(2100, 512, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    alike = noise + shared.repeat_interleave(4, 0)[:2100]  # as four neighbours are that show the same thing
+    products = []
+    for x in (noise, alike):
+        with FlopCounterMode(display=False) as counter:
+            chosen, met = most_isolated(rows(x))
+        products.append(counter.get_total_flops() / (2 * 2100**2 * 512))
+        assert (met.highest(np.array([chosen])) == NEVER).sum() == 1  # it has met all others
+    assert products[1] < 0.5 * products[0] < 0.15
 
 
 @pytest.mark.parametrize("name", ["mmr", "maxmin", "independent_set", "coverage", "dpp"])

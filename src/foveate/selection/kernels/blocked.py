@@ -26,6 +26,7 @@ def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int, me
         first: the first pick.
         penalty: how much likeness counts, at least 0.
         count: how many to pick, from 1 to N.
+        met: which cosines are known, if any.
 
     Returns:
         (count,) long.
@@ -44,7 +45,7 @@ class _Spread(Comparing):
         super().__init__(rows, torch.full_like(bonus, torch.inf), count)
         self._bonus, self._penalty, self._met = bonus, penalty, met
         self.took(np.array([first]))
-        if met is None or (met.highest(np.array([first])) == NEVER).sum() > 1:
+        if met is None or (met.highest(np.array([first])) == NEVER).sum() > 1:  # more than itself is unknown
             self._lower(self.bound, rows, bonus, 0)
         np.maximum(self.seen, 1, out=self.seen)
 

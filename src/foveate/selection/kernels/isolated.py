@@ -22,10 +22,12 @@ WHOLE = 256  # tokens: so few are compared with each other in one product
 # First neighbours meet, so that each product counts for two tokens: within each of so many parts of all, those at even
 # places and those at odd ones.
 PARTS = 10
-# Then those that seem most isolated are compared with one part of all after another, with each part fewer of them.
-# Whoever is left sets the bar. Those who may still be ahead of it meet, one half with the other, at most such a share
-# of all at a time, and the bar is set anew by more of them; until few are left, who are compared with all.
+# Then those that seem most isolated are compared with one part of all after another: such a share of all with the first
+# part, after each part such a share of these, and at least so many. Whoever is left sets the bar.
 PROBED = 8  # parts
+FIRST, LATER = (1 / 45, 0.6, 3), (1 / 12, 0.5, LANES)
+# Those who may still be ahead of it meet, one half with the other, at most such a share of all at a time, and the bar
+# is set anew; until few are left, who are compared with all.
 SHARES = (0.4, 0.3, 0.3, 0.3)
 FEW = 1 / 7  # of all
 ROUNDING = 2e-6  # by which the same cosine may differ from one product to another
@@ -38,16 +40,16 @@ def most_isolated(rows: Rows) -> tuple[int, Met]:
     search = _Search(rows)
     for start, stop in _spans(len(rows), PARTS, 2 * LANES):
         search.meet_neighbours(start, stop)
-    search.probe(len(rows) // 45, 0.6, 3)
+    search.probe(*FIRST)
     for turn, share in enumerate(SHARES):
         if len(left := search.left()) <= min(FEW * len(rows), CHUNK):
             break
         some = search.lowest(left, aligned(int(share * len(rows)), 4 * LANES))
         # In each turn other halves, as far as that goes. In the first, when most are left, they meet in two parts.
-        one, other = (some[::2], some[1::2]) if turn % 2 else np.array_split(some, 2)
-        for pair in zip(np.array_split(one, 2), np.array_split(other, 2), strict=True) if turn == 0 else [(one, other)]:
+        halves = (some[::2], some[1::2]) if turn % 2 else np.array_split(some, 2)
+        for pair in zip(*(np.array_split(half, 1 if turn else 2) for half in halves), strict=True):
             search.meet(*pair)
-        search.probe(len(rows) // 12, 0.5, LANES)
+        search.probe(*LATER)
     while len(left := search.left()):
         search.compare(search.lowest(left, CHUNK), [CHUNK] * PROBED)
     return search.best(), search.met
@@ -96,9 +98,8 @@ class _Search:
     def meet_neighbours(self, start: int, stop: int) -> None:
         """Compare those at even places of a span with those at odd ones: views, which cost nothing."""
         even, odd = self._everyone[start:stop:2], self._everyone[start + 1 : stop : 2]
-        if not len(odd):
-            return
-        self._learn(even, odd, self._rows.part(start, stop, 2).raw(self._rows.part(start + 1, stop, 2)))
+        if len(odd):
+            self._learn(even, odd, self._rows.part(start, stop, 2).raw(self._rows.part(start + 1, stop, 2)))
 
     def meet(self, tokens: Indices, others: Indices) -> None:
         """Compare these tokens with the others."""
@@ -107,9 +108,9 @@ class _Search:
             part = tokens[first : first + CHUNK]
             self._learn(part, others, self._some(part).raw(there))
 
-    def probe(self, size: int, share: float, least: int) -> None:
-        """Set the bar by so many of those who seem most isolated, of whom such a share goes on after each part."""
-        sizes = [int(min(size, CHUNK) * share**part) for part in range(PROBED)]
+    def probe(self, first: float, then: float, least: int) -> None:
+        """Set the bar by those who seem most isolated, by these shares."""
+        sizes = [int(min(first * len(self._rows), CHUNK) * then**part) for part in range(PROBED)]
         room = [aligned(size) if size > LANES // 2 else least for size in sizes]
         self.compare(self.lowest(self.left(), room[0]), room)
 
@@ -141,8 +142,8 @@ class _Search:
     def _learn(self, tokens: Indices, others: Indices, cosines: Tensor) -> None:
         """Take in the cosines (T, O) of T tokens to O others, but for rounding near 1."""
         self.met.note(tokens, others, cosines)
-        for met, side in ((tokens, 1), (others, 0)):
-            self._nearest[met] = np.maximum(self._nearest[met], snapped(cosines.amax(side)).numpy())
+        for some, side in ((tokens, 1), (others, 0)):
+            self._nearest[some] = np.maximum(self._nearest[some], snapped(cosines.amax(side)).numpy())
 
     def _lowest(self, tokens: Indices, size: int) -> Indices:
         return np.sort(np.argpartition(self._nearest[tokens], size)[:size])

@@ -82,7 +82,7 @@ class Lazy(ABC):
             size = self.crowd(room)
             leaders, width = self._front(size), self.wake * size
             while self.seen[leaders].min() < self.done:
-                self._wake(self._front(int(width)))
+                self._wake(self._front(width))
                 leaders, width = self._front(size), 2 * width
             new = leaders[self.contest(leaders, room)]
             self.seen[leaders] = self.done + len(new)

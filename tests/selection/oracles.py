@@ -4,10 +4,16 @@ import math
 
 import torch
 
+from foveate.selection.cosine import EPSILON, Rows
+
 
 def cosine(features):
     unit = features.float() / (features.float().norm(dim=-1, keepdim=True) + 1e-8)
     return unit @ unit.T
+
+
+def rows(features):
+    return Rows.measured(features, features.norm(dim=-1) + EPSILON)
 
 
 def first_best(values, allowed):

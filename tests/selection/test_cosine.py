@@ -2,11 +2,8 @@ import pytest
 import torch
 
 from foveate.selection import cosine
-from foveate.selection.cosine import LANES, Rows, aligned
-
-
-def rows_of(x):
-    return Rows.measured(x, x.norm(dim=-1) + cosine.EPSILON)
+from foveate.selection.cosine import LANES, aligned
+from selection.oracles import rows
 
 
 def expected(x, y):
@@ -24,7 +21,7 @@ def product(request, monkeypatch):
 @pytest.mark.parametrize("count", [1, 7, 95, 96, 97, 500])
 def test_among(count):
     x = torch.randn(count, 20, generator=torch.Generator().manual_seed(count))
-    cosines, nearest = rows_of(x).among()
+    cosines, nearest = rows(x).among()
     torch.testing.assert_close(cosines, expected(x, x), atol=1e-5, rtol=0)
     assert (cosines.diagonal() == 1).all()
     assert nearest.equal(cosines.clone().fill_diagonal_(-2).amax(1))
@@ -34,7 +31,7 @@ def test_among(count):
 def test_among_knows_the_alike_and_tokens_of_zeros():
     x = torch.randn(300, 20, generator=torch.Generator().manual_seed(0))
     x[170], x[40] = 2 * x[3], 0
-    cosines, nearest = rows_of(x).among()
+    cosines, nearest = rows(x).among()
     assert (nearest == 1).nonzero()[:, 0].tolist() == [3, 170]
     assert cosines[170, 3] == cosines[3, 170] == 1
     assert (cosines[40] == 0).all()
@@ -45,7 +42,7 @@ def test_among_knows_the_alike_and_tokens_of_zeros():
 def test_highest(n, m):
     x, y = (torch.randn(k, 20, generator=torch.Generator().manual_seed(k)) for k in (n, m))
     x[1] = 3 * y[2]
-    one, other = rows_of(x), rows_of(y)
+    one, other = rows(x), rows(y)
     cosines = expected(x, y)
     highest = one.highest(other)
     torch.testing.assert_close(highest, cosines.amax(1), atol=1e-5, rtol=0)
@@ -62,6 +59,6 @@ def test_aligned():
 
 def test_parts_are_views():
     x = torch.randn(10, 4)
-    part = rows_of(x).part(1, 8, 3)
+    part = rows(x).part(1, 8, 3)
     assert part.vectors.equal(x[[1, 4, 7]])
     assert part.vectors.data_ptr() == x[1].data_ptr()

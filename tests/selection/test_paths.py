@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr
+from foveate.selection.cosine import NEVER
 from foveate.selection.coverage import reference as coverage_reference
 from foveate.selection.dpp import reference as dpp_reference
 from foveate.selection.independent_set import reference as independent_reference
 from foveate.selection.kernels import covering, cpu, determinant, isolated
 from foveate.selection.kernels.isolated import most_isolated
-from foveate.selection.kernels.met import NEVER
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
 from foveate.selection.pools import prepare
 from selection import oracles
+from selection.oracles import rows
 
 KINDS = ("noise", "clusters", "copies", "positive", "one-hot", "constant")
 
@@ -40,10 +41,6 @@ def scene(kind, n, d, seed):
     elif kind == "constant":
         x, w = torch.ones(n, d), torch.ones(n)
     return x, w
-
-
-def rows(x):
-    return cosine.Rows.measured(x, x.norm(dim=-1) + cosine.EPSILON)
 
 
 @pytest.fixture(params=["whole", "half", "blocked"])

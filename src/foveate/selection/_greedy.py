@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cosine import Cosines
+from .cosine import NEVER, Cosines
 from .kernels import for_device
 from .pools import Pools, marked
 
@@ -30,7 +30,7 @@ def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float,
     batch, width = pools.valid.shape
     open_bonus = cosines.unit.new_full((batch, width), -torch.inf)
     open_bonus = torch.where(pools.valid, bonus, open_bonus)
-    nearest = cosines.unit.new_full((batch, width), -2.0)  # below every cosine, finite so that no step makes a NaN
+    nearest = cosines.unit.new_full((batch, width), NEVER)
     value = torch.empty_like(nearest)
     order = torch.zeros(batch, pools.steps, dtype=torch.long, device=first.device)
     pick = first

@@ -13,6 +13,7 @@ EPSILON = 1e-8
 # Rounding leaves the cosine of equal tokens within about 1e-6 of 1, on one side or the other, depending on the shape
 # of the product. What is so near counts as 1, so that all copies of what was picked tie, on every path.
 NEAR_ONE = 1 - 2**-18
+NEVER = -2.0  # below every cosine, and finite so that no step makes a NaN
 # Tokens: beyond so many no selector builds an N x N matrix (1 GiB in float32), and memory stays O(N * d).
 DENSE_LIMIT = 16384
 CHUNK = 1024  # tokens compared with all others at a time where the matrix is not built
@@ -61,8 +62,8 @@ class Cosines:
         highest = torch.empty_like(self.unit[..., 0])
         for start in range(0, width, CHUNK):
             stop = min(start + CHUNK, width)
-            cosines = self.between(start, stop).masked_fill(~valid[:, None, :], -2)
-            cosines.diagonal(start, dim1=1, dim2=2).fill_(-2)
+            cosines = self.between(start, stop).masked_fill(~valid[:, None, :], NEVER)
+            cosines.diagonal(start, dim1=1, dim2=2).fill_(NEVER)
             highest[:, start:stop] = cosines.amax(-1)
         return highest
 
@@ -127,7 +128,7 @@ class Rows:
         cosines = self.raw(self) if self.small else self._half()
         numbers: NDArray[np.float32] = cosines.numpy()  # the same memory: after a large product NumPy starts faster
         own = numbers.diagonal().copy()
-        np.fill_diagonal(numbers, -2)
+        np.fill_diagonal(numbers, NEVER)
         nearest = cosines.amax(1)
         if nearest.amax() > NEAR_ONE:
             snapped(cosines)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._greedy import spread
-from .cosine import Cosines
+from .cosine import NEVER, Cosines
 from .kernels.cpu import diverse
 from .ops import apart
 from .pools import Pools, prepare
@@ -52,5 +52,5 @@ def reference(pools: Pools) -> Tensor:
 
 def _neighbour(pools: Pools, cosines: Cosines, token: Tensor) -> Tensor:
     """(B,) long: the valid token nearest to one token (B,) of each row; itself where it is alone."""
-    beside = cosines.of(token).masked_fill(~pools.valid, -3).scatter_(1, token[:, None], -2)
+    beside = cosines.of(token).masked_fill(~pools.valid, NEVER - 1).scatter_(1, token[:, None], NEVER)
     return beside.argmax(-1)

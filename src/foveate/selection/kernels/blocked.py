@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cosine import CHUNK, Rows
+from ..cosine import CHUNK, NEVER, Rows
 from .lazy import COPIES, Comparing, Floats, Indices, Rival
-from .met import NEVER, Met
+from .met import Met
 
 # What it costs to read a token's features, and to copy them first, in products with another token's.
 READING, COPYING = 12, 24
@@ -52,8 +52,8 @@ class _Spread(Comparing):
     def took(self, tokens: Indices) -> None:
         super().took(tokens)
         if self._met is not None:
-            nearest = torch.from_numpy(self._met.highest(tokens))
-            torch.minimum(self.bound, torch.sub(self._bonus, nearest, alpha=self._penalty), out=self.bound)
+            worth = torch.sub(self._bonus, self._met.highest(tokens), alpha=self._penalty)
+            torch.minimum(self.bound, worth, out=self.bound)
 
     def learn(self, tokens: Tensor, start: int) -> None:
         alike = self.done - start + READING
@@ -67,7 +67,7 @@ class _Spread(Comparing):
 
     def _lower(self, bound: Tensor, rows: Rows, bonus: Tensor, start: int) -> None:
         for stop in range(self.done, start, -CHUNK):
-            nearest = rows.highest(self.met(max(start, stop - CHUNK), stop))  # those met before change nothing
+            nearest = rows.highest(self.filled(max(start, stop - CHUNK), stop))  # those met before change nothing
             torch.minimum(bound, torch.sub(bonus, nearest, alpha=self._penalty), out=bound)
 
     def contest(self, leaders: Indices, room: int) -> Indices:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cosine import CHUNK, LANES, Rows, aligned, snapped
+from ..cosine import CHUNK, LANES, NEVER, Rows, aligned, snapped
 from .lazy import Floats, Indices
-from .met import NEVER, Met
+from .met import Met
 
 WHOLE = 256  # tokens: so few are compared with each other in one product
 # First neighbours meet, so that each product counts for two tokens: within each of so many parts of all, those at even

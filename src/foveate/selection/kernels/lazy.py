@@ -139,7 +139,7 @@ class Comparing(Lazy):
         """A view of the picks from `start` to `stop`."""
         return self._picked.part(LANES + start, LANES + stop)
 
-    def met(self, start: int, stop: int) -> Rows:
+    def filled(self, start: int, stop: int) -> Rows:
         """The same and earlier ones, or copies of the first one, as many as a product is fast with; one stays alone."""
         return self.picked(start if stop - start == 1 else stop - aligned(stop - start), stop)
 

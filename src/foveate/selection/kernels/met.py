@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..cosine import NEAR_ONE
+from ..cosine import NEVER, snapped
 from .lazy import Floats, Indices
 
-NEVER = -2.0  # below every cosine
 NARROW = 48  # tokens: what others learnt of fewer is too little to be worth looking up
 
 
@@ -37,7 +37,7 @@ class Met:
             self._sides.append((others, tokens, numbers.T))
         self._places = None
 
-    def highest(self, tokens: Indices) -> Floats:
+    def highest(self, tokens: Indices) -> Tensor:
         """(N,) float32: the highest known cosine of every token to any of these, -2 where none is known."""
         if self._places is None:
             self._places = np.full((len(self._sides), self._count), -1, dtype=np.int32)
@@ -49,5 +49,4 @@ class Met:
             _, others, cosines = self._sides[side]
             some = places[side]
             highest[others] = np.maximum(highest[others], cosines[some[some >= 0]].max(0))
-        highest[highest > NEAR_ONE] = 1
-        return highest
+        return snapped(torch.from_numpy(highest))

@@ -87,7 +87,7 @@ class AdaTp(Method):
             {Cue.ENCODER_FEATURES, Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION},
         )
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         if self.start >= facts.layers:
             raise MethodError(
                 f"adatp: start={self.start}, but {facts.label} has {facts.layers} layers; "

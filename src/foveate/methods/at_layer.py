@@ -45,9 +45,9 @@ class AtLayer(Wrapper):
     def provenance(self) -> Provenance:  # type: ignore[override]
         return self.method.provenance
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
-        return super().bind(facts)
+        return super().load(facts)
 
     @property
     def counts_by_content(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ..importance.prior import short_name
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .editing import AttentionEdit, LogitBias
 from .experts import ExpertCut
+from .published import Published, untouched
 
 
 class Stage(enum.Enum):
@@ -43,11 +44,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The little that a method may know of the model when it is attached."""
+    """The little that a method may know of the model when it is bound.
+
+    Args:
+        name_or_path: of the checkpoint; empty for a model that was built in memory.
+        hidden_size: of the language model.
+        layers: of the language model.
+        lineage: the model's family, as transformers' ``config.model_type`` calls it, and then the families whose
+            published settings it takes where none were published for it, nearest first.
+    """
 
     name_or_path: str
     hidden_size: int
     layers: int
+    lineage: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -90,9 +100,34 @@ class Method(ABC):
         """How many experts visual tokens go through, for methods inside an LLM that has them; None: all."""
         return None
 
+    @final
     def bind(self, facts: ModelFacts) -> Method:
-        """This method made ready for one model (weights loaded, shapes checked); raises MethodError if it cannot."""
+        """This method made ready for one model; raises MethodError if it cannot be.
+
+        Published settings that the user left alone take the authors' values for the model's family; then `load` runs.
+        """
+        return self.published_for(facts.lineage).load(facts)
+
+    def load(self, facts: ModelFacts) -> Method:
+        """Load weights and check shapes for one model, for methods that have to; raises MethodError if it cannot."""
         return self
+
+    @final
+    def published_for(self, lineage: Sequence[str]) -> Method:
+        """This method with the authors' settings for a model family, where the user gave none of their own.
+
+        Args:
+            lineage: see `ModelFacts`.
+        """
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        names = sorted(untouched(self))
+        values = {name: published.on(lineage) for name in names if isinstance(published := fields[name], Published)}
+        return dataclasses.replace(self, **values) if values else self
+
+    def with_settings(self, **settings: Any) -> Method:
+        """This method with some settings changed; published ones that the user left alone still follow the model."""
+        kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in untouched(self)]
+        return type(self)(**{**{name: getattr(self, name) for name in kept}, **settings})
 
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
@@ -192,7 +227,7 @@ def get_method(name: str | Method, **hyperparameters: Any) -> Method:
         MethodError: for an unknown name or hyperparameter, or a value that the method refuses.
     """
     if isinstance(name, Method):
-        return dataclasses.replace(name, **hyperparameters) if hyperparameters else name
+        return name.with_settings(**hyperparameters) if hyperparameters else name
     if not isinstance(name, str):
         raise MethodError(f"{name!r} is no method; give a name such as 'idpruner', or a Method.")
     cls = method_class(name)

@@ -51,7 +51,7 @@ class TwoStages(BothPlaces):
     def second_stage(self) -> Method:
         """The method that prunes inside the LLM."""
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         if self.inside and self.layer is not None:
             check_layer_of(self.name, self.layer, facts)
         return self

@@ -68,7 +68,7 @@ class D2Pruner(Method):
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.LLM_ATTENTION})
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         check_layer_of("d2pruner", self.layer, facts)
         if not self.debias:
             return self

@@ -51,7 +51,7 @@ class Dart(Method):
         check_whole("dart", "layer", self.layer, 0)
         check_whole("dart", "pivots", self.pivots, 1)
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         check_layer_of("dart", self.layer, facts, low=0)
         return self
 

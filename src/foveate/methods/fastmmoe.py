@@ -100,7 +100,7 @@ class FastMMoE(Method):
             return None
         return ExpertCut(self.expert_layer, self.expert_share, self.expert_reading)
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         for layer in (*(self.layers or ()), self.expert_layer):
             check_layer_of("fastmmoe", layer, facts)
         return self

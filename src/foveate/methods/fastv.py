@@ -42,7 +42,7 @@ class FastV(Method):
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.LLM_ATTENTION})
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         check_layer_of("fastv", self.layer, facts)
         return self
 

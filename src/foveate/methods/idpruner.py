@@ -64,7 +64,7 @@ class IDPruner(Method):
     def _reads_scorer(self) -> bool:
         return self.scorer is not None or self.importance == "scorer"
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         scorer = None if self.importance == "encoder_attention" else bound_scorer(self.scorer, self.revision, facts)
         if scorer is None and self.importance == "scorer":
             raise MethodError(f"{no_scorer('idpruner', facts)}, or use importance='encoder_attention'.")

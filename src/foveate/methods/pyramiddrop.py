@@ -57,7 +57,7 @@ class PyramidDrop(Method):
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.LLM_ATTENTION_HERE})
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         if self.layers is None and facts.layers < 4:
             raise MethodError(f"pyramiddrop: {facts.label} has only {facts.layers} layers; give layers=.")
         for layer in self.layers or ():

@@ -89,7 +89,7 @@ class SparseVlm(Method):
         needs = {Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION}
         return frozenset(needs | {Cue.ROTARY_DECAY} if self.unbias else needs)
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         if self.layers is None and facts.layers < len(_OF_32) + 1:
             raise MethodError(f"sparsevlm: {facts.label} has only {facts.layers} layers; give layers=.")
         for layer in self.layers or ():

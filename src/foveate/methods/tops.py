@@ -88,7 +88,7 @@ class Tops(BothPlaces):
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.ENCODER_ATTENTION})
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         if self.inside:
             for layer in self._layers(facts.layers):
                 check_layer_of("tops", layer, facts)

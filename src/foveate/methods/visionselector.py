@@ -42,7 +42,7 @@ class VisionSelector(Method):
     scorer: str | Path | LearnedScorer | None = None
     revision: str | None = None
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         scorer = bound_scorer(self.scorer, self.revision, facts)
         if scorer is None:
             raise MethodError(f"{no_scorer('visionselector', facts)}, or use 'idpruner', which can do without.")

@@ -96,7 +96,7 @@ class VisiPruner(Method):
     def _shallow(self, layers: int) -> int:
         return layers * 6 // 32 if self.shallow is None else self.shallow
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         shallow = self._shallow(facts.layers)
         if shallow + 2 >= facts.layers:
             raise MethodError(

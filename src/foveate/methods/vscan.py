@@ -33,6 +33,7 @@ from .base import Method, Provenance, Stage, register_method
 from .both_places import TwoStages
 from .checks import check_range, check_whole
 from .merging import group_size, itself, nearest
+from .published import published
 from .regions import rank_within, region_of
 
 
@@ -59,7 +60,7 @@ class VScan(TwoStages):
     )
 
     local: float = 0.5
-    window: int = 6
+    window: int = published(6, qwen2_5_vl=4)
     depth: float = 5 / 22
     ratio: float = 1 / 3
 

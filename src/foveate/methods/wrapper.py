@@ -31,7 +31,7 @@ class Wrapper(Method):
     def encoder_readings(self) -> tuple[EncoderReading, ...]:
         return self.inner.encoder_readings
 
-    def bind(self, facts: ModelFacts) -> Method:
+    def load(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))
 
     def check(self, grid: Grid, count: int) -> None:

@@ -73,6 +73,7 @@ class ModelAdapter(ABC):
 
     model_type: ClassVar[str]
     class_name: ClassVar[str]
+    relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE - FROM_ROUTER
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
@@ -83,6 +84,11 @@ class ModelAdapter(ABC):
 
     def check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raise ModelError for a variant of the family that this adapter cannot serve."""
+
+    @classmethod
+    def lineage(cls) -> tuple[str, ...]:
+        """The family and its relatives, for `ModelFacts`."""
+        return (cls.model_type, *cls.relatives)
 
     @property
     def base(self) -> Any:
@@ -234,6 +240,7 @@ class SupportedModel:
     modalities: tuple[str, ...]
     cues: tuple[Cue, ...]
     leaves_out_patches: bool = False
+    lineage: tuple[str, ...] = ()  # the family and those whose published settings suit it, nearest first
 
 
 def supported_models() -> list[SupportedModel]:
@@ -245,7 +252,7 @@ def supported_models() -> list[SupportedModel]:
 def _row(adapter: type[ModelAdapter]) -> SupportedModel:
     cues = sorted(adapter.cues | FROM_SEQUENCE, key=lambda cue: cue.name)
     row = (adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
-    return SupportedModel(*row, adapter.leaves_out_patches)
+    return SupportedModel(*row, adapter.leaves_out_patches, adapter.lineage())
 
 
 def _load_all() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ class Qwen25VLAdapter(QwenVLAdapter):
 
     model_type = "qwen2_5_vl"
     class_name = "Qwen2_5_VLForConditionalGeneration"
+    relatives: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
 
     @property
     def _side(self) -> int:

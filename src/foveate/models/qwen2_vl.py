@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import register_model
 from .qwen_vl import QwenVLAdapter
 
@@ -12,6 +14,7 @@ class Qwen2VLAdapter(QwenVLAdapter):
 
     model_type = "qwen2_vl"
     class_name = "Qwen2VLForConditionalGeneration"
+    relatives: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
     @property
     def vision_width(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from .base import DeepStack, register_model
@@ -18,6 +20,7 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
     model_type = "qwen3_vl"
     class_name = "Qwen3VLForConditionalGeneration"
+    relatives: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
     pixel_mean = pixel_deviation = (0.5, 0.5, 0.5)
 
     @property

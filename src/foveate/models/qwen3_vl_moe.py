@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import FROM_ROUTER, register_model
 from .qwen3_vl import Qwen3VLAdapter
 
@@ -12,4 +14,5 @@ class Qwen3VLMoeAdapter(Qwen3VLAdapter):
 
     model_type = "qwen3_vl_moe"
     class_name = "Qwen3VLMoeForConditionalGeneration"
+    relatives: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
     cues = Qwen3VLAdapter.cues | FROM_ROUTER

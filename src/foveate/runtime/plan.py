@@ -26,7 +26,8 @@ KeepLike = float | int | str
 def facts_of(adapter: ModelAdapter) -> ModelFacts:
     """What methods may know of a model."""
     name = str(getattr(adapter.model, "name_or_path", ""))
-    return ModelFacts(name, adapter.model.config.get_text_config().hidden_size, len(adapter.text.layers))
+    width = adapter.model.config.get_text_config().hidden_size
+    return ModelFacts(name, width, len(adapter.text.layers), adapter.lineage())
 
 
 def plan(

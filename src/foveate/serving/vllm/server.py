@@ -46,7 +46,8 @@ class PruningServer:
         except ModelError as error:
             self.refusal = str(error)
         text = config.get_text_config()
-        facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers)
+        lineage = family_class.adapter_class.lineage()
+        facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)
         given = frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
         missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NEVER.items()}

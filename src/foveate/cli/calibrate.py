@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..pictures import image_files, open_image
-from .outputs import require_file
+from .outputs import FORCE, require_file
 from .session import MODEL_HELP, TESTBED, Session
 from .view import default_prompt
 
@@ -33,6 +33,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to save the prior.", show_default="foveate's cache")
     ] = None,
+    force: FORCE = False,
 ) -> None:
     """Measure the attention prior of a model over a folder of pictures."""
     from rich.console import Console
@@ -41,9 +42,10 @@ def calibrate(
     from ..importance.prior import default_prior_path
     from ..runtime.calibrate import measure_prior
 
+    files = [] if images == TESTBED else image_files(Path(images))
     if output is not None:
-        require_file(output, "-o", "prior.safetensors")
-    count, pictures = (_SCENES, _scenes()) if images == TESTBED else _opened(Path(images))
+        require_file(output, "-o", "prior.safetensors", files, force)
+    count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())
     session = Session.load(model)
     asked = default_prompt(session) if prompt is None else prompt
 
@@ -60,11 +62,6 @@ def calibrate(
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
     else:
         typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')
-
-
-def _opened(folder: Path) -> tuple[int, Iterator[Image.Image]]:
-    files = image_files(folder)
-    return len(files), (open_image(path) for path in files)
 
 
 def _scenes() -> Iterator[Image.Image]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..files import write_picture
 from .hyperparameters import configured
-from .outputs import require_folder
+from .outputs import FORCE, require_folder, require_picture
 from .session import BUNDLED, Session
-from .view import kept_panels, write
+from .view import kept_panels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +29,7 @@ _SAMPLES = 7
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for the picture of what is kept.")] = Path("foveate-demo"),
+    force: FORCE = False,
 ) -> None:
     """Show what pruning keeps and what it costs, on the bundled tiny model."""
     from rich.console import Console
@@ -36,7 +38,8 @@ def demo(
 
     console = Console()
     require_folder(out, "--out")
-    out.mkdir(parents=True, exist_ok=True)
+    path = out / "kept.png"
+    require_picture(path, "--out", force=force)
     session = Session.load(BUNDLED)
     known = scenes()
     asked = [(scene, question) for scene in known for question in scene.questions]
@@ -47,7 +50,6 @@ def demo(
     given = _answers(session, asked)
     console.print(_accuracy(given, [question.answer for _, question in asked]))
     console.print(_samples(given, asked))
-    path = out / "kept.png"
     _draw(session, known[0], path)
     console.print("What is kept of the first scene:", style="bold")
     typer.echo(str(path))
@@ -127,4 +129,4 @@ def _draw(session: Session, scene: Scene, path: Path) -> None:
     panels = kept_panels(session, scene.image, question, methods[:1], first)
     for keep in others:
         panels += kept_panels(session, scene.image, question, methods, keep)[1:]
-    write(comparison(panels), path)
+    write_picture(path, comparison(panels))

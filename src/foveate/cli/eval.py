@@ -13,7 +13,7 @@ import typer
 
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured, hyperparameters
-from .outputs import require_file, require_folder
+from .outputs import FORCE, require_file, require_folder, require_own
 from .session import BUNDLED, MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
@@ -159,12 +159,25 @@ def leaderboard(
         "results"
     ),
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("docs/leaderboard.md"),
+    force: FORCE = False,
 ) -> None:
     """Make the leaderboard page of committed results."""
-    from ..evaluation.leaderboard import write_leaderboard
+    from ..evaluation.leaderboard import result_folders, write_leaderboard
+    from ..evaluation.plots import PICTURES, require_extra
+    from ..evaluation.report import REPORT
+    from ..evaluation.results import RESULTS, TIMED
 
-    require_file(output, "-o", "leaderboard.md")
-    require_folder(output.with_suffix(""), "-o")
+    require_extra()
+    folders = result_folders(results)
+    require_file(output, "-o", "leaderboard.md", (one / name for one in folders for name in (RESULTS, TIMED)), force)
+    if output.suffix == "":
+        raise InputError(f"-o {output} has no suffix, and reports go into a folder of that name; give {output}.md.")
+    require_folder(aside := output.with_suffix(""), "-o")
+    for place in (aside / folder.name for folder in folders):
+        if not force and not (place / REPORT).is_file():  # a report tells whose the pictures beside it are
+            for name in PICTURES:
+                require_own(place / name, "-o")
+        require_file(place / REPORT, "-o", REPORT, force=force)
     for path in write_leaderboard(results, output):
         typer.echo(str(path))
 

@@ -61,7 +61,7 @@ def scorer(
         width=width,
         seed=seed,
     )
-    require_folder(out, "--out")
+    require_folder(out, "--out", [] if data == TESTBED else [Path(data)])
     read = [] if data == TESTBED else read_samples(Path(data))
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = Session.load(model)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..files import write_picture
 from ..pictures import open_image
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured
-from .outputs import require_picture
+from .outputs import FORCE, require_picture
 from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ def view(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
+    force: FORCE = False,
 ) -> None:
     """Draw which visual tokens of a picture each method keeps."""
     from ..budget import Budget
     from ..visualize import comparison
 
-    require_picture(output, "-o")
+    require_picture(output, "-o", [image], force)
     names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     if not names:
         raise InputError("--methods names no method; give some, such as idpruner,random.")
@@ -42,7 +44,7 @@ def view(
     picture = open_image(image)
     session = Session.load(model)
     asked = default_prompt(session) if question is None else question
-    write(comparison(kept_panels(session, picture, asked, chosen, budget.keep)), output)
+    write_picture(output, comparison(kept_panels(session, picture, asked, chosen, budget.keep)))
     typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
 
 
@@ -76,9 +78,3 @@ def kept_panels(
         subtitle = f"keeps {kept.after} of {kept.before} tokens{inside}"
         panels.append((method.name, subtitle, overlay(seen, kept.grid, kept.kept)))
     return panels
-
-
-def write(picture: Image.Image, path: Path) -> None:
-    """Save a picture, creating its folder; the suffix decides the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import appending, write_text
 from .answering import Cell
 from .runs import Run
 from .suites import EvaluationError
@@ -39,7 +39,7 @@ class Journal:
         elif {file.name for file in folder.iterdir()} - {CONFIGURATION, TIMES}:  # these alone: nothing was answered
             raise EvaluationError(f"the folder {folder} is not empty and holds no evaluation; give another with -o.")
         else:
-            write_whole(path, json.dumps(configuration, indent=1))
+            write_text(path, json.dumps(configuration, indent=1))
         times = {_key(line): line["times"] for line in _read(folder / TIMES)}
         self.cells: dict[Key, Cell] = {
             _key(line): Cell(**line, times=times.get(_key(line), {})) for line in _read(folder / ANSWERS)
@@ -50,22 +50,15 @@ class Journal:
         self.cells[cell.run, cell.batch] = cell
         # The answers last: a cell without them is done again, one without times would stay so.
         for name, line in ((TIMES, _times(cell)), (ANSWERS, _answers(cell))):
-            with (self.folder / name).open("a", encoding="utf-8") as file:
+            with appending(self.folder / name) as file:
                 file.write(line)
 
     def finish(self, runs: Sequence[Run], batches: int) -> list[Cell]:
         """All cells in order; the files are put into that order, too."""
         cells = [self.cells[run.key, batch] for batch in range(batches) for run in runs]
-        write_whole(self.folder / ANSWERS, "".join(map(_answers, cells)))
-        write_whole(self.folder / TIMES, "".join(map(_times, cells)))
+        write_text(self.folder / ANSWERS, "".join(map(_answers, cells)))
+        write_text(self.folder / TIMES, "".join(map(_times, cells)))
         return cells
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once: whatever happens, it holds the old text or the new."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _answers(cell: Cell) -> str:

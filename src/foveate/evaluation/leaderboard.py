@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 
+from ..files import write_text
 from .agreement import agreement, shared_methods
-from .journal import write_whole
 from .plots import write_report
 from .published import PUBLISHED, Published
 from .report import REPORT, Report, table
@@ -15,7 +15,7 @@ from .results import RESULTS, Results
 from .suites import EvaluationError
 
 INTRODUCTION = """\
-<!-- Written by `foveate leaderboard`; edit src/foveate/evaluation/leaderboard.py instead. -->
+<!-- Made by foveate leaderboard; edit src/foveate/evaluation/leaderboard.py instead. -->
 # Leaderboard
 
 What is measured here is a testbed: small models, trained from scratch on drawn scenes and made to lose the answer with
@@ -56,9 +56,7 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     Raises:
         EvaluationError: when there are no results.
     """
-    folders = sorted(path.parent for path in results.glob(f"*/{RESULTS}")) if results.is_dir() else []
-    if not folders:
-        raise EvaluationError(f"there are no results in {results}; make some with `foveate eval -o {results}/NAME`.")
+    folders = result_folders(results)
     aside = page.with_suffix("")
     parts, written = [INTRODUCTION], [page]
     reports = [Report(Results.load(folder)) for folder in folders]
@@ -69,8 +67,20 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
         parts.append(_section(report, f"{aside.name}/{folder.name}"))
     parts += _agreements(reports)
     parts += [PAPERS, *map(_published, PUBLISHED)]
-    write_whole(page, "\n\n".join(parts) + "\n")
+    write_text(page, "\n\n".join(parts) + "\n")
     return written
+
+
+def result_folders(results: Path) -> list[Path]:
+    """The folders with ``results.json`` in a folder, by name.
+
+    Raises:
+        EvaluationError: when there are none.
+    """
+    folders = sorted(path.parent for path in results.glob(f"*/{RESULTS}")) if results.is_dir() else []
+    if not folders:
+        raise EvaluationError(f"there are no results in {results}; make some with `foveate eval -o {results}/NAME`.")
+    return folders
 
 
 def _section(report: Report, place: str) -> str:

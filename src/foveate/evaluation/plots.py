@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FoveateError
-from .journal import write_whole
+from ..files import MARK, replacing, write_text
 from .report import REPORT, Report
 from .runs import BASELINES, BLIND, ORACLE, RANDOM, UNPRUNED
 from .statistics import MACRO
 
+PICTURES = ("accuracy_tokens.png", "accuracy_time.png", "families.png")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe, Ito)
 _MARKERS = "osD^vP"
 _GREYS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ def write_report(report: Report, folder: Path) -> Path:
     """
     pictures = draw(report, folder)
     path = folder / REPORT
-    write_whole(path, report.text(pictures))
+    write_text(path, report.text(pictures))
     return path
 
 
@@ -59,16 +60,17 @@ def draw(report: Report, folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    makers = {"accuracy_tokens": _tokens, "accuracy_time": _time, "families": _families}
+    makers = dict(zip(PICTURES, (_tokens, _time, _families), strict=True))
     if not report.results.times:
-        del makers["accuracy_time"]
+        del makers[PICTURES[1]]
     paths = []
     for name, make in makers.items():
         figure: Any = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         make(report, figure)
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=_DPI)
+        paths.append(folder / name)
+        with replacing(paths[-1]) as part:
+            figure.savefig(part, dpi=_DPI, metadata={"Software": MARK})
     return paths
 
 

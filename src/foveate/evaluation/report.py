@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ..files import COMMENT
 from .answering import TIMES
 from .results import Results, Row
 from .runs import BASELINES, BLIND, DOWNSAMPLE, ORACLE, REFERENCES, UNPRUNED
@@ -89,7 +90,7 @@ class Report:
 
     def text(self, pictures: Sequence[Path] = ()) -> str:
         """The whole report."""
-        parts = [f"# Evaluation of {self.results.configuration['model']}", self.preface()]
+        parts = [COMMENT, f"# Evaluation of {self.results.configuration['model']}", self.preface()]
         parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
         for keep in self.keeps:
             parts += [f"## Accuracy at {keep}", self.accuracy(keep)]

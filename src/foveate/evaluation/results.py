@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_text
 from ..testbed.samples import Sample
 from ..testbed.scoring import is_right
 from .answering import COSTS, TIMES, Cell
-from .journal import write_whole
 from .runs import Run
 from .statistics import Array, Bootstrap, bootstrap
 from .suites import EvaluationError
@@ -120,8 +120,8 @@ class Results:
         """Write ``results.json`` and ``times.json``, a line for each question and each run."""
         parts = {"samples": self.samples, "runs": self.runs, "refused": self.refused}
         lists = ",\n".join(f"{json.dumps(name)}: {_lines(items)}" for name, items in parts.items())
-        write_whole(folder / RESULTS, f'{{"configuration": {json.dumps(self.configuration, indent=1)},\n{lists}}}\n')
-        write_whole(folder / TIMED, json.dumps({"machine": self.machine, "times": self.times}, indent=1) + "\n")
+        write_text(folder / RESULTS, f'{{"configuration": {json.dumps(self.configuration, indent=1)},\n{lists}}}\n')
+        write_text(folder / TIMED, json.dumps({"machine": self.machine, "times": self.times}, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Results:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import MethodError
+from ..files import MARK, write_bytes
 from ..tokens import Grid
 
 FORMAT = "foveate-prior"
@@ -48,10 +49,14 @@ class AttentionPrior:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, making its folder where needed."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        """Write one safetensors file, making its folder where needed.
+
+        Raises:
+            WriteError: when it cannot be written.
+        """
         facts = {"layer": str(self.layer), "model": self.model, "images": str(self.images), "prompt": self.prompt}
-        save_file({"map": self.map.cpu().contiguous()}, path, {"format": FORMAT, "version": VERSION, **facts})
+        header = {"format": FORMAT, "version": VERSION, "software": MARK, **facts}
+        write_bytes(Path(path), save({"map": self.map.cpu().contiguous()}, header))
 
     @classmethod
     def load(cls, path: str | Path) -> AttentionPrior:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import FoveateError
+from ..files import write_bytes
 
 
 class TrainingError(FoveateError, ValueError):
     """A training cannot start, go on or be resumed."""
-
-
-def write(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def require_own(folder: Path, names: set[str]) -> None:
@@ -38,11 +27,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, nested in dictionaries and lists."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, key: str | None = None) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, on the CPU; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        key: what only a checkpoint of the kind wanted says.
 
     Raises:
         TrainingError: when the file is not such a checkpoint.
@@ -52,4 +45,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # of a damaged file, torch raises nearly everything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise TrainingError(f"the checkpoint {path} cannot be read ({reason}); delete it to start anew.") from None
+    if not isinstance(state, dict) or (key is not None and key not in state):
+        raise TrainingError(f"{path} is not a checkpoint of such a training; give another folder.")
     return state

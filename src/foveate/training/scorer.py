@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..files import write_bytes
 from ..importance import LearnedScorer
-from .checkpoint import write
 
 
 class TrainableScorer(nn.Module):
@@ -46,4 +46,4 @@ class TrainableScorer(nn.Module):
     def save(self, path: Path) -> None:
         """Write ``q_proj.weight``, ``q_proj.bias``, ``k_proj.weight`` and ``k_proj.bias`` in float32."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write(path, save(tensors, metadata={"format": "pt"}))
+        write_bytes(path, save(tensors, metadata={"format": "pt"}))

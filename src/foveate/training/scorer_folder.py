@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..files import appending, write_text
 from ..importance import LearnedScorer
-from .checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint, write
+from .checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint
 from .scorer import TrainableScorer
 
 
@@ -54,7 +55,7 @@ class ScorerFolder:
         if not self._checkpoint.exists():
             require_own(self._path, {self._log.name})
             return 0
-        state = load_checkpoint(self._checkpoint)
+        state = load_checkpoint(self._checkpoint, "settings")
         for name, value in self._settings.items():
             if (was := state["settings"].get(name)) != value:
                 raise TrainingError(
@@ -70,12 +71,11 @@ class ScorerFolder:
         """Drop what the log says of `step` and later steps, which are done again."""
         if self._log.exists():
             lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
-            write(self._log, "".join(lines[:step]).encode())
+            write_text(self._log, "".join(lines[:step]))
 
     def log(self, entry: StepLog) -> None:
         """Add a line to the log."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as file:
+        with appending(self._log) as file:
             file.write(json.dumps(asdict(entry)) + "\n")
 
     def save(self, step: int, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> None:
@@ -87,7 +87,7 @@ class ScorerFolder:
         """Write the result, and beside it how it was made."""
         scorer.save(self._scorer)
         card = {**self._settings, "seconds": round(self._seconds, 1), "torch": torch.__version__}
-        write(self._card, (json.dumps(card, indent=2) + "\n").encode())
+        write_text(self._card, json.dumps(card, indent=2) + "\n")
 
     def learned(self) -> LearnedScorer:
         """The result, as methods load it."""

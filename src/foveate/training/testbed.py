@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..files import appending
 from ..testbed.architectures import build, tokenizer
 from ..testbed.procedural import DATA_VERSION
 from ..testbed.scoring import is_right
@@ -118,7 +119,7 @@ class Training:
     def spent(self) -> float:
         """Seconds of processor time in all stages, as their checkpoints tell."""
         paths = [self._path(stage) for stage in STAGES]
-        return sum(load_checkpoint(path)["seconds"] for path in paths if path.exists())
+        return sum(load_checkpoint(path, "of")["seconds"] for path in paths if path.exists())
 
     # one stage
 
@@ -273,7 +274,7 @@ class Training:
         save_checkpoint(self._path(stage), state)
 
     def _load(self, stage: Stage) -> dict[str, Any]:
-        saved = load_checkpoint(self._path(stage))
+        saved = load_checkpoint(self._path(stage), "of")
         if saved["of"] != self._of:
             was, now = (" ".join(f"{key} {value}" for key, value in of.items()) for of in (saved["of"], self._of))
             raise TrainingError(f"{self._path(stage)} is of {was}, not of {now}; choose another folder.")
@@ -290,7 +291,7 @@ class Training:
     def _log(self, report: Callable[[Standing], None], standing: Standing) -> None:
         line = {"stage": standing.stage, "step": standing.step, "seconds": round(standing.seconds)}
         line |= {name: round(value, 4) for name, value in standing.figures.items()}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        with appending(self.folder / "log.jsonl") as log:
             log.write(json.dumps(line) + "\n")
         report(standing)
 

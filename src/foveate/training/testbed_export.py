@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..files import write_text
 from ..testbed.architectures import WORDS_IN_ANSWER, image_processor
 from ..testbed.procedural import DATA_VERSION
 
@@ -49,7 +50,7 @@ def export(model: Any, tokenizer: Any, name: str, folder: Path, facts: Mapping[s
         shared = {key: told[key] for key in told if key not in ("image_processor_type", "processor_class")}
         _write(folder / "video_preprocessor_config.json", shared | _VIDEO)
         _write(folder / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
-    (folder / "README.md").write_text(card(name, facts), encoding="utf-8")
+    write_text(folder / "README.md", card(name, facts))
     _write(folder / "training.json", {"model": name, "data_version": DATA_VERSION, **facts})
 
 
@@ -75,4 +76,4 @@ def _spelled(value: Any) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,99 +1,130 @@
-"""A reading of PruneSID: groups of tokens by principal components, and in each the most attended that do not repeat.
+"""PruneSID: groups of tokens by principal components, and in each the best ones that do not repeat each other.
 
-Paper: arXiv 2603.09480, ICLR 2026. Reference code: no licence, not read; written from a description of it.
-1. A token belongs to the principal component, of the K // 4 first ones of the sigmoid of the features, on which its
-   weight is largest. 2. In each group, in the order of the attention, a token suppresses those whose cosine to it is
-   above rho * (mean cosine of all pairs), rho = 18 K / N. 3. Each group gets one token, and of the rest of the budget a
-   share by its survivors (rounded cumulative sums), but at most min(survivors, 5 * ceil(K / 64)); this cap is raised
-   until the budget fits, and what is missing goes to the groups with most survivors. 4. A group keeps its first ones.
-Reconstructed: each token's channels are centred before the components are taken, as the routine does that the reference
-calls; the cosines are those of the features before the sigmoid, their mean that of the whole image; where all survivors
-are kept, suppressed tokens of the highest attention fill the budget. At large budgets nothing is suppressed.
-Deviations: exact components, where the reference draws random ones; the CLS token is neither kept nor counted.
+Paper: arXiv 2603.09480, ICLR 2026. Reference code: ZhengyaoFang/PruneSID at 4ef17d96b3, whose README declares Apache-2.0
+(there is no licence file); not copied: written from a description of what it does, and held to its outputs by tests.
+With T = K + 1, as the authors count the CLS token on LLaVA: 1. A token belongs to the principal component, of the T // 4
+first ones of the sigmoid of the features, each token's channels centred, on which its weight is largest. 2. In each
+group, by falling attention, a token suppresses those whose cosine to it is above rho * (mean cosine of all pairs), with
+rho = 18 T / N. 3. Each group gets one token, and of the others of the budget a share by its survivors (rounded
+cumulative sums), but at most min(survivors, 5 * ceil(T / 64)). While these caps add up to less than T, all of them rise
+by 1, each to at most the size of its group. What is still missing goes to the groups of most survivors, up to their
+caps. 4. A group keeps its survivors by attention, and then its suppressed tokens by attention.
+On the Qwen-VL families the authors have another rule, which is the default there. No attention is read: the features
+are those behind the projector, and the order in a group is that of the weight on its component. T is K; there are at
+least 4 groups; rho is at least 1; and the mean cosine is the sum over the pairs i <= j, divided by N * N, about half of
+the mean. So no choice depends on which attention the encoder pays.
+Deviations: exact components, where the authors' code draws random ones; the kept tokens stay in the order of the image,
+where theirs on LLaVA come group by group; the authors keep the CLS token, too, and on Qwen-VL at least 16 tokens. Where
+there are more groups than tokens to keep, those of the highest attention (weight) go on.
 Cost class: one N x N eigendecomposition.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..selection.cosine import snapped
-from ..selection.pools import Pools, prepare, ranking
+from ..selection.pools import Pools, prepare
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
-from .checks import check_range
+from .checks import check_choice, check_range, check_whole
 from .compared import Source, check_source, cues_of, features_of
+from .published import published
+from .regions import rank_within
+
+Order = Literal["attention", "weight"]
+Mean = Literal["pairs", "half"]
 
 
 @register_method("prunesid")
 @dataclass(frozen=True)
 class PruneSid(Method):
-    """Tokens of high attention from every principal component of the image.
+    """The best tokens of every principal component of the image.
 
     Args:
-        least_rho: rho is at least this, at least 0; the authors use 1 on Qwen2.5-VL and no limit on LLaVA.
-        features: ``"encoder"`` reads features before the projector (the paper), ``"projected"`` after it.
+        order: by what tokens come first in their group, ``"attention"`` of the encoder or ``"weight"`` on the component,
+            which needs no attention.
+        least_rho: rho is at least this, at least 0.
+        least_groups: as many components at least, at least 1.
+        mean: the mean cosine that rho is a multiple of: over all ``"pairs"`` of two tokens, or ``"half"``, the sum over
+            the pairs i <= j divided by N * N.
+        with_cls: whether the rule's budget counts a CLS token on top of those that are kept, T = K + 1.
+        features: ``"encoder"`` reads features before the projector, ``"projected"`` after it.
     """
 
     provenance = Provenance(
         paper="PruneSID, arXiv 2603.09480, ICLR 2026",
-        licence="none (code not read)",
-        deviations="a reading; exact principal components; CLS neither kept nor counted",
+        licence="no licence file; the README declares Apache-2.0 (code not copied)",
+        deviations="exact principal components instead of random ones; CLS not kept; tokens stay in the image's order",
     )
 
-    least_rho: float = 0.0
-    features: Source = "encoder"
+    order: Order = published("attention", qwen2_vl="weight")
+    least_rho: float = published(0.0, qwen2_vl=1.0)
+    least_groups: int = published(1, qwen2_vl=4)
+    mean: Mean = published("pairs", qwen2_vl="half")
+    with_cls: bool = published(True, qwen2_vl=False)
+    features: Source = published("encoder", qwen2_vl="projected")
 
     def __post_init__(self) -> None:
+        check_choice("prunesid", "order", self.order, get_args(Order))
         check_range("prunesid", "least_rho", self.least_rho, 0)
+        check_whole("prunesid", "least_groups", self.least_groups, 1)
+        check_choice("prunesid", "mean", self.mean, get_args(Mean))
         check_source("prunesid", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return cues_of(self.features) | {Cue.ENCODER_ATTENTION}
+        attention = {Cue.ENCODER_ATTENTION} if self.order == "attention" else set()
+        return cues_of(self.features) | attention
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features = features_of(tokens, self.features)
-        attention = tokens.cue(Cue.ENCODER_ATTENTION)
+        attention = tokens.cue(Cue.ENCODER_ATTENTION) if self.order == "attention" else None
         return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
     def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None and pools.scores is not None
-        keep, order = torch.zeros_like(pools.valid), ranking(pools.scores, pools.valid)
-        sizes = pools.valid.sum(1).tolist()
-        for row, (size, count) in enumerate(zip(sizes, pools.counts.tolist(), strict=True)):
-            if count:  # the number of components is another for each budget
-                best_first = order[row, :size]
-                first = self._first(pools.features[row, best_first].float(), count)
-                keep[row, best_first[first[:count]]] = True
+        assert pools.features is not None
+        keep = torch.zeros_like(pools.valid)
+        for row, count in enumerate(pools.counts.tolist()):  # the number of components is another for each budget
+            if count:
+                real = pools.valid[row].nonzero()[:, 0]
+                scores = None if pools.scores is None else pools.scores[row, real]
+                keep[row, real] = self._of_image(pools.features[row, real].float(), scores, count)
         return keep
 
-    def _first(self, tokens: Tensor, count: int) -> Tensor:
-        """Places of the tokens (n, d), given by descending attention, in the order in which they are kept."""
-        group = components(tokens, max(1, count // 4))
+    def _of_image(self, tokens: Tensor, attention: Tensor | None, count: int) -> Tensor:
+        """(n,) bool: which of the tokens (n, d) are kept, given the attention (n,) where it decides."""
+        n, budget = len(tokens), count + int(self.with_cls)
+        group, weight = components(tokens, max(self.least_groups, budget // 4))
+        order = (weight if attention is None else attention).argsort(descending=True, stable=True)
+        tokens, group = tokens[order], group[order]
         unit = normalize(tokens, dim=-1)
         cosines = snapped(unit @ unit.mT)
-        n = len(tokens)
-        mean = (cosines.sum() - cosines.diagonal().sum()) / max(1, n * (n - 1))
-        rho = max(18 * count / n, self.least_rho)
+        total, own = cosines.sum(), cosines.diagonal().sum()
+        mean = (total - own) / max(1, n * (n - 1)) if self.mean == "pairs" else (total + own) / (2 * n * n)
+        rho = max(18 * budget / n, self.least_rho)
         alive = survivors((cosines > rho * mean) & (group[:, None] == group))
-        member = (group.unique()[:, None] == group) & alive
-        quota = torch.tensor(quotas(member.sum(1).tolist(), count), device=tokens.device)
-        within = (member & (member.cumsum(1) <= quota[:, None])).any(0)
-        # First those within their quota, then survivors, then the suppressed; each by attention.
-        return (2 * ~within + 1 * ~alive).argsort(stable=True)
+
+        index = group.unique(return_inverse=True)[1]
+        sizes, open_ = index.bincount(), index[alive].bincount(minlength=int(index.max()) + 1)
+        quota = torch.tensor(quotas(open_.tolist(), sizes.tolist(), count, budget), device=tokens.device)
+        # In a group survivors come first, each kind in order, which is that of the tokens here.
+        within = rank_within(index, alive.float()) < quota[index]
+        return torch.zeros_like(within).index_copy_(0, order, within & (within.cumsum(0) <= count))
 
 
-def components(tokens: Tensor, count: int) -> Tensor:
-    """(n,) long: for each of the tokens (n, d) the principal component on which its weight is largest."""
+def components(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(n,) long and float32: of the tokens (n, d) the principal component of the largest weight, and its size."""
     squashed = tokens.sigmoid()
     squashed = squashed - squashed.mean(1, keepdim=True)
     vectors = torch.linalg.eigh(squashed @ squashed.mT).eigenvectors  # by ascending eigenvalue
-    return vectors[:, -min(count, *tokens.shape) :].flip(1).abs().argmax(1)
+    weight, component = vectors[:, -min(count, *tokens.shape) :].flip(1).abs().max(1)
+    return component, weight
 
 
 def survivors(near: Tensor) -> Tensor:
@@ -111,19 +142,28 @@ def survivors(near: Tensor) -> Tensor:
     return alive
 
 
-def quotas(survivors: list[int], budget: int) -> list[int]:
-    """How many tokens each group keeps, with that many survivors in each; fewer than the budget in all if they are."""
-    total, rest, cumulative = sum(survivors), budget - len(survivors), 0
-    out = []
-    for alive in survivors:
-        ends = [(2 * rest * some + total) // (2 * total) for some in (cumulative, cumulative + alive)]
-        out.append(1 + ends[1] - ends[0])
-        cumulative += alive
-    cap = 5 * -(-budget // 64)
-    while sum(min(cap, alive) for alive in survivors) < min(budget, total):
-        cap += 1
+def quotas(survivors: list[int], sizes: list[int], count: int, total: int | None = None) -> list[int]:
+    """How many tokens each group keeps.
+
+    Args:
+        survivors: of each group, at least 1.
+        sizes: tokens of each group.
+        count: how many are to be kept in all.
+        total: what the caps must add up to, `count` unless it is given.
+
+    Returns:
+        A list with sum `count`, or 1 for each group where there are more groups than that.
+    """
+    total, rest = min(total or count, sum(sizes)), max(0, count - len(survivors))
+    cap = 5 * -(-(total) // 64)
     caps = [min(cap, alive) for alive in survivors]
-    out = [min(quota, most) for quota, most in zip(out, caps, strict=True)]
+    while sum(caps) < total:
+        caps = [min(cap + 1, size) for cap, size in zip(caps, sizes, strict=True)]
+    everyone, cumulative, out = sum(survivors), 0, []
+    for alive, cap in zip(survivors, caps, strict=True):
+        start, end = ((2 * rest * some + everyone) // (2 * everyone) for some in (cumulative, cumulative + alive))
+        out.append(min(1 + end - start, cap))
+        cumulative += alive
     for i in sorted(range(len(out)), key=lambda i: -survivors[i]):
-        out[i] += min(caps[i] - out[i], budget - sum(out))
+        out[i] += max(0, min(caps[i] - out[i], count - sum(out)))
     return out

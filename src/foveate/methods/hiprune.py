@@ -1,21 +1,24 @@
 """HiPrune: objects found in a middle layer of the vision encoder, what lies beside them, and tokens of the last layer.
 
-Paper: arXiv 2508.00553, AAAI 2026. Reference code: MIT by secondary sources, not read, not copied.
+Paper: arXiv 2508.00553, AAAI 2026. Reference code: Danielement321/HiPrune at 6e83a12408, MIT, not copied.
 With o and p the attention that tokens receive in a middle and in the last layer of the encoder, averaged over heads and
 all queries: of K tokens, the ``n = round(K * anchors / 5)`` highest o are anchors, their neighbours above, below, left
 and right are buffers, and the highest p of all others fill the budget.
 The middle layer is the paper's 9th of CLIP-L. The same share of Qwen2.5-VL's encoder is nearest to its 16th block, the
 paper's choice there, too, as only four of its 32 blocks attend to whole images.
-Deviations: anchors at an edge have no neighbour there, where the reference wraps to the next row or clamps to the
-first or last token; where anchors and buffers are more than K, the anchors stay and the buffers of the highest o; on
-images of more than 1024 patches the adapter averages over 1024 queries. Images and frames that share a budget share
-the anchors.
+Neighbours are those of the image. In the released code they are the tokens before and behind an anchor and those a
+row's length away, in raster order: beside an anchor at the left edge lies the last token of the row above, and what
+would lie outside the image is its first or last token. On the families for which code was released, LLaVA and Qwen-VL,
+this is the default; ``neighbours="image"`` stops at the edges.
+Deviations: where anchors and buffers are more than K, the anchors stay and the buffers of the highest o; on images of
+many patches the adapter averages over some of the queries. Images and frames that share a budget share the anchors.
 Cost class: O(N log N) here; the attention of two encoder layers is recomputed, at most 1024 queries of each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +27,9 @@ from ..selection.pools import marked, prepare, ranking
 from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range
+from .published import published
+
+Neighbours = Literal["image", "raster"]
 
 
 @register_method("hiprune")
@@ -34,22 +40,26 @@ class HiPrune(Method):
     Args:
         anchors: share of the budget that goes to anchors and their four neighbours, in [0, 1] (the paper's alpha).
         depth: the middle layer, in [0, 1] (see `EncoderReading`); the paper's 9th layer of CLIP-L is the default.
+        neighbours: ``"image"``: above, below, left and right of an anchor in its frame, or ``"raster"``: its neighbours
+            in raster order and those a row's length away, clamped to the frame (the released code).
         attention: ``"received"`` from all queries (the paper), or ``"cls"``, the CLS token's (ports of it).
     """
 
     provenance = Provenance(
         paper="HiPrune, arXiv 2508.00553, AAAI 2026",
-        licence="MIT by secondary sources (code not copied)",
-        deviations="neighbours do not wrap around the image; the middle layer is a share of the encoder's depth",
+        licence="MIT (code not copied)",
+        deviations="the middle layer is a share of the encoder's depth",
     )
 
     anchors: float = 0.1
     depth: float = 8 / 22
+    neighbours: Neighbours = published("image", llava="raster", qwen2_5_vl="raster")
     attention: AttentionKind = "received"
 
     def __post_init__(self) -> None:
         check_range("hiprune", "anchors", self.anchors, 0, 1)
         check_range("hiprune", "depth", self.depth, 0, 1)
+        check_choice("hiprune", "neighbours", self.neighbours, get_args(Neighbours))
         check_choice("hiprune", "attention", self.attention, ("received", "cls"))
 
     @property
@@ -68,7 +78,7 @@ class HiPrune(Method):
         number = (pools.counts.double() * self.anchors / 5).round()  # .5 to the even number, as the reference does
         best = torch.arange(objects.shape[1], device=objects.device) < number[:, None]
         anchors = torch.zeros_like(pools.valid).scatter(1, ranking(objects, pools.valid), best)
-        near = beside(anchors, tokens.grids)
+        near = (beside if self.neighbours == "image" else around)(anchors, tokens.grids) & pools.valid
         # By score, and then by group, anchors first, then buffers: two stable sorts, the more important one last.
         order = ranking(torch.where(near, objects, summary), pools.valid)
         group = torch.where(anchors, 0, torch.where(near, 1, 2)).masked_fill(~pools.valid, 3)
@@ -89,4 +99,22 @@ def beside(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
             near[..., 1:] |= here[..., :-1]
             near[..., :-1] |= here[..., 1:]
             start = end
+    return out
+
+
+def around(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
+    """(B, N) bool: the tokens of `mask` (B, N), and those 1 and a row's length before and behind them in raster order.
+
+    Places outside of a frame are its first or its last token.
+    """
+    out = mask.clone()
+    for row, pool in enumerate(grids):
+        start = 0
+        for grid in pool:
+            for _ in range(grid.frames):
+                size = len(grid.frame)
+                here = mask[row, start : start + size].nonzero()[:, 0]
+                for step in (-1, 1, -grid.columns, grid.columns):
+                    out[row, start + (here + step).clamp(0, size - 1)] = True
+                start += size
     return out

@@ -1,12 +1,17 @@
 """HoloV: attention decides how much of the budget each part of the image gets, and which of its tokens are kept.
 
-Paper: arXiv 2510.02912, NeurIPS 2025. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2510.02912, NeurIPS 2025. Reference code: obananas/HoloV at 1d2e65e961, Apache-2.0, not copied.
 The tokens, in raster order, are cut into `chunks` runs of equal length (the first ones longer by one). A chunk gets
 floor(K * its share of the mean attention of all chunks); what is missing goes one each to the largest shares. In each
 chunk the tokens of the highest attention are kept.
+On Qwen-VL the number of chunks follows from the budget, as in the released code: int(1024 / 576 * N / K), at least 1.
 Deviations: the paper's similarity and variance term is left out: in the released code it cancels in the shares, and
 the tokens of a chunk are ranked by attention alone, so that code's choice does not depend on it. Where a chunk is
-smaller than what it gets, the surplus goes to the other chunks by share (the reference pads with zero vectors).
+smaller than what it gets, the surplus goes to the other chunks by share, and what the released code keeps is part of
+what is kept: that code hands on rows of zeros in place of the surplus. Kept tokens stay in the order of the image,
+where the released code's come by chunk, and in it by attention. On Qwen2.5-VL that code leaves the attention in the
+order of the encoder's windows while the features are back in raster order, likely a slip; here both are in raster
+order. It truncates K, where foveate rounds.
 Cost class: O(N), no features read.
 """
 
@@ -21,6 +26,7 @@ from ..selection.pools import Pools, ordinals, prepare, require
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, Provenance, register_method
 from .checks import check_whole
+from .published import published
 
 
 @register_method("holov")
@@ -29,7 +35,7 @@ class HoloV(Method):
     """The highest encoder attention of each part of the image, parts sharing the budget by their attention.
 
     Args:
-        chunks: parts of the image, at least 1 (the paper's P).
+        chunks: parts of the image, at least 1 (the paper's P); None: int(1024 / 576 * N / K), at least 1.
     """
 
     provenance = Provenance(
@@ -38,10 +44,11 @@ class HoloV(Method):
         deviations="without the variance term, which cancels in the released code; surplus goes to other chunks",
     )
 
-    chunks: int = 16
+    chunks: int | None = published(16, qwen2_5_vl=None)
 
     def __post_init__(self) -> None:
-        check_whole("holov", "chunks", self.chunks, 1)
+        if self.chunks is not None:
+            check_whole("holov", "chunks", self.chunks, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -58,13 +65,18 @@ class HoloV(Method):
         assert pools.scores is not None
         batch, width = pools.valid.shape
         total = pools.valid.sum(1, keepdim=True)
-        short, long_ones = total // self.chunks, total % self.chunks
+        if self.chunks is None:
+            parts = (1024 / 576 * total.double() / pools.counts[:, None].clamp_min(1)).long().clamp_min(1)
+        else:
+            parts = torch.full_like(total, self.chunks)
+        most = int(parts.max())
+        short, long_ones = total // parts, total % parts
         place, edge = ordinals(pools.valid), long_ones * (short + 1)
         chunk = torch.where(
             place < edge, place // (short + 1), long_ones + (place - edge).clamp_min(0) // short.clamp_min(1)
         )
-        chunk = chunk.masked_fill(~pools.valid, self.chunks)  # padding has a chunk of its own, which gets nothing
-        empty = torch.zeros(batch, self.chunks + 1, device=place.device)
+        chunk = chunk.masked_fill(~pools.valid, most)  # padding has a chunk of its own, which gets nothing
+        empty = torch.zeros(batch, most + 1, device=place.device)
         size = empty.scatter_add(1, chunk, torch.ones_like(pools.scores))[:, :-1]
         mass = empty.scatter_add(1, chunk, pools.scores)[:, :-1]
         share = allotted(mass / size.clamp_min(1), size.long(), pools.counts)
@@ -73,7 +85,7 @@ class HoloV(Method):
         order = pools.scores.argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, chunk.gather(1, order).argsort(dim=1, stable=True))
         start = size.cumsum(1) - size
-        sorted_chunk = chunk.gather(1, order).clamp_max(self.chunks - 1)
+        sorted_chunk = chunk.gather(1, order).clamp_max(most - 1)
         rank = torch.arange(width, device=place.device) - start.long().gather(1, sorted_chunk)
         best = rank < share.gather(1, sorted_chunk)
         return torch.zeros_like(pools.valid).scatter(1, order, best) & pools.valid

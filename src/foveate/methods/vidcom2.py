@@ -1,12 +1,15 @@
 """VidCom2: frames that stand out in a clip get more of the budget, and their least common tokens are kept.
 
-Paper: arXiv 2505.14454, EMNLP 2025. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2505.14454, EMNLP 2025. Reference code: xuyang-liu16/VidCom2 at 944a17d14f, Apache-2.0, not copied.
 Of the channels only the half with the lowest variance over the clip is read, and tokens are normalised on them. A
 token is as common as ``sum over s in {1/8, 1/4, 1/2, 1, 2} of exp(-distance^2 / (2 s))``, from the mean of the clip
 (g_v) and from that of its frame (g_f). Frame t stands out by u_t = -mean of its g_v; with p = softmax(u / 0.01) it
 keeps round(n * min(1, base * (1 + p_t - mean p))) of its n tokens, at least 1, those of the lowest g_v + g_f.
-Deviations: the total is made to fit the budget, as in vLLM's version: of too many the most common go, of too few the
-least common dropped ones come back. `base` is the pool's own kept share. An image counts as a clip of one frame.
+In the released code `base` is given and the total follows from it. Here the total is given, and `base` is what gives
+that total: asked for as many tokens as the released code keeps, the choice is that code's. Where frames are so alike
+that no `base` does, it is the largest that gives less, and the least common of the other tokens fill the total; with
+fewer tokens than frames, the most common of the frames' first ones go.
+Deviations: the total is met exactly. An image counts as a clip of one frame.
 Cost class: O(N d), no loop over tokens.
 """
 
@@ -39,7 +42,7 @@ class VidCom2(Method):
     provenance = Provenance(
         paper="VidCom2, arXiv 2505.14454, EMNLP 2025",
         licence="Apache-2.0 (code not copied)",
-        deviations="the total is repaired to fit the budget; base share is the kept share",
+        deviations="the base share follows from the budget, not the total from the base share",
     )
 
     temperature: float = 0.01
@@ -74,14 +77,16 @@ class VidCom2(Method):
         common = in_clip + _commonness(unit, ((member @ unit) / size[:, None])[frame])
         unusual = -(member @ in_clip) / size
         share = (unusual / self.temperature).softmax(0)
-        scale = (count / len(tokens) * (1 + share - share.mean())).clamp_max(1)
-        wanted = (scale * size).round().clamp_min(1)
-
         by_commonness = common.argsort(stable=True)
-        rank = member[:, by_commonness].cumsum(1)[frame[by_commonness], torch.arange(len(frame), device=frame.device)]
-        outside = rank > wanted[frame[by_commonness]]
-        # First what the frames want, then the rest, each by commonness: cut anywhere, the total is repaired.
-        return by_commonness[outside.byte().argsort(stable=True)]
+        rank = torch.empty_like(by_commonness)
+        rank[by_commonness] = member[:, by_commonness].cumsum(1).gather(0, frame[by_commonness][None])[0].long()
+        # A frame keeps `rank` tokens, or more, from the base on with which that many, less a half, are its part.
+        enough = (rank - 0.5) / (size * (1 + share - share.mean()))[frame]
+        enough = enough.masked_fill(rank == 1, 0)
+        base = enough.sort().values[count] if count < len(tokens) else torch.inf
+        inside = (enough < base) | (rank == 1)
+        # First what the frames want, then the rest, each by commonness: cut anywhere, the total is met.
+        return by_commonness[(~inside[by_commonness]).byte().argsort(stable=True)]
 
 
 def _commonness(unit: Tensor, centre: Tensor) -> Tensor:

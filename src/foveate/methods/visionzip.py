@@ -1,12 +1,16 @@
 """VisionZip: the tokens that receive most attention inside the vision encoder, and merges of what they leave out.
 
-Paper: arXiv 2412.04467, CVPR 2025. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2412.04467, CVPR 2025. Reference code: dvlab-research/VisionZip at 3151f6d and, for Qwen2.5-VL,
+jsilvcast/VisionZip at c00dbe5ecb, a fork that still has that port; both Apache-2.0, not copied.
 With C contextual tokens out of K: the K - C tokens of the highest encoder attention are dominant and stay as they are.
 Of the R others, in raster order, those at 0, s, 2s, ... with s = max(1, R // C) are targets, and every other token
 joins the target of the highest cosine; a target becomes ``itself + mean of those that joined it``.
-Deviations: cosines of the encoder's features, as no model gives the encoder's keys; merged after the projector, like
-the authors' port to Qwen2.5-VL, not before it; contextual tokens stay at the place of their target instead of coming
-last; the CLS token is neither kept nor counted.
+On LLaVA the released code has C = 10 of K = 64, 20 of 128 and 30 of 192, and so has this at any K. On Qwen2.5-VL its C
+is max(1, int(N / 20)), a share of all N tokens and not of the kept ones; below 5 % one token is left dominant.
+Deviations: cosines of the encoder's features, where the released code has those of the keys of that layer, averaged
+over the heads: which tokens are kept does not depend on it, only what is merged into which; merged after the projector,
+like the port to Qwen2.5-VL, not before it; contextual tokens stay at the place of their target instead of coming last;
+the CLS token is neither kept nor counted.
 Cost class: one product of K x N tokens, no loop over tokens.
 """
 
@@ -24,6 +28,7 @@ from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range
 from .compared import Source, check_source, cues_of, features_of
 from .merging import group_size, itself, nearest
+from .published import published
 
 
 @register_method("visionzip")
@@ -32,8 +37,10 @@ class VisionZip(Method):
     """Dominant tokens by encoder attention, contextual ones by merging the rest.
 
     Args:
-        contextual: share of the budget that goes to contextual tokens, in [0, 1]; at least one token is dominant. The
-            default is the paper's 10 of 64, 20 of 128 and 30 of 192; 0 keeps dominant tokens alone.
+        contextual: share that goes to contextual tokens, in [0, 1]; at least one token is dominant. The default is the
+            paper's 10 of 64, 20 of 128 and 30 of 192 on LLaVA; 0 keeps dominant tokens alone.
+        contextual_of: what it is a share of: the ``"kept"`` tokens, rounded, or all tokens of the ``"image"``, rounded
+            down, but at least one token.
         rule: ``"sum"`` adds the mean of the joined tokens to their target (the paper; about twice the length of a
             token), ``"mean"`` averages over target and joined tokens.
         features: ``"encoder"`` compares features before the projector, ``"projected"`` after it.
@@ -45,12 +52,14 @@ class VisionZip(Method):
         deviations="cosines of features instead of keys; merged after the projector; CLS neither kept nor counted",
     )
 
-    contextual: float = 10 / 64
+    contextual: float = published(10 / 64, qwen2_5_vl=0.05)
+    contextual_of: Literal["kept", "image"] = published("kept", qwen2_5_vl="image")
     rule: Literal["sum", "mean"] = "sum"
     features: Source = "encoder"
 
     def __post_init__(self) -> None:
         check_range("visionzip", "contextual", self.contextual, 0, 1)
+        check_choice("visionzip", "contextual_of", self.contextual_of, ("kept", "image"))
         check_choice("visionzip", "rule", self.rule, ("sum", "mean"))
         check_source("visionzip", self.features)
 
@@ -59,11 +68,17 @@ class VisionZip(Method):
         compared = cues_of(self.features) if self.contextual else frozenset()
         return compared | {Cue.ENCODER_ATTENTION}
 
+    def _contextual(self, count: Tensor, size: Tensor) -> Tensor:
+        """(B,) long: how many contextual tokens are wanted of `count` (B,) out of `size` (B,)."""
+        if self.contextual_of == "kept":
+            return (self.contextual * count + 0.5).floor().long()
+        return (self.contextual * size.double()).floor().long().clamp_min(1)
+
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, attention = tokens.valid, tokens.cue(Cue.ENCODER_ATTENTION)
         if not self.contextual:
             return Selection(topk(attention, count, valid=valid))
-        merged = torch.minimum((self.contextual * count + 0.5).floor().long(), count - 1).clamp_min(0)
+        merged = torch.minimum(self._contextual(count, valid.sum(1)), count - 1).clamp_min(0)
         dominant = topk(attention, count - merged, valid=valid)
         rest = valid & ~dominant
         stride = (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]

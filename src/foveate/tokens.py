@@ -20,6 +20,7 @@ class Cue(enum.Enum):
     ENCODER_FEATURES = "vision features before the projector"
     LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below"
     LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer"
+    LLM_ATTENTION_UNROTATED = "attention row of the last prompt token, in the same LLM layer, without positions"
     TEXT_EMBEDDINGS = "input embeddings of the prompt's text"
     ENCODER_READINGS = "attention received in vision encoder layers of the method's choice"
     ROUTER_LOGITS = "logits of the router of experts in the same LLM layer"
@@ -87,6 +88,8 @@ class VisualTokens:
         text_valid: (B, M) bool, false on padding of the text, which can be on either side; None when there is none.
         llm_attention_here: (B, N) head-mean attention of the last prompt token in the layer whose input is shortened,
             as it would be if nothing were dropped there, or None.
+        llm_attention_unrotated: (B, N) the same by queries and keys before their rotary embedding, over the tokens of
+            this forward alone, as what is cached is rotated; or None.
         encoder_readings: (B, N, R), a column for each of the method's R `encoder_readings`, in order; or None.
         router_logits: (B, N, E), what the router of the layer whose input is shortened makes of that input, passed
             through the norm before the router; or None.
@@ -121,6 +124,7 @@ class VisualTokens:
     llm_text_attention: Tensor | None = None
     llm_contributions: Tensor | None = None
     rotary_decay: Tensor | None = None
+    llm_attention_unrotated: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):

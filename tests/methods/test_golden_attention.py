@@ -1,4 +1,4 @@
-"""Methods that rank by the encoder's attention beside the authors' released code: HoloV, HiPrune, VisionZip and others."""
+"""Methods that rank by the encoder's attention beside the authors' released code: HoloV, HiPrune, VisionZip, ..."""
 
 import numpy as np
 import pytest

@@ -83,6 +83,39 @@ def test_the_row_is_of_the_tokens_that_are_left(zoo: Zoo) -> None:
         assert not found[~image].any()
 
 
+def test_the_row_without_positions(zoo: Zoo) -> None:
+    """The layer's own attention if its rotary tables turned nothing, of what a stage before it left."""
+    inputs, spy = pair(zoo), Spy(2, Cue.LLM_ATTENTION_UNROTATED)
+    block = zoo.model.model.language_model.layers[2]
+
+    def still(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        cos, sin = kwargs["position_embeddings"]
+        return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+    handle = block.register_forward_pre_hook(still, with_kwargs=True)
+    reference = eager_rows(zoo, inputs, 2)
+    handle.remove()
+    with foveate.prune(zoo.model, spy, keep=0.5):
+        logits(zoo, inputs)
+    assert not torch.allclose(eager_rows(zoo, inputs, 2), reference, atol=1e-3)
+    for row, marked in enumerate(visual(zoo, inputs)):
+        expected = reference[row, marked]
+        assert torch.allclose(spy.rows[0][row, : len(expected)], expected, atol=1e-5)
+
+    earlier = AtLayer(foveate.get_method("divprune"), 1)
+    handle = block.register_forward_pre_hook(still, with_kwargs=True)
+    with foveate.prune(zoo.model, earlier, keep=0.6) as pruning:
+        reference = eager_rows(zoo, single(zoo), 2)[0]
+        kept = pruning.report().images[0].kept
+    handle.remove()
+    with foveate.prune(zoo.model, [earlier, spy], keep=[0.6, 0.2]):
+        logits(zoo, single(zoo))
+    start = int(visual(zoo, single(zoo))[0].int().argmax())
+    found = spy.rows[1][0]
+    assert torch.allclose(found[kept], reference[start : start + int(kept.sum())], atol=1e-5)
+    assert not found[~kept].any()
+
+
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_the_row_of_a_second_turn_sees_what_the_first_left(zoo: Zoo, static: bool) -> None:
     layer, spy = 2, Spy(2)

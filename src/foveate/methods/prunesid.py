@@ -1,9 +1,9 @@
 """PruneSID: groups of tokens by principal components, and in each the best ones that do not repeat each other.
 
-Paper: arXiv 2603.09480, ICLR 2026. Reference code: ZhengyaoFang/PruneSID at 4ef17d96b3, whose README declares Apache-2.0
-(there is no licence file); not copied: written from a description of what it does, and held to its outputs by tests.
-With T = K + 1, as the authors count the CLS token on LLaVA: 1. A token belongs to the principal component, of the T // 4
-first ones of the sigmoid of the features, each token's channels centred, on which its weight is largest. 2. In each
+Paper: arXiv 2603.09480, ICLR 2026. Reference code: ZhengyaoFang/PruneSID at 4ef17d96b3, without a licence file, though
+its README declares Apache-2.0; not copied: written from a description of it, and held to its outputs by tests.
+With T = K + 1, as the authors count the CLS token on LLaVA: 1. A token belongs to the principal component, of the first
+T // 4 of the sigmoid of the features, each token's channels centred, on which its weight is largest. 2. In each
 group, by falling attention, a token suppresses those whose cosine to it is above rho * (mean cosine of all pairs), with
 rho = 18 T / N. 3. Each group gets one token, and of the others of the budget a share by its survivors (rounded
 cumulative sums), but at most min(survivors, 5 * ceil(T / 64)). While these caps add up to less than T, all of them rise
@@ -47,8 +47,8 @@ class PruneSid(Method):
     """The best tokens of every principal component of the image.
 
     Args:
-        order: by what tokens come first in their group, ``"attention"`` of the encoder or ``"weight"`` on the component,
-            which needs no attention.
+        order: by what tokens come first in their group, ``"attention"`` of the encoder or the ``"weight"`` on its
+            component, which needs no attention.
         least_rho: rho is at least this, at least 0.
         least_groups: as many components at least, at least 1.
         mean: the mean cosine that rho is a multiple of: over all ``"pairs"`` of two tokens, or ``"half"``, the sum over

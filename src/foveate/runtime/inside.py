@@ -17,7 +17,16 @@ from ..tokens import Cue
 from .ahead import call_ahead
 from .cache import mark
 from .kept import Kept, Layout
-from .reading import OF_THE_LAYER_BELOW, OF_THE_PROMPT, decay, heard, joint_table, last_row
+from .reading import (
+    OF_THE_LAYER_BELOW,
+    OF_THE_LAYER_ITSELF,
+    OF_THE_PROMPT,
+    decay,
+    heard,
+    joint_table,
+    last_row,
+    unrotated,
+)
 from .selecting import Pools, choose
 from .step import Step
 
@@ -129,7 +138,7 @@ class InsideLlm:
         return args
 
     def _select(
-        self, step: Step, stage: Stage, hidden: Tensor, entering: Kept, look: Callable[[], Tensor], rotary: Any
+        self, step: Step, stage: Stage, hidden: Tensor, entering: Kept, look: Callable[[Cue], Tensor], rotary: Any
     ) -> tuple[Kept, Tensor]:
         """Ask the method: the survivors among the entering tokens, and the hidden states with its merges applied."""
         assert step.selection_watch is not None and step.prefill_watch is not None
@@ -137,8 +146,8 @@ class InsideLlm:
         step.selection_watch.start()
         pools, needs = Pools.of(step.spans, stage.budget), stage.method.needs
         cues = {**step.encoder_cues, **step.heard.pop(stage.layer, {})}
-        if Cue.LLM_ATTENTION_HERE in needs:
-            cues[Cue.LLM_ATTENTION_HERE] = step.of_spans(look(), stage.layer)
+        for cue in needs & OF_THE_LAYER_ITSELF:
+            cues[cue] = step.of_spans(look(cue), stage.layer)
         if Cue.INPUT_EMBEDDINGS in needs:
             assert step.embeds is not None
             cues[Cue.INPUT_EMBEDDINGS] = step.of_spans(step.embeds, 0)
@@ -152,11 +161,22 @@ class InsideLlm:
         return survivors, hidden
 
     def _row_ahead(
-        self, step: Step, layer: int, module: nn.Module, hidden: Tensor, entering: Kept, kwargs: dict[str, Any]
+        self,
+        step: Step,
+        layer: int,
+        module: nn.Module,
+        hidden: Tensor,
+        entering: Kept,
+        kwargs: dict[str, Any],
+        cue: Cue,
     ) -> Tensor:
         """The attention row of the last prompt token in a layer that has not run yet, if it ran on all that enters."""
         assert step.state is not None
         kwargs = dict(kwargs)
+        if cue is Cue.LLM_ATTENTION_UNROTATED:
+            # What is cached is rotated, and so has no place in this row.
+            kwargs["position_embeddings"] = unrotated(kwargs["position_embeddings"], hidden)
+            return last_row(call_ahead(module, hidden, kwargs, cached=False), step.of_prompt(entering.valid), 0)
         below = step.stage_below(layer)
         if below is not None:
             self._place(step, below, kwargs)

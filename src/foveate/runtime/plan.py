@@ -16,7 +16,7 @@ from .composition import Composition, Stages
 from .inside import InsideLlm
 from .inside import Stage as InsideStage
 from .patches import PatchSeam
-from .reading import OF_THE_LAYER_BELOW
+from .reading import OF_THE_LAYER_BELOW, OF_THE_LAYER_ITSELF
 from .refusals import lacks_cues, takes_whole_images
 
 MethodLike = str | Method | Composition
@@ -159,7 +159,7 @@ def _check_unencoded(patches: PatchSeam, others: list[Method]) -> None:
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:
-    first = 1 if method.needs & {*OF_THE_LAYER_BELOW, Cue.LLM_ATTENTION_HERE} else 0
+    first = 1 if method.needs & (OF_THE_LAYER_BELOW | OF_THE_LAYER_ITSELF) else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."

@@ -14,6 +14,7 @@ from ..tokens import Cue
 from .step import Step
 
 OF_THE_LAYER_BELOW = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION, Cue.LLM_CONTRIBUTIONS})
+OF_THE_LAYER_ITSELF = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
 OF_THE_PROMPT = frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION, Cue.ROTARY_DECAY})
 
 
@@ -45,6 +46,15 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
     """
     query, visible = _last(call, valid, past)
     return attention_row(query, call.key, call.scaling, visible)[:, past : past + call.query.shape[2]]
+
+
+def unrotated(rotary: Table, hidden: Tensor) -> Table:
+    """Rotary tables like those of a model that turn nothing, for the tokens of `hidden` (B, W, d).
+
+    Its tables may have one for each axis, and of one row what serves all.
+    """
+    cos, sin = (table[..., :1, :].expand(*table.shape[:-2], hidden.shape[1], -1) for table in rotary)
+    return torch.ones_like(cos), torch.zeros_like(sin)
 
 
 def joint_table(rotary: Table, text_config: Any) -> Table:

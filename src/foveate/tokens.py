@@ -28,6 +28,10 @@ class Cue(enum.Enum):
     LLM_TEXT_ATTENTION = "attention of the prompt's text to the visual tokens, one LLM layer below"
     LLM_CONTRIBUTIONS = "part of the visual tokens in what the last prompt token reads, in the LLM layers below"
     ROTARY_DECAY = "decay of attention with the distance between visual tokens and the prompt's text"
+    LLM_KEYS = "lengths of the keys of visual tokens and of the prompt's text, one LLM layer below"
+    TEXT_STATES = "hidden states of the prompt's text in the same LLM layer"
+    LAST_NORM = "weights of the language model's last norm"
+    PADDING = "which visual tokens show nothing but the border that makes a picture square"
 
 
 AttentionKind = Literal["cls", "received", "keys"]
@@ -104,6 +108,14 @@ class VisualTokens:
             gone by then.
         rotary_decay: (B, N, M): mean over the rotary frequencies of the cosine of the angle between the positions of a
             visual and a text token; 1 where they are the same. Or None.
+        llm_keys: (B, N) L1 length of each token's key in the layer below, behind the rotary embedding, all heads side
+            by side; or None.
+        text_keys: (B, M), the same of the text; given with `llm_keys`.
+        text_states: (B, M, d) hidden states of the text that enter the same layer as `features`, or None.
+        last_norm: (B, d), the same in every row: the weights of the norm behind the language model's last layer; or
+            None.
+        padding: (B, N) bool, true on tokens that show nothing but the border with which an image processor made a
+            picture square; or None.
 
     Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
     """
@@ -125,6 +137,11 @@ class VisualTokens:
     llm_contributions: Tensor | None = None
     rotary_decay: Tensor | None = None
     llm_attention_unrotated: Tensor | None = None
+    llm_keys: Tensor | None = None
+    text_keys: Tensor | None = None
+    text_states: Tensor | None = None
+    last_norm: Tensor | None = None
+    padding: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):

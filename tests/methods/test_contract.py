@@ -47,6 +47,8 @@ def batch(pools=POOLS):
     more |= {"input_embeddings": torch.randn(3, 20, 8), "text_follows": FOLLOWS}
     more["llm_text_attention"] = torch.rand(3, 20, 2, 4) * FOLLOWS[:, None, None]
     more |= {"llm_contributions": torch.rand(3, 20, 2, 3) * 0.01, "rotary_decay": torch.rand(3, 20, 4)}
+    more |= {"llm_keys": torch.rand(3, 20), "text_keys": torch.rand(3, 4), "text_states": torch.randn(3, 4, 8)}
+    more |= {"last_norm": (torch.rand(8) + 0.5).expand(3, -1), "padding": torch.rand(3, 20) < 0.2}
     return VisualTokens(cues[0], pools, *cues[1:], **text, **more)
 
 
@@ -63,6 +65,11 @@ def alone(tokens, row):
         "llm_text_attention": tokens.llm_text_attention[row : row + 1, :n][..., TEXT[row]],
         "llm_contributions": tokens.llm_contributions[row : row + 1, :n],
         "rotary_decay": tokens.rotary_decay[row : row + 1, :n, TEXT[row]],
+        "llm_keys": tokens.llm_keys[row : row + 1, :n],
+        "text_keys": tokens.text_keys[row : row + 1, TEXT[row]],
+        "text_states": tokens.text_states[row : row + 1, TEXT[row]],
+        "last_norm": tokens.last_norm[row : row + 1],
+        "padding": tokens.padding[row : row + 1, :n],
     }
     return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **more)
 

@@ -7,10 +7,13 @@ from torch.nn.functional import normalize
 import foveate
 import zoo
 from foveate.errors import MethodError
-from foveate.methods import get_method
+from foveate.methods import ModelFacts, get_method
 from foveate.methods.dart import with_least_alike
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, kept, text
+
+# What needs no model: pivots by their own states, and none from the text.
+ALONE = {"pivots_by": "states", "text_pivots": 0, "normed": False}
 
 
 def naive(features, count, pivots):
@@ -41,13 +44,13 @@ def test_the_toy_with_pivots_in_the_text():
 @pytest.mark.parametrize("count", [1, 4, 8, 19, 30])
 def test_lists(count, pivots):
     features = torch.randn(30, 6, generator=torch.Generator().manual_seed(count))
-    assert kept(get_method("dart", pivots=pivots), VisualTokens.of(features, Grid(5, 6)), count) == naive(
+    assert kept(get_method("dart", pivots=pivots, **ALONE), VisualTokens.of(features, Grid(5, 6)), count) == naive(
         features, count, pivots
     )
 
 
 def test_equal_tokens_by_index():
-    assert kept(get_method("dart"), VisualTokens.of(torch.ones(20, 3), Grid(4, 5)), 13) == list(range(13))
+    assert kept(get_method("dart", **ALONE), VisualTokens.of(torch.ones(20, 3), Grid(4, 5)), 13) == list(range(13))
 
 
 def test_a_live_model_cached_or_not():
@@ -66,3 +69,6 @@ def test_a_live_model_cached_or_not():
 def test_layers_that_are_not_there():
     with pytest.raises(MethodError, match="whole number of at least 0"):
         get_method("dart", layer=-1)
+    with pytest.raises(MethodError, match=r"no layer lies below layer 0.*give a higher layer="):
+        get_method("dart", layer=0).bind(ModelFacts("toy", 8, 4))
+    assert get_method("dart", layer=0, **ALONE).bind(ModelFacts("toy", 8, 4)).needs == frozenset()

@@ -11,9 +11,11 @@ import transformers as tf
 import foveate
 import zoo
 from foveate.models import adapter_of
+from foveate.models.llava import border
+from foveate.tokens import Cue, Grid
 from zoo import Zoo
 
-from .spying import shown
+from .spying import Spy, shown
 
 
 def two_images(llava: Zoo) -> dict[str, torch.Tensor]:
@@ -87,3 +89,37 @@ def test_costs_count_the_cls_token(llava: Zoo) -> None:
     adapter = adapter_of(llava.model)
     assert adapter.patches(foveate.Grid(4, 4)) == 17
     assert adapter.vision_attention_pairs(foveate.Grid(4, 4)) == [17**2] * 3
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "lost"), [(112, 224, 1), (224, 112, 1), (60, 224, 1), (20, 224, 1), (218, 224, 0), (50, 50, 0)]
+)
+def test_the_border_that_makes_a_picture_square(height: int, width: int, lost: int) -> None:
+    """By the sizes: patches of 14 pixels, at 56 for the longer side, with nothing but border in them."""
+    size = {"height": 56, "width": 56}
+    process = tf.models.llava.image_processing_pil_llava.LlavaImageProcessorPil(
+        do_pad=True, size={"shortest_edge": 56}, crop_size=size
+    )
+    pixels = process(images=[zoo.picture(height, width)], return_tensors="pt")["pixel_values"]
+    for values in (pixels, pixels.bfloat16()):
+        found = border(values[0], Grid(4, 4)).view(4, 4)
+        rows = torch.zeros(4, 4, dtype=torch.bool)
+        rows[[0, 3]] = bool(lost)
+        assert torch.equal(found, rows if height <= width else rows.T)
+
+
+def test_a_grey_image_is_no_border(llava: Zoo) -> None:
+    assert not border(torch.zeros(3, 56, 56), Grid(4, 4)).any()
+    dot = torch.zeros(3, 56, 56)
+    dot[:, 30, 20] = 1
+    assert (~border(dot, Grid(4, 4))).nonzero()[:, 0].tolist() == [9]
+
+
+def test_methods_are_shown_the_border(llava: Zoo) -> None:
+    inputs = two_images(llava)
+    inputs["pixel_values"][1, :, :, :16] = 0.0
+    spy = Spy(wants=frozenset({Cue.PADDING}))
+    with foveate.prune(llava.model, spy, keep=0.5), torch.no_grad():
+        llava.model(**inputs)
+    assert spy.seen[0].padding[0].sum() == 0
+    assert spy.seen[0].padding[1].nonzero()[:, 0].tolist() == [0, 4, 8, 12]

@@ -1,73 +1,161 @@
-"""A reading of DART: a few pivots, and of the other tokens those least like them, inside the LLM.
+"""DART: a few pivots of large keys, visual ones and words, and of the other tokens those least like them.
 
-Paper: arXiv 2502.11494, EMNLP 2025. Neither the official code nor its licence was seen, only ports that agree.
-Pivots are the tokens with the largest norm. The rest of the budget is split evenly over them, the remainder to the
-first ones; each pivot in turn adds so many tokens of the lowest cosine to it that are not kept yet.
-Reconstructed: the norm is the L1 norm of the hidden states that enter the layer, where the ports take that of the keys
-of the layer below, which no model gives here; all pivots are visual tokens (`pivots`), as a method sees no text, where
-most ports take half of them from the text (one takes visual ones only). The paper reports that its results hardly
-depend on the choice of pivots.
-Deviations: the budget is met exactly (the ports keep a multiple of 8, and the pivots); the hidden states are not
-passed through a norm with weights of the model.
+Paper: arXiv 2502.11494, EMNLP 2025. Reference code: the authors' repository could not be fetched; two ports of it are
+described by secondary sources and not copied: ModelTC/LightCompress at 9701d035b0, Apache-2.0 (a copy of the authors'
+function agrees with it), for LLaVA, and Tencent/AngelSlim at 67394ce55f, Apache-2.0, for Qwen2.5-VL.
+Pivots are the visual tokens and the words with the longest keys, by L1 norm, in the layer below, behind the rotary
+embedding, all heads side by side. The visual ones are kept, and what is left of the budget is split over all of them;
+each in turn, visual ones first, the longest first, adds so many tokens of the lowest cosine to it that are not kept
+yet. Hidden states that enter the layer are compared.
+On LLaVA they first pass the model's last norm, words are those behind the image, and shares are equal. On Qwen2.5-VL
+there is no norm, words are all of the text, the system prompt too, and shares are rounded up, the last ones getting
+what is left.
+Deviations: a budget that shares do not divide is met, the remainder going to the first pivots (LLaVA's port keeps so
+many fewer). Its pivots come in the order of a Python set, which no rule states; here they come by length.
+Where no text is there, or none follows the image, visual pivots are alone.
 Cost class: O(pivots N d), no attention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..errors import MethodError
 from ..selection.cosine import snapped
 from ..selection.pools import Pools, prepare, ranking
-from ..tokens import Selection, VisualTokens
+from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_whole
+from .checks import check_choice, check_layer_of, check_whole
+from .published import published
+
+PivotsBy = Literal["keys", "states"]
+Words = Literal["behind", "all"]
+Shares = Literal["equal", "rounded up"]
 
 
 @register_method("dart")
 @dataclass(frozen=True)
 class Dart(Method):
-    """Tokens of large norm, and those that repeat them least.
+    """Tokens and words of long keys, and the tokens that repeat them least.
 
     Args:
-        layer: zero-based layer whose input is shortened, at least 0 (there, the embeddings).
-        pivots: tokens of the largest norm that are kept and compared with, at least 1; the ports take 4 visual tokens
-            and 4 of the text.
+        layer: zero-based layer whose input is shortened, at least 1; at 0, where embeddings enter, only with
+            ``pivots_by="states", text_pivots=0, normed=False``.
+        pivots: visual tokens that are kept and compared with, at least 1.
+        text_pivots: words that tokens are compared with, at least 0.
+        pivots_by: whose L1 norm makes a pivot: ``"keys"`` of the layer below, or the hidden ``"states"``.
+        words: which of the text can be pivots, that ``"behind"`` the image or ``"all"``.
+        normed: whether hidden states pass the model's last norm before they are compared.
+        shares: of each pivot, ``"equal"`` with the remainder to the first ones, or ``"rounded up"`` with what is left
+            to the last ones.
     """
 
     stage = Stage.IN_LLM
     provenance = Provenance(
         paper="DART, arXiv 2502.11494, EMNLP 2025",
-        licence="not verified (code not read)",
-        deviations="a reading from ports; pivots by the norm of hidden states, none from the text",
+        licence="not seen; of the ports Apache-2.0 (code not copied)",
+        deviations="from two ports, one for LLaVA and one for Qwen2.5-VL; the budget is met exactly",
     )
 
     layer: int = 2
-    pivots: int = 8
+    pivots: int = 4
+    text_pivots: int = 4
+    pivots_by: PivotsBy = "keys"
+    words: Words = published("behind", qwen2_5_vl="all")
+    normed: bool = published(True, qwen2_5_vl=False)
+    shares: Shares = published("equal", qwen2_5_vl="rounded up")
 
     def __post_init__(self) -> None:
         check_whole("dart", "layer", self.layer, 0)
         check_whole("dart", "pivots", self.pivots, 1)
+        check_whole("dart", "text_pivots", self.text_pivots, 0)
+        check_choice("dart", "pivots_by", self.pivots_by, get_args(PivotsBy))
+        check_choice("dart", "words", self.words, get_args(Words))
+        check_choice("dart", "shares", self.shares, get_args(Shares))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        asked = {Cue.LLM_KEYS: self.pivots_by == "keys", Cue.TEXT_STATES: self.text_pivots, Cue.LAST_NORM: self.normed}
+        return frozenset(cue for cue, needed in asked.items() if needed)
 
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of("dart", self.layer, facts, low=0)
+        if self.layer == 0 and self.needs:
+            raise MethodError(
+                "dart: no layer lies below layer 0 whose keys could choose pivots; give a higher layer=, "
+                "or pivots_by='states', text_pivots=0, normed=False."
+            )
         return self
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(prepare(count, tokens.valid, features=tokens.features).select(self._keep))
+        features, valid = self._compared(tokens, tokens.features), tokens.valid
+        norms = tokens.cue(Cue.LLM_KEYS) if self.pivots_by == "keys" else _length(tokens.features)
+        norms = norms.float().masked_fill(~valid, 0)  # padding holds anything
+        words, real = self._words(tokens)
+        # The words follow the tokens of each row, marked by a score below 0, so that both stay together as rows are
+        # cut out of the batch.
+        mark = torch.full(real.shape, -1.0, device=norms.device)
+        pools = prepare(
+            count,
+            torch.cat([valid, real], 1),
+            features=torch.cat([features, words], 1),
+            scores=torch.cat([norms, mark], 1),
+        )
+        return Selection(pools.select(self._keep)[:, : valid.shape[1]])
+
+    def _compared(self, tokens: VisualTokens, states: Tensor) -> Tensor:
+        """Hidden states (B, n, d) as they are compared: a norm's own scale of each token changes no cosine."""
+        return states.float() * tokens.cue(Cue.LAST_NORM)[:, None] if self.normed else states.float()
+
+    def _words(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        """The words that are pivots, (B, T, d), and which of them there are, (B, T); T is at most `text_pivots`."""
+        if not self.text_pivots:
+            empty = tokens.features[:, :0].float()
+            return empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device)
+        states = tokens.cue(Cue.TEXT_STATES)
+        real = tokens.text_follows if self.words == "behind" else tokens.text_valid
+        if real is None:
+            real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        norms = tokens.text_keys if self.pivots_by == "keys" else _length(states)
+        assert norms is not None
+        order = ranking(norms.float().masked_fill(~real, 0), real)[:, : self.text_pivots]
+        there = real.gather(1, order)
+        chosen = states.take_along_dim(order[..., None], 1).masked_fill(~there[..., None], 0)
+        return self._compared(tokens, chosen), there
 
     def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None
-        norm = torch.linalg.vector_norm(pools.features.float(), ord=1, dim=-1)
-        norm = norm.masked_fill(~pools.valid, 0)  # padding holds anything
-        pivots = ranking(norm, pools.valid)[:, : self.pivots]
-        used = torch.arange(pivots.shape[1], device=norm.device) < pools.counts[:, None]
+        assert pools.features is not None and pools.scores is not None
+        word = pools.scores < 0
+        visual = pools.valid & ~word
+        pivots = ranking(pools.scores.masked_fill(word, -1), visual)[:, : self.pivots]
+        used = torch.arange(pivots.shape[1], device=pivots.device) < torch.minimum(pools.counts, visual.sum(1))[:, None]
         keep = torch.zeros_like(pools.valid).scatter(1, pivots, used)
+        # Words come behind all tokens, in the order in which they are pivots.
+        words = ranking(torch.zeros_like(pools.scores), word & pools.valid)[:, : int(word.any(0).sum())]
+        references = torch.cat([pivots, words], 1)
+        there = torch.cat([used, (word & pools.valid).gather(1, words)], 1)
         unit = pools.unit()
-        cosines = snapped(unit.take_along_dim(pivots[..., None], 1) @ unit.mT)
-        return with_least_alike(cosines, keep, pools.valid, pools.counts - keep.sum(1))
+        cosines = snapped(unit.take_along_dim(references[..., None], 1) @ unit.mT)
+        budget = pools.counts - keep.sum(1)
+        return with_least_alike(cosines, keep, visual, self._parts(budget, there))
+
+    def _parts(self, budget: Tensor, there: Tensor) -> Tensor:
+        """(B, P) long: how many of the budget (B,) each reference adds, none those that are not `there` (B, P)."""
+        place, number = there.cumsum(1) - 1, there.sum(1, keepdim=True).clamp_min(1)
+        budget = budget[:, None]
+        if self.shares == "equal":
+            return (budget // number + (place < budget % number)) * there
+        most = (budget + number - 1) // number
+        return torch.minimum(most, (budget - place * most).clamp_min(0)) * there
+
+
+def _length(states: Tensor) -> Tensor:
+    """(B, n) float32: the L1 norm of (B, n, d)."""
+    return torch.linalg.vector_norm(states.float(), ord=1, dim=-1)
 
 
 def with_least_alike(cosines: Tensor, keep: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
@@ -77,12 +165,15 @@ def with_least_alike(cosines: Tensor, keep: Tensor, valid: Tensor, budget: Tenso
         cosines: (B, P, N), references by tokens.
         keep: (B, N) bool.
         valid: (B, N) bool.
-        budget: (B,) long, tokens to be added, split evenly over the P references, the remainder to the first ones.
+        budget: (B, P) long, tokens that each reference adds; or (B,), to be split evenly over the P references, the
+            remainder to the first ones.
     """
     references, width = cosines.shape[1:]
+    if budget.ndim == 1:
+        place = torch.arange(references, device=budget.device)
+        budget = (budget // references)[:, None] + (place < (budget % references)[:, None])
     for reference in range(references):
-        share = budget // references + (reference < budget % references)
         order = cosines[:, reference].masked_fill(keep | ~valid, torch.inf).argsort(dim=-1, stable=True)
-        chosen = torch.arange(width, device=keep.device) < share[:, None]
+        chosen = torch.arange(width, device=keep.device) < budget[:, reference, None]
         keep = keep | torch.zeros_like(keep).scatter(1, order, chosen)
     return keep

@@ -22,10 +22,10 @@ ENTRY_POINTS = "foveate.models"
 
 # The runtime takes these off the sequence of any model that runs in transformers. No adapter lists them, because
 # servers ask adapters, too, and encode images without knowing the prompt.
-FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS})
+FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS, Cue.TEXT_STATES, Cue.LAST_NORM})
 
 # What the vision encoder is listened to for.
-FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS})
+FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS, Cue.PADDING})
 
 # A language model with experts gives these, whatever the family; the adapter of such a family lists them.
 FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
@@ -183,6 +183,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         """Vision features before projection, (n, e) per image, from the projector's input."""
+
+    def padding(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: list[Grid]) -> list[Tensor]:
+        """(n,) bool per image: tokens that show nothing but padding, from the encoder's arguments; none in most."""
+        return [torch.zeros(len(grid), dtype=torch.bool) for grid in grids]
 
     @abstractmethod
     def patches(self, grid: Grid) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
 from .base import AttentionCall, layers_behind, patch_attention, register_model
 from .tower import TowerAdapter
+
+_SMEARED = 2  # lines of pixels, of bicubic filters
+_FILL = 0.02  # one step of 8 bits, divided by the standard deviations that processors take, is 0.008 to 0.016
 
 
 @register_model
@@ -57,5 +62,34 @@ class LlavaAdapter(TowerAdapter):
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden)
 
+    def padding(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: list[Grid]) -> list[Tensor]:
+        """Rows or columns of patches at the edges in the processor's mean colour, which is 0 behind its normalisation.
+
+        That is the border with which a picture is made square where the processor does so (LLaVA-1.5's own image
+        processor; CLIP's crops instead). An image that is nothing else has none.
+        """
+        pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+        return [border(image, grid) for image, grid in zip(pixels, grids, strict=True)]
+
     def patches(self, grid: Grid) -> int:
         return len(grid) + int(self.has_cls)
+
+
+def border(pixels: Tensor, grid: Grid) -> Tensor:
+    """(n,) bool: the tokens of an image (3, H, W) in whole rows or columns at its edges that show no picture.
+
+    Such pixels are the mean colour, up to a rounded step of 8 bits. Resizing has smeared the picture over two lines of
+    pixels beside it, which count as border. An image that is nothing else has none.
+    """
+    coloured = (pixels.abs() > _FILL).any(0)
+    empty = torch.zeros(grid.rows, grid.columns, dtype=torch.bool, device=pixels.device)
+    for axis, patches in ((1, grid.rows), (0, grid.columns)):
+        lines = coloured.any(axis).nonzero()[:, 0]
+        if len(lines):
+            side = coloured.shape[1 - axis] // patches
+            start = side * torch.arange(patches, device=pixels.device)
+            outside = (start + side <= lines[0] + _SMEARED) | (start >= lines[-1] + 1 - _SMEARED)
+            # Without any line of border nothing was smeared, either.
+            outside &= (start < lines[0]) | (start + side > lines[-1] + 1)
+            empty |= outside[:, None] if axis == 1 else outside
+    return empty.flatten()

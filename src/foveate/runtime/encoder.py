@@ -49,6 +49,8 @@ class _Pass:
                 self.cues[Cue.ENCODER_READINGS] = [torch.stack(image, -1) for image in zip(*columns, strict=True)]
             if Cue.ENCODER_FEATURES in needs and self.features is not None:
                 self.cues[Cue.ENCODER_FEATURES] = adapter.encoder_features(self.features, grids)
+            if Cue.PADDING in needs:
+                self.cues[Cue.PADDING] = adapter.padding(self.args, self.kwargs, grids)
             self.calls, self.features = {}, None
         return self.cues
 

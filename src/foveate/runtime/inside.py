@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,10 +55,11 @@ class InsideLlm:
     Args:
         stages: by rising layer.
         text_config: tells the attention kernel, for masks that must be made from nothing.
+        norm: the language model's last norm, an RMS norm.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], text_config: Any) -> None:
-        self.stages, self._config = stages, text_config
+    def __init__(self, stages: tuple[Stage, ...], text_config: Any, norm: Callable[[Tensor], Tensor]) -> None:
+        self.stages, self._config, self._norm = stages, text_config, norm
         self._at = {stage.layer: stage for stage in stages}
 
     def enter(self, step: Step, embeds: Tensor) -> None:
@@ -154,11 +155,23 @@ class InsideLlm:
         if Cue.ROTARY_DECAY in needs:
             cues[Cue.ROTARY_DECAY] = decay(step, joint_table(rotary, self._config))
         words = step.words if needs & OF_THE_PROMPT else None
+        if words is not None and needs & {Cue.LLM_KEYS, Cue.TEXT_STATES, Cue.LAST_NORM}:
+            states = step.of_words(hidden, stage.layer) if Cue.TEXT_STATES in needs else None
+            norm = self._last_norm(hidden) if Cue.LAST_NORM in needs else None
+            words = replace(words, keys=step.text_keys.get(stage.layer), states=states, norm=norm)
         keep, hidden, _ = choose(stage.method, pools, hidden, step.places(stage.layer), cues, words)
         survivors = Kept.of(keep & entering.valid)
         step.selection_watch.stop()
         step.prefill_watch.start()
         return survivors, hidden
+
+    def _last_norm(self, hidden: Tensor) -> Tensor:
+        """(d,) float32: the weights of the language model's last norm, which it gives for ones of root mean square 1.
+
+        Families keep them in different ways, some less 1.
+        """
+        with torch.no_grad():
+            return self._norm(torch.ones_like(hidden[0, :1]))[0].float()
 
     def _row_ahead(
         self,

@@ -60,7 +60,8 @@ def plan(
             raise MethodError(f"two methods at layer {layer} cannot be combined; give each a layer of its own.")
         if not budget.keeps_all:
             stages[layer] = InsideStage(bound, budget, layer)
-    inside = InsideLlm(tuple(stages[layer] for layer in sorted(stages)), text_config) if stages else None
+    rising = tuple(stages[layer] for layer in sorted(stages))
+    inside = InsideLlm(rising, text_config, adapter.text.norm) if stages else None
     _check_positions(positions, text_config, inside)
     if inside is not None and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")

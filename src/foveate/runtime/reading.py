@@ -13,9 +13,10 @@ from ..models.base import AttentionCall
 from ..tokens import Cue
 from .step import Step
 
-OF_THE_LAYER_BELOW = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION, Cue.LLM_CONTRIBUTIONS})
+OF_THE_LAYER_BELOW = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION, Cue.LLM_CONTRIBUTIONS, Cue.LLM_KEYS})
 OF_THE_LAYER_ITSELF = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
 OF_THE_PROMPT = frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION, Cue.ROTARY_DECAY})
+OF_THE_PROMPT |= {Cue.LLM_KEYS, Cue.TEXT_STATES, Cue.LAST_NORM}
 
 
 def heard(step: Step, layer: int, call: AttentionCall, needs: frozenset[Cue]) -> dict[Cue, list[Tensor]]:
@@ -31,6 +32,10 @@ def heard(step: Step, layer: int, call: AttentionCall, needs: frozenset[Cue]) ->
         step.contributions.append(step.of_spans(parts[:, past : past + call.query.shape[2]], layer))
         layers = zip(*step.contributions, strict=True)
         out[Cue.LLM_CONTRIBUTIONS] = [torch.stack(parts, 1) for parts in layers]
+    if Cue.LLM_KEYS in needs:
+        lengths = call.key[:, :, past : past + call.query.shape[2]].float().abs().sum((1, 3))
+        out[Cue.LLM_KEYS] = step.of_spans(lengths, layer)
+        step.text_keys[layer] = step.of_words(lengths, layer)
     if Cue.LLM_TEXT_ATTENTION in needs:
         out[Cue.LLM_TEXT_ATTENTION] = step.of_spans(_text_rows(step, layer, call, valid, past), layer)
     return out

@@ -86,6 +86,12 @@ def choose(
         last = torch.tensor([int(pool[-1].index[-1]) for pool in pools.spans], device=words.index.device)
         follows = (words.index[rows] > last[:, None]) & words.valid[rows]
         given |= {"text_embeddings": words.embeddings[rows], "text_valid": words.valid[rows], "text_follows": follows}
+        if words.keys is not None:
+            given["text_keys"] = words.keys[rows]
+        if words.states is not None:
+            given["text_states"] = words.states[rows]
+        if words.norm is not None:
+            given["last_norm"] = words.norm.expand(len(rows), -1)
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
     tokens = VisualTokens(features, grids, alive=alive, **given)
     wanted = _by_content(method, tokens) if pools.by_content else torch.tensor(pools.counts, device=hidden.device)

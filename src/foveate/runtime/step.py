@@ -23,11 +23,17 @@ class Words:
     Args:
         index: (B, M) long, into the L tokens before any pruning; of which `valid` (B, M) are real.
         embeddings: (B, M, d) what enters the language model.
+        keys: (B, M) L1 lengths of their keys in the layer below, or None.
+        states: (B, M, d) hidden states that enter the layer, or None.
+        norm: (d,) the weights of the language model's last norm, or None.
     """
 
     index: Tensor
     valid: Tensor
     embeddings: Tensor
+    keys: Tensor | None = None
+    states: Tensor | None = None
+    norm: Tensor | None = None
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Step:
     kept_before: Kept | None = None
     inside: dict[int, Kept] = field(default_factory=dict)  # by stage: who of the L tokens is left from that layer on
     heard: dict[int, dict[Cue, list[Tensor]]] = field(default_factory=dict)  # by stage: cues of the layer below it
+    text_keys: dict[int, Tensor] = field(default_factory=dict)  # by stage: (B, M) of the text, in the layer below it
     contributions: list[list[Tensor]] = field(default_factory=list)  # by layer in which they were read, and by span
     words: Words | None = None  # the prompt's text, where a stage inside the LLM reads it
     far: Tensor | None = None  # (B, W, W) what distance adds to the attention logits
@@ -152,6 +159,15 @@ class Step:
             found.append(part.masked_fill((index < 0).view(-1, *[1] * (part.ndim - 1)), 0))
         return found
 
+    def of_words(self, values: Tensor, layer: int) -> Tensor:
+        """(B, M, ...): the part of the prompt's text in `values` (B, W, ...), one for each token that enters a layer.
+
+        Padding of the text has the values of some token.
+        """
+        assert self.words is not None
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        return values[rows, self.placed(self.words.index, rows, layer).to(values.device).clamp_min(0)]
+
     def visual(self, layer: int, tokens: int) -> Tensor:
         """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
         assert self.chunk_valid is not None
@@ -176,7 +192,7 @@ class Step:
 
     def let_go(self) -> None:
         """Drop what is of no more use after the forward, and large."""
-        self.memo, self.encoder_cues, self.heard, self.contributions = {}, {}, {}, []
+        self.memo, self.encoder_cues, self.heard, self.text_keys, self.contributions = {}, {}, {}, {}, []
         self.words = self.embeds = self.far = None
 
 

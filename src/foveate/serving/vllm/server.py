@@ -19,6 +19,7 @@ FACT = "foveate_limits"  # the attribute of the model's config under which start
 NEVER = {
     Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
     Cue.ENCODER_READINGS: "the plugin listens to one layer only",
+    Cue.PADDING: "the plugin does not look at pixels",
 }
 
 

@@ -51,6 +51,10 @@ class TwoStages(BothPlaces):
     def second_stage(self) -> Method:
         """The method that prunes inside the LLM."""
 
+    def middle(self, layers: int) -> int:
+        """The layer whose input the second stage shortens in a model of so many `layers`, where none is given."""
+        return layers // 2
+
     def load(self, facts: ModelFacts) -> Method:
         if self.inside and self.layer is not None:
             check_layer_of(self.name, self.layer, facts)
@@ -59,6 +63,6 @@ class TwoStages(BothPlaces):
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         if not self.inside:
             return super().stages(layers, budget)
-        layer = layers // 2 if self.layer is None else self.layer
+        layer = self.middle(layers) if self.layer is None else self.layer
         first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
         return [(self, 0, first), (self.second_stage(), layer, second)]

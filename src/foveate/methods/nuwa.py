@@ -1,6 +1,6 @@
 """Nüwa: the best tokens of every small region take in what lies around them; inside the LLM few of them go on.
 
-Paper: arXiv 2602.02951, ICLR 2026. Reference code: Man-PaperRejected/Nuwa, licence not verified, not copied.
+Paper: arXiv 2602.02951, ICLR 2026. Reference code: Man-PaperRejected/Nuwa at 175b7d57a7, Apache-2.0, not copied.
 With S the encoder attention: of each region of 2 x 2 tokens the highest S are candidates, and the K highest of all of
 them are kept. Kept tokens whose S reaches the `pillars` quantile of the kept ones are pillars and stay as they are; the
 others are collectors. With ``w_ij = ReLU(cosine_ij) * (1 - min(1, distance_ij / reach))`` to any token j, a collector i
@@ -8,14 +8,23 @@ becomes ``v_i + (sum over j != i of w_ij v_j) / (sum over all j of w_ij)``.
 In the middle of the LLM a second stage keeps a seventh of them: in the released code those that the last prompt token
 attends to most in the layer below, in the paper those whose embedding, as it entered the LLM, has the highest cosine to
 the mean of the text's.
+The released code for Qwen2.5-VL has another rule, which is the default there: three candidates of each region, or as
+many as the budget needs; pillars from the 0.1 quantile on; a reach of 0.8 of the largest distance in the grid when that
+is filled up to whole regions; a collector becomes the weighted mean, its own weight 1 (``rule="mean"``). The second stage
+shortens the input of the layer behind the middle one, 15 of 28, by the attention of the middle one: the mean over the
+last three prompt tokens, then the highest of all heads.
 Budget: `keep` is the average over the layers, as the paper counts. On LLaVA-1.5 keep=64 is 112 tokens and from layer 16
-on 16, 128 is 224 and 32, 192 is 336 and 48. Without the second stage it is what is kept before the LLM.
+on 16, 128 is 224 and 32, 192 is 336 and 48. On Qwen2.5-VL the paper's 25, 50 and 75 % are first stages of 35, 60 and
+85 %, and ratios of 0.42, 0.66 and 0.7; the first is the default at any budget. Without the second stage `keep` is what
+is kept before the LLM.
 Where paper and released code conflict, the code is the default. The paper is ``salience="attention_keys",
 pillars_by="keys", pillars=0.75, rule="mean", second="text"``.
-Deviations: cosines of the features of one layer, not of the mean of several; aggregated after the projector, not before
-it; the reach is a share of the largest distance in the grid; the length of a key is that of all heads. Each frame of a
-clip is an image of its own, but they share the budget. Where all tokens are kept, all are pillars. The text is all of
-the prompt's, special tokens included.
+Deviations: cosines of the features of one layer, where the released code has the mean of several (CLIP-L's last nine
+layers, Qwen2.5-VL's blocks 7 to 23 behind the merger); aggregated after the projector, on LLaVA where the code does so
+before it; the length of a key is that of all heads. Each frame of a clip is an image of its own, but they share the
+budget. Where all tokens are kept, all are pillars. The text is all of the prompt's, special tokens included; of its last
+tokens those count that are text behind the image. Counts are rounded, where the code for Qwen2.5-VL rounds those
+of the first stage up and those of the second down.
 Cost class: one product of K x N tokens to choose and one to merge, no loop over tokens; K x N weights in memory; one
 row of attention in the LLM.
 """
@@ -40,9 +49,12 @@ from .checks import check_choice, check_range, check_whole
 from .compared import Source, check_source, cues_of, features_of
 from .merging import Mixture, itself
 from .prompt_text import mean_of, relevance_of
+from .published import published
 from .regions import rank_within, region_of
 
 Rule = Literal["attention", "text"]
+Heads = Literal["mean", "max"]
+_BY_HEAD = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION})
 
 
 @register_method("nuwa")
@@ -54,11 +66,14 @@ class Nuwa(TwoStages):
         inside: whether the second stage, inside the LLM, follows. Without it the method runs in vLLM, too.
         region: rows and columns of a region, at least 1 (the code's 2; the paper leaves it open).
         per_region: candidates of each region, at least 1; None takes as few as the budget allows, and so does a number
-            that is too small for it. The paper has 1, 2 and 3 for its budgets of 112, 224 and 336.
+            that is too small for it. The paper has 1, 2 and 3 for its budgets of 112, 224 and 336; the code for
+            Qwen2.5-VL 3, and 4 where more than three quarters are kept.
         pillars: quantile of the kept tokens' attention from which on they stay as they are, in [0, 1]. The code has
             0.55 for LLaVA-1.5, 0.5 for LLaVA-NeXT and 0.1 for Qwen2.5-VL; the paper's text says 0.75.
-        reach: distance at which tokens stop being aggregated, as a share of the largest one in the image. The code has
-            the square root of 280 of 1058 for LLaVA-1.5 and 0.8 for Qwen2.5-VL.
+        reach: distance at which tokens stop being aggregated, as a share of the largest one. The code has the square
+            root of 280 of 1058 for LLaVA-1.5 and 0.8 for Qwen2.5-VL.
+        reach_of: the largest distance in the ``"image"``, or in it filled up to whole ``"regions"``, which are larger
+            where rows or columns do not divide.
         rule: ``"sum"`` adds what is aggregated to the token itself (the code), ``"mean"`` averages over both (the
             paper's formula).
         features: ``"encoder"`` compares features before the projector, ``"projected"`` after it.
@@ -66,27 +81,35 @@ class Nuwa(TwoStages):
             layer of the encoder (the paper).
         pillars_by: what the quantile is of, ``"salience"`` (the code) or ``"keys"``, their length (the paper).
         second: the second stage's choice, by ``"attention"`` (the code) or similarity to the ``"text"`` (the paper).
-        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        rows: of how many of the last prompt tokens that attention is the mean, at least 1.
+        heads: what is taken of all heads, their ``"mean"`` or the highest of them, ``"max"``.
+        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32, and
+            `behind` more.
+        behind: how many layers behind the middle one that is, at least 0; at most the model's last layer.
         ratio: what the second stage keeps of what the first one left, in (0, 1]. The paper's pairs for LLaVA-1.5 make
             it a seventh; for Qwen2.5-VL it has 0.42, 0.66 and 0.7 at 25, 50 and 75 %.
     """
 
     provenance = Provenance(
         paper="Nüwa, arXiv 2602.02951, ICLR 2026",
-        licence="not verified (code not copied)",
+        licence="Apache-2.0 (code not copied)",
         deviations="cosines of one layer's features; aggregated after the projector",
     )
 
     region: int = 2
-    per_region: int | None = None
-    pillars: float = 0.55
-    reach: float = math.sqrt(280 / 1058)
-    rule: Literal["sum", "mean"] = "sum"
+    per_region: int | None = published(None, qwen2_5_vl=3)
+    pillars: float = published(0.55, llava_next=0.5, qwen2_5_vl=0.1)
+    reach: float = published(math.sqrt(280 / 1058), qwen2_5_vl=0.8)
+    reach_of: Literal["image", "regions"] = published("image", qwen2_5_vl="regions")
+    rule: Literal["sum", "mean"] = published("sum", qwen2_5_vl="mean")
     features: Source = "encoder"
     salience: Literal["attention", "attention_keys"] = "attention"
     pillars_by: Literal["salience", "keys"] = "salience"
     second: Rule = "attention"
-    ratio: float = 1 / 7
+    rows: int = published(1, qwen2_5_vl=3)
+    heads: Heads = published("mean", qwen2_5_vl="max")
+    behind: int = published(0, qwen2_5_vl=1)
+    ratio: float = published(1 / 7, qwen2_5_vl=0.42)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,11 +118,15 @@ class Nuwa(TwoStages):
             check_whole("nuwa", "per_region", self.per_region, 1)
         check_range("nuwa", "pillars", self.pillars, 0, 1)
         check_range("nuwa", "reach", self.reach, 0)
+        check_choice("nuwa", "reach_of", self.reach_of, ("image", "regions"))
         check_choice("nuwa", "rule", self.rule, ("sum", "mean"))
         check_source("nuwa", self.features)
         check_choice("nuwa", "salience", self.salience, ("attention", "attention_keys"))
         check_choice("nuwa", "pillars_by", self.pillars_by, ("salience", "keys"))
         check_choice("nuwa", "second", self.second, get_args(Rule))
+        check_whole("nuwa", "rows", self.rows, 1)
+        check_choice("nuwa", "heads", self.heads, get_args(Heads))
+        check_whole("nuwa", "behind", self.behind, 0)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -112,7 +139,10 @@ class Nuwa(TwoStages):
         return (EncoderReading(1.0, "keys"),) if reads else ()
 
     def second_stage(self) -> Method:
-        return NuwaInside(self.second)
+        return NuwaInside(self.second, self.rows, self.heads)
+
+    def middle(self, layers: int) -> int:
+        return min(layers // 2 + self.behind, max(1, layers - 1))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features, attention = features_of(tokens, self.features), tokens.cue(Cue.ENCODER_ATTENTION)
@@ -135,13 +165,17 @@ class Nuwa(TwoStages):
         return Mixture(keep, itself(keep), mix=tuple(mix))
 
     def _reach(self, rows: int, columns: int) -> float:
+        if self.reach_of == "regions":
+            rows, columns = (-(-side // self.region) * self.region for side in (rows, columns))
         return self.reach * math.hypot(rows - 1, columns - 1)
 
     def benchmark(self, salience: Tensor, places: Tensor, count: int) -> Tensor:
         """(n,) bool: the tokens that are kept, given the salience (n,) and frame, row and column (n, 3) of each."""
         rank = rank_within(region_of(places, self.region), salience)
         enough = int(rank.sort().values[count - 1]) + 1  # the fewest a region that make `count` candidates
-        return topk(salience, count, valid=rank < max(self.per_region or 1, enough))
+        if self.per_region is not None:  # as if no region were cut off at an edge
+            enough = max(enough, self.per_region, -(-(self.region**2) * count // len(rank)))
+        return topk(salience, count, valid=rank < enough)
 
     def weights(self, features: Tensor, near: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
         """(K, n) float32: how much of each token each kept one carries.
@@ -173,8 +207,10 @@ class NuwaInside(Method):
     """The second stage.
 
     Args:
-        rule: what it keeps: the highest ``"attention"`` of the last prompt token in the layer below, or the highest
+        rule: what it keeps: the highest ``"attention"`` of the last prompt tokens in the layer below, or the highest
             cosine of what entered the LLM to the mean of the ``"text"`` there.
+        rows: how many prompt tokens' attention is averaged.
+        heads: the ``"mean"`` of all heads' attention, or the highest, ``"max"``.
     """
 
     name = "nuwa"
@@ -182,18 +218,40 @@ class NuwaInside(Method):
     provenance = Nuwa.provenance
 
     rule: Rule = "attention"
+    rows: int = 1
+    heads: Heads = "mean"
 
     @property
     def needs(self) -> frozenset[Cue]:
-        if self.rule == "attention":
-            return frozenset({Cue.LLM_ATTENTION})
-        return frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS})
+        if self.rule == "text":
+            return frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS})
+        return frozenset({Cue.LLM_ATTENTION}) if self._one_row else _BY_HEAD
+
+    @property
+    def _one_row(self) -> bool:
+        return self.rows == 1 and self.heads == "mean"
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         if self.rule == "attention":
-            return Selection(topk(tokens.cue(Cue.LLM_ATTENTION), count, valid=tokens.valid))
+            scores = tokens.cue(Cue.LLM_ATTENTION) if self._one_row else self._by_head(tokens)
+            return Selection(topk(scores, count, valid=tokens.valid))
         entered = replace(tokens, features=tokens.cue(Cue.INPUT_EMBEDDINGS))
         return Selection(topk(relevance_of(entered, "plus", cosine_to_mean), count, valid=tokens.valid))
+
+    def _by_head(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) float32: the attention of the last `rows` tokens of text behind the image; anything on padding.
+
+        A prompt that ends in its image has no such token; there the head mean of its last token's attention counts.
+        """
+        attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
+        assert follows is not None
+        out = tokens.cue(Cue.LLM_ATTENTION).float().clone()
+        for row, size in enumerate(tokens.sizes):
+            last = follows[row].nonzero()[-self.rows :, 0]
+            if len(last):
+                by_head = attention[row, :size][..., last].float().mean(-1)
+                out[row, :size] = by_head.amax(-1) if self.heads == "max" else by_head.mean(-1)
+        return out
 
 
 def cosine_to_mean(visual: Tensor, text: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.methods import get_method
+from foveate.methods import ModelFacts, get_method
 from foveate.tokens import Grid, VisualTokens
 from methods.golden import cases, facts
 from methods.toy import chosen, kept
@@ -64,8 +64,6 @@ def test_holov_has_as_many_chunks_as_the_budget_asks_for_on_qwen():
     # 1024 / 576 * 576 / 144 is 7.1, and for 57 tokens 17.96.
     attention = torch.arange(576.0)
     tokens = VisualTokens.of(torch.zeros(576, 2), Grid(24, 24), encoder_attention=attention)
-    from foveate.methods import ModelFacts
-
     method = get_method("holov").bind(ModelFacts("", 8, 4, ("qwen2_5_vl", "qwen2_vl")))
     for count, chunks in ((144, 7), (57, 17)):
         assert kept(method, tokens, count) == kept(get_method("holov", chunks=chunks), tokens, count)
@@ -87,3 +85,26 @@ def test_visionzip(case):
     torch.testing.assert_close(merged[case.result["contextual"].tolist()], expected, atol=1e-4, rtol=1e-4)
     dominant = case.result["dominant"].tolist()
     assert torch.equal(merged[dominant], features[dominant])
+
+
+@pytest.mark.parametrize(("count", "contextual"), [(324, 64), (65, 64), (64, 63), (1, 0)])
+def test_visionzip_has_a_share_of_the_whole_image_on_qwen(count, contextual):
+    features = torch.randn(1296, 4, generator=torch.Generator().manual_seed(0))
+    attention = torch.rand(1296, generator=torch.Generator().manual_seed(1))
+    cues = {"encoder_attention": attention, "encoder_features": features}
+    method = get_method("visionzip").bind(ModelFacts("", 8, 4, ("qwen2_5_vl", "qwen2_vl")))
+    selection = chosen(method, VisualTokens.of(features, Grid(36, 36), **cues), count)
+    merged = selection.merged(features[None])[0]
+    changed = (merged != features).any(1) & selection.keep[0]
+    assert selection.keep.sum() == count and int(changed.sum()) <= contextual
+    assert bool(selection.keep[0, attention.topk(count - contextual).indices].all())
+    joined = selection.target[0][~selection.keep[0]].unique()
+    assert len(joined[joined >= 0]) == int(changed.sum()) and (contextual == 0) == (int(changed.sum()) == 0)
+
+
+def test_visionzip_merges_into_one_token_of_a_small_image():
+    features, attention = torch.eye(6), torch.arange(6.0)
+    tokens = VisualTokens.of(features, Grid(2, 3), encoder_attention=attention, encoder_features=features)
+    selection = chosen(get_method("visionzip").bind(facts("qwen2.5-vl")), tokens, 3)
+    assert selection.keep[0].nonzero()[:, 0].tolist() == [0, 4, 5]  # max(1, int(0.05 * 6)) of all 6
+    assert selection.target[0].tolist() == [0, 0, 0, 0, 4, 5]

@@ -1,6 +1,7 @@
 """EVS, efficient video sampling: of a clip, the tokens that differ most from their place in the frame before.
 
-Paper: arXiv 2510.14624. Reference code: in vLLM, Apache-2.0, not copied.
+Paper: arXiv 2510.14624. Reference code: vllm/multimodal/evs.py in the fork emricksini-h/vllm at 5400014d55,
+Apache-2.0, not copied.
 A token of the first frame counts as 255 different, so that this frame stays whole; a later one as
 ``1 - cosine(token, the token at its place one frame before)``. The most different are kept, ties to the lowest index.
 Deviations: the budget is met exactly, where the reference raises it to a whole frame; a budget below the first frame

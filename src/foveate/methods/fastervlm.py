@@ -1,6 +1,7 @@
 """FasterVLM: the tokens that the CLS token attends to in the vision encoder.
 
-Paper: arXiv 2412.01818, first version. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2412.01818, first version. Reference code: Theia-4869/FasterVLM at f5d5f12037, Apache-2.0, not
+copied.
 Deviations: where the encoder has no CLS token, the attention that the model adapter gives in its place.
 Cost class: O(N).
 """

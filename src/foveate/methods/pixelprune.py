@@ -1,6 +1,6 @@
 """PixelPrune: before the vision encoder, leave out what the pixels to the left and above already show.
 
-Paper: arXiv 2604.00886. Reference code: Apache-2.0 by secondary sources; not copied.
+Paper: arXiv 2604.00886. Reference code: OPPO-Mente-Lab/PixelPrune at a870e31b26, Apache-2.0, not copied.
 With A, B and C the tokens to the left, above and above left of a token, each the pixels of all its patches in [0, 1]:
 the first row of an image is predicted from the left, the first column from above; elsewhere the prediction is B where C
 is similar to A and not to B (a horizontal edge), else A. A token stays if it is not similar to its prediction; the
@@ -45,7 +45,7 @@ class PixelPrune(Method):
     stage = Stage.BEFORE_ENCODER
     provenance = Provenance(
         paper="PixelPrune, arXiv 2604.00886",
-        licence="Apache-2.0 by secondary sources (code not copied)",
+        licence="Apache-2.0 (code not copied)",
         deviations="both frames of a clip's tokens are compared",
     )
 

@@ -1,6 +1,7 @@
 """ToMe before the LLM: merge the most alike tokens in pairs until the budget is met.
 
-Paper: arXiv 2210.09461, ICLR 2023. Reference code: CC BY-NC 4.0, not read; facts and formulas only.
+Paper: arXiv 2210.09461, ICLR 2023. Reference code: facebookresearch/ToMe at af95e4b, CC BY-NC 4.0, not copied;
+facts and formulas only.
 One step: tokens at even places are compared with those at odd places; the evens whose best cosine is highest are merged
 into their best odd token, by a mean that counts every token merged so far. Steps are repeated, each merging at most
 half of the tokens, until as many are left as the budget says.
@@ -37,7 +38,7 @@ class ToMe(Method):
 
     provenance = Provenance(
         paper="ToMe, arXiv 2210.09461, ICLR 2023",
-        licence="CC BY-NC 4.0 (code not read)",
+        licence="CC BY-NC 4.0 (code not copied)",
         deviations="merges before the LLM, not between the layers of the encoder",
     )
 

@@ -1,6 +1,7 @@
 """VisPruner: tokens of high encoder attention, and of the others those that are left when duplicates go.
 
-Paper: arXiv 2412.01818, second version, ICCV 2025. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2412.01818, second version, ICCV 2025. Reference code: Theia-4869/VisPruner at aefa01a,
+Apache-2.0, not copied.
 Of K tokens, floor(K * important) are those of the highest encoder attention. The others form a list by descending
 attention. While it is too long, each token at an even place is compared with all at odd places; the (at most) 8 evens
 of the highest maximal cosine are dropped, and the list becomes the other evens by descending cosine, then the odds.

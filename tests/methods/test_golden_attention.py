@@ -9,6 +9,11 @@ from foveate.tokens import Grid, VisualTokens
 from methods.golden import cases, facts
 from methods.toy import chosen, kept
 
+# Where a case cannot be met index for index: what holds in its place is tested below.
+DEVIATES = {
+    "holov": "a full chunk's surplus is rows of zeros in the released code; here other chunks get it, and K are kept",
+}
+
 
 def bound(case, name=None, **settings):
     return get_method(name or case.method, **settings).bind(facts(case.kind))
@@ -50,7 +55,7 @@ def test_holov(case):
     if not surplus:
         assert found == case.kept and sizes.tolist() == given.tolist()
         return
-    # DEVIATES: rows of zeros take the place of the surplus of full chunks there; here other chunks get it.
+    assert case.method in DEVIATES
     held = np.bincount(part, minlength=chunks)
     assert set(case.kept) < set(found) and len(found) - len(case.kept) == surplus
     assert (sizes >= np.minimum(given, held)).all()

@@ -9,6 +9,15 @@ from foveate.tokens import Cue, Grid, VisualTokens
 from methods.golden import cases, facts
 from methods.toy import chosen, kept
 
+# Where a case cannot be met index for index: what holds in its place is tested below.
+DEVIATES = {
+    (
+        "vscan",
+        "llava",
+    ): "where half of K is no multiple of 16 the released code keeps fewer; here the next tokens of deep "
+    "attention fill the budget",
+}
+
 
 @pytest.mark.parametrize("case", [*cases("vscan", "llava"), *cases("vscan", "qwen2.5-vl")])
 def test_the_first_stage(case):
@@ -24,9 +33,7 @@ def test_the_first_stage(case):
         merged = selection.merged(tokens.features)[0, selection.keep[0]]
         torch.testing.assert_close(merged, torch.from_numpy(case.result["merged"]), atol=1e-4, rtol=1e-4)
         return
-    # DEVIATES: the released code keeps fewer where half of the budget is no multiple of the windows. The budget is met
-    # here, by the next tokens of deep attention.
-    assert case.kind == "llava" and int(case.count / 2) % 16
+    assert (case.method, case.kind) in DEVIATES and int(case.count / 2) % 16
     assert set(case.kept) < set(found)
     left = torch.ones(len(deep), dtype=torch.bool)
     left[case.kept] = False

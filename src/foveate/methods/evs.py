@@ -4,8 +4,8 @@ Paper: arXiv 2510.14624. Reference code: vllm/multimodal/evs.py in the fork emri
 Apache-2.0, not copied.
 A token of the first frame counts as 255 different, so that this frame stays whole; a later one as
 ``1 - cosine(token, the token at its place one frame before)``. The most different are kept, ties to the lowest index.
-Deviations: the budget is met exactly, where the reference raises it to a whole frame; a budget below the first frame
-is refused, as are single images, because all of their tokens would tie.
+Deviations: the budget is met exactly, where the reference truncates the count and raises it to a whole frame; a
+budget below the first frame is refused, as are single images, because all of their tokens would tie.
 Cost class: O(N d), no loop over tokens.
 """
 

@@ -10,7 +10,8 @@ is max(1, int(N / 20)), a share of all N tokens and not of the kept ones; below 
 Deviations: cosines of the encoder's features, where the released code has those of the keys of that layer, averaged
 over the heads: which tokens are kept does not depend on it, only what is merged into which; merged after the projector,
 like the port to Qwen2.5-VL, not before it; contextual tokens stay at the place of their target instead of coming last;
-the CLS token is neither kept nor counted.
+the CLS token is neither kept nor counted. The port to Qwen2.5-VL truncates the number of dominant tokens, which with C
+makes K.
 Cost class: one product of K x N tokens, no loop over tokens.
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +21,40 @@ from .pools import Pools, marked, prepare, ranking, require
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
 
+Spatial = Literal["gaussian", "square"]
 GridLike = Grid | Sequence[int] | Sequence[Grid | Sequence[int]] | Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many are taken by score alone, and who is whose neighbour; see `independent_set`."""
+
+    pivots: float
+    threshold: float
+    spatial_weight: float
+    pivots_suppress: bool
+    spatial: Spatial = "gaussian"
+    radius: int = 2
+    least_pivots: int = 0
+
+    def quota(self, count: int) -> int:
+        """How many of `count` tokens are pivots."""
+        return min(count, max(self.least_pivots, math.floor(count * self.pivots)))
+
+    def quotas(self, counts: Tensor) -> Tensor:
+        """The same of several counts, (B,) long."""
+        return torch.minimum((counts.double() * self.pivots).floor().long().clamp_min(self.least_pivots), counts)
+
+    def mixed(self, cosines: Tensor, some: Tensor, others: Tensor) -> Tensor:
+        """(..., M, N): the cosines of tokens at `some` places (..., M, 3) to `others`, mixed with nearness."""
+        if self.spatial_weight == 0:
+            return cosines
+        frame, row, column = (some[..., :, None, :] - others[..., None, :, :]).unbind(-1)
+        if self.spatial == "square":
+            near = (torch.maximum(row.abs(), column.abs()) <= self.radius).float()
+        else:
+            near = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
+        return (cosines * (1 - self.spatial_weight)).add_(near.mul_(frame == 0), alpha=self.spatial_weight)
 
 
 def independent_set(
@@ -33,14 +67,18 @@ def independent_set(
     spatial_weight: float = 0.0,
     valid: Tensor | None = None,
     pivots_suppress: bool = False,
+    spatial: Spatial = "gaussian",
+    radius: int = 2,
+    least_pivots: int = 0,
 ) -> Tensor:
     """Keep the best by score, then the best that are no neighbours of what was taken, then fill by score.
 
     The first ``floor(pivots * count)`` tokens are the highest scores. Then, until `count`, the highest score that is
     still a candidate is taken and its neighbours stop being candidates; if none is left, the rest is filled by score.
-    Two tokens are neighbours where ``(1 - w) * cosine + w * exp(-d^2 / (2 * 1.5^2))`` exceeds the threshold, with
-    w = `spatial_weight` and d the distance in rows and columns; tokens of different frames are not near each other.
-    Ties go to the lowest index. Paper: D2Pruner, arXiv 2512.19443.
+    Two tokens are neighbours where ``(1 - w) * cosine + w * near`` exceeds the threshold, with w = `spatial_weight`,
+    and `near` ``exp(-d^2 / (2 * 1.5^2))`` with d the distance in rows and columns, or 1 inside a square and 0 outside;
+    tokens of different frames are not near each other. Ties go to the lowest index.
+    Paper: D2Pruner, arXiv 2512.19443.
 
     Args:
         features: (N, d) or (B, N, d), any float dtype.
@@ -54,39 +92,49 @@ def independent_set(
         spatial_weight: share of the spatial term, in [0, 1].
         valid: bool, shaped like the scores, true on real tokens; all are when None.
         pivots_suppress: whether the neighbours of pivots stop being candidates, too.
+        spatial: ``"gaussian"`` of the distance d, or ``"square"``: tokens at most `radius` rows and columns apart.
+        radius: of the square, in tokens, at least 0.
+        least_pivots: how many are taken by score alone where `pivots` makes fewer of them, at least 0.
 
     Returns:
         Bool keep mask shaped like the scores, exactly `count` true per row.
 
     Raises:
-        SelectionError: on shapes, counts or grids that do not fit, shares outside [0, 1], or values not finite.
+        SelectionError: on shapes, counts or grids that do not fit, shares outside [0, 1], a spatial term that is
+            neither of the two, a negative number of tokens, or values not finite.
     """
     if torch.compiler.is_compiling():
         triples, places = _grid_apart(grid)
-        keep: Tensor = torch.ops.foveate.independent_set(
-            features, scores, *apart(count), triples, places, pivots, threshold, spatial_weight, valid, pivots_suppress
-        )
+        given = (features, scores, *apart(count), triples, places, pivots, threshold, spatial_weight, valid)
+        keep: Tensor = torch.ops.foveate.independent_set(*given, pivots_suppress, spatial, radius, least_pivots)
         return keep
     for name, share in (("pivots", pivots), ("spatial_weight", spatial_weight)):
         if not 0 <= share <= 1:
             raise SelectionError(f"{name} must be between 0 and 1, got {share}.")
+    if spatial not in get_args(Spatial):
+        raise SelectionError(f"spatial={spatial!r} is unknown; use 'gaussian' or 'square'.")
+    for name, number in (("radius", radius), ("least_pivots", least_pivots)):
+        if number < 0:
+            raise SelectionError(f"{name} must be at least 0, got {number}.")
+    rule = (pivots, threshold, spatial_weight, pivots_suppress, spatial, radius, least_pivots)
     pools = prepare(count, valid, features=features, scores=scores)
 
     def core(pools: Pools) -> Tensor:
         if pools.valid.is_cpu:
-            return _among_few(pools, pivots, threshold, spatial_weight, pivots_suppress)
-        return reference(pools, pivots, threshold, spatial_weight, pivots_suppress)
+            return _among_few(pools, Rule(*rule))
+        return reference(pools, *rule)
 
     return replace(pools, places=_places(grid, pools)).select(core)
 
 
-def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: float, pivots_suppress: bool) -> Tensor:
-    """The keep mask (B, N), step by step; every path picks the same."""
+def reference(pools: Pools, *settings: Any) -> Tensor:
+    """The keep mask (B, N), step by step, with the `settings` of a `Rule`; every path picks the same."""
+    rule = Rule(*settings)
     assert pools.scores is not None
     cosines = pools.cosines()
     batch, width = pools.valid.shape
     order = ranking(pools.scores, pools.valid)
-    quotas = (pools.counts.double() * pivots).floor().long()
+    quotas = rule.quotas(pools.counts)
     # One key says all: candidates come first, then the suppressed, each by rank, and last what is gone.
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
     gone = 3 * width
@@ -98,9 +146,9 @@ def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: flo
     assert places is not None
 
     def near(cosines: Tensor, some: Tensor) -> Tensor:
-        return _mixed(cosines, some, places, spatial_weight) > threshold
+        return rule.mixed(cosines, some, places) > rule.threshold
 
-    if pivots_suppress:
+    if rule.pivots_suppress:
         suppressed = torch.zeros_like(is_pivot)
         for start in range(0, width, CHUNK):
             stop = min(start + CHUNK, width)
@@ -113,7 +161,7 @@ def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: flo
         return is_pivot | fused.suppress(edges, key.int(), pools.counts - quotas)
     picks = order.clone()  # the pivots are in place already
     # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
-    for step in range(math.floor(pools.steps * pivots) if batch == 1 else 0, pools.steps):
+    for step in range(rule.quota(pools.steps) if batch == 1 else 0, pools.steps):
         free = step >= quotas
         pick = torch.where(free, key.argmin(-1), order[:, step])
         picks[:, step] = pick
@@ -123,26 +171,17 @@ def reference(pools: Pools, pivots: float, threshold: float, spatial_weight: flo
     return marked(picks, pools)
 
 
-def _among_few(pools: Pools, pivots: float, threshold: float, spatial_weight: float, pivots_suppress: bool) -> Tensor:
+def _among_few(pools: Pools, rule: Rule) -> Tensor:
     """The same for one image on a CPU, which compares only what may be taken."""
     assert pools.scores is not None and pools.places is not None
     places = pools.places[0]
 
     def near(cosines: Tensor, some: Tensor, others: Tensor) -> Tensor:
-        return _mixed(cosines, places[some], places[others], spatial_weight) > threshold
+        return rule.mixed(cosines, places[some], places[others]) > rule.threshold
 
     rows, order = rows_of(pools), ranking(pools.scores, pools.valid)[0]
-    taken = independent(rows, order, math.floor(pools.steps * pivots), pools.steps, near, pivots_suppress)
+    taken = independent(rows, order, rule.quota(pools.steps), pools.steps, near, rule.pivots_suppress)
     return kept(pools, rows, taken, None)
-
-
-def _mixed(cosines: Tensor, some: Tensor, others: Tensor, spatial_weight: float) -> Tensor:
-    """(..., M, N): the cosines of tokens at `some` places (..., M, 3) to `others`, mixed with nearness in one frame."""
-    if spatial_weight == 0:
-        return cosines
-    frame, row, column = (some[..., :, None, :] - others[..., None, :, :]).unbind(-1)
-    plane = torch.exp((row.square() + column.square()).float() / (-2 * SPREAD**2))
-    return (cosines * (1 - spatial_weight)).add_(plane.mul_(frame == 0), alpha=spatial_weight)
 
 
 def _grids(grid: Grid | Sequence[int] | Sequence[Grid | Sequence[int]]) -> Grid | list[Grid]:

@@ -26,7 +26,8 @@ _PARAMETERS = {
     "coverage": f"Tensor features, Tensor scores, {_COUNT}, float alpha, Tensor? valid",
     "dpp": f"Tensor features, Tensor relevance, {_COUNT}, Tensor? valid",
     "independent_set": f"Tensor features, Tensor scores, {_COUNT}, {_GRID}, float pivots, float threshold, "
-    "float spatial_weight, Tensor? valid, bool pivots_suppress",
+    "float spatial_weight, Tensor? valid, bool pivots_suppress, str spatial='gaussian', "
+    "int radius=2, int least_pivots=0",
 }
 
 
@@ -37,11 +38,11 @@ def apart(count: int | Tensor) -> tuple[int, Tensor | None]:
 
 def _register(name: str, parameters: str) -> None:
     torch.library.define(f"foveate::{name}", f"({parameters}) -> Tensor")
-    names = [parameter.split()[-1] for parameter in parameters.split(", ")]
+    names = [parameter.partition("=")[0].split()[-1] for parameter in parameters.split(", ")]
 
     @torch.library.impl(f"foveate::{name}", "CompositeExplicitAutograd")
     def run(*arguments: Any) -> Tensor:
-        given = dict(zip(names, arguments, strict=True))
+        given = dict(zip(names, arguments, strict=False))  # what is left out has the selector's own default
         for number, tensor in (("count", "counts"), ("grid", "places")):
             instead = given.pop(tensor, None)
             if instead is not None:

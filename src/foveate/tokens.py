@@ -27,6 +27,7 @@ class Cue(enum.Enum):
     INPUT_EMBEDDINGS = "what entered the language model in the place of hidden states inside it"
     LLM_TEXT_ATTENTION = "attention of the prompt's text to the visual tokens, one LLM layer below"
     LLM_CONTRIBUTIONS = "part of the visual tokens in what the last prompt token reads, in the LLM layers below"
+    LLM_READINGS = "attention rows of the last prompt token in LLM layers of the method's choice"
     ROTARY_DECAY = "decay of attention with the distance between visual tokens and the prompt's text"
     LLM_KEYS = "lengths of the keys of visual tokens and of the prompt's text, one LLM layer below"
     TEXT_STATES = "hidden states of the prompt's text in the same LLM layer"
@@ -106,6 +107,8 @@ class VisualTokens:
             latest last, or None. With o what the attention heads of the last prompt token put out, side by side, and
             c_j the part of token j in it: ``1 - cos(o, o - c_j)``, ``|c_j|`` and ``|c_j| / |o|``. 0 where a token was
             gone by then.
+        llm_readings: (B, N, R) head-mean attention of the last prompt token, a column for each of the LLM layers in the
+            method's `llm_readings`, in order; 0 where a token was gone by then; or None.
         rotary_decay: (B, N, M): mean over the rotary frequencies of the cosine of the angle between the positions of a
             visual and a text token; 1 where they are the same. Or None.
         llm_keys: (B, N) L1 length of each token's key in the layer below, behind the rotary embedding, all heads side
@@ -142,6 +145,7 @@ class VisualTokens:
     text_states: Tensor | None = None
     last_norm: Tensor | None = None
     padding: Tensor | None = None
+    llm_readings: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):

@@ -21,6 +21,7 @@ from ..importance.prior import short_name
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .editing import AttentionEdit, LogitBias
 from .experts import ExpertCut
+from .notes import Note
 from .published import Published, untouched
 
 
@@ -94,6 +95,16 @@ class Method(ABC):
     def encoder_readings(self) -> tuple[EncoderReading, ...]:
         """What the cue ENCODER_READINGS shall hold, for methods that need it; wrappers hand on their method's."""
         return ()
+
+    @property
+    def llm_readings(self) -> tuple[int, ...]:
+        """The zero-based LLM layers, below the one that is shortened, that the cue LLM_READINGS shall hold."""
+        return ()
+
+    @property
+    def note(self) -> Note | None:
+        """What users should know of how the method was bound, for those who have something to say."""
+        return None
 
     @property
     def experts(self) -> ExpertCut | None:

@@ -1,15 +1,22 @@
 """IDPruner: importance and diversity balanced by maximal marginal relevance, before the LLM.
 
 Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", arXiv 2602.13315.
-Reference code: part of Tencent/AngelSlim under its own licence, whose text was not verified; facts and formulas only.
-Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them
-with DiffTopK); for a model without a trained scorer the importance is the attention received inside the vision
-encoder.
+Reference code: Tencent/AngelSlim at 67394ce55f, Apache-2.0 except for third-party parts (licence read; not copied).
+The importance is that of a small scorer trained for the model. For Qwen2.5-VL 3B, 7B and 32B the authors have published
+one: ``scorer="published"`` downloads it; others are made by ``foveate train scorer``. Without a scorer the importance
+is the attention received inside the vision encoder, a cue that needs no training, and attaching the method says so: the
+figures of the paper are all with a scorer.
+Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them with
+DiffTopK). The released code takes all images of a prompt as one, for the scorer's mean, the min-max and the choice: so
+does ``scope="prompt"``, while by default each image has a budget of its own. Its counts round halves to even, foveate's
+up: one token more where the kept share of N ends in .5 (10 tokens at 25 % are 3, not 2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +24,22 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..importance import LearnedScorer, find_scorer
+from ..importance.prior import short_name
 from ..selection import mmr
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, register_method
 from .checks import check_choice, check_range
+from .notes import Note
+
+PUBLISHED = "published"
+
+# The scorers that the authors name in the configurations of their code, by the model's own name. None of them is pinned
+# to a revision there, so none is here; `revision` pins one.
+SCORERS = {
+    "Qwen2.5-VL-3B-Instruct": "AngelSlim/Qwen2.5-VL-3B-Instruct-Selector",
+    "Qwen2.5-VL-7B-Instruct": "AngelSlim/Qwen2.5-VL-7B-Instruct-Selector",
+    "Qwen2.5-VL-32B-Instruct": "AngelSlim/Qwen2.5-VL-32B-Instruct-Selector",
+}
 
 
 @register_method("idpruner")
@@ -31,21 +50,24 @@ class IDPruner(Method):
     Args:
         balance: weight of importance against diversity, in [0, 1] (the paper's lambda).
         importance: ``"scorer"``, ``"encoder_attention"``, or None: the scorer if there is one, else the attention.
-        scorer: file, folder or hub id of a VisionSelector scorer trained for the model, or a loaded one; None for
+        scorer: file, folder or hub id of a VisionSelector scorer trained for the model, or a loaded one;
+            ``"published"`` for the one that the authors published for the model, which is downloaded; None for
             ``foveate-scorer.safetensors`` in the model's own folder.
         revision: revision of a scorer on the hub.
     """
 
     provenance = Provenance(
         paper="IDPruner, arXiv 2602.13315",
-        licence="License for AngelSlim, text not verified (code not copied)",
-        deviations="raw scorer logits as in the released code; encoder attention where no trained scorer is given",
+        licence="Tencent/AngelSlim at 67394ce55f, Apache-2.0 except for third-party parts (read; code not copied)",
+        deviations="raw scorer logits as in the released code; encoder attention where there is no trained scorer; "
+        "counted for each image, where the released code pools a prompt's images",
     )
 
     balance: float = 0.5
     importance: Literal["scorer", "encoder_attention"] | None = None
     scorer: str | Path | LearnedScorer | None = None
     revision: str | None = None
+    _note: Note | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_range("idpruner", "balance", self.balance, 0, 1)
@@ -61,14 +83,34 @@ class IDPruner(Method):
         return frozenset() if self._reads_scorer else frozenset({Cue.ENCODER_ATTENTION})
 
     @property
+    def note(self) -> Note | None:
+        return self._note
+
+    @property
     def _reads_scorer(self) -> bool:
         return self.scorer is not None or self.importance == "scorer"
 
     def load(self, facts: ModelFacts) -> Method:
-        scorer = None if self.importance == "encoder_attention" else bound_scorer(self.scorer, self.revision, facts)
+        scorer = None
+        if self.importance != "encoder_attention":
+            scorer = bound_scorer("idpruner", self.scorer, self.revision, facts, SCORERS)
         if scorer is None and self.importance == "scorer":
-            raise MethodError(f"{no_scorer('idpruner', facts)}, or use importance='encoder_attention'.")
-        return replace(self, scorer=scorer)
+            raise MethodError(f"{no_scorer('idpruner', facts, SCORERS)}, or use importance='encoder_attention'.")
+        bound = replace(self, scorer=scorer)
+        object.__setattr__(bound, "_note", self._told(scorer, facts))
+        return bound
+
+    def _told(self, scorer: LearnedScorer | None, facts: ModelFacts) -> Note:
+        if scorer is not None:
+            return scorer_note("idpruner", scorer)
+        if self.importance is not None:
+            return Note("idpruner: importance by the attention received in the vision encoder, as asked for.")
+        return Note(
+            f"idpruner: {facts.label} comes without a trained scorer, so importance is the attention received in its "
+            "vision encoder, a cue that needs no training (importance='encoder_attention'); the paper's figures need a "
+            f"scorer: {how_to_get_one(facts, SCORERS)}.",
+            logging.WARNING,
+        )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid = tokens.valid
@@ -80,24 +122,64 @@ class IDPruner(Method):
 
 
 def bound_scorer(
-    scorer: str | Path | LearnedScorer | None, revision: str | None, facts: ModelFacts
+    method: str,
+    scorer: str | Path | LearnedScorer | None,
+    revision: str | None,
+    facts: ModelFacts,
+    published: Mapping[str, str],
 ) -> LearnedScorer | None:
-    """The scorer, loaded where it is a name, else the model's own if it has one; checked against the model."""
+    """The scorer, loaded where it is a name, else the model's own if it has one; checked against the model.
+
+    Args:
+        published: hub ids of the scorers that the method's authors published, by the last part of the model's name.
+    """
     if scorer is None:
         loaded = find_scorer(facts.name_or_path)
+    elif isinstance(scorer, LearnedScorer):
+        loaded = scorer
     else:
-        loaded = scorer if isinstance(scorer, LearnedScorer) else LearnedScorer.load(scorer, revision)
+        loaded = LearnedScorer.load(_published(method, facts, published) if scorer == PUBLISHED else scorer, revision)
     if loaded is not None:
         loaded.check(facts.hidden_size, facts.label)
     return loaded
 
 
-def no_scorer(method: str, facts: ModelFacts) -> str:
+def published_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str | None:
+    """The hub id of the scorer that was published for a model, which keeps the last part of its name anywhere."""
+    name = short_name(facts.name_or_path).lower()
+    return next((scorer for model, scorer in published.items() if model.lower() == name), None)
+
+
+def _published(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
+    found = published_scorer(facts, published)
+    if found is None:
+        raise MethodError(
+            f"{method}: no scorer is published for {facts.label}, only for {', '.join(published)}; make one with "
+            "`foveate train scorer` and give scorer=<file, folder or hub id>."
+        )
+    return found
+
+
+def how_to_get_one(facts: ModelFacts, published: Mapping[str, str]) -> str:
+    """What to say, as the end of a sentence, of where a model's scorer can be had."""
+    made = "make one with `foveate train scorer` and give scorer=<file, folder or hub id>"
+    found = published_scorer(facts, published)
+    return made if found is None else f"scorer='{PUBLISHED}' downloads {found}, or {made}"
+
+
+def no_scorer(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
     """What to say, without the full stop, where a model has no scorer and none was given."""
+    found = published_scorer(facts, published)
+    instead = "" if found is None else f"scorer='{PUBLISHED}' to download {found}, or "
     return (
-        f"{method}: needs a trained scorer, and {facts.label} comes without one; give scorer=<file, folder or hub "
-        "id>, make one with `foveate train scorer`"
+        f"{method}: needs a trained scorer, and {facts.label} comes without one; give {instead}scorer=<file, folder or "
+        "hub id>, make one with `foveate train scorer`"
     )
+
+
+def scorer_note(method: str, scorer: LearnedScorer) -> Note:
+    """What a method tells of the scorer that it reads."""
+    return Note(f"{method}: importance by the trained scorer {scorer.source}.")
 
 
 def loaded_scorer(method: str, scorer: str | Path | LearnedScorer | None) -> LearnedScorer:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..tokens import Cue, EncoderReading, Grid
 from .base import Method, ModelFacts, get_method
+from .notes import Note
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Wrapper(Method):
     @property
     def encoder_readings(self) -> tuple[EncoderReading, ...]:
         return self.inner.encoder_readings
+
+    @property
+    def llm_readings(self) -> tuple[int, ...]:
+        return self.inner.llm_readings
+
+    @property
+    def note(self) -> Note | None:
+        return self.inner.note
 
     def load(self, facts: ModelFacts) -> Method:
         return replace(self, method=self.inner.bind(facts))

@@ -72,6 +72,12 @@ class InsideLlm:
         if step.valid is not None and stage.drops(step):
             step.heard[stage.layer] = heard(step, stage.layer, call, stage.method.needs)
 
+    def read(self, step: Step, stage: Stage, layer: int, call: AttentionCall) -> None:
+        """Take the attention row of a lower layer that the stage's method chose."""
+        if step.valid is not None and stage.drops(step):
+            wanted = frozenset({Cue.LLM_ATTENTION})
+            step.readings[layer] = heard(step, layer + 1, call, wanted)[Cue.LLM_ATTENTION]
+
     def apply(
         self, step: Step, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, ...]:
@@ -147,6 +153,9 @@ class InsideLlm:
         step.selection_watch.start()
         pools, needs = Pools.of(step.spans, stage.budget), stage.method.needs
         cues = {**step.encoder_cues, **step.heard.pop(stage.layer, {})}
+        if Cue.LLM_READINGS in needs:
+            columns = [step.readings[layer] for layer in stage.method.llm_readings]
+            cues[Cue.LLM_READINGS] = [torch.stack(rows, -1) for rows in zip(*columns, strict=True)]
         for cue in needs & OF_THE_LAYER_ITSELF:
             cues[cue] = step.of_spans(look(cue), stage.layer)
         if Cue.INPUT_EMBEDDINGS in needs:

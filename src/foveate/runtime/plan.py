@@ -160,11 +160,19 @@ def _check_unencoded(patches: PatchSeam, others: list[Method]) -> None:
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:
-    first = 1 if method.needs & (OF_THE_LAYER_BELOW | OF_THE_LAYER_ITSELF) else 0
+    first = 1 if method.needs & {*OF_THE_LAYER_BELOW, *OF_THE_LAYER_ITSELF, Cue.LLM_READINGS} else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
         )
+    if Cue.LLM_READINGS in method.needs and not method.llm_readings:
+        raise MethodError(f"{method.name} needs LLM_READINGS but names no layers; override `llm_readings`.")
+    for read in method.llm_readings:
+        if not 0 <= read < layer:
+            raise MethodError(
+                f"{method.name} prunes at layer {layer} and reads the attention of layer {read}, which is not one of "
+                f"the layers 0 to {layer - 1} below; choose one of these."
+            )
     if layer and Cue.TEXT_EMBEDDINGS in method.needs and Cue.INPUT_EMBEDDINGS not in method.needs:
         raise MethodError(
             f"{method.name} compares images with the text that enters the language model, which hidden states at layer "

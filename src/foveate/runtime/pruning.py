@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..budget import Budget
 from ..errors import RuntimeStateError
 from ..methods import Method
+from ..methods.notes import announce
 from ..models import ModelAdapter
 from ..models.base import AttentionCall
 from ..models.moe import moe_block
@@ -70,6 +71,7 @@ class Pruning:
             self.detach()
             raise
         _ATTACHED[adapter.model] = self
+        announce(stage.method for stage in self._stages)
 
     @property
     def attached(self) -> bool:
@@ -146,6 +148,8 @@ class Pruning:
         for stage in inside.stages:
             if stage.listens:
                 add(Tap(layers[stage.layer - 1].self_attn, functools.partial(self._on_attention, inside, stage)))
+            for layer in dict.fromkeys(stage.method.llm_readings):
+                add(Tap(layers[layer].self_attn, functools.partial(self._on_reading, inside, stage, layer)))
         for index in range(inside.stages[0].layer, len(layers)):
             hook = eager(self._layer_hook(inside, index))
             add(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
@@ -240,6 +244,9 @@ class Pruning:
 
     def _on_attention(self, inside: InsideLlm, stage: Stage, call: AttentionCall) -> None:
         inside.observe(self._step, stage, call)
+
+    def _on_reading(self, inside: InsideLlm, stage: Stage, layer: int, call: AttentionCall) -> None:
+        inside.read(self._step, stage, layer, call)
 
     def _on_router(self, stage: Stage, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if stage.drops(self._step):

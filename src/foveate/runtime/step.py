@@ -61,6 +61,7 @@ class Step:
     inside: dict[int, Kept] = field(default_factory=dict)  # by stage: who of the L tokens is left from that layer on
     heard: dict[int, dict[Cue, list[Tensor]]] = field(default_factory=dict)  # by stage: cues of the layer below it
     text_keys: dict[int, Tensor] = field(default_factory=dict)  # by stage: (B, M) of the text, in the layer below it
+    readings: dict[int, list[Tensor]] = field(default_factory=dict)  # by LLM layer: the row of each span
     contributions: list[list[Tensor]] = field(default_factory=list)  # by layer in which they were read, and by span
     words: Words | None = None  # the prompt's text, where a stage inside the LLM reads it
     far: Tensor | None = None  # (B, W, W) what distance adds to the attention logits
@@ -193,7 +194,7 @@ class Step:
     def let_go(self) -> None:
         """Drop what is of no more use after the forward, and large."""
         self.memo, self.encoder_cues, self.heard, self.text_keys, self.contributions = {}, {}, {}, {}, []
-        self.words = self.embeds = self.far = None
+        self.readings, self.words, self.embeds, self.far = {}, None, None, None
 
 
 def without_kinds(mask: Any) -> Any:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..devices import fused
 
+_VALUES = 2**25  # attention values that exist at a time on a GPU
+
 
 def _grouped(query: Tensor, kv_heads: int) -> Tensor:
     """Queries (B, H, ...) as float32 (B, kv_heads, H / kv_heads, ...): the heads that read one key head together."""
@@ -82,7 +84,9 @@ def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, vis
     return torch.stack([1 - cosine.clamp(-1, 1), length, length / total.sqrt().clamp_min(tiny)], -1)
 
 
-def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int = 64) -> Tensor:
+def attention_received(
+    query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int | None = None
+) -> Tensor:
     """Softmax attention that each key receives, mean over heads and queries, nothing masked.
 
     Args:
@@ -90,8 +94,8 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | N
         key: (B, Hkv, L, hd), H a multiple of Hkv.
         scaling: factor on the logits.
         most: average over at most this many queries, evenly spread over the sequence; over all when None.
-        chunk: queries handled at a time; no more than H x chunk x L attention values ever exist. Small, so that they
-            stay in the processor's cache.
+        chunk: queries handled at a time; no more than H x chunk x L attention values ever exist. None: on a CPU 64, so
+            that they stay in the processor's cache, on a GPU so many that there are about 2^25 values (128 MiB).
 
     Returns:
         (B, L) float32, each row summing to 1.
@@ -100,6 +104,8 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, most: int | N
         spread = torch.linspace(0, query.shape[2] - 1, most, device=query.device).round().long()
         query = query[:, :, spread]
     grouped, keys = _grouped(query, key.shape[1]) * scaling, key.float().mT
+    if chunk is None:
+        chunk = max(1, _VALUES // (query.shape[1] * key.shape[2])) if key.is_cuda else 64
     total = grouped.new_zeros(*key.shape[:2], 1, key.shape[2])
     for part in grouped.split(chunk, dim=3):
         logits = part.flatten(2, 3) @ keys

@@ -30,10 +30,10 @@ FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCOD
 # A language model with experts gives these, whatever the family; the adapter of such a family lists them.
 FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
 
-# Where no CLS token's row is read, attention is averaged over at most so many queries of an image. All of them
-# would cost as much as the encoder's own attention once more; 1024 of them order the tokens almost the same
-# (benchmarks/cue_sampling.py) at a fraction of the time.
-MOST_QUERIES = 1024
+# Where no CLS token's row is read, attention is averaged over the queries of an image or frame: over all of them, as
+# the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of
+# the patches. Qwen2.5-VL has so many in an image of 4096 tokens; benchmarks/cue_sampling.py tells the cost.
+MOST_QUERIES = 16384
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,13 @@ class ModelAdapter(ABC):
 
     Args:
         model: the ``...ForConditionalGeneration`` model.
+
+    Attributes:
+        encoder_queries: over at most how many queries of an image or frame the attention that a patch receives is
+            averaged, evenly spread; over all where there are no more.
     """
 
+    encoder_queries: int = MOST_QUERIES
     model_type: ClassVar[str]
     class_name: ClassVar[str]
     relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
@@ -276,14 +281,27 @@ def pooled_mean(values: Tensor, group: int) -> Tensor:
     return values.reshape(-1, group, *values.shape[1:]).mean(1)
 
 
-def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool) -> Tensor:
-    """(B, n) what `kind` reads of each patch; with `cls`, position 0 is a CLS token, which is none of them."""
+def checked_queries(queries: object) -> int:
+    """`queries`, as `ModelAdapter.encoder_queries`; raises ModelError unless it is a whole number of at least 1."""
+    if not isinstance(queries, int) or isinstance(queries, bool) or queries < 1:
+        raise ModelError(
+            f"encoder_queries={queries!r} must be a whole number of at least 1; leave it out to average over all "
+            f"queries of an image, up to {MOST_QUERIES}."
+        )
+    return queries
+
+
+def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool, queries: int = MOST_QUERIES) -> Tensor:
+    """(B, n) what `kind` reads of each patch; with `cls`, position 0 is a CLS token, which is none of them.
+
+    Attention received is averaged over at most `queries` queries, evenly spread.
+    """
     if kind == "keys":
         return call.key.float().square().sum((1, 3)).sqrt()[:, int(cls) :]
     if cls and kind == "cls":
         everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
         return attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
-    return attention_received(call.query, call.key, call.scaling, MOST_QUERIES)[:, int(cls) :]
+    return attention_received(call.query, call.key, call.scaling, queries)[:, int(cls) :]
 
 
 def layers_behind(index: int, layers: list[Any]) -> list[Any]:

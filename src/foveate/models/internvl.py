@@ -48,7 +48,7 @@ class InternVLAdapter(TowerAdapter):
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
-        received = patch_attention(calls[-1], kind, cls=True)
+        received = patch_attention(calls[-1], kind, True, self.encoder_queries)
         rows, columns, side = grids[0].rows, grids[0].columns, self.merge
         return list(received.view(-1, rows, side, columns, side).mean((2, 4)).flatten(1))
 

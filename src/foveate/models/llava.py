@@ -22,7 +22,8 @@ class LlavaAdapter(TowerAdapter):
     """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower.
 
     The encoder-attention cue is read in the layer whose output becomes the visual feature: the CLS row where the
-    tower has a CLS token, else the attention that a patch receives on average (see `MOST_QUERIES`).
+    tower has a CLS token, else the attention that a patch receives on average (see
+    `encoder_queries`).
     """
 
     model_type = "llava"
@@ -57,7 +58,7 @@ class LlavaAdapter(TowerAdapter):
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
-        return list(patch_attention(calls[-1], kind, self.has_cls))
+        return list(patch_attention(calls[-1], kind, self.has_cls, self.encoder_queries))
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden)

@@ -16,7 +16,7 @@ class QwenVLAdapter(ModelAdapter):
     """A tower that encodes each frame on its own, in the order of its merged patches, which is raster order of tokens.
 
     The encoder-attention cue is the attention that a patch receives on average in `attention_module` (see
-    `MOST_QUERIES`), averaged over the patches of an LLM token; encoder features are averaged likewise.
+    `encoder_queries`), averaged over the patches of an LLM token; encoder features are averaged likewise.
     """
 
     modalities = ("image", "video")
@@ -73,7 +73,7 @@ class QwenVLAdapter(ModelAdapter):
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
-        received = torch.cat([patch_attention(call, kind, cls=False)[0] for call in calls])
+        received = torch.cat([patch_attention(call, kind, False, self.encoder_queries)[0] for call in calls])
         return self._of_images(received, grids)
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:

@@ -14,6 +14,8 @@ from ..models import adapter_of
 from .live import prune
 from .plan import KeepLike
 
+_OPTIONS = ("scope", "positions", "encoder_queries")  # of `prune`, which are no hyperparameters
+
 
 class _Stop(Exception):
     """Leaves the forward as soon as the language model's inputs are known."""
@@ -34,7 +36,7 @@ def prune_inputs(
         inputs: what the processor returned.
         method: a method before the LLM.
         keep: see `Budget`.
-        options: `scope`, `positions` and hyperparameters as for `prune`.
+        options: `scope`, `positions`, `encoder_queries` and hyperparameters as for `prune`.
 
     Returns:
         ``inputs_embeds`` (B, W, d), ``position_ids`` (B, W) or (3, B, W) at the original positions, and
@@ -57,7 +59,7 @@ def prune_inputs(
         )
     if not isinstance(method, (str, Method)):
         raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")
-    fields = {k: v for k, v in options.items() if k not in ("scope", "positions")}
+    fields = {k: v for k, v in options.items() if k not in _OPTIONS}
     method = get_method(method, **fields)
     if method.stage not in (Stage.BEFORE_ENCODER, Stage.BEFORE_LLM):
         fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
@@ -68,7 +70,7 @@ def prune_inputs(
         found.update(kwargs)
         raise _Stop
 
-    rest = {k: v for k, v in options.items() if k in ("scope", "positions")}
+    rest = {k: v for k, v in options.items() if k in _OPTIONS}
     with prune(model, method, keep, **rest) as pruning:
         handle = pruning.text.register_forward_pre_hook(stop, with_kwargs=True)
         try:

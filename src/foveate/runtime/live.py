@@ -11,6 +11,7 @@ from torch import nn
 from ..budget import Scope
 from ..errors import RuntimeStateError
 from ..models import adapter_of
+from ..models.base import MOST_QUERIES, checked_queries
 from .plan import KeepLike, MethodLike, plan
 from .pruning import Pruning, is_pruned
 
@@ -22,6 +23,7 @@ def attach(
     *,
     scope: Scope = "image",
     positions: str = "keep",
+    encoder_queries: int = MOST_QUERIES,
     **hyperparameters: Any,
 ) -> Pruning:
     """Prune the visual tokens of a transformers model until ``.detach()``.
@@ -38,12 +40,16 @@ def attach(
             of a clip has one, or all images of a prompt share one.
         positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
             unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
+        encoder_queries: how many queries the attention received in the vision encoder is averaged over, in models
+            without a CLS token: all of an image or frame up to this number, else so many, evenly spread. Fewer are
+            faster and choose less like the authors' code, which takes all.
         hyperparameters: fields of the method, where `method` is one name.
 
     Raises:
         FoveateError: for anything that cannot work, before the model is changed.
     """
     adapter = adapter_of(model)
+    adapter.encoder_queries = checked_queries(encoder_queries)
     if is_pruned(adapter):
         raise RuntimeStateError("pruning is already attached to this model; detach it first.")
     seams = plan(adapter, method, keep, scope, positions, hyperparameters)
@@ -59,13 +65,16 @@ def prune(
     *,
     scope: Scope = "image",
     positions: str = "keep",
+    encoder_queries: int = MOST_QUERIES,
     **hyperparameters: Any,
 ) -> Iterator[Pruning]:
     """``with foveate.prune(model, "idpruner", keep=0.25) as pruning: model.generate(**inputs)``.
 
     Takes the same arguments as `attach`; the model is restored on exit, whatever happens inside.
     """
-    handle = attach(model, method, keep, scope=scope, positions=positions, **hyperparameters)
+    handle = attach(
+        model, method, keep, scope=scope, positions=positions, encoder_queries=encoder_queries, **hyperparameters
+    )
     try:
         yield handle
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...budget import Budget, Scope
 from ...errors import BudgetError, MethodError, RequestError, near_miss
+from ...models.base import MOST_QUERIES, checked_queries
 
 REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
 SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
@@ -63,12 +64,17 @@ class ServerSettings:
         scope: the scope of requests that give none; None leaves it to the model family.
         hyperparameters: for each method name the values of its fields. Requests choose among methods but cannot set
             hyperparameters, because some of them name files.
+        encoder_queries: as for `foveate.prune`; of all requests.
     """
 
     method: str = "idpruner"
     keep: Any = 1.0
     scope: str | None = None
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    encoder_queries: int = MOST_QUERIES
+
+    def __post_init__(self) -> None:
+        checked_queries(self.encoder_queries)
 
     @classmethod
     def read(cls, overrides: Any, environ: Mapping[str, str]) -> ServerSettings:
@@ -83,7 +89,7 @@ class ServerSettings:
                 f"the server's foveate settings {given!r} must be a mapping such as "
                 '{"method": "idpruner", "keep": 0.25}.'
             )
-        known = [*SETTINGS, "hyperparameters"]
+        known = [*SETTINGS, "hyperparameters", "encoder_queries"]
         for key in given:
             if key not in known:
                 raise RequestError(f"the server's foveate settings have an unknown key {key!r}{near_miss(key, known)}")
@@ -127,4 +133,6 @@ class ServerSettings:
         made = {"foveate": str(request)}
         if values := self.hyperparameters.get(request.method):
             made["foveate_hyperparameters"] = json.dumps(values, sort_keys=True, default=str)
+        if self.encoder_queries != MOST_QUERIES:
+            made["foveate_encoder_queries"] = str(self.encoder_queries)
         return made

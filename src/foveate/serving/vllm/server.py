@@ -46,6 +46,8 @@ class PruningServer:
             self.family = family_class(config, model)
         except ModelError as error:
             self.refusal = str(error)
+        else:
+            self.family.adapter.encoder_queries = self.settings.encoder_queries
         text = config.get_text_config()
         lineage = family_class.adapter_class.lineage()
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)

@@ -9,6 +9,7 @@ import torch
 
 from ...errors import MethodError, ModelError
 from ...methods import Method, ModelFacts, Stage, get_method
+from ...methods.notes import announce
 from ...tokens import Cue, Grid, VisualTokens
 
 _SMALL = Grid(4, 4, 2)
@@ -59,6 +60,7 @@ class MethodShelf:
             if method.stage is Stage.BOTH:
                 raise MethodError(f"{name} {_BOTH}")
             _try(bound, self._facts.hidden_size)
+            announce([bound])
             self._ready[name] = bound
         return self._ready[name]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +70,7 @@ def evaluate(
     from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
     from ..evaluation.runs import BASELINES, spelled
+    from ..methods.notes import unannounced
     from ..runtime import attach
 
     require_extra()  # before hours are spent
@@ -84,7 +85,8 @@ def evaluate(
     session = Session.load(model)
     if methods.strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):
-            attach(session.model, method, keep=budget).detach()
+            with nullcontext() if budget == keeps[0] else unannounced():
+                attach(session.model, method, keep=budget).detach()
     asked = _suite(suite, dataset, questions, seed, _parts(families, "--families") if families else None, session)
     evaluation = Evaluation(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable

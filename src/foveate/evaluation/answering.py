@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import FoveateError
 from ..methods import Stage
+from ..methods.notes import unannounced
 from ..models import adapter_of
 from ..runtime import Report, prune
 from ..runtime.cost import CostModel
@@ -91,7 +92,7 @@ class Examinee:
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
         elif run.label == DOWNSAMPLE:
             inputs, method, keep, factors = downsampled(self.model, self.processor, prompts, inputs, run.keep)
-        with prune(self.model, method, keep) as pruning:
+        with unannounced(), prune(self.model, method, keep) as pruning:  # batch after batch the same
             answers, seconds = self._generate(inputs)
             report = pruning.report()
         if factors is not None:  # boxes are asked for in pixels of the picture as it was

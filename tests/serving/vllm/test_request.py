@@ -84,3 +84,12 @@ def test_a_method_without_a_budget_is_refused() -> None:
     with pytest.raises(FoveateError, match="add foveate_keep"):
         ServerSettings.read(None, {}).resolve({"foveate_method": "divprune"})
     assert ServerSettings.read(None, {}).resolve({"foveate_method": "divprune", "foveate_keep": 1.0}) is None
+
+
+def test_queries_of_the_encoder_are_a_setting_of_the_server() -> None:
+    plain, fewer = ServerSettings.read({"keep": 0.5}, {}), ServerSettings.read({"keep": 0.5, "encoder_queries": 1024}, {})
+    assert fewer.encoder_queries == 1024
+    request = plain.resolve({})
+    assert request is not None and fewer.fingerprint(request) != plain.fingerprint(request)
+    with pytest.raises(FoveateError, match="encoder_queries=0 must be a whole number"):
+        ServerSettings.read({"encoder_queries": 0}, {})

@@ -1,9 +1,8 @@
 """What the encoder-attention cue costs over all queries of an image, and how much a sample of them changes it.
 
 Encoders without a CLS token, such as Qwen2.5-VL's. Queries and keys of the size of its tower are drawn at random, a few
-keys with large norms so that attention is uneven as in trained towers. With a bias that all queries share, as trained
-projections have, all ask alike and a sample does well; without one every query is independent, the hard case. Beside it
-stands the tower's own time for the same image: 28 blocks with windows and 4 without, of which one of either kind is
+keys with large norms so that attention is uneven as in trained towers; the queries are independent of each other, or
+have a bias in common, as trained projections have. Beside it stands the tower's own time for the same image: 28 blocks with windows and 4 without, of which one of either kind is
 measured with random weights. On a CPU all is measured on one core, by the time that it worked.
 
 Usage: PYTHONPATH=src python benchmarks/cue_sampling.py [--tokens 256 1296] [--device cuda]

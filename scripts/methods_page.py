@@ -15,7 +15,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "methods.md"
 INTRO = """# Methods
 
 `foveate methods NAME` prints the same of one method. [provenance.md](provenance.md) tells how each was checked. This
-page is written by `python scripts/methods_page.py` from the code; do not edit it.
+page is written by `python scripts/methods_page.py` from the code; do not edit it. Where authors chose other values for
+other models, a second table has their published settings by model family: a method takes them when it is bound to a
+model, and what you set yourself wins.
 """
 COLUMNS = ("prunes", "needs", 'keep="auto"', "vLLM", "paper")
 
@@ -39,6 +41,12 @@ def _section(one: MethodFacts) -> str:
     if one.hyperparameters:
         rows = [_row("hyperparameter", "type", "default", ""), _row(*["---"] * 4)]
         rows += [_row(f"`{h.name}`", f"`{h.type}`", f"`{h.default}`", h.description) for h in one.hyperparameters]
+        blocks.append("\n".join(rows))
+    if one.published:
+        rows = [_row("published setting", *(", ".join(some.families) for some in one.published))]
+        rows.append(_row(*["---"] * (len(one.published) + 1)))
+        for name in one.published[0].values:
+            rows.append(_row(f"`{name}`", *(f"`{some.values[name]}`" for some in one.published)))
         blocks.append("\n".join(rows))
     return "\n\n".join(blocks) + "\n"
 

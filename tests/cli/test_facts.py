@@ -148,3 +148,24 @@ def test_models_tell_the_methods_that_they_refuse() -> None:
         for row in by_type.values():
             named, exceptions = row.class_name in told, told.startswith("all")
             assert (named == exceptions) == (name in facts.refused_by(row)), (name, row.class_name)
+
+
+def test_published_settings_are_told_by_family() -> None:
+    one = facts_of("visionzip")
+    (share,) = [field for field in one.hyperparameters if field.name == "contextual"]
+    assert share.default == repr(10 / 64)
+    by_family = {family: settings.values for settings in one.published for family in settings.families}
+    assert set(by_family) == {row.model_type for row in supported_models()}
+    for row in supported_models():
+        bound = get_method("visionzip").published_for(row.lineage)
+        assert by_family[row.model_type] == {name: repr(getattr(bound, name)) for name in by_family["llava"]}
+    assert by_family["llava"]["contextual"] != by_family["qwen2_5_vl"]["contextual"] == "0.05"
+    assert facts_of("random").published == ()
+    for name in method_names():
+        assert not any("(" in field.default and " on " in field.default for field in facts_of(name).hyperparameters)
+
+
+def test_the_command_line_shows_published_settings() -> None:
+    result = CliRunner().invoke(app, ["methods", "visionzip"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and "Published settings" in result.output and "qwen2_5_vl" in result.output
+    assert "Published settings" not in CliRunner().invoke(app, ["methods", "divprune"]).output

@@ -48,7 +48,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     [
         ("idpruner", "Qwen/Qwen2.5-VL-7B-Instruct", "AngelSlim/Qwen2.5-VL-7B-Instruct-Selector"),
         ("idpruner", "/models/Qwen2.5-VL-3B-Instruct/", "AngelSlim/Qwen2.5-VL-3B-Instruct-Selector"),
-        ("idpruner", "models--Qwen--Qwen2.5-VL-32B-Instruct/snapshots/abc", "AngelSlim/Qwen2.5-VL-32B-Instruct-Selector"),
+        (
+            "idpruner",
+            "models--Qwen--Qwen2.5-VL-32B-Instruct/snapshots/abc",
+            "AngelSlim/Qwen2.5-VL-32B-Instruct-Selector",
+        ),
         ("visionselector", "qwen2.5-vl-7b-instruct", "JulietChoo/VisionSelector-Qwen2.5-VL-7B"),
     ],
 )
@@ -127,7 +131,9 @@ def test_one_line_at_attach_says_which_importance_is_in_use(
 
 def test_the_published_scorer_is_named_where_there_is_one() -> None:
     note = get_method("idpruner").bind(SEVEN).note
-    assert note is not None and "scorer='published' downloads AngelSlim/Qwen2.5-VL-7B-Instruct-Selector, or" in note.text
+    assert (
+        note is not None and "scorer='published' downloads AngelSlim/Qwen2.5-VL-7B-Instruct-Selector, or" in note.text
+    )
 
 
 def test_notes_of_wrapped_and_of_equal_methods(caplog: pytest.LogCaptureFixture) -> None:

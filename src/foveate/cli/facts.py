@@ -16,6 +16,7 @@ from ..budget import Budget
 from ..errors import MethodError
 from ..methods import Method, Stage, get_method, method_names
 from ..methods.base import counting_methods, method_class
+from ..methods.published import Published
 from ..models import SupportedModel, supported_models
 from ..models.base import FROM_ROUTER
 from ..runtime.refusals import lacks_cues, takes_whole_images
@@ -37,14 +38,27 @@ class Hyperparameter:
 
 
 @dataclass(frozen=True)
+class PublishedSettings:
+    """What hyperparameters that follow the model are on some families: values by name, as they are in Python."""
+
+    families: tuple[str, ...]
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
 class MethodFacts:
-    """One method: a sentence, labelled facts, paragraphs from its module's docstring, and its hyperparameters."""
+    """One method: a sentence, labelled facts, paragraphs from its module's docstring, and its hyperparameters.
+
+    `published` has an entry for each group of families on which the same settings were published; none where no
+    hyperparameter follows the model.
+    """
 
     name: str
     summary: str
     facts: dict[str, str]
     about: str
     hyperparameters: tuple[Hyperparameter, ...]
+    published: tuple[PublishedSettings, ...] = ()
 
 
 def facts_of(name: str) -> MethodFacts:
@@ -67,7 +81,8 @@ def facts_of(name: str) -> MethodFacts:
         "reference code": cls.provenance.licence,
         "deviations": sections.get("Deviations", cls.provenance.deviations),
     }
-    return MethodFacts(name, summary, {k: v for k, v in facts.items() if v}, about, _hyperparameters(cls))
+    told = {k: v for k, v in facts.items() if v}
+    return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published(cls))
 
 
 def stage_of(name: str) -> Stage:
@@ -179,6 +194,17 @@ def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
     )
 
 
+def _published(cls: type[Method]) -> tuple[PublishedSettings, ...]:
+    """The published settings of each supported family, those of equal ones together."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if isinstance(f.default, Published)}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in supported_models() if defaults else ():
+        values = tuple(repr(default.on(row.lineage)) for default in defaults.values())
+        groups.setdefault(values, []).append(row.model_type)
+    made = [PublishedSettings(tuple(names), dict(zip(defaults, v, strict=True))) for v, names in groups.items()]
+    return tuple(made)
+
+
 def _described(docstring: str) -> dict[str, str]:
     """The ``Args:`` of a docstring."""
     _, _, block = docstring.partition("\nArgs:\n")
@@ -198,6 +224,8 @@ def _type(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    if isinstance(field.default, Published):
+        return repr(field.default.default)
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())

@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 
+PUBLISHED = "Published settings: what these are on each model family, unless you set them"
+
+
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Tell all about this method.")] = None,
 ) -> None:
@@ -51,6 +54,15 @@ def _method(name: str) -> None:
         table.add_column(heading, no_wrap=heading == "name")
     for field in one.hyperparameters:
         table.add_row(*map(Text, (field.name, field.type, field.default, field.description)))
+    console.print(table)
+    if not one.published:
+        return
+    table = Table(title=PUBLISHED, title_justify="left", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for settings in one.published:
+        table.add_column(", ".join(settings.families))
+    for field_name in one.published[0].values:
+        table.add_row(*map(Text, (field_name, *(settings.values[field_name] for settings in one.published))))
     console.print(table)
 
 

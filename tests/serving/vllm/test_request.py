@@ -87,7 +87,10 @@ def test_a_method_without_a_budget_is_refused() -> None:
 
 
 def test_queries_of_the_encoder_are_a_setting_of_the_server() -> None:
-    plain, fewer = ServerSettings.read({"keep": 0.5}, {}), ServerSettings.read({"keep": 0.5, "encoder_queries": 1024}, {})
+    plain, fewer = (
+        ServerSettings.read({"keep": 0.5}, {}),
+        ServerSettings.read({"keep": 0.5, "encoder_queries": 1024}, {}),
+    )
     assert fewer.encoder_queries == 1024
     request = plain.resolve({})
     assert request is not None and fewer.fingerprint(request) != plain.fingerprint(request)

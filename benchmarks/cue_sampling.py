@@ -2,8 +2,9 @@
 
 Encoders without a CLS token, such as Qwen2.5-VL's. Queries and keys of the size of its tower are drawn at random, a few
 keys with large norms so that attention is uneven as in trained towers; the queries are independent of each other, or
-have a bias in common, as trained projections have. Beside it stands the tower's own time for the same image: 28 blocks with windows and 4 without, of which one of either kind is
-measured with random weights. On a CPU all is measured on one core, by the time that it worked.
+have a bias in common, as trained projections have. Beside it stands the tower's own time for the same image: 28 blocks
+with windows and 4 without, of which one of either kind is measured with random weights. On a CPU all is measured on one
+core, by the time that it worked.
 
 Usage: PYTHONPATH=src python benchmarks/cue_sampling.py [--tokens 256 1296] [--device cuda]
 """

@@ -75,7 +75,7 @@ def test_divprune(case):
 
 @pytest.mark.parametrize("name", ROUNDING)
 def test_counts_are_one_rule_which_differs_by_one_at_most(name):
-    """What docs/provenance.md says of rounding: at how many of the 1496 sizes foveate keeps another number, one more."""
+    """What docs/provenance.md says of rounding: at how many of 1496 sizes foveate keeps another number, one more."""
     expected, kind = ROUNDING[name]
     case = extra(name, kind, "counts")
     sizes = case.given["tokens"].tolist()

@@ -1,4 +1,4 @@
-"""The scorers that authors published: found by the model's name, fetched only when asked for; and what is said of it."""
+"""The scorers that authors published: found by the model's name, fetched only when asked for, and named."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def test_published_is_found_by_the_models_name(
 
 def test_nothing_is_fetched_unasked(asked: list[tuple[str, str | None]]) -> None:
     get_method("idpruner").bind(SEVEN)
-    with pytest.raises(MethodError, match="scorer='published' to download AngelSlim/Qwen2.5-VL-7B-Instruct-Selector"):
+    with pytest.raises(MethodError, match=r"scorer='published' to download AngelSlim/Qwen2.5-VL-7B-Instruct-Selector"):
         get_method("idpruner", importance="scorer").bind(SEVEN)
-    with pytest.raises(MethodError, match="scorer='published' to download JulietChoo/VisionSelector-Qwen2.5-VL-7B"):
+    with pytest.raises(MethodError, match=r"scorer='published' to download JulietChoo/VisionSelector-Qwen2.5-VL-7B"):
         get_method("visionselector").bind(SEVEN)
     assert not asked
 
@@ -90,12 +90,12 @@ def test_where_none_is_published(method: str, model: str, asked: list[tuple[str,
 
 
 def test_offline_it_says_which_repository_is_not_to_be_had() -> None:
-    with pytest.raises(MethodError, match="scorer AngelSlim/Qwen2.5-VL-7B-Instruct-Selector: not a folder here, and"):
+    with pytest.raises(MethodError, match=r"scorer AngelSlim/Qwen2.5-VL-7B-Instruct-Selector: not a folder here, and"):
         get_method("idpruner", scorer="published").bind(SEVEN)
 
 
 def test_a_scorer_of_another_width_is_refused(asked: list[tuple[str, str | None]]) -> None:
-    with pytest.raises(MethodError, match="reads features of width 8, but .* has width 16"):
+    with pytest.raises(MethodError, match=r"reads features of width 8, but .* has width 16"):
         get_method("idpruner", scorer="published").bind(ModelFacts(SEVEN.name_or_path, 16, 4))
 
 

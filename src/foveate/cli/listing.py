@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-
 PUBLISHED = "Published settings: what these are on each model family, unless you set them"
 
 

@@ -32,6 +32,7 @@ class Edited(FastV):
 
 SINK = (AttentionEdit(0, "text", moved="first"), AttentionEdit(0, "visual"), AttentionEdit(1, "text"))
 HALF = (AttentionEdit(0, "text", share=0.5), AttentionEdit(0, "visual"), AttentionEdit(2, "visual", 0.3, "first"))
+TOGETHER = (AttentionEdit(0, "text", moved="first", of="prompt"), AttentionEdit(1, "text", 0.5, of="prompt"))
 
 
 def by_hand(weights: Tensor, edits: list[AttentionEdit], images: list[list[list[int]]], real: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def by_hand(weights: Tensor, edits: list[AttentionEdit], images: list[list[list[
             for edit in edits:
                 if (query in seen) != (edit.rows == "visual"):
                     continue
-                for image in of_row:
+                for image in of_row if edit.of == "image" else [seen]:
                     for column in image[: int(edit.share * len(image))]:
                         if edit.moved == "first" and column != image[0]:
                             out[row, :, query, image[0]] += weights[row, :, query, column]
@@ -57,7 +58,7 @@ def two_images(z: Zoo) -> dict[str, Tensor]:
     return zoo_module.inputs(z, pictures, ["what is in the picture?", "red"])
 
 
-@pytest.mark.parametrize("edits", [SINK, HALF], ids=["sink", "half"])
+@pytest.mark.parametrize("edits", [SINK, HALF, TOGETHER], ids=["sink", "half", "together"])
 def test_it_equals_edited_weights(zoo: Zoo, edits: tuple[AttentionEdit, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = two_images(zoo)
     method = Edited(asked=edits)

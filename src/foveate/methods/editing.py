@@ -15,14 +15,16 @@ class AttentionEdit:
     Args:
         layer: zero-based decoder layer.
         rows: whose attention it is, that of the prompt's ``"text"`` or of its ``"visual"`` tokens.
-        share: of each image's tokens that are there, the first ``share`` of them (rounded down) lose their weight.
-        moved: ``"nowhere"``, or ``"first"`` to the first visual token of the same image.
+        share: of the visual tokens that are there, the first ``share`` of them (rounded down) lose their weight.
+        moved: ``"nowhere"``, or ``"first"`` to the first visual token.
+        of: whose visual tokens these are: of each ``"image"``, or those of all images of the ``"prompt"`` together.
     """
 
     layer: int
     rows: Literal["text", "visual"]
     share: float = 1.0
     moved: Literal["nowhere", "first"] = "nowhere"
+    of: Literal["image", "prompt"] = "image"
 
 
 @dataclass(frozen=True)

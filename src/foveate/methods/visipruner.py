@@ -1,6 +1,7 @@
 """VisiPruner: shallow layers do not look, one layer in the middle chooses few tokens, deep layers do without any.
 
-Paper: arXiv 2510.17205, EMNLP 2025. Reference code: EIT-NLP/VisiPruner, licence not verified, not copied.
+Paper: arXiv 2510.17205, EMNLP 2025. Reference code: EIT-NLP/VisiPruner at d778622e37, Apache-2.0; read by a secondary
+audit, not copied.
 With s shallow layers, for the prompt only (what is generated looks as ever), behind the softmax and without
 normalising anew: in layer 0 the text's weights on visual tokens move to the first one, those of visual tokens vanish;
 in layers 1 to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt
@@ -11,12 +12,14 @@ visual token is left.
 Budget: with ``keep="auto"`` layers and numbers are found as above; an image may be left without tokens. With another
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
-a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`).
+a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`). It takes the visual tokens of several
+images as one range: all weight goes to the first token of the first image, or the first half of all is hidden
+(`images`).
 The bundled model of four layers has no layer that is shallow in this sense: at 10 % 68 of its 75 answers are right,
 23 with ``shallow=1``.
-Deviations: each image decides for itself; with ``scope="prompt"`` they decide together, as in the reference. The
-thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares ``|c_j| / |o|`` instead. Text
-of a later turn on the same cache sees all of the images before it.
+Deviations: behind the shallow layers each image decides for itself; with ``scope="prompt"`` they decide together, as in
+the reference. The thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares
+``|c_j| / |o|`` instead. Text of a later turn on the same cache sees all of the images before it.
 Cost class: in layer 0 three times its attention, in the other shallow layers twice; then one row of attention and of
 its values a layer.
 """
@@ -38,6 +41,8 @@ from .base import Method, ModelFacts, Provenance, Stage, register_method
 from .checks import check_choice, check_layer_of, check_range, check_whole
 from .editing import AttentionEdit
 
+_OF_13B = 40  # layers of LLaVA-1.5's 13B
+
 
 @register_method("visipruner")
 @dataclass(frozen=True)
@@ -48,8 +53,10 @@ class VisiPruner(Method):
         shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
             LLaVA-1.5, in proportion and rounded down.
         first: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens vanish
-            (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of the image
-            (``"half"``, its 13B).
+            (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of them
+            (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else ``"sink"``.
+        images: whether layer 0 takes the visual tokens of several images ``"together"`` (the code) or ``"apart"``,
+            each image with a first token and a first half of its own.
         fusion: the cosine below which a layer is the filtering one, in [-1, 1].
         contribution: the length above which a token is left, at least 0.
         relative: whether that length is a share of the whole output's.
@@ -63,12 +70,13 @@ class VisiPruner(Method):
     may_drop_all = True
     provenance = Provenance(
         paper="VisiPruner, arXiv 2510.17205, EMNLP 2025",
-        licence="not verified (code not copied)",
-        deviations="each image decides for itself; with a given budget one cut at a given layer",
+        licence="Apache-2.0 (code not copied)",
+        deviations="each image decides for itself which tokens stay; with a given budget one cut at a given layer",
     )
 
     shallow: int | None = None
-    first: Literal["sink", "half"] = "sink"
+    first: Literal["sink", "half"] | None = None
+    images: Literal["together", "apart"] = "together"
     fusion: float = 0.995
     contribution: float = 0.2
     relative: bool = False
@@ -80,7 +88,9 @@ class VisiPruner(Method):
     def __post_init__(self) -> None:
         if self.shallow is not None:
             check_whole("visipruner", "shallow", self.shallow, 0)
-        check_choice("visipruner", "first", self.first, ("sink", "half"))
+        if self.first is not None:
+            check_choice("visipruner", "first", self.first, ("sink", "half"))
+        check_choice("visipruner", "images", self.images, ("together", "apart"))
         check_range("visipruner", "fusion", self.fusion, -1, 1)
         check_range("visipruner", "contribution", self.contribution, 0)
         check_range("visipruner", "still", self.still, -1, 1)
@@ -116,7 +126,11 @@ class VisiPruner(Method):
         shallow = self._shallow(layers)
         if not shallow:
             return ()
-        text = AttentionEdit(0, "text", moved="first") if self.first == "sink" else AttentionEdit(0, "text", share=0.5)
+        first = self.first or ("half" if layers == _OF_13B else "sink")
+        of: Literal["prompt", "image"] = "prompt" if self.images == "together" else "image"
+        text = AttentionEdit(0, "text", moved="first", of=of)
+        if first == "half":
+            text = AttentionEdit(0, "text", share=0.5, of=of)
         others = [AttentionEdit(layer, "text") for layer in range(1, shallow)]
         return [text, AttentionEdit(0, "visual"), *others]
 

@@ -85,9 +85,13 @@ def _values(step: Step, edit: AttentionEdit, value: Tensor) -> Tensor:
     """(B, Hkv, S, hd): what rows read that the edit is about, of visual tokens of this forward."""
     _, past = step.keys(edit.layer)
     value = value.clone()
-    for span in step.spans:
+    ranges: dict[tuple[int, int], list[Tensor]] = {}
+    for number, span in enumerate(step.spans):
         at = step.placed(span.index, span.row, edit.layer + 1)
         columns = past + at[at >= 0].to(value.device)
+        ranges.setdefault((span.row, number if edit.of == "image" else 0), []).append(columns)
+    for (row, _), parts in ranges.items():
+        columns = torch.cat(parts)
         lost = columns[: int(edit.share * len(columns))]
-        value[span.row, :, lost] = value[span.row, :, columns[:1]] if edit.moved == "first" else 0.0
+        value[row, :, lost] = value[row, :, columns[:1]] if edit.moved == "first" else 0.0
     return value

@@ -11,13 +11,13 @@ from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, chosen, kept
 
 
-def naive(features, base, groups):
-    """The kept tokens, each with the tokens whose mean it carries, in the paper's rule."""
+def naive(features, base, groups, sign):
+    """The kept tokens, each with the tokens whose mean it carries; by the paper's rule (+1) or the code's (-1)."""
     unit = [row / row.norm() for row in features.double()]
     rest = [i for i in range(len(unit)) if i not in base]
     s = {i: {j: float(unit[i] @ unit[j]) for j in rest} for i in rest}
     r = {i: sum(s[i].values()) for i in rest}
-    worth = {i: r[i] * (1 - max((s[i][j] for j in rest if r[j] > r[i]), default=0.0)) for i in rest}
+    worth = {i: r[i] * (1 - max((s[i][j] for j in rest if sign * r[j] > sign * r[i]), default=0.0)) for i in rest}
     anchors = sorted(rest, key=lambda i: (-worth[i], i))[:groups]
     parts = {a: [a] for a in anchors}
     for i in rest:
@@ -42,17 +42,24 @@ def test_the_middle_token_of_each_group():
     assert middles(torch.tensor([3, 4, 3, 3, 4, 3])).tolist() == [2, 1, 2, 2, 1, 2]
 
 
+@pytest.mark.parametrize(("stronger", "sign"), [("larger", 1), ("smaller", -1)])
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 29, 30])
-def test_lists(count):
+def test_lists(count, stronger, sign):
     features = torch.randn(30, 5, generator=torch.Generator().manual_seed(count)) + 0.3
     tokens = VisualTokens.of(features, Grid(5, 6))
-    selection = chosen(get_method("anchormerge"), tokens, count)
-    base = kept(get_method("divprune"), tokens, count - count // 2)
-    expected = naive(features, base, count // 2)
+    selection = chosen(get_method("anchormerge", stronger=stronger), tokens, count)
+    alone = max(1, count // 2)
+    base = kept(get_method("divprune"), tokens, alone)
+    expected = naive(features, base, count - alone, sign)
     assert selection.keep[0].nonzero().flatten().tolist() == sorted(expected)
     out = selection.merged(tokens.features)[0]
     for place, part in expected.items():
         torch.testing.assert_close(out[place], features[part].mean(0))
+
+
+@pytest.mark.parametrize(("anchors", "alone"), [(0.9, 1), (0.5, 5), (0.0, 10), (1.0, 1), (0.7, 3), (0.25, 7)])
+def test_how_many_are_chosen_of_ten(anchors, alone):
+    assert 10 - int(get_method("anchormerge", anchors=anchors)._merged(torch.tensor(10))) == alone
 
 
 def test_what_it_refuses():

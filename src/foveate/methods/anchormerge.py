@@ -1,12 +1,15 @@
 """Anchor merging, the part of RESTORE before the LLM: half of the budget is another method's, the rest merged tokens.
 
-Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: GPL-3.0, not read; facts and formulas only.
-Of K tokens, `method` keeps K - floor(K * anchors). Over the n others, with cosines S: ``R_i = sum over j of S_ij``, and
-``d_i = 1 - max S_ij over the j that are stronger than i`` (1 if there is none). The anchors are those of the highest
-R * d; every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its
-middle token (the lower of two).
+Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: cvlab-yonsei/RESTORE at 9b27e687a2, GPL-3.0; read by a
+secondary audit alone, facts and formulas only.
+Of K tokens, `method` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``,
+and ``d_i = 1 - max S_ij over the j of smaller R`` (1 if there is none). The anchors are those of the highest R * d;
+every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its middle
+token (the lower of two).
+The paper has the maximum over the j of larger R, its code over those of smaller R; the code made the published figures
+and is the default (`stronger`).
 Deviations: this is not RESTORE, which corrects the attention logits for the size and distance of merged tokens, too:
-see `restore`.
+see `restore`. Of one token alone the code makes a mean of all; here it is one that `method` chose.
 Cost class: that of the wrapped method and one n x n product.
 """
 
@@ -20,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection import topk
 from ..selection.cosine import snapped
 from ..selection.pools import require
 from ..tokens import Grid, Selection, VisualTokens
@@ -38,19 +40,19 @@ class AnchorMerge(Wrapper):
     Args:
         method: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
         anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
-        stronger: which tokens an anchor must differ from: those of ``"larger"`` R (the paper) or of ``"smaller"`` (the
-            released code); the two conflict and keep different tokens.
+        stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
+            ``"larger"`` (the paper); the two conflict and keep different tokens.
     """
 
     provenance = Provenance(
         paper="RESTORE (its anchor merging), arXiv 2606.01711, ICML 2026",
-        licence="GPL-3.0 (code not read)",
+        licence="GPL-3.0 (code not copied)",
         deviations="merging only, without the correction of the attention logits",
     )
 
     method: str | Method = "divprune"
     anchors: float = 0.5
-    stronger: Literal["larger", "smaller"] = "larger"
+    stronger: Literal["larger", "smaller"] = "smaller"
 
     def __post_init__(self) -> None:
         check_range(self.name, "anchors", self.anchors, 0, 1)
@@ -63,7 +65,9 @@ class AnchorMerge(Wrapper):
 
     def _merged(self, count: Tensor) -> Tensor:
         """How many of the kept tokens carry merged ones."""
-        return torch.minimum((self.anchors * count).floor().long(), count - 1).clamp_min(0)
+        # What `method` chooses is rounded down, whatever the last digit of 1 - anchors.
+        merged = (self.anchors * count.double() - 1e-9).ceil().long()
+        return torch.minimum(merged, count - 1).clamp_min(0)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         merged = self._merged(count)
@@ -94,7 +98,9 @@ class AnchorMerge(Wrapper):
         above = others > likeness[:, None] if self.stronger == "larger" else others < likeness[:, None]
         nearest = cosines.masked_fill(~above, -torch.inf).amax(1)
         distinct = torch.where(above.any(1), 1 - nearest, 1.0)
-        return topk(likeness * distinct, count)
+        # Not by the lowest index: of equals the released code takes what torch.topk gives, and so does this.
+        anchors = (likeness * distinct).topk(count).indices
+        return torch.zeros_like(likeness, dtype=torch.bool).index_fill_(0, anchors, True)
 
 
 def nearest_of(cosines: Tensor, anchor: Tensor) -> Tensor:

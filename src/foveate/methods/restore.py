@@ -1,12 +1,14 @@
 """RESTORE: another method keeps half of the budget, the rest is merged into anchors, and attention is told so.
 
-Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: GPL-3.0, not read; facts and formulas only.
+Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: cvlab-yonsei/RESTORE at 9b27e687a2, GPL-3.0; read by a
+secondary audit alone, facts and formulas only.
 The anchors are those of `anchormerge`. In all layers of the LLM, log(s) is added to the logits of a key that stands for
 s tokens; in the first layer each visual token stands for N / K of the N tokens of its image, of which K are kept. For
 the queries of the prompt ``log(ceiling - D)`` is added, too, with D the rotary decay between query and key: D is 1 at
-the same position and falls with distance, so that gaps between what is kept cost less attention.
-Deviations: the size in the first layer counts for what is generated, too; what a later turn on the same cache attends
-to in earlier turns has sizes, but no correction of distance. Merging as in `anchormerge`: means, not weighted by size,
+the same position and falls with distance, so that gaps between what is kept cost less attention. The size in the first
+layer counts for what is generated, too, as in the released code.
+Deviations: what a later turn on the same cache attends to in earlier turns has sizes, but no correction of distance.
+Merging as in `anchormerge`: means, not weighted by size,
 as all that is merged are single tokens.
 Cost class: that of `anchormerge`; a bias of L x L for a prompt of L tokens, and kernels without their causal shortcut.
 """
@@ -31,15 +33,15 @@ class Restore(AnchorMerge, BothPlaces):
         inside: whether attention is corrected. Without, it is `anchormerge`, which runs in vLLM, too.
         method: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
         anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
-        stronger: which tokens an anchor must differ from: those of ``"larger"`` R (the paper) or of ``"smaller"`` (the
-            released code); the two conflict and keep different tokens.
+        stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
+            ``"larger"`` (the paper); the two conflict and keep different tokens.
         ceiling: what the decay is taken from, at least 1.001; None leaves distance as it is.
     """
 
     provenance = Provenance(
         paper="RESTORE, arXiv 2606.01711, ICML 2026",
-        licence="GPL-3.0 (code not read)",
-        deviations="the first layer's uniform size counts for what is generated, too",
+        licence="GPL-3.0 (code not copied)",
+        deviations="no correction of distance to earlier turns on the same cache",
     )
 
     ceiling: float | None = 2.0

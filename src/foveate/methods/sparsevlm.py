@@ -1,27 +1,35 @@
 """SparseVLM+: ever fewer tokens, each time those that the words rate highest which the image is about.
 
-Paper: SparseVLM, arXiv 2410.04417, ICML 2025, and its version 2.0. Reference code: Apache-2.0, not copied.
+Paper: SparseVLM, arXiv 2410.04417, ICML 2025, and its version 2.0. Reference code: Gumpest/SparseVLMs, Apache-2.0,
+branch v2.0 at 72cd2026e8 and v1.5 at d8fa47fb53; read by a secondary audit, not copied.
 With V the image's and T the text's embeddings as they enter the LLM, T behind the image: P = softmax of ``V T'`` over
 the text, p_t its mean over the image. The text tokens with p_t above the mean of all are raters; where there is none,
 all are. At each stage, with A the attention in the layer below from raters to the tokens that are left: A is divided by
-the rotary decay between the two positions, which undoes its fading with distance; of the heads those with the largest
-sum count. A token's score is the mean over these heads and raters, and the highest scores stay.
+the rotary decay between the two positions, which undoes its fading with distance; of the heads those 14 with the
+largest sum count, whatever their number (LLaVA-1.5's 7B has 32, its 13B 40). A token's score is the mean over these
+heads and raters, and the highest scores stay.
 Version 1 has no division and takes all heads (``unbias=False, heads=1.0``), and recycles (`recycle`): of n tokens that
 go, the m = floor(0.3 n) + 1 with the highest scores are grouped around floor(m / 10) + 1 density peaks, which stay as
 the means of their groups.
-Budget: `keep` is what is left behind the last stage; with `shares` the paper's lists are met: on LLaVA-1.5
-``shares=(300, 200, 118)`` with keep=118 is its "192", (238, 108, 60) with 60 its "128", (246, 54, 28) its "96",
-(66, 34, 20) its "64". Without, each stage shrinks the image by the same factor. The lists' names are averages if the
-stages act one layer earlier than they do; `Report.average_visual_tokens` says 207, 144, 114 and 82.
-Deviations: where version 1 adapts its counts to a rank, they are given here, as in its published tables; recycled
-tokens count towards the budget, and stay at their peaks' positions; ties go to the lowest index, without noise.
+Budget: `keep` is what is left behind the last stage; with `shares` the released lists are met, on LLaVA-1.5:
+"192" is ``shares=(300, 200, 118)`` with keep=118, and in version 1 (309, 204, 113) with 113, groups included;
+"128" is (238, 108, 60) with 60, and (312, 117, 39) with 39; "96" is (246, 54, 28) with 28, and (249, 55, 27) with 27;
+"64" is (66, 34, 20) with 20, and (82, 32, 18) with 18.
+Without, each stage shrinks the image by the same factor. The lists' names are averages if the stages act one layer
+earlier than they do; `Report.average_visual_tokens` says 207, 144, 114 and 82 for those of version 2.
+Deviations: recycled tokens count towards the budget, and stay at their peaks' places with their positions, where
+version 1 numbers positions anew behind each stage, the means behind all tokens that stay; ties go to the lowest index,
+without noise. The decay is at least `floor`: with heads of 128 channels it first falls below at distance 1109, farther than
+LLaVA-1.5's tokens lie, with heads of 16 at distance 90.
 Cost class: at each stage the attention rows of all text to all tokens, by head.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +39,7 @@ from ..errors import MethodError
 from ..selection.pools import ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_range, check_rising
+from .checks import check_choice, check_layer_of, check_range, check_rising
 from .density import Guide, peaks
 from .gradual import gradual, proportional
 from .merging import group_size, itself
@@ -52,27 +60,31 @@ class SparseVlm(Method):
             by the same factor.
         unbias: whether attention is divided by the rotary decay (version 2.0).
         floor: the least that it is divided by, above 0; far away the decay is near 0 or below.
-        heads: share of the heads that count, in (0, 1]. Version 2.0 has 14, which is half of Qwen's 28.
+        heads: how many heads count, a whole number above 1, or all where there are fewer; or up to 1 a share of them.
         recycle: whether some of what goes stays as means of groups (version 1).
+        groups: which split of a count into tokens and groups is taken where two add up to it, as 24 + 4 and 25 + 3 of
+            121 do: that with the ``"fewest"`` groups or with the ``"most"``.
     """
 
     stage = Stage.IN_LLM
     provenance = Provenance(
         paper="SparseVLM, arXiv 2410.04417, ICML 2025, in its version 2.0 (SparseVLM+)",
         licence="Apache-2.0 (code not copied)",
-        deviations="counts are given, not found by a rank; recycled tokens count towards the budget",
+        deviations="recycled tokens count towards the budget; positions stay; the decay is clamped",
     )
 
     layers: tuple[int, ...] | None = None
     shares: tuple[float, ...] | None = None
     unbias: bool = True
     floor: float = 0.05
-    heads: float = 0.5
+    heads: int | float = 14
     recycle: bool = False
+    groups: Literal["fewest", "most"] = "fewest"
 
     def __post_init__(self) -> None:
         check_range("sparsevlm", "floor", self.floor, 1e-6)
-        check_range("sparsevlm", "heads", self.heads, 1e-6, 1)
+        check_heads(self.heads)
+        check_choice("sparsevlm", "groups", self.groups, ("fewest", "most"))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
             check_rising("sparsevlm", self.layers)
@@ -106,7 +118,8 @@ class SparseVlm(Method):
         order = ranking(self.ratings(tokens), valid)
         if not self.recycle:
             return Selection(_first(order, count) & valid)
-        plain = torch.tensor([unrecycled(n, k) for n, k in zip(valid.sum(1).tolist(), count.tolist(), strict=True)])
+        both = zip(valid.sum(1).tolist(), count.tolist(), strict=True)
+        plain = torch.tensor([unrecycled(n, k, self.groups == "most") for n, k in both])
         keep = _first(order, plain.to(order.device)) & valid
         target = itself(keep)
         for row, (asked, kept) in enumerate(zip(count.tolist(), plain.tolist(), strict=True)):
@@ -140,8 +153,19 @@ class SparseVlm(Method):
             weights = weights.masked_fill(~tokens.valid[row, :size, None, None], 0)
             if self.unbias:
                 weights = weights / tokens.cue(Cue.ROTARY_DECAY)[row, :size, None, raters].clamp_min(self.floor)
-            heads = weights.sum((0, 2)).topk(max(1, int(self.heads * weights.shape[1]))).indices
+            heads = weights.sum((0, 2)).sort(descending=True, stable=True).indices[: self._number(weights.shape[1])]
             yield weights[:, heads].mean((1, 2))
+
+    def _number(self, heads: int) -> int:
+        """How many of so many heads count."""
+        return min(heads, int(self.heads)) if self.heads > 1 else max(1, int(self.heads * heads))
+
+
+def check_heads(heads: float) -> None:
+    """Raise MethodError unless this is a share in (0, 1] or a whole number."""
+    number = isinstance(heads, (int, float)) and not isinstance(heads, bool) and math.isfinite(heads)
+    if not number or heads <= 0 or (heads > 1 and heads != int(heads)):
+        raise MethodError(f"sparsevlm: heads={heads!r} must be in (0, 1], a share, or a whole number of heads.")
 
 
 def raters_of(visual: Tensor, text: Tensor) -> Tensor:
@@ -159,15 +183,15 @@ def _recycled(gone: int) -> int:
     return int(0.3 * gone) + 1
 
 
-def unrecycled(tokens: int, count: int) -> int:
+def unrecycled(tokens: int, count: int, most: bool = False) -> int:
     """How many of `count` tokens stay as they are; the others are means of groups of some that go.
 
-    Where the budget is too small for groups, or all tokens stay, it is all of them.
+    Where the budget is too small for groups, or all tokens stay, it is all of them. Where two splits add up to it, it
+    is that of the fewest groups, or of the `most`.
     """
-    for plain in range(count - 1, 0, -1) if count < tokens else ():
-        if plain + _recycled(tokens - plain) // 10 + 1 == count:
-            return plain
-    return count
+    fitting = (p for p in range(1, count) if p + _recycled(tokens - p) // 10 + 1 == count) if count < tokens else ()
+    found = sorted(fitting)
+    return count if not found else found[0] if most else found[-1]
 
 
 def groups(members: Tensor, count: int) -> Tensor:

@@ -1,8 +1,11 @@
 """TRIM: the ranking and the mean of the rest, by hand."""
 
+from dataclasses import replace
+
 import torch
 
 from foveate.methods import get_method
+from foveate.methods.trim import outliers
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, chosen, kept, text, toy
 
@@ -32,3 +35,14 @@ def test_without_text_the_first_ones_stay():
     third = 1 / 3
     expected = torch.tensor([[1, 0, 0, 0], [0, third, third, third]])
     torch.testing.assert_close(selection.merged(tokens.features)[0, :2], expected)
+
+
+def test_what_stands_out_stays():
+    assert outliers(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 100])) == 1  # quartiles 3.25 and 7.75: above 14.5
+    assert outliers(torch.ones(5)) == outliers(torch.empty(0)) == 0
+    features = torch.cat([torch.zeros(11, 1), torch.tensor([[4.0], [5]])])
+    tokens = VisualTokens.of(features, Grid(1, 13), text_embeddings=torch.ones(1, 1))
+    assert get_method("trim").counts(tokens).tolist() == [3]
+    alive = torch.ones(1, 13, dtype=torch.bool)
+    alive[0, 12] = False
+    assert get_method("trim").counts(replace(tokens, alive=alive)).tolist() == [2]

@@ -51,3 +51,11 @@ def check_undropped(method: str, tokens: VisualTokens) -> None:
     """Raise MethodError where an earlier stage dropped tokens, for methods that read whole grids."""
     if tokens.alive is not None and int(tokens.valid.sum()) < sum(tokens.sizes):
         raise MethodError(f"{method} reads whole grids, but tokens were dropped before it; let it prune first.")
+
+
+def check_shares(method: str, shares: tuple[float, ...], stages: int) -> None:
+    """Raise MethodError unless `shares` are falling numbers above 0, one for each of so many stages."""
+    for share in shares:
+        check_range(method, "shares", share, 1e-6)
+    if len(shares) != stages or list(shares) != sorted(shares, reverse=True):
+        raise MethodError(f"{method}: shares={shares} must fall, one for each of {stages} layers.")

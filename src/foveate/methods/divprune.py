@@ -1,7 +1,11 @@
 """DivPrune: the most diverse tokens by greedy max-min cosine distance, before the LLM.
 
-Paper: arXiv 2503.02175, CVPR 2025. Reference code: CC BY-NC 4.0, not read for this file; facts and formulas only.
-Deviations: kept tokens stay in raster order with their positions (the released code; the paper's runs did not sort).
+Paper: arXiv 2503.02175, CVPR 2025. Reference code: vbdi/divprune at 799e2d9, CC BY-NC 4.0; read by a secondary audit
+alone, facts and formulas only.
+Deviations: kept tokens stay in raster order, as in the released code (the paper's runs did not sort), and keep their
+positions, where the released code, which hands on embeddings alone, has them numbered anew, as ``positions="compact"``
+does. Of half a token the reference rounds to even. Cosines are taken in float32; the reference's float16 chooses
+otherwise (Jaccard index 0.75).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ class DivPrune(Method):
     provenance = Provenance(
         paper="DivPrune, arXiv 2503.02175, CVPR 2025",
         licence="CC BY-NC 4.0 (code not copied)",
-        deviations="kept tokens stay in raster order, as in the released code",
+        deviations="positions stay, where the released code numbers them anew; float32, where it has float16",
     )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -1,15 +1,18 @@
 """EADP: facility location, weighted by a relevance to the text that trusts words of low entropy, before the LLM.
 
-Paper: arXiv 2607.02484, ECCV 2026. Reference code: no licence, facts and formulas only.
+Paper: arXiv 2607.02484, ECCV 2026. Reference code: SJTU-DeepVisionLab/EADP at e1a0880146, no licence; read by a
+secondary audit alone, facts and formulas only.
 With signed cosines of tokens i to the mean text embedding, G_i, and to each text token t, D_it: the entropy of the
 softmax over i of ``100 D_it`` tells how well t points; of the share of text tokens with the lowest entropy H_t the
 mean of D_it, weighted by the softmax of ``-H_t / 0.01``, is the local relevance. ``(G + local) / 2`` is min-max
 normalised, smoothed by a 3 x 3 Gaussian on the grid and raised to a power: s. Greedy facility location of projected
 tokens with ``W = (1 + cosine) / 2``: the gain of token u is ``sum over j of s_j max(0, W_uj - best W_j so far)``.
-Deviations: the text-embedding variant on every model, the LLM's input embeddings of all text of the prompt instead of
-CLIP's text tower, as in the authors' port to Qwen, but with the plus unless `sign` says otherwise; each image has the
-budget that was asked for (the reference shares one among LLaVA-NeXT's tiles); a grid of a single row or column, which
-has nothing to mirror, repeats its edge; the frames of a clip are smoothed each on its own.
+On Qwen this is the authors' own port: input embeddings of the text, the minus, a power of 2. On LLaVA they compare
+with CLIP's text tower, whose whole text is an embedding of its own.
+Deviations: that tower is in no checkpoint, so that on LLaVA, too, the LLM's input embeddings are compared, all text of
+the prompt, with the authors' power of 1, but with the plus unless `sign` says otherwise (see `docs/provenance.md`);
+each image has the budget that was asked for (the reference shares one among LLaVA-NeXT's tiles); a grid of a single row
+or column, which has nothing to mirror, repeats its edge; the frames of a clip are smoothed each on its own.
 Cost class: N x (N + M) products for M text tokens, then K steps of O(N^2).
 """
 
@@ -27,6 +30,7 @@ from .base import Method, Provenance, register_method
 from .checks import check_choice, check_range, check_undropped
 from .covering import covering
 from .prompt_text import SIGNS, Sign, by_image, mean_of
+from .published import published
 
 SHARPNESS = 100.0  # of the softmax whose entropy is taken
 TEMPERATURE = 0.01  # of the weights of text tokens
@@ -40,21 +44,21 @@ class Eadp(Method):
 
     Args:
         text_share: share of the text tokens that count, those of the lowest entropy, in [0, 1]; at least one does.
-            The paper's runs on LLaVA take 0.2, the released code's default is 0.5.
+            All of the authors' runs take 0.2.
         power: exponent of the relevance, at least 0; the paper takes 1 for LLaVA, 2 for Qwen and video.
         sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as the authors do
-            between CLIP's towers and in their port to Qwen.
+            in their port to Qwen, and on LLaVA between CLIP's towers.
     """
 
     provenance = Provenance(
         paper="EADP, arXiv 2607.02484, ECCV 2026",
         licence="none (code not copied)",
-        deviations="the LLM's text embeddings on every model, as in the authors' Qwen port, but with the plus",
+        deviations="on LLaVA the LLM's text embeddings, as in the authors' Qwen port, and the plus",
     )
 
     text_share: float = 0.2
-    power: float = 2.0
-    sign: Sign = "plus"
+    power: float = published(2.0, llava=1.0)
+    sign: Sign = published("plus", qwen2_vl="minus", qwen2_5_vl="minus")
 
     def __post_init__(self) -> None:
         check_range("eadp", "text_share", self.text_share, 0, 1)
@@ -76,10 +80,13 @@ class Eadp(Method):
             keep[row, places[facilities(unit, smooth**self.power, budget)]] = True
         return Selection(keep)
 
-    def relevance(self, unit: Tensor, text: Tensor) -> Tensor:
-        """(n,), from 1e-6 to 1: global and local relevance of unit vectors (n, d) to the text (m, d); all 1 without."""
+    def relevance(self, unit: Tensor, text: Tensor, whole: Tensor | None = None) -> Tensor:
+        """(n,), from 1e-6 to 1: global and local relevance of unit vectors (n, d) to the text (m, d); all 1 without.
+
+        The whole text (d,) is the mean of its tokens unless an embedding of its own is given.
+        """
         sign = SIGNS[self.sign]
-        relevance = sign * (unit @ normalize(mean_of(text), dim=-1))
+        relevance = sign * (unit @ normalize(mean_of(text) if whole is None else whole, dim=-1))
         if len(text):
             dense = sign * (unit @ normalize(text, dim=-1).mT)
             share = (SHARPNESS * dense).log_softmax(0)

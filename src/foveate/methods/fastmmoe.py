@@ -1,7 +1,7 @@
-"""FastMMoE: fewer experts for visual tokens, and pruning that reads the router of a mixture of experts.
+"""A reading of FastMMoE: fewer experts for visual tokens, and pruning that reads the router of a mixture of experts.
 
-Paper: arXiv 2511.17885, CVPR 2026 Findings. Neither its body nor its code could be read: formulas are those of an
-independent port and of two audits.
+Paper: arXiv 2511.17885, CVPR 2026 Findings. Neither its body nor its code (MindVLA-Team/FastMMoE) could be had:
+formulas are those of an independent port and of two audits, and nothing is compared with the authors' output.
 Part one: from `expert_layer` on a visual token goes through ``max(1, round(expert_share * k))`` of the k experts that
 the router chose for it, the best ones, whose weights are scaled to the sum of all k; text is untouched.
 Part two, at each of `layers`, with r_i the router's softmax over all experts and a_i the last prompt token's attention
@@ -14,8 +14,9 @@ keep=1.0 nothing is changed, the experts included; for fewer experts alone give 
 The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05,
 (2, 5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
 Deviations: r_i is what the layer's own router makes of the layer's normalised input, as the layer's attention has not
-run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie outside them to reach T. Others
-read the paper's part one as experts of a smaller width, ``expert_reading="width"``.
+run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie outside them to reach T.
+The readings of part one conflict: the port leaves fewer experts, the default here (``expert_reading="number"``); one
+audit that says it read the official code has it cut the width of visual experts instead (``expert_reading="width"``).
 Cost class: O(N (d + E)), no loop over tokens; part one halves the visual tokens' share of the experts' work.
 """
 

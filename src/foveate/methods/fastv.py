@@ -1,6 +1,7 @@
 """FastV: keep the tokens that the last prompt token attends to, inside the LLM.
 
-Paper: arXiv 2403.06764, ECCV 2024. Reference code: no licence at its top level, facts and formulas only.
+Paper: arXiv 2403.06764, ECCV 2024. Reference code: pkunlp-icler/FastV at d1659729b5, no licence at its top
+level, Apache-2.0 in src/*; read by a secondary audit alone, facts and formulas only.
 Deviations: the attention row of the last prompt token alone, as the released code does (the paper's formula averages
 over all later tokens); pruned once at prefill, positions unchanged.
 """
@@ -29,7 +30,7 @@ class FastV(Method):
     stage = Stage.IN_LLM
     provenance = Provenance(
         paper="FastV, arXiv 2403.06764, ECCV 2024",
-        licence="none (code not copied)",
+        licence="none at the top level, Apache-2.0 in src/* (code not copied)",
         deviations="attention of the last token only, as in the released code",
     )
 

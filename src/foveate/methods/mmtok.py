@@ -1,12 +1,18 @@
 """MMTok: tokens that cover both the prompt's text and the image, before the LLM.
 
-Paper: arXiv 2508.18264, ICLR 2026. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2508.18264, ICLR 2026. Reference code: Ironieser/MMTok at d1522cda0a, Apache-2.0; read by a secondary
+audit, not copied.
 With text Z (m, d), projected tokens X (N, d) and encoder features Y, P is the softmax over tokens of ``cos(Z, X)``
 divided by a temperature and by m, Q that of ``cos(Y, Y)`` divided by another and by N. Greedy maximum coverage of the
 rows of P and, weighted, of Q: the gain of token j is the sum over the rows r of ``max(0, C_rj - best C_r so far)``.
+On LLaVA-1.5 the reference makes pictures square with a border, knows it from the picture's size, and picks no token of
+it, though its rows are to be covered like all others (`skip_padding`). Models are given pixels alone, so that foveate
+finds the border in them, as whole rows or columns of patches at the edges that have no colour; most LLaVA-1.5
+checkpoints crop pictures instead, and have none. A budget beyond all other tokens takes in the border, too.
 Deviations: Z is all text of the prompt, chat template included; the reference leaves out the start token, some fifty
 stop words and its benchmarks' answer instructions, for which it takes a tokenizer. Once no token gains anything, which
-the paper does not speak of, the others follow by all that they cover.
+the paper does not speak of, the others follow by all that they cover. Counts are rounded to the nearest, where the
+code for Qwen cuts them off.
 Cost class: N x (N + M) products for M text tokens, then K steps of O(N (N + M)).
 """
 
@@ -23,6 +29,7 @@ from .base import Method, Provenance, register_method
 from .checks import check_range
 from .covering import covering
 from .prompt_text import by_image
+from .published import published
 
 
 @register_method("mmtok")
@@ -32,8 +39,9 @@ class MMTok(Method):
 
     Args:
         image: weight of covering the image, at least 0 (the paper's alpha); 0 covers the text alone.
-        text_temperature: of the softmax for the text, above 0; the paper takes 0.02 for LLaVA, 0.01 for Qwen.
+        text_temperature: of the softmax for the text, above 0.
         image_temperature: of the softmax for the image, above 0.
+        skip_padding: whether tokens that show nothing but the border that makes a picture square are picked last.
     """
 
     provenance = Provenance(
@@ -43,8 +51,9 @@ class MMTok(Method):
     )
 
     image: float = 0.5
-    text_temperature: float = 0.01
+    text_temperature: float = published(0.01, llava=0.02)
     image_temperature: float = 0.2
+    skip_padding: bool = published(False, llava=True)
 
     def __post_init__(self) -> None:
         check_range("mmtok", "image", self.image, 0)
@@ -53,7 +62,8 @@ class MMTok(Method):
 
     @property
     def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.TEXT_EMBEDDINGS, Cue.ENCODER_FEATURES} if self.image else {Cue.TEXT_EMBEDDINGS})
+        asked = {Cue.TEXT_EMBEDDINGS: True, Cue.ENCODER_FEATURES: self.image, Cue.PADDING: self.skip_padding}
+        return frozenset(cue for cue, needed in asked.items() if needed)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         keep = torch.zeros_like(tokens.valid)
@@ -62,7 +72,8 @@ class MMTok(Method):
             if self.image:
                 encoded = tokens.cue(Cue.ENCODER_FEATURES)[row, places].float()
                 worth = torch.cat([worth, self.image * _attention(encoded, encoded, self.image_temperature)], 1)
-            keep[row, places[covering(worth, budget)]] = True
+            last = tokens.cue(Cue.PADDING)[row, places] if self.skip_padding else None
+            keep[row, places[covering(worth, budget, last)]] = True
         return Selection(keep)
 
 

@@ -1,11 +1,14 @@
 """PyramidDrop: ever fewer tokens towards the end of the LLM, each time those that the last prompt token attends to.
 
-Paper: arXiv 2410.17247, CVPR 2025. Reference code: MIT licence; not copied.
+Paper: arXiv 2410.17247, CVPR 2025. Reference code: Cooperx521/PyramidDrop at 6444f304ae, MIT; read by a secondary
+audit, not copied.
 Before layer L runs, with x the hidden states that enter it: ``q, k = rotary(q_proj(norm(x)), k_proj(norm(x)))`` with
 the layer's own weights; the score of a token is the softmax attention of the last prompt token to it, in float32 over
 all tokens that are there, mean over heads. The highest scores stay, ties by the lower index. Of N tokens of an image,
-``N * keep^(s / S)`` are left after stage s of S, so that each stage shrinks it by the same factor.
-Budget: `keep` is what is left after the last stage. The paper's default, half at each of three stages, is keep=0.125,
+``N * keep^(s / S)`` are left after stage s of S, so that each stage shrinks it by the same factor, unless `shares` says
+otherwise.
+Budget: `keep` is what is left after the last stage. The released setting, half at each of three stages (layers 8, 16
+and 24 of 32, ratios 0.5, 0.25 and 0.125 of the unpruned image), is keep=0.125,
 with 0.47 of the tokens on average over the layers; `Report.average_visual_tokens` tells what it is for another `keep`.
 Deviations: survivors keep their positions, where the reference numbers them anew at each stage; counts are rounded as
 every budget's are, where the reference rounds down. Pruned once, at prefill, as in the reference.
@@ -24,8 +27,8 @@ from ..errors import MethodError
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_rising
-from .gradual import gradual
+from .checks import check_layer_of, check_rising, check_shares
+from .gradual import gradual, proportional
 
 
 @register_method("pyramiddrop")
@@ -36,6 +39,8 @@ class PyramidDrop(Method):
     Args:
         layers: zero-based layers whose input is shortened, rising, at least 1; None: after each quarter of the layers
             but the last, ``layers * s // 4`` (8, 16 and 24 of 32).
+        shares: what is left behind each stage, falling, in proportion to the last; None: each stage shrinks the image
+            by the same factor.
     """
 
     stage = Stage.IN_LLM
@@ -46,12 +51,15 @@ class PyramidDrop(Method):
     )
 
     layers: tuple[int, ...] | None = None
+    shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.layers is None:
-            return
-        object.__setattr__(self, "layers", tuple(self.layers))
-        check_rising("pyramiddrop", self.layers)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            check_rising("pyramiddrop", self.layers)
+        if self.shares is not None:
+            object.__setattr__(self, "shares", tuple(self.shares))
+            check_shares("pyramiddrop", self.shares, 3 if self.layers is None else len(self.layers))
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -66,7 +74,8 @@ class PyramidDrop(Method):
 
     def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
         at = self.layers or tuple(layers * stage // 4 for stage in (1, 2, 3))
-        return [(self, layer, part) for layer, part in zip(at, gradual(budget, len(at)), strict=True)]
+        parts = gradual(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
+        return [(self, layer, part) for layer, part in zip(at, parts, strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(tokens.cue(Cue.LLM_ATTENTION_HERE), count, valid=tokens.valid))

@@ -1,7 +1,10 @@
 """SCOPE: tokens that cover the image, each gain weighted by the saliency of the token, before the LLM.
 
-Paper: arXiv 2510.24214, NeurIPS 2025. Reference code: no licence, facts and formulas only.
+Paper: arXiv 2510.24214, NeurIPS 2025. Reference code: kinredon/SCOPE at 6bf73069e0, no licence at its top level; read
+by a secondary audit alone, facts and formulas only.
 Deviations: the CLS row is replaced by whatever encoder attention the model adapter gives where there is no CLS token.
+Positions stay, where the released code, which hands on embeddings alone, has them numbered anew
+(``positions="compact"``). All is in float32; the reference's float16 chooses a little otherwise (Jaccard index 0.97).
 """
 
 from __future__ import annotations

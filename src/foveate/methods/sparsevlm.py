@@ -19,8 +19,8 @@ Without, each stage shrinks the image by the same factor. The lists' names are a
 earlier than they do; `Report.average_visual_tokens` says 207, 144, 114 and 82 for those of version 2.
 Deviations: recycled tokens count towards the budget, and stay at their peaks' places with their positions, where
 version 1 numbers positions anew behind each stage, the means behind all tokens that stay; ties go to the lowest index,
-without noise. The decay is at least `floor`: with heads of 128 channels it first falls below at distance 1109, farther than
-LLaVA-1.5's tokens lie, with heads of 16 at distance 90.
+without noise. The decay is at least `floor`: with heads of 128 channels it first falls below at distance 1109, farther
+than LLaVA-1.5's tokens lie, with heads of 16 at distance 90.
 Cost class: at each stage the attention rows of all text to all tokens, by head.
 """
 
@@ -39,7 +39,7 @@ from ..errors import MethodError
 from ..selection.pools import ranking
 from ..tokens import Cue, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_rising
+from .checks import check_choice, check_layer_of, check_range, check_rising, check_shares
 from .density import Guide, peaks
 from .gradual import gradual, proportional
 from .merging import group_size, itself
@@ -90,11 +90,7 @@ class SparseVlm(Method):
             check_rising("sparsevlm", self.layers)
         if self.shares is not None:
             object.__setattr__(self, "shares", tuple(self.shares))
-            for share in self.shares:
-                check_range("sparsevlm", "shares", share, 1e-6)
-            stages = len(self.layers or _OF_32)
-            if len(self.shares) != stages or list(self.shares) != sorted(self.shares, reverse=True):
-                raise MethodError(f"sparsevlm: shares={self.shares} must fall, one for each of {stages} layers.")
+            check_shares("sparsevlm", self.shares, len(self.layers or _OF_32))
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -1,13 +1,17 @@
-"""TRIM, with a fixed ratio: the tokens most relevant to the prompt, and one mean of all others, before the LLM.
+"""TRIM: the tokens most relevant to the prompt, and one mean of all others, before the LLM.
 
-Paper: arXiv 2409.10994, COLING 2025. Reference code: Apache-2.0, not copied.
+Paper: arXiv 2409.10994, COLING 2025. Reference code: FreedomIntelligence/TRIM at f5a232d51e, Apache-2.0; read by a
+secondary audit, not copied.
 Tokens are ranked by the dot product with the text, not normalised, of either sign; the softmax over tokens that the
 paper takes of it changes no ranking. Of K tokens, the first K - 1 stay as they are and the last is the plain mean of
 all others.
+Budget: with ``keep="auto"`` those stay whose softmax over the image lies above the third quartile by more than 1.5
+times the distance of the quartiles, and the mean of the rest.
 Deviations: the text-embedding variant, projected tokens against the mean input embedding of all text of the prompt,
-as no checkpoint holds CLIP's text tower; the mean is taken behind the projector, counts towards the budget (the
-reference keeps one token more than its ratio) and stands at the place of the most relevant token in it instead of
-coming last. The automatic ratio is left out: its count depends on the picture.
+as no checkpoint holds CLIP's text tower, with whose pooled text the reference compares CLIP's patches, with the minus;
+here the plus is the default (see `docs/provenance.md`). The mean is taken behind the projector, counts towards the
+budget (the reference keeps one token more than its ratio) and stands at the place of the most relevant token in it
+instead of coming last.
 Cost class: O(N d), no loop.
 """
 
@@ -33,14 +37,14 @@ class Trim(Method):
     """The most relevant tokens, and the mean of the rest in one.
 
     Args:
-        sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as between CLIP's
-            towers; between projected tokens and input embeddings neither is settled.
+        sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as the authors do
+            between CLIP's towers; between projected tokens and input embeddings neither is settled.
     """
 
     provenance = Provenance(
         paper="TRIM, arXiv 2409.10994, COLING 2025",
         licence="Apache-2.0 (code not copied)",
-        deviations="the LLM's text embeddings instead of CLIP's; merged after the projector; fixed ratio only",
+        deviations="the LLM's text embeddings instead of CLIP's; merged after the projector; the plus by default",
     )
 
     sign: Sign = "plus"
@@ -60,6 +64,19 @@ class Trim(Method):
         target = torch.where(rest, last, itself(keep))
         return Selection(keep, target, 1 / group_size(target))
 
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        """One for the mean of the rest, and one for each token whose softmax stands out by the rule of box plots."""
+        scores = zip(self.scores(tokens), tokens.valid, strict=True)
+        return torch.tensor([outliers(row[real].softmax(0)) + 1 for row, real in scores])
+
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the product with the mean of the text, signed; zero on padding."""
         return relevance_of(tokens, self.sign, lambda visual, text: visual @ mean_of(text))
+
+
+def outliers(values: Tensor) -> int:
+    """How many of (n,) lie above the third quartile by more than 1.5 times the distance of the quartiles."""
+    if not len(values):
+        return 0
+    low, high = values.double().quantile(torch.tensor([0.25, 0.75], dtype=torch.float64, device=values.device))
+    return int((values > high + 1.5 * (high - low)).sum())

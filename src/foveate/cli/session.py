@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from ..errors import ModelError, near_miss
+from ..pictures import to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,7 @@ class Session:
         """The part of the picture that reaches the model: processors that crop to the centre lose the rest."""
         if self.bundled:
             side = min(image.size)  # as `testbed.fitted` crops it, but in the picture's own resolution
-            return ImageOps.fit(image.convert("RGB"), (side, side))
+            return ImageOps.fit(to_rgb(image), (side, side))
         from ..visualize import seen
 
         return seen(image, self.processor.image_processor)

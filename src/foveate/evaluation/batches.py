@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..pictures import image_size
 from ..testbed.samples import Sample
 
 
@@ -33,8 +34,4 @@ def _size(picture: Path | Image.Image) -> tuple[int, int]:
     """Width and height, of a file read from its first bytes."""
     if isinstance(picture, Image.Image):
         return picture.size
-    try:
-        with Image.open(picture) as opened:
-            return opened.size
-    except OSError:
-        return (0, 0)  # told in full when its turn comes to be shown
+    return image_size(picture)  # (0, 0) for one that cannot be read, which is told of in full when it is to be shown

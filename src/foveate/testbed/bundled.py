@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ..errors import FoveateError
+from ..pictures import to_rgb
 
 SIDE = 112  # pixels; the processor does not resize
 FORMS = (
@@ -77,7 +78,7 @@ def scenes() -> list[Scene]:
 
 def fitted(image: Image.Image) -> Image.Image:
     """The picture as the bundled model sees it: RGB, its central square scaled to 112 x 112 pixels."""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     return image if image.size == (SIDE, SIDE) else ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
 
 

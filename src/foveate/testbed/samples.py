@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from ..errors import FoveateError, near_miss
-from ..pictures import image_files, open_image
+from ..pictures import image_files, open_image, to_rgb
 from .questions import Box, box_of
 
 Metric = Literal["exact", "contains", "iou"]
@@ -68,7 +68,7 @@ class Sample:
         Raises:
             PictureError: when one is missing or damaged.
         """
-        return [open_image(one) if isinstance(one, Path) else one.convert("RGB") for one in self.pictures]
+        return [open_image(one) if isinstance(one, Path) else to_rgb(one) for one in self.pictures]
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import SelectionError
+from ..pictures import to_rgb
 
 Panel = tuple[str, str, Image.Image]  # title, subtitle, picture
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -37,7 +38,7 @@ def comparison(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
         draw.text((left, top), _shortened(title, title_font, width), fill=_INK, font=title_font)
         draw.text((left, top + 36), _shortened(subtitle, subtitle_font, width), fill=_GREY, font=subtitle_font)
         top += _HEADER
-        scaled = picture.convert("RGB")
+        scaled = to_rgb(picture)
         canvas.paste(scaled if scaled.size == (width, height) else scaled.resize((width, height)), (left, top))
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=_FRAME)
     return canvas

@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..pictures import to_rgb
+
 
 def seen(image: Image.Image, processor: Any) -> Image.Image:
     """The part of `image` that reaches the model: what the processor's crop cuts off is gone, what it pads is black.
@@ -19,7 +21,7 @@ def seen(image: Image.Image, processor: Any) -> Image.Image:
             are read, and ``do_pad`` of those that pad to a square. Without a centre crop the whole picture is resized,
             and reaches the model whole.
     """
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
         side = max(image.size)
         left, top = (side - image.width) // 2, (side - image.height) // 2

@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ..errors import SelectionError
+from ..pictures import to_rgb
 from ..tokens import Grid
 
 SIDE = 504  # pixels that the side of a drawn square picture aims at; others get the same area
@@ -21,7 +22,7 @@ def readable(image: Image.Image, grid: Grid, side: int = SIDE) -> Image.Image:
         max(2, round(length * scale / cells)) * cells
         for length, cells in zip(image.size, (grid.columns, grid.rows), strict=True)
     )
-    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def overlay(image: Image.Image, grid: Grid, kept: Tensor, side: int = SIDE) -> Image.Image:

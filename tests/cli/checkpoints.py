@@ -18,6 +18,11 @@ QWEN_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
 )
 
+INTERNVL_TEMPLATE = (
+    "<s>{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
 
 def llava(folder: Path) -> Path:
     """The bundled model as a LLaVA checkpoint with a chat template, and without the prior."""
@@ -34,4 +39,18 @@ def qwen(folder: Path) -> Path:
     (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}))
+    return folder
+
+
+def internvl(folder: Path) -> Path:
+    """The tiny random InternVL, saved as its checkpoints on the hub are; images are cut into at most six tiles."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    zoo = zoo_module.internvl()
+    images = GotOcr2ImageProcessorPil(size={"height": 112, "width": 112}, min_patches=1, max_patches=6)
+    for part in (zoo.model, zoo.tokenizer, images):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "InternVLProcessor"}))
     return folder

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import torch
 from PIL import Image
 
 import zoo as zoo_module
+from foveate.cli.session import Session
 from foveate.cli.still import StillProcessor
 from foveate.errors import ModelError
 from foveate.models import adapter_of
@@ -87,3 +90,24 @@ def test_a_prompt_without_pictures_is_text() -> None:
 def test_clips_whose_prompts_name_times_are_refused() -> None:
     with pytest.raises(ModelError, match="install torchvision"):
         asked(zoo_module.qwen3_vl(), {"type": "video", "video": frames(2)})
+
+
+def test_placeholders_that_nothing_is_shown_for_are_refused() -> None:
+    made = processor(zoo_module.qwen2_5_vl())
+    picture = zoo_module.picture(56, 84)
+    for text in ("<|image_pad|> <|image_pad|>", "none", "<|image_pad|> <|video_pad|>"):
+        with pytest.raises(ModelError, match="leave it out of the question"):
+            made(images=[picture], text=[text])
+    with pytest.raises(ModelError, match="leave it out of the question"):
+        made(images=None, text=["<|video_pad|>"])
+
+
+def test_tiles_of_an_image_lie_behind_each_other_in_one_frame(tmp_path: Path) -> None:
+    session = Session.load(str(checkpoints.internvl(tmp_path / "internvl")))
+    wide, small = zoo_module.picture(112, 224), zoo_module.picture(56, 56)
+    inputs = session.inputs([wide, small], "what?")
+    assert inputs["pixel_values"].shape[0] == 4  # two tiles and the whole, and the small one
+    text = session.processor.tokenizer.decode(inputs["input_ids"][0])
+    frames = [part.count("<IMG_CONTEXT>") for part in text.split("<img>")[1:]]
+    assert frames == [3 * 16, 16] and text.count("</img>") == 2
+    assert session.generate(inputs, 2) is not None

@@ -131,7 +131,7 @@ def _processor(name: str, model: Any) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         if "torchvision" not in str(error).lower():
             raise
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

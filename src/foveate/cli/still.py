@@ -5,6 +5,8 @@ transformers' own processors of video models need torchvision even where no vide
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +32,9 @@ class StillProcessor:
         self.tokenizer, self.image_processor, self._adapter = tokenizer, image_processor, adapter
         self.chat_template = tokenizer.chat_template
         self._ids = {kind: adapter.token_ids()[kind] for kind in adapter.modalities}
-        self.image_token = str(tokenizer.convert_ids_to_tokens(self._ids["image"]))
+        self._tokens = {kind: str(tokenizer.convert_ids_to_tokens(number)) for kind, number in self._ids.items()}
+        self.image_token, self.video_token = self._tokens["image"], self._tokens.get("video")
+        self._typed = "mm_token_type_ids" in inspect.signature(adapter.model.forward).parameters
         self.batch_decode = tokenizer.batch_decode
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> dict[str, Tensor]:
@@ -46,20 +50,43 @@ class StillProcessor:
         """Model inputs of one prompt (1, L) that holds a placeholder for each of its images and clips.
 
         Raises:
-            ModelError: for clips of a family whose prompts name the time of each frame.
+            ModelError: for clips of a family whose prompts name the time of each frame, and where a prompt does not
+                hold as many placeholders as there are images and clips.
         """
-        media = dict(self.image_processor(images=list(images), return_tensors="pt")) if images else {}
+        # Processors that cut images into tiles do so only when asked, as the families' own processors ask them.
+        tiled = {"crop_to_patches": True} if hasattr(self.image_processor, "crop_to_patches") else {}
+        media = dict(self.image_processor(images=list(images), return_tensors="pt", **tiled)) if images else {}
         if videos:
             media |= self._clips(videos)
+        tiles = [int(number) for number in media.pop("num_patches", ())]
+        grids = self._adapter.grids(media) if media else {}
         filled = text[0]
-        for kind, grids in self._adapter.grids(media).items() if media else ():
-            token = str(self.tokenizer.convert_ids_to_tokens(self._ids[kind]))
-            head, *rest = filled.split(token)
-            filled = head + "".join(token * len(grid) + part for grid, part in zip(grids, rest, strict=True))
+        for kind, token in self._tokens.items():
+            sizes = [len(grid) for grid in grids.get(kind, ())]
+            if tiles and kind == "image":
+                ends = list(itertools.accumulate(tiles))
+                sizes = [sum(sizes[end - number : end]) for end, number in zip(ends, tiles, strict=True)]
+            filled = self._filled(filled, token, sizes, framed=bool(tiles))
         encoded = dict(self.tokenizer([filled], return_tensors="pt", add_special_tokens=False))
+        if not self._typed:
+            return {**encoded, **media}
         ids = encoded["input_ids"]
         kinds = sum(((ids == self._ids[kind]).long() * _KINDS[kind] for kind in self._ids), torch.zeros_like(ids))
         return {**encoded, **media, "mm_token_type_ids": kinds}
+
+    def _filled(self, text: str, token: str, sizes: Sequence[int], framed: bool) -> str:
+        """`text` with each placeholder repeated as often as its image or clip has tokens."""
+        head, *rest = text.split(token)
+        if len(rest) != len(sizes):
+            raise ModelError(
+                f"the prompt holds {len(rest)} times {token!r}, which stands for a picture, but there are {len(sizes)} "
+                "to show; leave it out of the question."
+            )
+        opening, closing = (getattr(self.tokenizer, f"{side}_image_token", "") for side in ("start", "end"))
+        if not framed:  # the chat template wrote the frame
+            opening = closing = ""
+        shown = (f"{opening}{token * size}{closing}{part}" for size, part in zip(sizes, rest, strict=True))
+        return head + "".join(shown)
 
     def _clips(self, clips: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
         """Patches of clips, whose frames share them in groups; of a still, every frame of a group is the same."""

@@ -1,7 +1,6 @@
 """The testbed: a tiny trained model with its scenes, and procedural scenes in any number, all offline."""
 
 from .bundled import (
-    QuestionError,
     Scene,
     SceneQuestion,
     answer,
@@ -12,6 +11,7 @@ from .bundled import (
     load_bundled,
     scenes,
 )
+from .limits import QuestionError
 from .procedural import generate
 from .shipped import shipped_models
 from .suite import samples

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from ..errors import FoveateError
 from ..pictures import to_rgb
+from .limits import QuestionError
 
 SIDE = 112  # pixels; the processor does not resize
 FORMS = (
@@ -26,10 +26,6 @@ FORMS = (
     "(kinds: circle square triangle star cross ring d0..d9; colours: red green blue yellow magenta cyan orange)"
 )
 _HERE = Path(__file__).parent
-
-
-class QuestionError(FoveateError, ValueError):
-    """The bundled model does not know a word of the question."""
 
 
 @dataclass(frozen=True)

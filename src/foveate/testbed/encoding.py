@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import FoveateError, ModelError
 from .bundled import bundled_path
 from .bundled import encode as encode_bundled
+from .limits import check_question, explained, fitting
 
 
 class Prompt(NamedTuple):
@@ -28,7 +29,8 @@ def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[
 
     Raises:
         ModelError: when pictures of one batch cannot lie in one tensor, or a clip is shown to a model of images.
-        QuestionError: when the bundled model does not know a word.
+        PictureError: when a picture cannot be shown, or the processor cannot take it.
+        QuestionError: when the bundled model does not know a word, or the question holds a model's placeholder.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -37,10 +39,29 @@ def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[
 
 
 def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
-    """Inputs of one prompt, unpadded, on the CPU, in the checkpoint's own chat format where it has one."""
-    pictures, question, video = prompt
+    """Inputs of one prompt, unpadded, on the CPU, in the checkpoint's own chat format where it has one.
+
+    Pictures of any mode and size go in as `foveate.testbed.limits.fitting` makes them.
+
+    Raises:
+        ModelError: when a clip is shown to a model of images, or the processor fails.
+        PictureError: when a picture cannot be shown, or the processor cannot take it.
+        QuestionError: when the bundled model does not know a word, or the question holds a model's placeholder.
+    """
     if is_bundled(processor):
-        return dict(encode_bundled(processor, [(pictures, question)]))
+        return dict(encode_bundled(processor, [(prompt.pictures, prompt.question)]))
+    check_question(processor, prompt.question)
+    pictures = [fitting(processor, picture) for picture in prompt.pictures]
+    try:
+        return _processed(processor, Prompt(pictures, prompt.question, prompt.video))
+    except FoveateError:
+        raise
+    except Exception as error:  # processors raise nearly everything
+        raise explained(processor, pictures, error) from error
+
+
+def _processed(processor: Any, prompt: Prompt) -> dict[str, Any]:
+    pictures, question, video = prompt
     if getattr(processor, "chat_template", None):
         shown = [{"type": "video", "video": list(pictures)}] if video else [_image(one) for one in pictures]
         return dict(

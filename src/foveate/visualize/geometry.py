@@ -8,6 +8,9 @@ from typing import Any
 from PIL import Image
 
 from ..pictures import to_rgb
+from ..testbed.limits import padded_to
+
+_LONGEST = 4096  # pixels of a side that padding makes a square of
 
 
 def seen(image: Image.Image, processor: Any) -> Image.Image:
@@ -18,11 +21,16 @@ def seen(image: Image.Image, processor: Any) -> Image.Image:
     Args:
         image: the whole picture.
         processor: a transformers image processor; its ``do_resize``, ``size``, ``do_center_crop`` and ``crop_size``
-            are read, and ``do_pad`` of those that pad to a square. Without a centre crop the whole picture is resized,
-            and reaches the model whole.
+            are read, ``do_pad`` of those that pad to a square, and ``pad_size`` of those that pad without resizing.
+            Without a centre crop the whole picture is resized, and reaches the model whole.
     """
     image = to_rgb(image)
+    if (room := padded_to(processor)) is not None:  # at the right and at the bottom, once the picture fits
+        image = _moderate(image)
+        scale = min(1.0, room[0] / image.width, room[1] / image.height)
+        return image.crop((0, 0, round(room[0] / scale), round(room[1] / scale)))
     if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
+        image = _moderate(image)
         side = max(image.size)
         left, top = (side - image.width) // 2, (side - image.height) // 2
         image = image.crop((-left, -top, side - left, side - top))
@@ -35,6 +43,14 @@ def seen(image: Image.Image, processor: Any) -> Image.Image:
     across, down = image.width / width, image.height / height
     edges = (left * across, top * down, (left + crop[0]) * across, (top + crop[1]) * down)
     return image.crop((round(edges[0]), round(edges[1]), round(edges[2]), round(edges[3])))
+
+
+def _moderate(image: Image.Image) -> Image.Image:
+    """The picture, smaller where it is so long that padding it to a square would fill the memory."""
+    scale = _LONGEST / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def _resized(size: tuple[int, int], processor: Any) -> tuple[int, int]:

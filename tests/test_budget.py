@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,3 +111,32 @@ def test_refused_scope() -> None:
 @pytest.mark.parametrize(("keep", "text"), [(0.25, "0.25"), ("10%", "0.1"), (144, "144 tokens"), ("auto", "auto")])
 def test_str(keep: float | int | str, text: str) -> None:
     assert str(Budget(keep)) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "keep"),
+    [
+        (np.float32(0.25), 0.25),
+        (np.float32(0.7), 0.7),
+        (np.float64(0.123456789), 0.123456789),
+        (np.float16(0.5), 0.5),
+        (np.int64(100), 100),
+        (np.uint8(100), 100),
+        (torch.tensor(0.25), 0.25),
+        (torch.tensor(0.7), 0.7),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (torch.tensor(100), 100),
+        (np.array(0.25), 0.25),
+    ],
+)
+def test_scalars_of_numpy_and_torch_are_numbers(given: object, keep: float | int) -> None:
+    budget = Budget(given)  # type: ignore[arg-type]
+    assert budget == Budget(keep) and type(budget.keep) is type(keep)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.bool_(True), np.int64(1), np.float32("nan"), np.array([0.25]), torch.tensor([0.25]), torch.tensor(1)]
+)
+def test_other_arrays_are_refused(wrong: object) -> None:
+    with pytest.raises(BudgetError):
+        Budget(wrong)  # type: ignore[arg-type]

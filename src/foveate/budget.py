@@ -22,10 +22,10 @@ class Budget:
     """How much to keep of each image (or, with ``scope="prompt"``, of all images of a prompt together).
 
     Args:
-        keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens).
-            Strings may also spell a fraction (``"0.25"``) or a count (``"144"``). The int 1 is refused,
-            because it could mean one token or everything. ``"auto"`` lets the method count: how many tokens of an
-            image stay depends on what it shows, and is known only when the image is encoded.
+        keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens); scalars of
+            NumPy and PyTorch count as these. Strings may also spell a fraction (``"0.25"``) or a count (``"144"``).
+            The int 1 is refused, because it could mean one token or everything. ``"auto"`` lets the method count: how
+            many tokens of an image stay depends on what it shows, and is known only when the image is encoded.
         scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them.
 
     Raises:
@@ -78,6 +78,7 @@ def _parse(keep: object) -> float | int | str:
         if keep.strip() == AUTO:
             return AUTO
         keep = _from_text(keep)
+    keep = _plain(keep)
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
         raise BudgetError(f"keep={keep!r} is not a budget. {_HELP}.")
     if isinstance(keep, int):
@@ -89,6 +90,17 @@ def _parse(keep: object) -> float | int | str:
     if not 0.0 < keep <= 1.0:  # also refuses NaN
         raise BudgetError(f"keep={keep} is out of range. {_HELP}.")
     return float(keep)
+
+
+def _plain(keep: object) -> object:
+    """Scalars of NumPy and PyTorch as Python's own; everything else as it is.
+
+    A float of less than 64 bits becomes the decimal that it stands for: 0.7, not 0.699999988.
+    """
+    if getattr(keep, "shape", None) != () or not callable(item := getattr(keep, "item", None)):
+        return keep
+    value = item()
+    return float(f"{value:.6g}") if isinstance(value, float) and "float64" not in str(keep.dtype) else value  # type: ignore[attr-defined]
 
 
 def _from_text(text: str) -> float | int:

@@ -34,9 +34,12 @@ class RuntimeStateError(FoveateError, RuntimeError):
     """Pruning was asked for something that its current state does not allow."""
 
 
+_NEAR = 0.65  # how alike two names are, from 0 to 1, for the one to be a misspelling of the other
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """A suffix such as ``; did you mean 'idpruner'?`` followed by the known names."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"{hint} Known: {', '.join(names)}."

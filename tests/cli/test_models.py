@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
-from commands import run
+from commands import assert_one_sentence, run
 from PIL import Image
 
 import zoo as zoo_module
@@ -110,3 +110,27 @@ def test_a_prior_of_another_model_or_layer_is_one_sentence(llava: Path, scene: P
         assert result.exit_code == 2
         assert words in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_without_a_network_the_cache_has_to_do(monkeypatch: pytest.MonkeyPatch, scene: Path, tmp_path: Path) -> None:
+    import httpx
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("tried again"))
+    result = run("ask", scene, "colour circle", "--model", "owner/not-in-the-cache")
+    assert_one_sentence(result, "the hub cannot be reached", "owner/not-in-the-cache")
+
+    asked: list[bool] = []
+
+    def look(*_: object, local_files_only: bool, **__: object) -> None:
+        asked.append(local_files_only)
+        raise OSError("looked")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", look)
+    monkeypatch.setattr("foveate.importance.checkpoints.checkpoint_folder", lambda name: tmp_path)
+    assert_one_sentence(run("ask", scene, "colour circle", "--model", "owner/in-the-cache"), "looked")
+    assert asked == [True]

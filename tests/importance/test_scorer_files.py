@@ -267,3 +267,19 @@ def test_other_files_are_not_opened(tmp_path: Path) -> None:
     pickles_only(tmp_path)
     with pytest.raises(MethodError, match=r"only \.safetensors files are read"):
         LearnedScorer.load(tmp_path / "pytorch_model.bin")
+
+
+def test_in_the_folder_of_a_model_the_scorer_beside_its_weights_is_read(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / scorer.SHIPPED)
+    save_file(model_tensors(), tmp_path / "model.safetensors")
+    assert_is_the_scorer(LearnedScorer.load(tmp_path))
+    save_sharded(tmp_path)
+    assert_is_the_scorer(LearnedScorer.load(tmp_path))
+
+
+def test_pickles_are_told_of_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+    two_files(tmp_path)
+    (tmp_path / "training_args.bin").touch()
+    with pytest.raises(MethodError) as caught:
+        LearnedScorer.load(tmp_path)
+    assert "a.safetensors, b.safetensors" in str(caught.value) and "pickled" not in str(caught.value)

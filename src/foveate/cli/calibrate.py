@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pictures import image_files, open_image
+from ..pictures import PictureError, image_files, open_image
+from .handler import InputError
 from .outputs import FORCE, require_file
 from .session import MODEL_HELP, TESTBED, Session
 from .view import default_prompt
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
     from torch import Tensor
 
 _SCENES = 200
@@ -39,29 +41,51 @@ def calibrate(
     from rich.console import Console
     from rich.progress import track
 
-    from ..importance.prior import default_prior_path
+    from ..importance.prior import cache_folder, default_prior_path
     from ..runtime.calibrate import measure_prior
 
     files = [] if images == TESTBED else image_files(Path(images))
     if output is not None:
         require_file(output, "-o", "prior.safetensors", files, force)
-    count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())
+    else:
+        require_file(cache_folder() / "priors" / "prior.safetensors", "foveate's cache", "prior.safetensors")
+    console = Console(stderr=True)
+    _check(files, open_image, console)
     session = Session.load(model)
     asked = default_prompt(session) if prompt is None else prompt
+    _check(files, lambda path: session.inputs([open_image(path)], asked), console)
+    count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())
 
     def samples() -> Iterator[dict[str, Tensor]]:
-        console = Console(stderr=True)
         for picture in track(pictures, description="Measuring the prior", total=count, console=console):
             yield session.inputs([picture], asked)
 
     prior = measure_prior(session.model, samples(), layer, asked)
-    path = output or default_prior_path(prior.model, layer)
+    path = output or default_prior_path(prior.model, layer, session.revision)
     replace(prior, model=session.label).save(path)
     typer.echo(f"Averaged over {count} images: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
     else:
         typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')
+
+
+def _check(files: Sequence[Path], read: Callable[[Path], object], console: Console) -> None:
+    """Read all files, so that a bad one does not end the measurement in the middle.
+
+    Raises:
+        InputError: where some cannot be read; it names all of them.
+    """
+    from rich.progress import track
+
+    bad = []
+    for path in track(files, description="Checking the pictures", console=console, transient=True):
+        try:
+            read(path)
+        except PictureError as error:
+            bad.append(str(error))
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} pictures cannot be used. {' '.join(bad)}")
 
 
 def _scenes() -> Iterator[Image.Image]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLED, TESTBED = "bundled", "testbed"
+_PATIENCE = 10.0  # seconds for the hub to answer
 MODEL_HELP = "A model directory, a hub id, 'bundled', 'testbed-llava', 'testbed-llava-seed1' or 'testbed-qwen2.5-vl'."
 
 
@@ -55,7 +56,7 @@ class Session:
             try:
                 if name in shipped:  # small enough for float32, which CPUs compute faster
                     return cls(*_load(str(shipped[name]), torch.float32), bundled=False)
-                return cls(*_load(name), bundled=False)
+                return cls(*_load(name, cached=not local and _unreachable(name)), bundled=False)
             except ModelError:
                 raise
             except Exception as error:  # transformers raises nearly everything
@@ -71,6 +72,14 @@ class Session:
         from ..runtime.plan import facts_of
 
         return facts_of(adapter_of(self.model)).label
+
+    @property
+    def revision(self) -> str:
+        """The commit of the hub that the model was loaded from; empty for one that was not."""
+        from ..models import adapter_of
+        from ..runtime.plan import facts_of
+
+        return facts_of(adapter_of(self.model)).revision
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
@@ -105,23 +114,50 @@ def _check(name: str, known: Iterable[str]) -> None:
         raise ModelError(f"there is no model or directory {name!r}{hint} Ids of the hub read 'owner/name'.")
 
 
-def _load(name: str, dtype: Any = "auto") -> tuple[Any, Any]:
+def _unreachable(name: str) -> bool:
+    """Whether the hub does not answer, so that its cache has to do; loading would try six times, for half a minute.
+
+    Raises:
+        ModelError: when the cache does not hold the model.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+
+    from ..importance.checkpoints import checkpoint_folder
+
+    if constants.HF_HUB_OFFLINE:
+        return False  # loading knows
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except httpx.TransportError as error:
+        if checkpoint_folder(name) is None:
+            raise ModelError(
+                f"cannot load the model {name!r}: the hub cannot be reached ({_reason(error)}) and its cache on this "
+                "machine does not hold it; give a directory with a checkpoint, or try again with a network."
+            ) from None
+        return True
+    except Exception:  # what is wrong with the model itself, loading says better
+        return False
+    return False
+
+
+def _load(name: str, dtype: Any = "auto", cached: bool = False) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from ..models import supported_models
 
-    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached).model_type
     supported = sorted({row.model_type for row in supported_models()})
     if model_type not in supported:
         raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(supported)}.")
     model = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        name, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=cached
     )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), _processor(name, model)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), _processor(name, model, cached)
 
 
-def _processor(name: str, model: Any) -> Any:
+def _processor(name: str, model: Any, cached: bool) -> Any:
     """The checkpoint's processor; without torchvision, which those of video models need, one for still images."""
     from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -130,12 +166,12 @@ def _processor(name: str, model: Any) -> Any:
     from .still import StillProcessor
 
     try:
-        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     except (ImportError, ValueError) as error:
         if "torchvision" not in str(error).lower():
             raise
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     return StillProcessor(tokenizer, images, adapter_of(model))
 
 

@@ -36,7 +36,11 @@ def scorer(
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 5e-5,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.03,
     constraint: Annotated[
-        tuple[float, float], typer.Option(help="Weight of the constraint in the first and in the last step.")
+        tuple[float, float],
+        typer.Option(
+            metavar="FIRST LAST",
+            help="Weight of the constraint in the first and in the last step: two numbers, such as 0.1 2.",
+        ),
     ] = (0.1, 2.0),
     width: Annotated[
         int | None, typer.Option(min=1, help="Width of queries and keys.", show_default="half the embeddings'")

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from ..errors import MethodError
 from ..files import MARK, write_bytes
 from ..tokens import Grid
+from .checkpoints import checkpoint_folder, weights_fingerprint
 
 FORMAT = "foveate-prior"
 VERSION = "1"
@@ -102,22 +103,48 @@ class AttentionPrior:
         return (out * (mean / out.mean())).flatten().repeat(grid.frames)
 
 
-def default_prior_path(model: str, layer: int) -> Path:
-    """Where `foveate calibrate` keeps the prior of a model: under ``$FOVEATE_HOME``, else ``~/.cache/foveate``."""
-    home = Path(os.environ.get("FOVEATE_HOME") or "~/.cache/foveate").expanduser()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-")
-    return home / "priors" / f"{name}-layer{layer}.safetensors"
+def cache_folder() -> Path:
+    """Where foveate keeps what it measures: ``$FOVEATE_HOME``, or else ``foveate`` in the user's folder of caches.
+
+    That one is ``$XDG_CACHE_HOME`` where it is set to an absolute path, and ``~/.cache`` where it is not.
+    """
+    if home := os.environ.get("FOVEATE_HOME"):
+        return Path(home).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "foveate"
 
 
-def find_prior(model_name_or_path: str, layer: int) -> AttentionPrior | None:
+def default_prior_path(model: str, layer: int, revision: str = "") -> Path:
+    """Where `foveate calibrate` keeps the prior of a model: in `cache_folder`, under a hash of the model's weights.
+
+    So one checkpoint has one prior, whatever it is called and wherever it lies, and another one in the same place does
+    not get it (see `foveate.importance.checkpoints.weights_fingerprint`). Without a checkpoint on this disk, the name
+    and the revision stand for it.
+
+    Args:
+        model: name or path of the model.
+        layer: the layer that the prior is for.
+        revision: the commit that it was loaded from, for one of the hub; empty for the one that its cache holds as
+            the latest.
+    """
+    folder = checkpoint_folder(model, revision)
+    key = weights_fingerprint(folder) if folder is not None else ""
+    if not key:
+        name = model if folder is None else str(folder.absolute())
+        key = re.sub(r"[^A-Za-z0-9._-]+", "--", f"{name}@{revision}" if revision else name).strip("-")
+    return cache_folder() / "priors" / f"{key}-layer{layer}.safetensors"
+
+
+def find_prior(model_name_or_path: str, layer: int, revision: str = "") -> AttentionPrior | None:
     """The prior that was calibrated here, else the one that lies in the model's own folder, else None."""
     if not model_name_or_path:
         return None
-    folder = Path(model_name_or_path).expanduser()
-    for path in (default_prior_path(model_name_or_path, layer), folder / f"foveate-prior-layer{layer}.safetensors"):
-        if path.is_file():
-            return AttentionPrior.load(path)
-    return None
+    calibrated = default_prior_path(model_name_or_path, layer, revision)
+    if calibrated.is_file():
+        return AttentionPrior.load(calibrated)
+    folder = checkpoint_folder(model_name_or_path, revision)
+    own = None if folder is None else folder / f"foveate-prior-layer{layer}.safetensors"
+    return AttentionPrior.load(own) if own is not None and own.is_file() else None
 
 
 def short_name(model: str) -> str:

@@ -156,6 +156,8 @@ def _files(name: str, revision: str | None) -> list[Path]:
         if path.suffix != ".safetensors":
             raise MethodError(f"scorer {name}: only .safetensors files are read; convert it first.")
         return [path]
+    if (path / SHIPPED).is_file():  # a model's folder, with a scorer beside the model's own weights
+        return [path / SHIPPED]
     fetch = not path.is_dir()
     if fetch:
         if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.suffix == ".safetensors":
@@ -169,11 +171,13 @@ def _files(name: str, revision: str | None) -> list[Path]:
         raise MethodError(
             f"scorer {name}: the index names {absent[0]}, which is not there; get the complete checkpoint."
         )
-    if len(files) != 1 and not shards:
+    if not files:
         raise MethodError(
-            f"scorer {name}: expected one .safetensors file there, found {len(files) or 'none'}{_pickles(path)}; "
-            f"give {'the file itself' if files else 'a folder that holds one'}."
+            f"scorer {name}: of .safetensors files, found none there{_pickles(path)}; give a folder that holds one."
         )
+    if len(files) != 1 and not shards:
+        names = ", ".join(file.name for file in files[:4]) + (" and others" if len(files) > 4 else "")
+        raise MethodError(f"scorer {name}: found {len(files)} .safetensors files ({names}); give the file itself.")
     return files
 
 

@@ -53,12 +53,14 @@ class ModelFacts:
         layers: of the language model.
         lineage: the model's family, as transformers' ``config.model_type`` calls it, and then the families whose
             published settings it takes where none were published for it, nearest first.
+        revision: the commit of the hub that the checkpoint was loaded from; empty for one that was not.
     """
 
     name_or_path: str
     hidden_size: int
     layers: int
     lineage: tuple[str, ...] = ()
+    revision: str = ""
 
     @property
     def label(self) -> str:

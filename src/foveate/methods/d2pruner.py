@@ -123,7 +123,7 @@ class D2Pruner(Method):
         again = f"run `foveate calibrate {facts.name_or_path or 'MODEL'} --images DIR --layer {self.layer}`"
         prior = self.prior
         if prior is None:
-            prior = find_prior(facts.name_or_path, self.layer)
+            prior = find_prior(facts.name_or_path, self.layer, facts.revision)
         elif not isinstance(prior, AttentionPrior):
             prior = AttentionPrior.load(prior)
         if prior is None:

@@ -27,7 +27,8 @@ def facts_of(adapter: ModelAdapter) -> ModelFacts:
     """What methods may know of a model."""
     name = str(getattr(adapter.model, "name_or_path", ""))
     width = adapter.model.config.get_text_config().hidden_size
-    return ModelFacts(name, width, len(adapter.text.layers), adapter.lineage())
+    commit = str(getattr(adapter.model.config, "_commit_hash", None) or "")
+    return ModelFacts(name, width, len(adapter.text.layers), adapter.lineage(), commit)
 
 
 def plan(

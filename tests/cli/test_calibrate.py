@@ -1,0 +1,65 @@
+"""``foveate calibrate``: what is looked at before anything is measured, and whose prior it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import pytest
+from commands import assert_one_sentence, run
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from foveate.cli.session import Session
+from foveate.testbed import scenes
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    scenes()[0].image.save(folder / "scene.png")
+    return folder
+
+
+def test_all_bad_pictures_are_named_before_the_model_is_loaded(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "load", lambda name: pytest.fail("loaded"))
+    whole = (pictures / "scene.png").read_bytes()
+    (pictures / "broken.png").write_bytes(whole[:-2000])
+    (pictures / "text.jpg").write_text("no picture")
+    result = run("calibrate", "bundled", "--images", pictures, "-o", tmp_path / "prior.safetensors")
+    assert_one_sentence(result, "2 of 3 pictures", "broken.png", "text.jpg")
+
+
+def test_a_picture_that_the_processor_cannot_take_is_named_before_any_is_measured(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.runtime.calibrate.measure_prior", lambda *_: pytest.fail("measured"))
+    Image.new("RGB", (3000, 4)).save(pictures / "wide.png")
+    result = run("calibrate", "testbed-qwen2.5-vl", "--images", pictures, "-o", tmp_path / "prior.safetensors")
+    assert_one_sentence(result, "1 of 2 pictures", "wide.png", "3000 x 4")
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "load", lambda name: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "file" / "home"))
+    assert_one_sentence(run("calibrate", "bundled", "--images", pictures), "foveate's cache", "file")
+
+
+def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
+    for place in ("A", "B"):
+        checkpoints.llava(tmp_path / place / "m")
+    other = tmp_path / "B" / "m" / "model.safetensors"
+    save_file({name: tensor + 0.001 for name, tensor in load_file(other).items()}, other, {"format": "pt"})
+    monkeypatch.chdir(tmp_path / "A")
+    assert run("calibrate", "m", "--images", pictures).exit_code == 0
+    ask = ("ask", pictures / "scene.png", "colour circle", "--method", "d2pruner", "--max-new-tokens", "1", "--model")
+    assert run(*ask, "./m/").exit_code == run(*ask, tmp_path / "A" / "m").exit_code == 0
+    monkeypatch.chdir(tmp_path / "B")
+    assert_one_sentence(run(*ask, "m"), "no attention prior")

@@ -6,7 +6,8 @@ Two tables, every row timed in turn with plain transformers in the same run, so 
 2. Prefill: the language model's forward, selection included, against the unpruned one; the vision encoder, which runs
    either way, stands in a column of its own.
 
-Usage: PYTHONPATH=src python benchmarks/prefill.py [--rounds 5] [--device cuda --dtype bfloat16] [--json FILE]
+Usage: PYTHONPATH=src python benchmarks/prefill.py [--rounds 5] [--device cuda --dtype bfloat16] [--json FILE] \\
+    [--encoder-queries 1024]
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import foveate
+from foveate.methods.notes import unannounced
+from foveate.models.base import MOST_QUERIES
 
 TOKENS = 1296  # of the image
 METHODS = ("idpruner", "divprune", "d2pruner", "random")
@@ -65,7 +68,9 @@ class Clock:
 
 
 @torch.no_grad()
-def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[float], list[dict[str, Any]]]:
+def measure(
+    model: Any, inputs: dict[str, Tensor], rounds: int, queries: int
+) -> tuple[list[float], list[dict[str, Any]]]:
     """Per round: seconds attached at keep 1.0 over seconds plain; and for each method and ratio the medians."""
     clock = Clock(model)
     cases = [(name, keep) for name in METHODS for keep in KEEPS]
@@ -95,7 +100,7 @@ def measure(model: Any, inputs: dict[str, Tensor], rounds: int) -> tuple[list[fl
             encoder.append(whole - reference)
         for name, keep in cases:
             options = {"debias": False} if name == "d2pruner" else {}
-            with foveate.prune(model, name, keep=keep, **options) as pruning:
+            with unannounced(), foveate.prune(model, name, keep=keep, encoder_queries=queries, **options) as pruning:
                 _, text = clock.time(forward)
                 reports[name, keep] = report = pruning.report()
             if turn:
@@ -127,11 +132,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--encoder-queries", type=int, default=MOST_QUERIES, help="as for foveate.prune")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     model = build("qwen2.5-vl-0.5b", args.device, dtype)
     parameters = sum(p.numel() for p in model.parameters()) / 1e9
-    overhead, rows = measure(model, prompt(model, TOKENS), args.rounds)
+    overhead, rows = measure(model, prompt(model, TOKENS), args.rounds, args.encoder_queries)
     header = f"{machine(args.device)}; {args.dtype}; {parameters:.2f} B parameters; {args.rounds} rounds"
     console = Console(width=120)
     console.print(header)

@@ -70,6 +70,11 @@ def kinds() -> list[tuple[str, str]]:
     return list(_all())
 
 
+def all_cases() -> list[Case]:
+    """Everything in the file, `counts` and `lists` too."""
+    return [case for found in _all().values() for case in found]
+
+
 def cases(method: str, kind: str) -> list[Any]:
     """The cases of a method on a kind of model, as parameters of a test; `counts` and `lists` are none."""
     found = [case for case in _all()[method, kind] if case.name not in ("counts", "lists")]

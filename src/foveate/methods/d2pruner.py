@@ -3,11 +3,12 @@
 Paper: arXiv 2512.19443, AAAI-26. Reference code: EvelynZhang-epiclab/D2Pruner, licence not known. Neither the paper's
 method section nor that code was read: this is a reading of the abstract and of three secondary sources, a harness that
 calls the authors' ``graph.py``, a port that quotes the paper's formulas, and a public review.
-They agree on ``A_rel = A / (A_bias + 1e-7)`` with the attention A of the last prompt token in the layer below, mean
-over heads; on ``max(1, int(0.7 n))`` pivots; on the rest by a greedy maximal independent set among the other tokens,
-where tokens are neighbours whose ``S = alpha * S_sem + (1 - alpha) * S_spat`` exceeds 0.8; and on the tasks' weights:
-alpha is 1 for understanding and 0.5 for grounding, here ``task="grounding"``, which is ``spatial_weight=0.5``. A_bias
-is measured on 1,000 images of COCO with one generic prompt: ``foveate calibrate`` does the same with yours.
+They agree on ``A_rel = A / (A_bias + 1e-7)`` with the attention A of the last prompt token, mean over heads (in the
+layer below the one that is shortened, but for the port, which is a layer later); on 70 % pivots, ``max(1, int(0.7 n))``
+in the port; on the rest by a greedy maximal independent set among the other tokens, where tokens are neighbours whose
+``S = alpha * S_sem + (1 - alpha) * S_spat`` exceeds 0.8; and on the tasks' weights: alpha is 1 for understanding and
+0.5 for grounding, here ``task="grounding"``, which is ``spatial_weight=0.5``. A_bias is measured on 1,000 images of
+COCO with one generic prompt: ``foveate calibrate`` does the same with yours.
 Not known: the form of S_spat, and whether S_sem is scaled before it meets the threshold. ``spatial`` offers a Gaussian
 of the distance (foveate's guess) and a square (the port's guess: 1 within two rows and columns). They differ much: with
 weight 0.5 and threshold 0.8 the Gaussian makes neighbours only of adjacent tokens (of a cosine above 0.80, diagonally

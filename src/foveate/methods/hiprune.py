@@ -10,9 +10,9 @@ Neighbours are those of the image. In the released code they are the tokens befo
 row's length away, in raster order: beside an anchor at the left edge lies the last token of the row above, and what
 would lie outside the image is its first or last token. On the families for which code was released, LLaVA and Qwen-VL,
 this is the default; ``neighbours="image"`` stops at the edges.
-Deviations: where anchors and buffers are more than K, the anchors stay and the buffers of the highest o; on images of
-many patches the adapter averages over some of the queries. Images and frames that share a budget share the anchors.
-Cost class: O(N log N) here; the attention of two encoder layers is recomputed, at most 1024 queries of each.
+Deviations: where anchors and buffers are more than K, the anchors stay and the buffers of the highest o. Images and
+frames that share a budget share the anchors.
+Cost class: O(N log N) here; the attention of two encoder layers is recomputed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MMG-Vid: segments of a clip share the budget by what they add to it, and density peaks choose in each frame.
+"""A reading of MMG-Vid: segments share the budget by what they add to a clip, density peaks choose in each frame.
 
 Paper: arXiv 2508.21044, AAAI 2026. No code was released; a reading from the abstract and two independent ports, whose
 code is not copied.

@@ -27,7 +27,7 @@ from foveate.evaluation.workers import Work, _worker
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.cost import CostModel
-from foveate.testbed import QuestionError, answers, load_bundled
+from foveate.testbed import answers, load_bundled
 from foveate.testbed.samples import Sample
 from foveate.testbed.scoring import is_right
 
@@ -176,8 +176,9 @@ def test_workers_tell_what_goes_wrong_and_stop_when_alone(monkeypatch: pytest.Mo
         _worker(Work((asked,), ((0,),), ((0, runs),), 4), lambda: PAIR, 1, parent, queue)
         return [queue.get() for _ in range(queue.qsize())]
 
-    (error,) = told(unknown, os.getppid())
-    assert isinstance(error, QuestionError)
+    cells = told(unknown, os.getppid())
+    assert [cell.run for cell in cells[:-1]] == ["unpruned", "blind"] and cells[-1] is None
+    assert all("does not know the word 'what'" in cell.failed[0][1] for cell in cells[:-1])
     first, second, end = told(known, os.getppid())
     assert (first.run, second.run, end) == ("unpruned", "blind", None)
     assert told(known, -1) == []
@@ -187,14 +188,14 @@ def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: 
     _, folder = done
     for changed, said in (
         ({"batch": 6}, "batch: 5 there, 6 here"),
-        ({"questions": 11}, "questions: 12 there, 11 here"),
-        ({"keeps": ("25%",)}, "keep:"),
-        ({"methods": (get_method("idpruner", balance=0.7),)}, "methods:"),
+        ({"max_new_tokens": 5}, "max_new_tokens: 4 there, 5 here"),
+        (
+            {"methods": (get_method("idpruner", balance=0.7),)},
+            "methods: idpruner has balance=0.5 there, balance=0.7 here",
+        ),
     ):
-        fields = dict(changed)
-        evaluation = wanted(fields.pop("questions", 12))  # type: ignore[arg-type]
         with pytest.raises(EvaluationError, match=said):
-            evaluate(dataclasses.replace(evaluation, **fields), load_bundled, folder, loaded=PAIR)
+            evaluate(dataclasses.replace(wanted(), **changed), load_bundled, folder, loaded=PAIR)  # type: ignore[arg-type]
     Journal(tmp_path, {"batch": 6})  # one that never got as far as an answer is in nobody's way
     assert Journal(tmp_path, {"batch": 5}).cells == {}
     assert json.loads((tmp_path / "configuration.json").read_text()) == {"batch": 5}

@@ -204,7 +204,8 @@ def test_the_leaderboard(tmp_path: Path) -> None:
     written = write_leaderboard(tmp_path / "results", page)
     assert written == [page, *(tmp_path / "docs" / "leaderboard" / name / "report.md" for name in "ab")]
     text = page.read_text()
-    assert text.count("## Model toy, suite toys") == 2 and "not Qwen2.5-VL-7B" in text
+    assert text.count("## Model toy, suite toys") == 2
+    assert "in the folder `results/`" in text and "drawn scenes" not in text and "not Qwen2.5-VL-7B" not in text
     assert text.count("| toy | itself | 4 |") == 2 and text.count("| toy | toy | 4 | 25%: 1.00") == 1
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (page.parent / link).is_file()
@@ -214,6 +215,7 @@ def test_the_leaderboard(tmp_path: Path) -> None:
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     write_leaderboard(root / "results", tmp_path / "leaderboard.md")
+    assert "not Qwen2.5-VL-7B on photographs" in (tmp_path / "leaderboard.md").read_text()
     said = "docs/leaderboard.md is out of date: run foveate leaderboard"
     assert (tmp_path / "leaderboard.md").read_text() == (root / "docs/leaderboard.md").read_text(), said
 

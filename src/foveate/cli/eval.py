@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .handler import InputError
+from ..errors import near_miss
+from .evaluated import announce, bar, left_out, show
+from .handler import InputError, going_on
 from .hyperparameters import SETTINGS, configured, hyperparameters
 from .outputs import FORCE, require_file, require_folder, require_own
 from .session import BUNDLED, MODEL_HELP, TESTBED, Session
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from ..evaluation.report import Report
     from ..evaluation.suites import Suite
     from ..methods import Method
 
@@ -40,13 +39,36 @@ def evaluate(
     keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "50%,25%,10%,5%",
     settings: SETTINGS = None,
     questions: Annotated[
-        int | None, typer.Option(min=1, help="How many.", show_default="2000 of the testbed, else all")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ask at most this many questions.",
+            show_default="140 of the testbed, 2000 with --gate, else all",
+        ),
     ] = None,
     families: Annotated[
         str | None, typer.Option(help="Only these kinds of question.", show_default="all that the model can be asked")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes, or of the choice among your questions.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the results.")] = Path("foveate-eval"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for generating scenes or sampling your questions.")] = 0,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="How answers of --dataset are judged, where a line does not say so: exact, contains or iou.",
+            show_default="exact",
+        ),
+    ] = None,
+    suffix: Annotated[
+        str, typer.Option(help='What every question of --dataset ends with, such as "Answer in one word."')
+    ] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out lines of --dataset that cannot be used, and count them.")
+    ] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder of the results. What it holds already is kept, not asked again."
+        ),
+    ] = Path("foveate-eval"),
     against: Annotated[
         str | None,
         typer.Option(help="The method that others are compared with.", show_default="idpruner, else the first"),
@@ -61,12 +83,20 @@ def evaluate(
         int | None, typer.Option(min=1, help="Processes.", show_default="one a core for small models on a CPU, else 1")
     ] = None,
 ) -> None:
-    """Measure what pruning costs in right answers. The same command again goes on after an interruption."""
+    """Measure what pruning costs in right answers. The same command again goes on after an interruption.
+
+    A line of --dataset has "image" (a path, or a list of them) or "video" (a folder of frames), "question", and
+    "answer" (a text, or a list of accepted ones). It may have "metric" (exact; contains: the answer holds an accepted
+    one; iou: a box), "family" (a kind of question, reported alone), "group" (lines that hang together, by default those
+    of one picture; intervals are over groups) and "id".
+    """
     from rich.console import Console
 
+    from ..evaluation.advice import advice
     from ..evaluation.evaluating import Evaluation
     from ..evaluation.evaluating import evaluate as run
     from ..evaluation.gate import failures
+    from ..evaluation.journal import require_evaluation
     from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
     from ..evaluation.runs import BASELINES, spelled
@@ -74,33 +104,40 @@ def evaluate(
     from ..runtime import attach
 
     require_extra()  # before hours are spent
-    require_folder(output, "-o")
+    require_folder(output, "-o", [] if dataset is None else [dataset])
+    require_evaluation(output)
     if gate and suite != TESTBED:
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
     keeps = tuple(dict.fromkeys(spelled(part) for part in _parts(keep, "--keep")))
     chosen, unable = _methods(methods, settings or ())
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
+    wanted = _parts(families, "--families") if families else None
+    own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
     model = model or (f"{TESTBED}-llava" if suite == TESTBED else BUNDLED)
     session = Session.load(model)
     if methods.strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):
             with nullcontext() if budget == keeps[0] else unannounced():
                 attach(session.model, method, keep=budget).detach()
-    asked = _suite(suite, dataset, questions, seed, _parts(families, "--families") if families else None, session)
+    asked = own or _suite(str(suite), questions, seed, wanted, gate, session)
     evaluation = Evaluation(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable
     )
-    with _bar() as advance:
+    announce(evaluation)
+    with going_on(), bar() as advance:
         results = run(evaluation, functools.partial(pair, model), output, advance, (session.model, session.processor))
     report = Report(results, against)
     path = write_report(report, output)
-    Console().print(_summary(report))
+    show(report, Console())
+    for sentence in (*left_out(report), *advice(results)):
+        typer.echo(sentence)
     typer.echo(f"All answers, tables and plots: {path}")
     if gate:
         found = failures(report)
         typer.echo("\n".join(["The gate is not passed:", *found]) if found else "The gate is passed.")
-        raise typer.Exit(int(bool(found)))
+        raise typer.Exit(int(bool(found or results.failed)))
+    raise typer.Exit(int(bool(results.failed)))
 
 
 def pair(name: str) -> tuple[Any, Any]:
@@ -130,22 +167,47 @@ def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], t
     return tuple(made), tuple(unable)
 
 
-def _suite(
+def _dataset(
     name: str | None,
     folder: Path | None,
     questions: int | None,
     seed: int,
     families: Sequence[str] | None,
-    session: Session,
+    metric: str | None,
+    suffix: str,
+    skip_bad: bool,
+) -> Suite | None:
+    """The questions of one's own, where they are asked; all of their pictures can be opened.
+
+    Raises:
+        InputError: unless one of both is named, and for options that only a dataset has.
+        EvaluationError: for an unknown family.
+        SampleError: for lines that cannot be used.
+    """
+    from ..evaluation.suites import SUITES, dataset
+
+    if (folder is None) == (name is None):
+        raise InputError(f"give either --suite ({' or '.join(SUITES)}) or --dataset FOLDER.")
+    if folder is not None:
+        return dataset(folder, questions, seed, families, metric or "exact", suffix.strip(), skip_bad)  # type: ignore[arg-type]  # checked there
+    for given, option in ((metric, "--metric"), (suffix, "--suffix"), (skip_bad, "--skip-bad")):
+        if given:
+            raise InputError(f"{option} is about questions of your own; give --dataset instead of --suite.")
+    if name not in SUITES:
+        raise InputError(f"unknown suite {name!r}{near_miss(str(name), SUITES)}")
+    return None
+
+
+def _suite(
+    name: str, questions: int | None, seed: int, families: Sequence[str] | None, gate: bool, session: Session
 ) -> Suite:
-    """Raises InputError unless one of both is named, EvaluationError and SampleError for what is wrong with it."""
-    from ..evaluation.suites import SUITES, dataset, suite
+    """Raises EvaluationError for an unknown family."""
+    from ..evaluation.gate import QUESTIONS
+    from ..evaluation.suites import suite
     from ..models import adapter_of
 
-    if folder is not None and name is None:
-        return dataset(folder, questions, seed, families)
-    if folder is not None or name is None:
-        raise InputError(f"give either --suite ({' or '.join(SUITES)}) or --dataset FOLDER.")
+    if questions is None and gate:
+        questions = QUESTIONS
     return suite(name, questions, seed, families, "video" in adapter_of(session.model).modalities)
 
 
@@ -163,7 +225,7 @@ def leaderboard(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("docs/leaderboard.md"),
     force: FORCE = False,
 ) -> None:
-    """Make the leaderboard page of committed results."""
+    """Make one page of several evaluations, such as those in `results/`, with a full report of each."""
     from ..evaluation.leaderboard import result_folders, write_leaderboard
     from ..evaluation.plots import PICTURES, require_extra
     from ..evaluation.report import REPORT
@@ -182,36 +244,3 @@ def leaderboard(
         require_file(place / REPORT, "-o", REPORT, force=force)
     for path in write_leaderboard(results, output):
         typer.echo(str(path))
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("Answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("Answering", total=None)
-        yield lambda done, whole: progress.update(task, completed=done, total=whole)
-
-
-def _summary(report: Report) -> Table:
-    """Macro accuracy by method and budget."""
-    from rich.table import Table
-
-    table = Table(title="Right answers in %, mean over families, ± half a 95 % interval", title_justify="left")
-    table.add_column("method", no_wrap=True)
-    for keep in report.keeps:
-        table.add_column(keep, justify="right")
-    table.add_column("visual tokens", justify="right")
-    for label, cells in report.overview(intervals=False):
-        table.add_row(label, *cells)
-    return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -9,6 +11,7 @@ from typer.core import TyperGroup
 
 from ..errors import FoveateError
 
+_STOPPED = 130  # what shells report of a program that Ctrl-C ended
 # typer brings its own copy of click from some version on; the base of its own errors is right either way.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -34,8 +37,19 @@ class SentenceGroup(TyperGroup):
             _fail(f"{str(error.format_message()).rstrip('.')}; see `{path} --help`.")
         except (FoveateError, OSError) as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("stopped.", _STOPPED)
 
 
-def _fail(sentence: str) -> None:
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Of a command that can be interrupted, the part behind which the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here.", _STOPPED)
+
+
+def _fail(sentence: str, code: int = 2) -> None:
     typer.echo(f"foveate: {' '.join(sentence.split())}", err=True)
-    raise typer.Exit(2) from None
+    raise typer.Exit(code) from None

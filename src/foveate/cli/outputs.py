@@ -55,7 +55,7 @@ def require_own(path: Path, option: str) -> None:
 def require_folder(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
     """Raise InputError where `path` cannot be written to as a folder, or holds one of the `inputs` of the command."""
     for one in inputs:
-        if one.exists() and one.resolve().parent == path.resolve():
+        if one.exists() and path.resolve() == (one if one.is_dir() else one.absolute().parent).resolve():
             raise InputError(f"{option} {path} holds {one.name}, which is read; give another folder to write to.")
     _require_folders(path, option, path)
 

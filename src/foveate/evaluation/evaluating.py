@@ -1,10 +1,10 @@
-"""Evaluate: all runs on all questions of a suite, going on where an interruption left it."""
+"""Evaluate: all runs on all questions of a suite, of which only those are asked that are not answered yet."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,20 @@ from ..errors import ModelError
 from ..methods import Method
 from ..models import adapter_of
 from ..runtime.plan import facts_of
+from ..testbed.samples import Sample
 from ..version import __version__
 from .answering import Examinee
 from .batches import batches
-from .fingerprints import fingerprint, learned
-from .journal import Journal
-from .results import Results
-from .runs import Run, runs_of
-from .suites import Suite
+from .fingerprints import fingerprint, learned, preparation, question_keys
+from .journal import Journal, Outcome, locked
+from .results import Refusal, Results
+from .runs import UNPRUNED, Run, runs_of
+from .suites import EvaluationError, Suite
 from .workers import Work, cells_of
 
 Loader = Callable[[], tuple[Any, Any]]
 Advance = Callable[[int, int], None]
+_HOPELESS = 20  # questions: when so many could not be asked and none could, not the questions are wrong
 _SMALL = 50_000_000  # parameters up to which one process a core is faster than one process with all of them
 
 
@@ -77,39 +79,103 @@ def evaluate(
     Args:
         evaluation: what to evaluate.
         load: makes the model and its processor; pickled where there are several workers.
-        folder: new, empty, or of the same evaluation.
+        folder: new, empty, or of an evaluation of the same model; what it holds of other methods and budgets stays,
+            and is among the results where these very questions were answered.
         advance: told how many answers of how many are there.
         loaded: what `load` makes, where it is there already.
 
     Raises:
         ModelError: when the model has no adapter, or is asked about clips but sees images only.
-        EvaluationError: when the folder holds another evaluation.
+        EvaluationError: when the folder holds answers of another model or of other settings, when another process is
+            at work in it, and when no question can be asked.
     """
     model, processor = loaded or load()
     adapter = adapter_of(model)
     if "video" not in adapter.modalities and any(sample.video for sample in evaluation.suite.samples):
         raise ModelError(f"{adapter.class_name} sees images only, but some questions are about clips; leave those out.")
     runs, samples = evaluation.runs, evaluation.suite.samples
+    keys = question_keys(samples)
     split = batches(samples, evaluation.batch)
-    described = configuration(evaluation, model)
-    journal = Journal(folder, described)
-    tell = advance or (lambda done, whole: None)
-    done = sum(len(split[batch]) for _, batch in journal.cells)
-    tell(done, whole := len(samples) * len(runs))
-    todo = [
-        (number, tuple(run for run in runs if (run.key, number) not in journal.cells)) for number in range(len(split))
-    ]
-    work = Work(samples, tuple(map(tuple, split)), tuple(one for one in todo if one[1]), evaluation.max_new_tokens)
-    for cell in cells_of(
-        work, Examinee(model, processor, evaluation.max_new_tokens), load, processes(evaluation, model)
-    ):
-        journal.add(cell)
-        done += len(split[cell.batch])
+    described = configuration(evaluation, model, processor)
+    with locked(folder):
+        journal = Journal(folder, described, [[keys[place] for place in batch] for batch in split])
+        work, numbers = _left(evaluation, journal, split, keys)
+        tell = advance or (lambda done, whole: None)
+        whole = len(samples) * len(runs)
+        done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
         tell(done, whole)
-    cells = journal.finish(runs, len(split))
-    results = Results.of(described, samples, runs, evaluation.unable, cells, split)
-    results.save(folder)
+        failed = 0  # questions that the unpruned model could not be asked, before any that it could
+        examinee = Examinee(model, processor, evaluation.max_new_tokens)
+        for cell in cells_of(work, examinee, load, processes(evaluation, model)):
+            journal.add(replace(cell, batch=numbers[cell.batch]))
+            done += len(work.batches[cell.batch])
+            tell(done, whole)
+            if cell.run == UNPRUNED:
+                answered = len(cell.failed) < len(work.batches[cell.batch])
+                failed = -len(samples) if answered else failed + len(cell.failed)
+                if _HOPELESS <= failed < len(samples):
+                    raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
+        shown, partial = _held(journal, runs, keys)
+        runs = sorted([*runs, *shown], key=lambda run: _place(run, journal.configuration["keep"]))
+        journal.finish(runs)
+        outcomes = journal.outcomes()
+        results = Results.of(
+            journal.configuration,
+            evaluation.suite,
+            runs,
+            [*((name, "", why) for name, why in evaluation.unable), *partial],
+            {run.key: [outcomes[run.key, key] for key in keys] for run in runs},
+        )
+        results.save(folder)
     return results
+
+
+def _left(
+    evaluation: Evaluation, journal: Journal, split: Sequence[Sequence[int]], keys: Sequence[str]
+) -> tuple[Work, list[int]]:
+    """What is not answered yet, and the numbers that its batches have in the journal.
+
+    Questions are asked together that would be in an evaluation from the beginning, so that their answers are the same.
+    """
+    samples, outcomes = evaluation.suite.samples, journal.outcomes()
+    lacking: dict[tuple[int, ...], list[Run]] = {}
+    for batch in split:
+        for run in evaluation.runs:
+            places = tuple(place for place in batch if not _done(outcomes.get((run.key, keys[place]))))
+            if places:
+                lacking.setdefault(places, []).append(run)
+    told = [[_told(samples[place], keys[place]) for place in places] for places in lacking]
+    todo = tuple((number, tuple(runs)) for number, runs in enumerate(lacking.values()))
+    return Work(samples, tuple(lacking), todo, evaluation.max_new_tokens), journal.numbers(told)
+
+
+def _done(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.done
+
+
+def _told(sample: Sample, key: str) -> dict[str, Any]:
+    """What the folder says of a question."""
+    files = [one.name for one in sample.pictures if isinstance(one, Path)]
+    return {"key": key, "id": sample.id, "question": sample.question, **({"pictures": files} if files else {})}
+
+
+def _held(journal: Journal, runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Run], list[Refusal]]:
+    """The other runs in the folder that have answered all of these questions, and those that have answered some."""
+    outcomes, known = journal.outcomes(), {run.key for run in runs}
+    whole, some = [], []
+    for key in dict.fromkeys(run for run, _ in journal.cells if run not in known):
+        answered = sum(_done(outcomes.get((key, question))) for question in keys)
+        run = Run.of_key(key)
+        if answered == len(keys):
+            whole.append(run)
+        elif answered:
+            why = f"the folder has its answers to {answered} of {len(keys)} questions; name it again to ask the others."
+            some.append((run.label, run.keep, why))
+    return whole, some
+
+
+def _place(run: Run, keeps: Sequence[str]) -> int:
+    return keeps.index(run.keep) + 1 if run.keep else 0
 
 
 def processes(evaluation: Evaluation, model: nn.Module) -> int:
@@ -126,8 +192,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def configuration(evaluation: Evaluation, model: nn.Module) -> dict[str, Any]:
-    """What the answers depend on."""
+def configuration(evaluation: Evaluation, model: nn.Module, processor: Any = None) -> dict[str, Any]:
+    """What the answers depend on, and what they are answers to."""
     suite = evaluation.suite
     return {
         "foveate": __version__,
@@ -139,6 +205,7 @@ def configuration(evaluation: Evaluation, model: nn.Module) -> dict[str, Any]:
         "seed": evaluation.seed,
         "model": evaluation.model,
         "weights": fingerprint(model),
+        **({"preparation": preparation(processor)} if processor is not None else {}),
         "methods": {method.name: repr(method) for method in evaluation.methods},
         "learned": learned(evaluation.methods, facts_of(adapter_of(model))),
         "keep": list(evaluation.keeps),

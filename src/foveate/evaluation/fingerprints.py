@@ -1,18 +1,23 @@
-"""Short hashes of what answers depend on besides settings: the model's weights, and what was learned for a method."""
+"""Short hashes of what answers depend on besides settings: the question, the model, and what a method learned."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import FoveateError
 from ..methods import Method
 from ..methods.base import ModelFacts
+from ..testbed.samples import Sample
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 _BEGINNING = 64  # elements that are hashed as they are
@@ -34,6 +39,42 @@ def learned(methods: Sequence[Method], facts: ModelFacts) -> dict[str, str]:
         if tensors:
             found[method.name] = _hashed(tensors)
     return found
+
+
+def question_keys(samples: Sequence[Sample]) -> list[str]:
+    """Of each question a short hash of all that its answers depend on: its text, and what its pictures show.
+
+    Accepted answers, families and the way of judging are none of that: they may change, and the answers stay.
+    """
+    shown: dict[Path | int, str] = {}
+    seen: Counter[str] = Counter()
+    keys = []
+    for sample in samples:
+        pictures = []
+        for one in sample.pictures:
+            name = one if isinstance(one, Path) else id(one)
+            if name not in shown:
+                shown[name] = _content(one)
+            pictures.append(shown[name])
+        told = (sample.question, sample.video, pictures, sample.boxes, sample.metric == "iou")
+        key = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        seen[key] += 1
+        keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")  # the same question once more
+    return keys
+
+
+def preparation(processor: Any) -> str:
+    """A short hash of how a processor makes inputs: its image processor's settings and its chat template."""
+    images: Any = getattr(processor, "image_processor", None)
+    settings = images.to_dict() if hasattr(images, "to_dict") else {}
+    told = json.dumps([settings, getattr(processor, "chat_template", None)], default=str, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _content(picture: Path | Image.Image) -> str:
+    if isinstance(picture, Path):
+        return hashlib.sha256(picture.read_bytes()).hexdigest()
+    return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def _hashed(tensors: Any) -> str:

@@ -7,6 +7,7 @@ from .runs import BLIND, ORACLE, UNPRUNED
 from .statistics import MACRO
 from .suites import EvaluationError
 
+QUESTIONS = 2000  # to ask, unless told otherwise: families must be measured to within a few points
 MACRO_LEAST, FAMILY_LEAST, BLIND_MOST = 0.85, 0.70, 0.30
 
 

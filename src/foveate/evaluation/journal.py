@@ -1,49 +1,137 @@
-"""The folder of an evaluation: its configuration, and every answer as soon as it is there.
+"""The folder of an evaluation: what was asked of which model, and every answer as soon as it is there.
 
-``configuration.json`` says what is evaluated; a folder takes one evaluation only. ``answers.jsonl`` gets a line for
-each batch in each run, at once and in whatever order they come; ``times.jsonl`` likewise how long each took, which is
-the only thing that differs from one evaluation to the next. Going on after an interruption means to read what is there,
-to drop a line that was cut off, and to do the rest. When all is done the lines are put in order.
+``configuration.json`` says by which model and settings all answers in the folder were given; ``questions.jsonl`` which
+questions each batch holds; ``answers.jsonl`` gets a line for each batch in each run, at once and in whatever order they
+come; ``times.jsonl`` likewise how long each took, which is the only thing that differs from one evaluation to the next.
+Going on after an interruption means to read what is there, to drop a line that was cut off, and to do the rest. When
+all is done the lines are put in order.
+
+An answer belongs to its question, the model, the method's settings and the budget. So a folder takes further methods,
+budgets and questions, and keeps what it has; only another model, and other settings of a method that it holds, it
+refuses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..files import appending, write_text
 from .answering import Cell
-from .runs import Run
+from .conflicts import conflict, merged
+from .runs import Run, label_of
 from .suites import EvaluationError
 
-CONFIGURATION, ANSWERS, TIMES = "configuration.json", "answers.jsonl", "times.jsonl"
+CONFIGURATION, ANSWERS, TIMES, QUESTIONS = "configuration.json", "answers.jsonl", "times.jsonl", "questions.jsonl"
 Key = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a question in a run: an answer, a refusal of the run, or a failure.
+
+    Attributes:
+        cell: that it stands in.
+        text: the answer, if there is one.
+        failed: what went wrong, if the question could not be asked.
+    """
+
+    cell: Cell
+    text: str | None
+    failed: str | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be asked again."""
+        return self.text is not None or self.cell.refused is not None
 
 
 class Journal:
     """What has been answered so far.
 
+    Args:
+        folder: new, empty, or an evaluation's.
+        configuration: what is asked now.
+        batches: the keys of the questions in each batch that is asked now: what lines refer to that were written
+            before the folder itself said so.
+
+    Attributes:
+        configuration: what is asked now, and what the folder holds besides.
+        cells: by run and batch.
+        batches: the keys of the questions of each batch.
+
     Raises:
-        EvaluationError: when the folder holds another evaluation, or something that is none.
+        EvaluationError: when the folder holds answers of another model or of other settings, or is no evaluation's.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, configuration: Mapping[str, Any], batches: Sequence[Sequence[str]] = ()) -> None:
         self.folder = folder
+        require_evaluation(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIGURATION
-        if path.exists() and (folder / ANSWERS).exists():
-            _require_same(path, configuration)
-        elif {file.name for file in folder.iterdir()} - {CONFIGURATION, TIMES}:  # these alone: nothing was answered
-            raise EvaluationError(f"the folder {folder} is not empty and holds no evaluation; give another with -o.")
-        else:
-            write_text(path, json.dumps(configuration, indent=1))
+        there = _load(path) if path.exists() and (folder / ANSWERS).exists() else {}
         times = {_key(line): line["times"] for line in _read(folder / TIMES)}
         self.cells: dict[Key, Cell] = {
-            _key(line): Cell(**line, times=times.get(_key(line), {})) for line in _read(folder / ANSWERS)
+            _key(line): _cell(line, times.get(_key(line), {})) for line in _read(folder / ANSWERS)
         }
+        self.batches = [tuple(one["key"] for one in line["questions"]) for line in _read(folder / QUESTIONS)]
+        self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
+        if not self.cells:
+            self.batches = []
+            (folder / QUESTIONS).unlink(missing_ok=True)
+        else:
+            self._take_over(there, batches)
+        write_text(path, json.dumps(self.configuration, indent=1))
+
+    def _take_over(self, there: Mapping[str, Any], batches: Sequence[Sequence[str]]) -> None:
+        """Check what the folder holds against what is asked now, and put both together."""
+        answered = {label_of(cell.run) for cell in self.cells.values() if cell.answers is not None}
+        if found := conflict(there, self.configuration, answered):
+            raise EvaluationError(f"the folder {self.folder} holds another evaluation ({found}); give another with -o.")
+        if not self.batches:
+            if there.get("digest") != self.configuration.get("digest"):
+                raise EvaluationError(
+                    f"the folder {self.folder} was begun by an older foveate and goes on with its own questions only; "
+                    "give another with -o."
+                )
+            self._extend([[{"key": key} for key in batch] for batch in batches])
+        # What could not run may run with what has been learned or set since.
+        changed = [name for name in there.get("methods", {}) if name not in answered and _differs(name, there, self)]
+        self.cells = {key: cell for key, cell in self.cells.items() if label_of(cell.run) not in changed}
+        self.configuration = merged(there, self.configuration, [Run.of_key(run) for run, _ in self.cells])
+
+    def numbers(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
+        """The numbers of batches of questions, told by their ``key``; those that have none yet get one."""
+        keys = [tuple(one["key"] for one in batch) for batch in batches]
+        self._extend([batch for batch, own in zip(batches, keys, strict=True) if own not in self.batches])
+        known = {own: number for number, own in enumerate(self.batches)}
+        return [known[own] for own in keys]
+
+    def _extend(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Write down further batches."""
+        lines = []
+        for batch in batches:
+            told = {"batch": len(self.batches), "questions": batch}
+            lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+            self.batches.append(tuple(one["key"] for one in batch))
+        with appending(self.folder / QUESTIONS) as file:
+            file.writelines(lines)
+
+    def outcomes(self) -> dict[tuple[str, str], Outcome]:
+        """By run and key of a question: its answer where there is one, else what was last written of it."""
+        found: dict[tuple[str, str], Outcome] = {}
+        for cell in self.cells.values():
+            failed = dict(cell.failed)
+            for place, key in enumerate(self.batches[cell.batch]):
+                text = None if cell.answers is None else cell.answers[place]
+                one = Outcome(cell, text, failed.get(place))
+                if one.done or (cell.run, key) not in found:
+                    found[cell.run, key] = one
+        return found
 
     def add(self, cell: Cell) -> None:
         """Keep a cell; it outlives the end of this process from now on."""
@@ -53,16 +141,69 @@ class Journal:
             with appending(self.folder / name) as file:
                 file.write(line)
 
-    def finish(self, runs: Sequence[Run], batches: int) -> list[Cell]:
-        """All cells in order; the files are put into that order, too."""
-        cells = [self.cells[run.key, batch] for batch in range(batches) for run in runs]
+    def finish(self, runs: Sequence[Run]) -> None:
+        """Put the lines of all files in order: by batch, and within it by run, those of no run at hand at the end."""
+        order = {run.key: place for place, run in enumerate(runs)}
+        last = len(order)
+        cells = sorted(self.cells.values(), key=lambda cell: (cell.batch, order.get(cell.run, last), cell.run))
         write_text(self.folder / ANSWERS, "".join(map(_answers, cells)))
         write_text(self.folder / TIMES, "".join(map(_times, cells)))
-        return cells
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder, which is made, until the block or this process ends.
+
+    Raises:
+        EvaluationError: when another works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+        import os
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationError(
+                f"another evaluation is at work in {folder}; wait for it, or give another folder with -o."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_evaluation(folder: Path) -> None:
+    """Raise EvaluationError where a folder is neither new nor empty nor an evaluation's."""
+    if not folder.is_dir() or ((folder / CONFIGURATION).exists() and (folder / ANSWERS).exists()):
+        return
+    own = {CONFIGURATION, TIMES, QUESTIONS}  # these alone: nothing was answered
+    if {file.name for file in folder.iterdir()} - own:
+        raise EvaluationError(f"the folder {folder} is not empty and holds no evaluation; give another with -o.")
+
+
+def _differs(name: str, there: Mapping[str, Any], journal: Journal) -> bool:
+    here = journal.configuration
+    return name in here["methods"] and any(
+        there.get(key, {}).get(name) != here[key].get(name) for key in ("methods", "learned")
+    )
+
+
+def _cell(line: Mapping[str, Any], times: dict[str, float]) -> Cell:
+    failed = tuple((place, why) for place, why in line.get("failed", ()))
+    return Cell(**{**line, "failed": failed}, times=times)
 
 
 def _answers(cell: Cell) -> str:
     fields = {key: value for key, value in dataclasses.asdict(cell).items() if key != "times"}
+    if not cell.failed:
+        del fields["failed"]
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
@@ -72,6 +213,14 @@ def _times(cell: Cell) -> str:
 
 def _key(line: Mapping[str, Any]) -> Key:
     return line["run"], line["batch"]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return there
+    except ValueError:
+        raise EvaluationError(f"{path} is damaged; give another folder with -o.") from None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -87,22 +236,3 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError:
         raise EvaluationError(f"{path} is damaged; delete it to evaluate anew.") from None
-
-
-def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise EvaluationError(f"{path} is damaged; give another folder with -o.") from None
-    wanted = json.loads(json.dumps(configuration))
-    for key in dict.fromkeys([*wanted, *there]):
-        if there.get(key) != wanted.get(key):
-            raise EvaluationError(
-                f"the folder {path.parent} holds another evaluation ({key}: {_short(there.get(key))} there, "
-                f"{_short(wanted.get(key))} here); give another with -o."
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,29 +12,33 @@ from .plots import write_report
 from .published import PUBLISHED, Published
 from .report import REPORT, Report, table
 from .results import RESULTS, Results
-from .suites import EvaluationError
+from .suites import SUITES, EvaluationError
 
 INTRODUCTION = """\
 <!-- Made by foveate leaderboard; edit src/foveate/evaluation/leaderboard.py instead. -->
-# Leaderboard
+# Leaderboard"""
 
+TESTBED = """\
 What is measured here is a testbed: small models, trained from scratch on drawn scenes and made to lose the answer with
 the token. It is not Qwen2.5-VL-7B on photographs. It tells whether a method does what it is meant to do, and which of
 two methods loses more *here*; a ranking of real models may differ, and differs from paper to paper (see the end of the
-page). Every answer behind these tables is committed in `results/`; `foveate leaderboard` makes this page of them, and
+page). `docs/findings.md` tells which figures to distrust, and why."""
+
+READING = """\
+Every answer behind these tables is in the folder `{folder}/`; `foveate leaderboard` makes this page of it, and
 `foveate eval` makes such results of your own model and questions.
 
 Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. The last
 column has what counts as the budget: visual tokens at each of them, mean over the language model's layers. Methods that
 prune inside the model keep all tokens in the layers before, so that at the same percentage they spend more; compare
-methods at like tokens, as the plots do. `docs/findings.md` tells which figures to distrust, and why."""
+methods at like tokens, as the plots do."""
 
 AGREEMENT = """\
 ## Do models agree?
 
 Kendall's rank correlation between two models' orders of the methods, over the families that both were asked, with
 intervals of about 95 % (`foveate.evaluation.agreement` tells how they are made): 1 is the same order, 0 is no
-relation. A model beside itself is asked anew: its scenes are drawn twice, which is as much agreement as so many
+relation. A model beside itself is asked anew: its images are drawn twice, which is as much agreement as so many
 questions allow."""
 
 PAPERS = """\
@@ -58,8 +62,10 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     """
     folders = result_folders(results)
     aside = page.with_suffix("")
-    parts, written = [INTRODUCTION], [page]
     reports = [Report(Results.load(folder)) for folder in folders]
+    drawn = all(_told(report, "suite") in SUITES for report in reports)  # none of questions of one's own
+    parts = [INTRODUCTION, *([TESTBED] if drawn else []), READING.format(folder=results.resolve().name)]
+    written = [page]
     for folder, report in zip(folders, reports, strict=True):
         place = aside / folder.name
         place.mkdir(parents=True, exist_ok=True)

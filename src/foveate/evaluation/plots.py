@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import FoveateError
 from ..files import MARK, replacing, write_text
 from .report import REPORT, Report
 from .runs import BASELINES, BLIND, ORACLE, RANDOM, UNPRUNED
-from .statistics import MACRO
+from .statistics import MACRO, Estimate
 
 PICTURES = ("accuracy_tokens.png", "accuracy_time.png", "families.png")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everybody (Okabe, Ito)
@@ -22,7 +23,10 @@ _GREYS: dict[str, dict[str, Any]] = {
     "avgpool": {"linestyle": (0, (5, 1))},
     "downsample": {"linestyle": "-", "marker": "x"},
 }
+_ALONE = {"random": "v", "stride": "d", "avgpool": "s"}  # markers where there is one budget only, so no line
 _OTHER = "#bbbbbb"
+_NARROW = 4  # times as many tokens at most: an axis in powers of 2 would have hardly a tick
+_LEAST = 10  # points of accuracy that an axis spans at least
 _HEART = ("idpruner", "d2pruner")
 _LATE = 2
 _DPI = 130
@@ -123,6 +127,26 @@ def _is_other(style: dict[str, Any]) -> bool:
     return style["color"] == _OTHER
 
 
+def _drawn(label: str, style: dict[str, Any], places: int) -> dict[str, Any]:
+    """How a label is drawn: with a marker where there is one place only, which makes no line."""
+    if places > 1 or style.get("marker"):
+        return style
+    return {**style, "marker": _ALONE.get(label, "."), "markersize": 6 if label in _ALONE else 4}
+
+
+def _spans(scores: Sequence[Estimate]) -> list[list[float]]:
+    """How far intervals reach below and above, in points."""
+    return [[100 * (one.value - one.low) for one in scores], [100 * (one.high - one.value) for one in scores]]
+
+
+def _widen(axes: Any) -> None:
+    """Let the axis of accuracies span some points, even where all are the same."""
+    low, high = axes.get_ylim()
+    if high - low < _LEAST:
+        middle = min(max((low + high) / 2, _LEAST / 2 - 1), 101 - _LEAST / 2)  # from below 0 to above 100
+        axes.set_ylim(middle - _LEAST / 2, middle + _LEAST / 2)
+
+
 def _mean(report: Report, label: str) -> float:
     scores = [report.bootstrap.point[i, -1] for i in report.places(label)]
     return float(sum(scores) / len(scores))
@@ -131,19 +155,41 @@ def _mean(report: Report, label: str) -> float:
 def _tokens(report: Report, figure: Any) -> None:
     figure.set_size_inches(9, 5.2)
     axes = figure.subplots()
+    if len(report.keeps) == 1:
+        _side_by_side(report, axes)
+        _finish(report, figure, axes)
+        return
     for label, style in styles(report).items():
         places = report.places(label)
         across = [report.rows[i].costs["visual_tokens"] for i in places]
         scores = [report.bootstrap.score(i) for i in places]
-        axes.plot(across, [100 * one.value for one in scores], **style)
-        if ("label" in style and label in (*_GREYS, ORACLE)) or style.get("marker"):
+        axes.plot(across, [100 * one.value for one in scores], **_drawn(label, style, len(places)))
+        if not _is_other(style):
             low, high = [100 * one.low for one in scores], [100 * one.high for one in scores]
             axes.fill_between(across, low, high, color=style["color"], alpha=0.12, linewidth=0)
     _levels(report, axes, MACRO)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    spent = [row.costs["visual_tokens"] for row in report.rows if row.keep]
+    if max(spent) > _NARROW * min(spent):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("visual tokens a question, mean over the layers")
     _finish(report, figure, axes)
+
+
+def _side_by_side(report: Report, axes: Any) -> None:
+    """All that ran at the only budget, the best first, each with its interval and its tokens below its name."""
+    drawn = styles(report)
+    places = {label: report.places(label)[0] for label in report.labels}
+    order = sorted(places, key=lambda label: -report.bootstrap.point[places[label], -1])
+    for across, label in enumerate(order):
+        score, style = report.bootstrap.score(places[label]), {**drawn[label], "label": None}
+        axes.plot([across], [100 * score.value], **_drawn(label, style, 1))
+        axes.errorbar([across], [100 * score.value], _spans([score]), fmt="none", ecolor=style["color"], alpha=0.5)
+    tokens = [report.rows[places[label]].costs["visual_tokens"] for label in order]
+    names = [f"{label} ({spent:.0f})" for label, spent in zip(order, tokens, strict=True)]
+    axes.set_xticks(range(len(order)), names, rotation=90 if len(order) > 8 else 30, ha="center", fontsize=8)
+    _levels(report, axes, MACRO)
+    axes.set_xlabel(f"at {report.keeps[0]}: in parentheses, visual tokens a question, mean over the layers")
 
 
 def _time(report: Report, figure: Any) -> None:
@@ -157,9 +203,8 @@ def _time(report: Report, figure: Any) -> None:
         if _is_other(style):
             axes.plot(across, values, ".", markersize=3, **style)
             continue
-        axes.plot(across, values, **{**style, "linewidth": 0.9})
-        spans = [[100 * (one.value - one.low) for one in scores], [100 * (one.high - one.value) for one in scores]]
-        axes.errorbar(across, values, spans, fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.5)
+        axes.plot(across, values, **{**_drawn(label, style, len(places)), "linewidth": 0.9})
+        axes.errorbar(across, values, _spans(scores), fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.5)
     full = report.at(UNPRUNED)
     if full is not None:
         seconds = 1e3 * report.rows[full].seconds
@@ -180,11 +225,14 @@ def _families(report: Report, figure: Any) -> None:
             places = report.places(label)
             across = [shown.index(report.rows[i].keep) for i in places]
             values = [100 * report.bootstrap.score(i, family).value for i in places]
-            panel.plot(across, values, **{**style, "markersize": style.get("markersize", 8) / 2})
+            drawn = _drawn(label, style, len(places))
+            panel.plot(across, values, **{**drawn, "markersize": drawn.get("markersize", 8) / 2})
         _levels(report, panel, family)
         panel.set_title(family, fontsize=10)
         panel.set_xticks(range(len(shown)), shown)
+        panel.set_xlim(-0.5, len(shown) - 0.5)
         panel.grid(alpha=0.25)
+    _widen(panels[0])  # which shares its axis with all others
     for panel in panels[len(families) :]:
         panel.remove()
     handles, labels = panels[0].get_legend_handles_labels()
@@ -212,4 +260,5 @@ def _finish(report: Report, figure: Any, axes: Any) -> None:
     axes.set_ylabel("right answers, %, mean over families; 95 % intervals")
     axes.set_title(_title(report), fontsize=11)
     axes.grid(alpha=0.25)
+    _widen(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,9 @@ class Report:
         parts += ["## Costs", COSTS_SAY, self.costs()]
         if self.results.refused:
             parts += ["## Could not run", self.refusals()]
+        for heading, lines in (("Skipped", self.results.skipped), ("Failed", self.results.failed)):
+            if lines:
+                parts += [f"## {heading} questions", table(["question", "why"], map(_line, lines), texts=2)]
         return "\n\n".join(parts) + "\n"
 
     def overview(self, intervals: bool) -> list[tuple[str, list[str]]]:
@@ -123,6 +126,8 @@ class Report:
         told, samples = self.results.configuration, self.results.samples
         images = len({sample["image"] for sample in samples})
         said = f"{told['about']} {len(samples)} questions about {images} images or clips, answered greedily."
+        for lines, why in ((self.results.skipped, "skipped, as they cannot be used"), (self.results.failed, "failed")):
+            said += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
         if images < _FEW:
             said += f" {images} images are too few to tell apart methods that are close."
         if not tables:
@@ -210,6 +215,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) ->
     """A Markdown table; all columns but the first few, of texts, are aligned to the right."""
     lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _line(left_out: Mapping[str, str]) -> list[str]:
+    return [left_out["where"], left_out["why"]]
 
 
 def percent(estimate: Estimate) -> str:

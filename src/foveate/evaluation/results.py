@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,13 @@ from ..files import write_text
 from ..testbed.samples import Sample
 from ..testbed.scoring import is_right
 from .answering import COSTS, TIMES, Cell
-from .runs import Run
+from .journal import Outcome
+from .runs import UNPRUNED, Run
 from .statistics import Array, Bootstrap, bootstrap
-from .suites import EvaluationError
+from .suites import EvaluationError, Suite
 
 RESULTS, TIMED = "results.json", "times.json"
+Refusal = tuple[str, str, str]  # label, keep, and the sentence that says why
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Results:
         samples: id, family, image (a number), question, accepted answers, metric and, where known, the box asked for.
         runs: label, keep, seed, answers, right (0 or 1) and costs (means) of each run that could be done.
         refused: label, keep and the sentence that says why of the others.
+        skipped: where in the file of samples and why, of the lines that were left out from the beginning.
+        failed: likewise, of questions that were left out because they could not be asked.
         times: seconds a question, by the key of a run.
         machine: on which they were measured.
     """
@@ -71,37 +79,48 @@ class Results:
     refused: list[dict[str, str]]
     times: dict[str, dict[str, float]] = field(default_factory=dict)
     machine: str = ""
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(
         cls,
         configuration: dict[str, Any],
-        samples: Sequence[Sample],
+        suite: Suite,
         runs: Sequence[Run],
-        unable: Sequence[tuple[str, str]],
-        cells: Sequence[Cell],
-        split: Sequence[Sequence[int]],
+        unable: Sequence[Refusal],
+        outcomes: Mapping[str, Sequence[Outcome]],
     ) -> Results:
-        """From the cells of all runs, in the order of the batches `split`; `unable` are those that could not begin."""
+        """From what became of each question of the suite in each run, by key; `unable` are others that have no row.
+
+        Raises:
+            EvaluationError: when no question could be asked.
+        """
+        asked = [not one.failed for one in outcomes[UNPRUNED]]  # what cannot be asked at all, no run is measured by
+        failed = [
+            {"where": sample.where or sample.id, "why": _unplaced(one.failed, sample)}
+            for sample, one in zip(suite.samples, outcomes[UNPRUNED], strict=True)
+            if one.failed
+        ]
+        if not any(asked):
+            first = f"{failed[0]['where']}: {failed[0]['why']}"
+            raise EvaluationError(f"none of the {len(asked)} questions could be asked. {first}")
+        samples = list(compress(suite.samples, asked))
         images = {group: number for number, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
         done, times = [], {}
-        refused = [{"label": name, "keep": "", "why": why} for name, why in unable]
+        refused = [{"label": label, "keep": keep, "why": why} for label, keep, why in unable]
         for run in runs:
-            own = [cell for cell in cells if cell.run == run.key]
-            reasons = [cell.refused for cell in own if cell.refused is not None]
-            if reasons:
-                refused.append({"label": run.label, "keep": run.keep, "why": reasons[0]})
+            own = list(compress(outcomes[run.key], asked))
+            why = _obstacle(samples, own)
+            if why is not None:
+                refused.append({"label": run.label, "keep": run.keep, "why": why})
                 continue
-            answers = [""] * len(samples)
-            for cell in own:
-                for place, answer in zip(split[cell.batch], cell.answers or (), strict=True):
-                    answers[place] = answer
+            answers = [str(one.text) for one in own]
             right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
             told: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
-            done.append(told | {"answers": answers, "right": right, "costs": _means(own, len(samples))})
-            sizes = [len(split[cell.batch]) for cell in own]
-            times[run.key] = _medians(own, sizes)
-        asked = [
+            done.append(told | {"answers": answers, "right": right, "costs": _means(own)})
+            times[run.key] = _medians(own)
+        told_samples = [
             {
                 "id": sample.id,
                 "family": sample.family,
@@ -114,11 +133,13 @@ class Results:
             for sample in samples
         ]
         machine = f"{platform.machine()}, {platform.system()}"
-        return cls(configuration, asked, done, refused, times, machine)
+        skipped = [dataclasses.asdict(one) for one in suite.skipped]
+        return cls(configuration, told_samples, done, refused, times, machine, skipped, failed)
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` and ``times.json``, a line for each question and each run."""
         parts = {"samples": self.samples, "runs": self.runs, "refused": self.refused}
+        parts |= {name: items for name in ("skipped", "failed") if (items := getattr(self, name))}
         lists = ",\n".join(f"{json.dumps(name)}: {_lines(items)}" for name, items in parts.items())
         write_text(folder / RESULTS, f'{{"configuration": {json.dumps(self.configuration, indent=1)},\n{lists}}}\n')
         write_text(folder / TIMED, json.dumps({"machine": self.machine, "times": self.times}, indent=1) + "\n")
@@ -167,16 +188,46 @@ class Results:
         )
 
 
-def _means(cells: Sequence[Cell], questions: int) -> dict[str, float]:
-    return {name: sum(cell.costs[name] for cell in cells) / questions for name in COSTS}
+def _obstacle(samples: Sequence[Sample], own: Sequence[Outcome]) -> str | None:
+    """Why a run has no row, or None: it was refused, or some questions failed that others could be asked."""
+    if refusals := [one.cell.refused for one in own if one.cell.refused is not None]:
+        return refusals[0]
+    failed = [(sample, one.failed) for sample, one in zip(samples, own, strict=True) if one.failed]
+    if not failed:
+        return None
+    sample, why = failed[0]
+    return (
+        f"failed at {len(failed)} of {len(own)} questions; {sample.where or sample.id}: {_unplaced(str(why), sample)}"
+    )
 
 
-def _medians(cells: Sequence[Cell], sizes: Sequence[int]) -> dict[str, float]:
+def _unplaced(why: str, sample: Sample) -> str:
+    """A sentence without the folders of this machine."""
+    for one in sample.pictures:
+        why = why.replace(f"{one.parent}{os.sep}", "") if isinstance(one, Path) else why
+    return why
+
+
+def _means(own: Sequence[Outcome]) -> dict[str, float]:
+    """Of the questions; where not all of a batch count, each of them as much as the batch's mean."""
+    parts = [(cell, used / answered) for cell, used, answered in _cells(own)]
+    return {name: sum(cell.costs[name] * share for cell, share in parts) / len(own) for name in COSTS}
+
+
+def _medians(own: Sequence[Outcome]) -> dict[str, float]:
     """Of the batches, a question: what else the machine did meanwhile counts less than in a mean."""
     return {
-        name: float(np.median([cell.times.get(name, 0.0) / size for cell, size in zip(cells, sizes, strict=True)]))
+        name: float(np.median([cell.times.get(name, 0.0) / answered for cell, _, answered in _cells(own)]))
         for name in TIMES
     }
+
+
+def _cells(own: Sequence[Outcome]) -> list[tuple[Cell, int, int]]:
+    """The batches that hold these, in order: how many of each are among these, and how many were answered."""
+    used: Counter[int] = Counter(one.cell.batch for one in own)
+    cells = {one.cell.batch: one.cell for one in own}
+    answered = {batch: sum(text is not None for text in cell.answers or ()) for batch, cell in cells.items()}
+    return [(cells[batch], used[batch], answered[batch]) for batch in sorted(cells)]
 
 
 def _average(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -38,6 +38,18 @@ class Run:
         name = self.label if self.seed is None else f"{self.label}#{self.seed}"
         return f"{name}@{self.keep}" if self.keep else name
 
+    @classmethod
+    def of_key(cls, key: str) -> Run:
+        """What a key says of a run: all but its method."""
+        name, _, keep = key.partition("@")
+        label, _, seed = name.partition("#")
+        return cls(label, keep, seed=int(seed) if seed else None)
+
+
+def label_of(key: str) -> str:
+    """The label of the run with this key."""
+    return Run.of_key(key).label
+
 
 def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle: bool) -> list[Run]:
     """All runs of an evaluation, in the order of its tables.

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
 from ..testbed.questions import FAMILIES, families_seen
-from ..testbed.samples import Sample, read_samples
+from ..testbed.samples import BadLine, Metric, Sample, usable_samples
 from ..testbed.suite import samples as generated
 
-TESTBED_QUESTIONS = 2000
+TESTBED_QUESTIONS = 140  # twenty of each family of stills: all methods at four budgets take minutes
 
 
 class EvaluationError(FoveateError, ValueError):
@@ -30,11 +30,13 @@ class Suite:
         name: of the suite, or the path of a folder.
         about: one sentence for readers of the results.
         samples: at least one, ids unique.
+        skipped: what was left out, as it cannot be used.
     """
 
     name: str
     about: str
     samples: tuple[Sample, ...]
+    skipped: tuple[BadLine, ...] = ()
 
     @property
     def families(self) -> list[str]:
@@ -75,21 +77,44 @@ def suite(
     return SUITES[name](questions, seed, families, clips)
 
 
-def dataset(path: Path, questions: int | None = None, seed: int = 0, families: Sequence[str] | None = None) -> Suite:
-    """The samples in a JSONL file or its folder (see `foveate.testbed.samples`).
+def dataset(
+    path: Path,
+    questions: int | None = None,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    metric: Metric = "exact",
+    suffix: str = "",
+    skip_bad: bool = False,
+) -> Suite:
+    """The samples in a JSONL file or its folder (see `foveate.testbed.samples`), whose pictures can all be opened.
+
+    Args:
+        path: of the file or the folder.
+        questions: at most so many; all when None.
+        seed: of the choice among them.
+        families: only these.
+        metric: how answers are judged of which the file does not say so.
+        suffix: what every question ends with.
+        skip_bad: leave out what cannot be used, rather than to raise.
 
     Raises:
-        SampleError: for a missing file or a line that cannot be used.
+        SampleError: for a missing file, and for lines that cannot be used.
         EvaluationError: for an unknown family.
     """
-    samples = chosen(read_samples(path), questions, seed, families)
-    return Suite(path.name, f"The questions of {path.name}.", samples)
+    samples, bad = usable_samples(
+        path, metric, suffix, skip_bad, lambda read: chosen(read, questions, seed, families) if read else ()
+    )
+    name = path.resolve().name
+    about = f"The questions of {name}" + (f", each with “{suffix}” behind it." if suffix else ".")
+    return Suite(name, about, tuple(samples), tuple(bad))
 
 
 def chosen(
     samples: Sequence[Sample], questions: int | None, seed: int, families: Sequence[str] | None
 ) -> tuple[Sample, ...]:
     """Those of some families, at most so many, drawn without replacement, in their order.
+
+    More questions of the same seed are the same ones and others.
 
     Raises:
         EvaluationError: for an unknown family.
@@ -100,7 +125,8 @@ def chosen(
             raise EvaluationError(f"unknown family {family!r}{near_miss(family, known)}")
     left = [sample for sample in samples if families is None or sample.family in families]
     if questions is not None and questions < len(left):
-        left = [left[place] for place in sorted(random.Random(seed).sample(range(len(left)), questions))]
+        # The beginning of one permutation: what `sample` draws depends on how many are drawn.
+        left = [left[place] for place in sorted(random.Random(seed).sample(range(len(left)), len(left))[:questions])]
     return tuple(left)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Any
@@ -58,19 +59,18 @@ def cells_of(work: Work, examinee: Examinee, load: Callable[[], tuple[Any, Any]]
 
 def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> Iterator[Cell]:
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue, shares = context.Queue(), context.Queue()
     threads = max(1, torch.get_num_threads() // processes)
     workers = [
-        context.Process(
-            target=_worker,
-            args=(replace(work, todo=work.todo[share::processes]), load, threads, os.getpid(), queue),
-            daemon=True,
-        )
-        for share in range(processes)
+        context.Process(target=_hired, args=(shares, load, threads, os.getpid(), queue), daemon=True)
+        for _ in range(processes)
     ]
-    for worker in workers:
-        worker.start()
     try:
+        with _held_back():
+            for worker in workers:
+                worker.start()
+        for share in range(processes):  # behind the start, which would else wait for each to read it
+            shares.put(replace(work, todo=work.todo[share::processes]))
         running = processes
         while running:
             try:
@@ -88,8 +88,35 @@ def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> 
             else:
                 yield found
     finally:
-        for worker in workers:
+        shares.cancel_join_thread()  # whom nobody reads any more
+        started = [worker for worker in workers if worker.pid is not None]
+        for worker in started:
             worker.terminate()
+        for worker in started:
+            worker.join()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends. Processes started in it never hear it: the one that started them does."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hired(shares: Any, load: Callable[[], tuple[Any, Any]], threads: int, parent: int, queue: Any) -> None:
+    """Take one share, and answer it."""
+    while os.getppid() == parent:
+        try:
+            work = shares.get(timeout=_PATIENCE)
+        except Empty:
+            continue
+        return _worker(work, load, threads, parent, queue)
 
 
 def _worker(work: Work, load: Callable[[], tuple[Any, Any]], threads: int, parent: int, queue: Any) -> None:

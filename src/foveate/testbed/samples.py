@@ -10,13 +10,18 @@ A file of samples is JSONL, one object a line::
 `image` and `video` are paths relative to the file; a video is a folder of frames in the order of their names, or a list
 of frames. Optional are `id` (the line's number), `family` (what is reported alone; "questions"), `group` (which samples
 hang together, for intervals; those of the same pictures), and `metric`: see `foveate.testbed.scoring`.
+
+A line that cannot be used, or whose pictures cannot be read, is told by its number, with all others like it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,11 +33,20 @@ from .questions import Box, box_of
 
 Metric = Literal["exact", "contains", "iou"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+_SHOWN = 5  # lines that cannot be used, in an error
 _KEYS = ("image", "video", "question", "answer", "family", "id", "group", "metric")
 
 
 class SampleError(FoveateError, ValueError):
-    """A file of samples is missing, or a line of it cannot be used."""
+    """A file of samples is missing, or lines of it cannot be used."""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a file of samples that cannot be used: which, such as ``line 7``, and the sentence that says why."""
+
+    where: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Sample:
         metric: how an answer is judged.
         boxes: for each frame, where in the picture (left, top, right, bottom, in pixels) the things asked about are;
             empty where that is not known. The metric "iou" compares with the first, which is not rounded.
+        where: the line that it was read from, such as ``line 7``, for people; empty where it was made.
     """
 
     id: str
@@ -61,6 +76,7 @@ class Sample:
     group: str = ""
     metric: Metric = "exact"
     boxes: tuple[tuple[Box, ...], ...] = ()
+    where: str = field(default="", compare=False, repr=False)
 
     def open(self) -> list[Image.Image]:
         """The pictures, RGB.
@@ -75,23 +91,103 @@ def read_samples(path: Path) -> list[Sample]:
     """The samples of a JSONL file, or of the one such file in a folder. Pictures are looked for, but not opened.
 
     Raises:
-        SampleError: when there is no such file, or for the first line that cannot be used, with its number.
+        SampleError: when there is no such file, or for lines that cannot be used, with their numbers.
     """
     file = _file(path)
+    samples, bad = _read(file, "exact")
+    if bad:
+        raise _unusable(file, bad)
+    return samples
+
+
+def usable_samples(
+    path: Path,
+    metric: Metric = "exact",
+    suffix: str = "",
+    skip_bad: bool = False,
+    choose: Callable[[Sequence[Sample]], Sequence[Sample]] = tuple,
+) -> tuple[list[Sample], list[BadLine]]:
+    """The samples of a JSONL file, or of the one such file in a folder, all of whose pictures could be opened.
+
+    Args:
+        path: of the file or the folder.
+        metric: of the lines that name none.
+        suffix: what every question ends with, such as "Answer in one word."
+        skip_bad: leave out lines that cannot be used, rather than to raise.
+        choose: picks among the lines, before their pictures are opened.
+
+    Returns:
+        The samples, and the lines that were left out.
+
+    Raises:
+        SampleError: when there is no such file, when nothing in it can be used, or for lines that cannot, with their
+            numbers.
+    """
+    if metric not in METRICS:
+        raise SampleError(f"unknown metric {metric!r}{near_miss(metric, METRICS)}")
+    file = _file(path)
+    read, bad = _read(file, metric)
+    samples = list(choose(read))
+    unreadable = _unreadable(samples)
+    samples = [sample for sample in samples if sample.where not in unreadable]
+    bad = sorted([*bad, *starmap(BadLine, unreadable.items())], key=lambda one: int(one.where.removeprefix("line ")))
+    if bad and not (skip_bad and samples):
+        raise _unusable(file, bad, "" if skip_bad else " --skip-bad leaves out what cannot be used.")
+    if suffix:
+        samples = [replace(sample, question=f"{sample.question} {suffix}") for sample in samples]
+    here = f"{file.parent}{os.sep}"  # what is left out is passed on, without the folders of this machine
+    return samples, [replace(one, why=one.why.replace(here, "")) for one in bad]
+
+
+def _read(file: Path, metric: Metric) -> tuple[list[Sample], list[BadLine]]:
+    """The lines that can be used, and those that cannot."""
     samples: list[Sample] = []
+    bad: list[BadLine] = []
     seen: set[str] = set()
     for number, line in _lines(file):
+        where = f"line {number}"
         try:
-            sample = _sample(line, str(number), file.parent)
+            sample = replace(_sample(line, str(number), file.parent, metric), where=where)
             if sample.id in seen:
                 raise SampleError(f"the id {sample.id!r} was used before; give each sample an id of its own.")
         except FoveateError as error:
-            raise SampleError(f"{file}, line {number}: {error}") from None
+            bad.append(BadLine(where, str(error)))
+            continue
         seen.add(sample.id)
         samples.append(sample)
-    if not samples:
+    if not samples and not bad:
         raise SampleError(f"{file} holds no samples; give it one JSON object a line.")
-    return samples
+    return samples, bad
+
+
+def _unreadable(samples: Sequence[Sample]) -> dict[str, str]:
+    """The lines of which a picture is missing or damaged, and why; each picture is decoded once, all cores at it."""
+    files = list(dict.fromkeys(one for sample in samples for one in sample.pictures if isinstance(one, Path)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wrong = {path: why for path, why in zip(files, pool.map(_fault, files), strict=True) if why}
+    found: dict[str, str] = {}
+    for sample in samples:
+        why = next((wrong[one] for one in sample.pictures if isinstance(one, Path) and one in wrong), None)
+        if why is not None:
+            found[sample.where] = why
+    return found
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        open_image(path)
+    except FoveateError as error:
+        return str(error)
+    return None
+
+
+def _unusable(file: Path, bad: Sequence[BadLine], fix: str = "") -> SampleError:
+    """The error that names lines which cannot be used."""
+    if len(bad) == 1:
+        return SampleError(f"{file}, {bad[0].where}: {bad[0].why}{fix}")
+    told = " ".join(f"{one.where}: {one.why}" for one in bad[:_SHOWN])
+    more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
+    return SampleError(f"{len(bad)} lines of {file} cannot be used. {told}{more}{fix}")
 
 
 def _file(path: Path) -> Path:
@@ -113,7 +209,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _sample(line: str, number: str, folder: Path) -> Sample:
+def _sample(line: str, number: str, folder: Path, default: Metric) -> Sample:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
@@ -125,7 +221,7 @@ def _sample(line: str, number: str, folder: Path) -> Sample:
             raise SampleError(f"unknown key {key!r}{near_miss(key, _KEYS)}")
     if ("image" in entry) == ("video" in entry):
         raise SampleError('give either "image" or "video".')
-    metric = entry.get("metric", "exact")
+    metric = entry.get("metric", default)
     if metric not in METRICS:
         raise SampleError(f"unknown metric {metric!r}{near_miss(str(metric), METRICS)}")
     pictures = _pictures(entry, folder)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from .questions import OVERLAP, box_of, iou
-from .samples import Sample
+from .samples import Metric, Sample
 
 _WORD = re.compile(r"(?<!\w)-?\d+(?:,\d{3})*(?:\.\d+)*\w*|\w+")  # a number with what belongs to it, or a word
 
@@ -23,11 +23,14 @@ def is_right(sample: Sample, answer: str) -> bool:
         given = box_of(answer)
         wanted = sample.boxes[0][:1] if sample.boxes else [box_of(one) for one in sample.answers]
         return given is not None and any(iou(given, box) >= OVERLAP for box in wanted if box is not None)
-    if sample.metric == "contains":
-        said = f" {_words(answer)} "
-        if any((words := _words(one)) and f" {words} " in said for one in sample.answers):
-            return True
-    return any(_plain(answer) == _plain(one) for one in sample.answers)
+    return any(agrees(sample.metric, answer, one) for one in sample.answers)
+
+
+def agrees(metric: Metric, answer: str, accepted: str) -> bool:
+    """Whether an answer agrees with an accepted one, by "exact" or "contains"."""
+    if metric == "contains" and (words := _words(accepted)) and f" {words} " in f" {_words(answer)} ":
+        return True
+    return _plain(answer) == _plain(accepted)
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import checkpoints
 import pytest
 from commands import run
+from rich.console import Console
 from typer.testing import Result
 
+from foveate.cli.evaluated import Estimate, show
+from foveate.evaluation.report import Report
+from foveate.evaluation.results import Results
 from foveate.testbed import scenes
 from foveate.testbed.architectures import build, tokenizer
 from foveate.training.testbed_export import export
@@ -152,3 +157,93 @@ def assert_one_sentence(result: Result, *words: str) -> None:
     assert lines[-1].startswith("foveate: ") and "Traceback" not in result.output
     for word in words:
         assert word in lines[-1]
+
+
+def test_bad_lines_are_named_or_skipped(folder: Path, tmp_path: Path) -> None:
+    """All of them, before any model runs; nothing is written unless they are skipped."""
+    whole = (folder / "0.png").read_bytes()
+    (tmp_path / "good.png").write_bytes(whole)
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    one = {"image": "good.png", "question": "colour circle", "answer": "blue"}
+    lines = [one, one | {"image": "torn.png"}, one, one | {"image": "none.png"}, one | {"answer": ""}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "out"
+    refused = evaluated(file, out, "--methods", "stride")
+    assert_one_sentence(refused, "3 lines of", "line 2: ", "torn.png", "line 4: ", "line 5: ", "--skip-bad")
+    assert not out.exists()
+    result = evaluated(file, out, "--methods", "stride", "--skip-bad")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "3 of the questions were skipped" in said and "line 4 (there is no image file at none.png" in said
+    told = json.loads((out / "results.json").read_text())
+    assert [one["where"] for one in told["skipped"]] == ["line 2", "line 4", "line 5"] and len(told["samples"]) == 2
+    assert str(tmp_path) not in (out / "results.json").read_text()
+    assert "2 questions about 1 images or clips" in (out / "report.md").read_text()
+
+
+def test_a_question_that_fails_shows_in_the_exit_code(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "samples.jsonl").read_text() + '\n{"image": "0.png", "question": "what is this", "answer": "a"}\n'
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "mine.jsonl").write_text(lines)
+    result = evaluated(tmp_path / "mine.jsonl", tmp_path / "out", "--methods", "divprune")
+    said = " ".join(result.stdout.split())
+    assert result.exit_code == 1 and "Right answers" in said
+    assert "1 of the questions failed" in said and "line 7 (the bundled model does not know the word 'what'" in said
+
+
+def test_it_grows_and_is_judged_anew(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert evaluated(folder, out, "--methods", "divprune").exit_code == 0
+    before = (out / "answers.jsonl").read_text()
+    judged = evaluated(folder, out, "--methods", "divprune", "--metric", "contains")
+    assert judged.exit_code == 0 and (out / "answers.jsonl").read_text() == before
+    assert json.loads((out / "results.json").read_text())["samples"][0]["metric"] == "contains"
+    asked = evaluated(folder, out, "--methods", "divprune", "--suffix", "star", "--questions", 1)
+    assert asked.exit_code == 0 and set(before.splitlines()) < set((out / "answers.jsonl").read_text().splitlines())
+    told = json.loads((out / "results.json").read_text())
+    assert [sample["question"].endswith(" star") for sample in told["samples"]] == [True]
+    assert "each with “star” behind it" in told["configuration"]["about"]
+
+
+def test_options_of_the_other_kind_of_questions(folder: Path, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "out")
+    for option in (("--metric", "contains"), ("--suffix", "In one word."), ("--skip-bad",)):
+        assert_one_sentence(run("eval", "--suite", "bundled", *option, *out), option[0], "give --dataset")
+    assert_one_sentence(evaluated(folder, tmp_path / "out", "--metric", "contain"), "did you mean 'contains'")
+    assert_one_sentence(run("eval", "--dataset", folder, "-o", folder), "is read")
+    (tmp_path / "mine.txt").write_text("mine")
+    assert_one_sentence(run("eval", "--dataset", folder, "-o", tmp_path), "holds no evaluation")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_narrow_terminals_get_lines(done: Path) -> None:
+    report = Report(Results.load(done))
+    for width, table in ((100, True), (40, True), (24, False)):
+        console = Console(width=width, file=io.StringIO())
+        show(report, console)
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("┃" in said) == table and "…" not in said
+        assert all(len(line) <= width for line in said.splitlines())
+        assert all(label in said for label in report.labels)
+
+
+def test_the_time_is_told_once() -> None:
+    estimate = Estimate()
+    told = [estimate.of(done, 1000, now) for done, now in ((0, 0.0), (0, 50.0), (10, 52.0), (40, 60.0), (60, 70.0))]
+    assert told == [None, None, None, "About 4 minutes to go.", None]
+    assert Estimate((0, 0.0)).of(99, 100, 9.0) is None
+    assert Estimate((0, 0.0)).of(1, 1000, 10.0) == "About 2 h 46 min to go."
+
+
+def test_ctrl_c_is_a_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveate.evaluation.evaluating.evaluate", stopped)
+    result = evaluated(folder, tmp_path / "out", "--methods", "stride")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "foveate: stopped; the same command goes on from here."
+    monkeypatch.setattr("foveate.cli.eval.announce", stopped)
+    assert evaluated(folder, tmp_path / "out").stderr.splitlines()[-1] == "foveate: stopped."

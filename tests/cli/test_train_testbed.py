@@ -21,6 +21,7 @@ def test_a_model_is_there_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(testbed, "_VALIDATION", 1)
     code, said = run("--model", "llava", "--seed", "3", "--out", str(tmp_path), "--hours", "1e-9")
     assert code == 0 and "The trained model is in" in said
+    assert "too few: it takes 85%" in said and "foveate eval --suite testbed --gate" in said
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "model").config.model_type == "llava"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TITLE = "Right answers in %, mean over families, ± half a 95 % interval"
 _ESTIMATE_AFTER = 5.0  # seconds of answering
+_WIDE = 10_000  # columns, of a terminal in which everything fits
 _SHOWN = 5  # questions that are left out, by name
 
 
@@ -91,7 +92,7 @@ def show(report: Report, console: Console) -> None:
     table.add_column("visual tokens", justify="right")
     for label, cells in rows:
         table.add_row(label, *cells)
-    if console.measure(table).minimum <= console.width:
+    if console.measure(table, options=console.options.update(width=_WIDE)).minimum <= console.width:
         console.print(table)
         return
     console.print(Text(f"{TITLE}, and visual tokens"))

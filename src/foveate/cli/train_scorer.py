@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .handler import going_on
 from .outputs import require_folder
 from .session import MODEL_HELP, TESTBED, Session
 
@@ -48,9 +49,12 @@ def scorer(
     samples: Annotated[int, typer.Option(min=8, help="Questions of --data testbed, at least.")] = 16_000,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order and generated scenes.")] = 42,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out lines of --data that cannot be used, and count them.")
+    ] = False,
 ) -> None:
     """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
-    from ..testbed.samples import read_samples
+    from ..testbed.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
 
     recipe = ScorerRecipe(
@@ -66,7 +70,7 @@ def scorer(
         seed=seed,
     )
     require_folder(out, "--out", [] if data == TESTBED else [Path(data)])
-    read = [] if data == TESTBED else read_samples(Path(data))
+    read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = Session.load(model)
     questions = read or _generated(session, samples, seed)
@@ -74,7 +78,11 @@ def scorer(
     def encode(sample: Sample) -> Example:
         return example_of(session.processor, sample)
 
-    with _bar(accelerator.is_main_process) as show:
+    if accelerator.is_main_process:
+        for one in bad:
+            typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
+        typer.echo(f"{len(questions)} questions in {recipe.steps(len(questions))} steps.", err=True)
+    with going_on(), _bar(accelerator.is_main_process) as show:
         train_scorer(
             session.model,
             encode,

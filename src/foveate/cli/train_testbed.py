@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .handler import going_on
 from .outputs import require_folder
 
 
@@ -33,7 +35,7 @@ def testbed(
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console) as bars:
+    with going_on(), Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def show(standing: Standing) -> None:
@@ -46,3 +48,20 @@ def testbed(
         folder = Training(model, seed, out, hours).run(show, stage)
     if folder is not None:
         console.print(f"The trained model is in {folder}.")
+        console.print(_standing(folder, out), highlight=False)
+
+
+def _standing(folder: Path, out: Path) -> str:
+    """How far the model is from one to compare methods by, and the command that tells it for certain."""
+    from ..evaluation.gate import MACRO_LEAST
+    from ..testbed.questions import FAMILIES
+
+    reached = json.loads((folder / "training.json").read_text(encoding="utf-8"))["validation"]
+    scores = [value for name, value in reached.items() if name in FAMILIES]
+    right = sum(scores) / len(scores) if scores else 0.0
+    far = "" if right >= MACRO_LEAST else f", too few: it takes {MACRO_LEAST:.0%}, and some hours of training,"
+    return (
+        f"It answers {right:.0%} of questions that it has not seen{far} to compare methods by. "
+        f"The gate tells: foveate eval --suite testbed --gate --methods idpruner,divprune --model {folder} "
+        f"-o {out / 'gate'}"
+    )

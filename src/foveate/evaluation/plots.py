@@ -39,7 +39,7 @@ class ReportError(FoveateError):
 def require_extra() -> None:
     """Raise ReportError where what tables and plots are made with is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("scipy", "matplotlib")):
-        raise ReportError('tables and plots need scipy and matplotlib: pip install "foveate[eval]".')
+        raise ReportError("tables and plots need foveate[eval]; run: pip install scipy matplotlib.")
 
 
 def write_report(report: Report, folder: Path) -> Path:

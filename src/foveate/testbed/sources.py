@@ -51,11 +51,14 @@ def check_split(split: str) -> None:
         raise TestbedError(f"split {split!r} must be one of {', '.join(SPLITS)}.")
 
 
+_ALL = "scikit-image scikit-learn matplotlib"
+
+
 def _package(name: str, project: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise TestbedError(f"procedural scenes need {project}; run: pip install 'foveate[testbed]'.") from error
+        raise TestbedError(f"procedural scenes need {project} (foveate[testbed]); run: pip install {_ALL}.") from error
 
 
 @functools.cache

@@ -151,7 +151,7 @@ def make_accelerator() -> Any:
     try:
         from accelerate import Accelerator
     except ImportError:
-        raise TrainingError("training needs accelerate; install it with: pip install 'foveate[train]'.") from None
+        raise TrainingError("training needs accelerate (foveate[train]); run: pip install accelerate.") from None
     return Accelerator()
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import foveate
-from foveate.runtime.report import Stopwatch
+from foveate.runtime.timing import Stopwatch
 
 COLUMNS = ("model", "tokens", "batch", "method", "keep", "encode ms", "select ms", "prefill ms", "decode ms", "TTFT ms")
 RATIOS = ("prefill faster", "FLOPs ratio", "share of it", "selecting of prefill", "peak MiB")

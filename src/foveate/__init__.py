@@ -20,10 +20,11 @@ from .errors import (
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .api import attach, compose, prune, prune_inputs
     from .budget import Budget
     from .methods.base import Method, Provenance, Stage, get_method, method_names, register_method
     from .models import register_model, supported_models
-    from .runtime import Pruning, Report, attach, compose, prune, prune_inputs
+    from .runtime import Pruning, Report
     from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 
 _LAZY = {
@@ -38,12 +39,12 @@ _LAZY = {
     "Selection": ".tokens",
     "Stage": ".methods.base",
     "VisualTokens": ".tokens",
-    "attach": ".runtime",
-    "compose": ".runtime",
+    "attach": ".api",
+    "compose": ".api",
     "get_method": ".methods.base",
     "method_names": ".methods.base",
-    "prune": ".runtime",
-    "prune_inputs": ".runtime",
+    "prune": ".api",
+    "prune_inputs": ".api",
     "register_method": ".methods.base",
     "register_model": ".models",
     "supported_models": ".models",

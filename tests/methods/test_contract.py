@@ -164,7 +164,7 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path))
     bad = [
         ("idpuner", {}, "idpruner"),
-        (None, {}, "None is no method; give a name"),
+        (None, {}, "None is not a method; give a name"),
         ("idpruner", {"balace": 1}, "balance"),
         ("idpruner", {"balance": 2}, r"\[0, 1\]"),
         ("fastv", {"layer": 0}, "at least 1"),

@@ -159,16 +159,16 @@ def test_peaks_of_a_later_frame_by_hand():
 
 def test_novelty_needs_only_mean_and_scatter():
     generator = torch.Generator().manual_seed(0)
-    frame, kept_before = torch.randn(20, 6, generator=generator), torch.randn(17, 6, generator=generator)
+    frame, before = torch.randn(20, 6, generator=generator), torch.randn(17, 6, generator=generator)
     guide = Guide()
-    for part in kept_before.split([5, 0, 1, 11]):
+    for part in before.split([5, 0, 1, 11]):
         guide = guide.with_tokens(part)
     squares = guide.squares(frame)
-    torch.testing.assert_close(squares, torch.cdist(frame, kept_before).square().mean(1) / 6)
+    torch.testing.assert_close(squares, torch.cdist(frame, before).square().mean(1) / 6)
     # Least new is what lies nearest the mean of the guide, not what equals one of its tokens.
-    assert squares.argmin() == (frame - kept_before.mean(0)).norm(dim=1).argmin()
-    middle = kept_before.mean(0, keepdim=True)
-    assert guide.squares(middle) < guide.squares(kept_before).min()
+    assert squares.argmin() == (frame - before.mean(0)).norm(dim=1).argmin()
+    middle = before.mean(0, keepdim=True)
+    assert guide.squares(middle) < guide.squares(before).min()
 
 
 def test_the_toy():

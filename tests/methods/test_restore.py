@@ -43,8 +43,8 @@ def test_it_equals_copies_of_keys(make: Any, ceiling: float | None, monkeypatch:
     with foveate.prune(model.model, method, keep=0.4) as pruning:
         plain = logits(model, inputs)
         step = pruning._last
-        assert step is not None and step.kept_before is not None
-        index, real = step.kept_before.index, step.kept_before.valid
+        assert step is not None and step.before is not None
+        index, real = step.before.index, step.before.valid
         spans = [span.index.tolist() for span in step.spans]
     (selection,) = method.seen
     size = torch.ones(index.shape)

@@ -10,7 +10,7 @@ import torch
 import foveate
 import zoo as zoo_module
 from foveate.importance.prior import AttentionPrior
-from foveate.runtime.calibrate import measure_prior
+from foveate.runtime.calibration import measure_prior
 from zoo import Zoo
 
 from .helpers import TEXTS, generate, logits, single, visual

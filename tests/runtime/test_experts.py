@@ -14,7 +14,7 @@ import zoo as zoo_module
 from foveate.methods.experts import ExpertCut
 from foveate.models import adapter_of
 from foveate.models.moe import MoeBlock
-from foveate.runtime.experts import narrowed
+from foveate.runtime.seams.experts import narrowed
 from foveate.tokens import Cue
 from zoo import Zoo
 

@@ -106,7 +106,7 @@ def test_after_earlier_stages(zoo: Zoo) -> None:
         attention, given = eager(zoo, inputs, 1), entering(zoo, inputs)
         kept = [one.kept for one in pruning.report().images]
         step = pruning._last
-    assert step is not None and step.kept_before is not None
+    assert step is not None and step.before is not None
     for row in range(2):
         alive, n = tokens.valid[row], len(kept[row])
         assert torch.equal(alive[:n], kept[row])

@@ -7,8 +7,9 @@ import torch
 
 import foveate
 import zoo as zoo_module
+from foveate.grouping import TokenGroups
 from foveate.models import adapter_of
-from foveate.runtime.prompt import locate, padded_index
+from foveate.runtime.prompt import locate
 from zoo import Zoo
 
 from .helpers import pair, visual
@@ -51,6 +52,6 @@ def test_placeholders_that_do_not_add_up_are_an_error(zoo: Zoo) -> None:
 def test_pools_are_padded_with_minus_one(zoo: Zoo) -> None:
     inputs = pair(zoo)
     spans = locate(adapter_of(zoo.model), inputs["input_ids"], inputs)
-    rows, index = padded_index([[span] for span in spans], torch.device("cpu"))
+    rows, index = TokenGroups([[span] for span in spans], []).padded_index(torch.device("cpu"))
     assert rows.tolist() == [0, 1]
     assert [(row >= 0).sum().item() for row in index] == [len(span.grid) for span in spans]

@@ -208,8 +208,8 @@ def test_frames_have_budgets_of_their_own(make: Any, method: str) -> None:
             model.model(**inputs)
             report = pruning.report()
         (clip,) = pruning._last.spans  # type: ignore[union-attr]
-        assert pruning._last.kept_before is not None  # type: ignore[union-attr]
-        kept = torch.isin(clip.index, pruning._last.kept_before.index[0])  # type: ignore[union-attr]
+        assert pruning._last.before is not None  # type: ignore[union-attr]
+        kept = torch.isin(clip.index, pruning._last.before.index[0])  # type: ignore[union-attr]
         keep[scope] = kept.view(clip.grid.frames, -1).sum(1).tolist()
         assert report.tokens == sum(keep[scope])
     assert keep["frame"] == [foveate.Budget(0.25).count(len(clip.grid) // clip.grid.frames)] * clip.grid.frames
@@ -269,9 +269,9 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
         ({"method": "divprune", "positions": "odd"}, "unknown"),
         ({"method": ["divprune", "random"]}, "cannot be combined"),
         ({"method": ["fastv", "fastv"]}, "a layer of its own"),
-        ({"method": None}, "is no method"),
-        ({"method": []}, "is no method"),
-        ({"method": type(foveate.get_method("divprune"))}, "is no method"),
+        ({"method": None}, "is not a method"),
+        ({"method": []}, "is not a method"),
+        ({"method": type(foveate.get_method("divprune"))}, "is not a method"),
         ({"method": "divprune", "keep": [0.5, 0.25]}, "one keep value for each method: got 2 for 1"),
     ]:
         with pytest.raises(foveate.FoveateError, match=match):

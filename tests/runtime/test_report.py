@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.runtime.report import Stopwatch
+from foveate.runtime.timing import Stopwatch
 from zoo import Zoo
 
 from .helpers import generate, logits, pair, single, visual

@@ -42,8 +42,8 @@ def ask(
     from rich.panel import Panel
     from rich.text import Text
 
+    from ..api import prune
     from ..budget import Budget
-    from ..runtime import prune
 
     *images, question = words
     if not images:

@@ -42,7 +42,7 @@ def calibrate(
     from rich.progress import track
 
     from ..importance.prior import cache_folder, default_prior_path
-    from ..runtime.calibrate import measure_prior
+    from ..runtime.calibration import measure_prior
 
     files = [] if images == TESTBED else image_files(Path(images))
     if output is not None:

@@ -62,8 +62,8 @@ def _answers(session: Session, asked: list[tuple[Scene, SceneQuestion]]) -> dict
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..api import prune
     from ..methods import get_method
-    from ..runtime import prune
     from ..testbed import answers
 
     runs = [_UNPRUNED, *((method, keep) for keep in KEEPS for method in METHODS)]

@@ -92,6 +92,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from ..api import attach
     from ..evaluation.advice import advice
     from ..evaluation.evaluating import Evaluation
     from ..evaluation.evaluating import evaluate as run
@@ -101,7 +102,6 @@ def evaluate(
     from ..evaluation.report import Report
     from ..evaluation.runs import BASELINES, spelled
     from ..methods.notes import unannounced
-    from ..runtime import attach
 
     require_extra()  # before hours are spent
     require_folder(output, "-o", [] if dataset is None else [dataset])

@@ -19,7 +19,7 @@ from ..methods.base import counting_methods, method_class
 from ..methods.published import Published
 from ..models import SupportedModel, supported_models
 from ..models.base import FROM_ROUTER
-from ..runtime.refusals import lacks_cues, takes_whole_images
+from ..runtime.planner import lacks_cues, takes_whole_images
 from ..serving.vllm.server import NEVER
 from ..tokens import Cue
 

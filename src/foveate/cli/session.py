@@ -69,7 +69,7 @@ class Session:
     def label(self) -> str:
         """What the model is called where it is passed on: not by the folder that it lies in here."""
         from ..models import adapter_of
-        from ..runtime.plan import facts_of
+        from ..runtime.planner import facts_of
 
         return facts_of(adapter_of(self.model)).label
 
@@ -77,7 +77,7 @@ class Session:
     def revision(self) -> str:
         """The commit of the hub that the model was loaded from; empty for one that was not."""
         from ..models import adapter_of
-        from ..runtime.plan import facts_of
+        from ..runtime.planner import facts_of
 
         return facts_of(adapter_of(self.model)).revision
 

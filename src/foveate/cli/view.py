@@ -60,7 +60,7 @@ def kept_panels(
     from rich.console import Console
     from rich.progress import track
 
-    from ..runtime import prune
+    from ..api import prune
     from ..visualize import overlay, readable
 
     inputs = session.inputs([picture], question)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..api import prune
 from ..errors import FoveateError
 from ..methods import Stage
 from ..methods.notes import unannounced
 from ..models import adapter_of
-from ..runtime import Report, prune
+from ..runtime import Report
 from ..runtime.cost import CostModel
 from ..testbed.encoding import Prompt, decode, encode
 from ..testbed.samples import Sample

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import ModelError
 from ..methods import Method
 from ..models import adapter_of
-from ..runtime.plan import facts_of
+from ..runtime.planner import facts_of
 from ..testbed.samples import Sample
 from ..version import __version__
 from .answering import Examinee

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import ModelAdapter
-from ..runtime.report import Stopwatch
+from ..runtime.timing import Stopwatch
 
 LIMIT = 2 * 1024**3  # bytes of outputs remembered, on the encoder's device
 

@@ -242,7 +242,7 @@ def get_method(name: str | Method, **hyperparameters: Any) -> Method:
     if isinstance(name, Method):
         return name.with_settings(**hyperparameters) if hyperparameters else name
     if not isinstance(name, str):
-        raise MethodError(f"{name!r} is no method; give a name such as 'idpruner', or a Method.")
+        raise MethodError(f"{name!r} is not a method; give a name such as 'idpruner', or a Method.")
     cls = method_class(name)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in hyperparameters:

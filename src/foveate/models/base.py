@@ -38,15 +38,23 @@ MOST_QUERIES = 16384
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an attention function: post-rotary query (B, H, L, hd), key (B, Hkv, S, hd) and the softmax scale.
+    """One call of an attention function.
 
-    Calls in the language model have the value, too, (B, Hkv, S, hd).
+    Args:
+        query: (B, H, L, hd), post-rotary.
+        key: (B, Hkv, S, hd), likewise.
+        scaling: of the logits.
+        value: (B, Hkv, S, hd); in the language model only.
+        mask: as the kernel is given it, or None.
+        window: over how many keys a query looks back where the kernel itself knows; None: over all.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
     value: Tensor | None = None
+    mask: Tensor | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,7 @@
-"""Pruning a live transformers model: attach, detach, report."""
+"""Pruning a live transformers model: the engine, its seams, and what it reports."""
 
-from .composition import Composition, compose
-from .inputs import prune_inputs
-from .live import attach, prune
-from .pruning import Pruning
+from .engine import Pruning
+from .planner import Composition, compose
 from .report import ImageReport, Report, StageReport
 
-__all__ = [
-    "Composition",
-    "ImageReport",
-    "Pruning",
-    "Report",
-    "StageReport",
-    "attach",
-    "compose",
-    "prune",
-    "prune_inputs",
-]
+__all__ = ["Composition", "ImageReport", "Pruning", "Report", "StageReport", "compose"]

@@ -10,9 +10,68 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..errors import RuntimeStateError
-from .kept import Layout
+from .token_index import TokenIndex
+
+
+@dataclass
+class CacheLayout:
+    """What a pruned KV cache holds: for each physical entry, the logical token it stands for.
+
+    Args:
+        column: (B, P) long, index into the sequence before pruning.
+        valid: (B, P) bool, false on padding.
+        logical: length of the sequence before pruning.
+        sizes: (B, P, 2) how many tokens each entry stands for, see `grouping.Choice`; None where nobody asks.
+    """
+
+    column: Tensor
+    valid: Tensor
+    logical: int
+    sizes: Tensor | None = None
+
+    @classmethod
+    def empty(cls, batch: int, device: torch.device) -> CacheLayout:
+        """A cache without entries."""
+        column = torch.zeros(batch, 0, dtype=torch.long, device=device)
+        return cls(column, column.bool(), 0)
+
+    @classmethod
+    def unpruned(cls, valid: Tensor) -> CacheLayout:
+        """A cache whose entries (B, P) are those of the sequence, one by one."""
+        layout = cls.empty(len(valid), valid.device)
+        if valid.shape[1]:
+            layout.append(TokenIndex.everything(valid))
+        return layout
+
+    def append(self, kept: TokenIndex, sizes: Tensor | None = None) -> None:
+        """Take up one more forward, and what each of its tokens (B, L, 2) stands for; 1 where earlier ones told."""
+        if sizes is not None or self.sizes is not None:
+            one = torch.ones(*self.column.shape, 2, dtype=torch.float32, device=self.column.device)
+            now = torch.ones(*kept.index.shape, 2, dtype=torch.float32, device=one.device)
+            now = now if sizes is None else kept.gather(sizes)
+            self.sizes = torch.cat([one if self.sizes is None else self.sizes, now], 1)
+        self.column = torch.cat([self.column, kept.index + self.logical], 1)
+        self.valid = torch.cat([self.valid, kept.valid], 1)
+        self.logical += kept.length
+
+    def without_last(self, kept: TokenIndex) -> CacheLayout:
+        """A copy from before the latest forward, which appended `kept`."""
+        width = self.column.shape[1] - kept.index.shape[1]
+        return CacheLayout(self.column[:, :width], self.valid[:, :width], self.logical - kept.length)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Follow the cache when it selects or repeats batch rows."""
+        rows = rows.to(self.column.device)
+        self.column, self.valid = self.column[rows], self.valid[rows]
+        self.sizes = None if self.sizes is None else self.sizes[rows]
+
+    @property
+    def dropped(self) -> int:
+        """How many entries shorter the physical sequence is."""
+        return self.logical - self.column.shape[1]
 
 
 class Owner(Protocol):
@@ -24,18 +83,29 @@ class Owner(Protocol):
 
 @dataclass
 class CacheState:
-    """What pruning did to a cache: `before` in all layers, `inside[k]` from layer k on, until the next such layer."""
+    """What pruning did to a cache: `before` in all layers, `inside[k]` from layer k on, until the next such layer.
 
-    owner: Owner
-    before: Layout | None = None
-    inside: dict[int, Layout] = field(default_factory=dict)
+    A cache that was read from a file has no owner until a pruned model continues it.
+    """
+
+    owner: Owner | None
+    before: CacheLayout | None = None
+    inside: dict[int, CacheLayout] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """A copied cache (a prompt prefix used twice) has its own layouts, but the same model."""
         return CacheState(self.owner, copy.deepcopy(self.before, memo), copy.deepcopy(self.inside, memo))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": None}  # a file holds the cache, not the model
+
     @property
-    def layouts(self) -> list[Layout]:
+    def pruned(self) -> bool:
+        """Whether anything was ever dropped."""
+        return self.before is not None or bool(self.inside)
+
+    @property
+    def layouts(self) -> list[CacheLayout]:
         """All of them."""
         return [*([self.before] if self.before is not None else []), *self.inside.values()]
 
@@ -54,7 +124,8 @@ class PrunedCache:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._foveate.owner.attached:
+        owner = self._foveate.owner
+        if owner is None or not owner.attached:
             raise RuntimeStateError(
                 "this KV cache was pruned by foveate; continue it while pruning is attached to the model, "
                 "or start a new cache."
@@ -86,6 +157,18 @@ class PrunedCache:
     def _select_rows(self, rows: torch.Tensor) -> None:
         for layout in self._foveate.layouts:
             layout.select_rows(rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        held = {name: value for name, value in self.__dict__.items() if name != "_foveate"}
+        return _restored, (type(self).__mro__[2], held, self._foveate)
+
+
+def _restored(kind: type, held: dict[str, Any], state: CacheState) -> Any:
+    """A pruned cache from a copy or a file."""
+    cache: Any = object.__new__(kind)
+    cache.__dict__.update(held)
+    mark(cache, state)
+    return cache
 
 
 def state_of(cache: Any) -> CacheState | None:

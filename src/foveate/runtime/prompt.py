@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..grouping import Span
 from ..models import ModelAdapter
 from ..tokens import Grid
-
-
-@dataclass(frozen=True)
-class Span:
-    """One image or clip: the batch row it belongs to and the index of each of its tokens in that row."""
-
-    row: int
-    modality: str
-    order: int
-    grid: Grid
-    index: Tensor
-
-    def frames(self) -> list[Span]:
-        """Each frame of a clip as a span of its own."""
-        one = self.grid.frame
-        return [Span(self.row, self.modality, self.order, one, part) for part in self.index.split(len(one))]
 
 
 def modalities_in(adapter: ModelAdapter, input_ids: Tensor) -> list[str]:
@@ -85,10 +68,3 @@ def _last_that_fit(sizes: list[Grid], count: int) -> list[Grid]:
     while total > count and first < len(sizes):
         total, first = total - len(sizes[first]), first + 1
     return sizes[first:]
-
-
-def padded_index(spans: list[list[Span]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (P,) and token indices (P, N), padded with -1, of pools of spans."""
-    rows = torch.tensor([pool[0].row for pool in spans], device=device)
-    flat = [torch.cat([span.index.to(device) for span in pool]) for pool in spans]
-    return rows, torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=-1)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..budget import Budget
+from ..grouping import Span
+from ..methods.editing import AttentionEdit
+from ..models import ModelAdapter
 from ..tokens import Grid
+from .cost import CostModel
+from .state import ForwardState
 
 
 @dataclass(frozen=True)
@@ -86,39 +92,61 @@ class Report:
         )
 
 
-@dataclass
-class Stopwatch:
-    """Adds up the seconds between `start` and `stop`; on a GPU by events, so that nothing waits until `seconds`."""
+def account_of(
+    state: ForwardState,
+    adapter: ModelAdapter,
+    cost: CostModel,
+    dtype_bytes: int,
+    stages: Sequence[StageReport],
+    edits: Mapping[int, Sequence[AttentionEdit]],
+) -> Report:
+    """The report of the forward that `state` recorded, with what its stages were asked to keep.
 
-    device: torch.device
-    _marks: list[tuple[object, object]] = field(default_factory=list)
-    _started: object | None = None
+    Edited layers are charged with what they compute here, once more for each of their `edits`.
+    """
+    decoder: Any = adapter.text.layers
+    layers = len(decoder)
+    # Between two pruning layers all layers cost the same.
+    starts = [0, *sorted(layer for layer in state.inside if layer > 0)]
+    lengths: list[list[int]] = []
+    visual: list[int] = []
+    for start, end in zip(starts, [*starts[1:], layers], strict=True):
+        place = state.places(start + 1)
+        left = sum(int(_alive(span, place).sum()) for span in state.spans)
+        lengths += [_lengths(state, start)] * (end - start)
+        visual += [left] * (end - start)
+    final = state.places(layers)
+    images = []
+    for span in state.spans:
+        kept = _alive(span, final)
+        images.append(ImageReport(span.row, span.modality, span.grid, len(span.grid), int(kept.sum()), kept))
+    full = [state.lengths] * layers
+    return Report(
+        images,
+        state.lengths,
+        lengths[-1],
+        visual,
+        cost.text_flops(full),
+        cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
+        cost.vision_flops([span.grid for span in state.spans]),
+        cost.vision_flops([span.grid for span in state.spans], state.seen),
+        cost.kv_bytes(full, dtype_bytes),
+        cost.kv_bytes(lengths, dtype_bytes),
+        sum(watch.seconds for watch in state.encoder_watches),
+        sum(watch.seconds for watch in state.selection_watches),
+        state.prefill_watch.seconds,
+        tuple(stages),
+    )
 
-    def _mark(self) -> object:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
-    def start(self) -> None:
-        """Begin an interval."""
-        self._started = self._mark()
+def _alive(span: Span, place: Tensor | None) -> Tensor:
+    """Keep mask (N,) of one image or clip."""
+    kept = torch.ones_like(span.index, dtype=torch.bool) if place is None else place[span.row, span.index] >= 0
+    return kept.cpu()
 
-    def stop(self) -> None:
-        """End the interval, if one was begun."""
-        if self._started is not None:
-            self._marks.append((self._started, self._mark()))
-            self._started = None
 
-    @property
-    def seconds(self) -> float:
-        """The sum of all intervals."""
-        total = 0.0
-        for begin, end in self._marks:
-            if isinstance(begin, float) and isinstance(end, float):
-                total += end - begin
-            else:
-                end.synchronize()  # type: ignore[attr-defined]
-                total += begin.elapsed_time(end) / 1e3  # type: ignore[attr-defined]
-        return total
+def _lengths(state: ForwardState, layer: int) -> list[int]:
+    """Real tokens of each prompt in one layer."""
+    stage = state.stage_below(layer + 1)
+    kept = state.before if stage is None else state.inside[stage]
+    return state.lengths if kept is None else kept.valid.sum(1).tolist()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..models import ModelAdapter
-from ..runtime.step import key_validity
+from ..runtime.masks import key_validity
 
 Gate = Literal["attention", "embeddings"]
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..budget import Budget
 from ..errors import ModelError
+from ..grouping import Span, TokenGroups
 from ..models import ModelAdapter, adapter_of
-from ..runtime.prompt import Span, locate, padded_index
-from ..runtime.selecting import Pools
+from ..runtime.prompt import locate
 from ..selection import topk
 from .scorer import TrainableScorer
 from .scorer_gates import Gate, gated
@@ -67,12 +67,12 @@ class SoftMask:
         if not self._spans:
             return None
         embeds: Tensor = kwargs["inputs_embeds"]
-        pools = Pools.of(self._spans, self._budget)
-        rows, index = padded_index(pools.spans, embeds.device)
+        groups = TokenGroups.of(self._spans, self._budget)
+        rows, index = groups.padded_index(embeds.device)
         valid = index >= 0
         at = (rows[:, None].expand_as(index), index.clamp_min(0))
         scores = self._scorer(embeds[at], valid)
-        count = torch.tensor(pools.counts, device=embeds.device)
+        count = torch.tensor(groups.counts, device=embeds.device)
         logits = scores + threshold(scores, count, valid)[:, None]
         hard = topk(scores.detach(), count, valid=valid)
         logs = torch.zeros(embeds.shape[:2], device=embeds.device)

@@ -12,9 +12,9 @@ from ..errors import MethodError, ModelError
 from ..importance.prior import AttentionPrior
 from ..models import adapter_of
 from ..models.base import AttentionCall
+from .cues import last_row
+from .hooks import AttentionObserver
 from .prompt import locate
-from .reading import last_row
-from .tap import Tap
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def measure_prior(
         rows.append(last_row(call, valid, 0)[0])
 
     maps: list[Tensor] = []
-    tap = Tap(layers[layer - 1].self_attn, observe)
+    tap = AttentionObserver(layers[layer - 1].self_attn, observe)
     try:
         for one in inputs:
             rows.clear()

@@ -8,21 +8,22 @@ multiplied by zero.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..errors import MethodError
-from ..methods import Method
-from ..methods.experts import ExpertCut
-from ..models import ModelAdapter
-from ..models.moe import MoeBlock
-from ..tokens import Cue
-from .inside import Stage
-from .step import Step
+from ...errors import MethodError
+from ...methods import Method
+from ...methods.experts import ExpertCut
+from ...models import ModelAdapter
+from ...models.moe import MoeBlock
+from ...tokens import Cue
+from ..hooks import Hooks
+from ..state import CallStack
+from .base import Seam, Stage
 
 _Routed = tuple[Tensor, Tensor, Tensor]  # hidden states (T, d), experts (T, k) and their weights (T, k)
 
@@ -38,20 +39,8 @@ def check_routers(adapter: ModelAdapter, stages: Sequence[Stage]) -> None:
             )
 
 
-@torch.no_grad()
-def read_router(step: Step, layer: int, block: MoeBlock, hidden: Tensor) -> None:
-    """Leave with `step` what the router of a layer makes of its input (B, W, d), by span."""
-    assert step.selection_watch is not None and step.prefill_watch is not None
-    step.prefill_watch.stop()
-    step.selection_watch.start()
-    logits = block.router.forward(block.norm(hidden))[0]  # past hooks, so that whoever listens hears each layer once
-    step.encoder_cues[Cue.ROUTER_LOGITS] = step.of_spans(logits.view(*hidden.shape[:2], -1), layer)
-    step.selection_watch.stop()
-    step.prefill_watch.start()
-
-
-def expert_seam(adapter: ModelAdapter, methods: Sequence[Method], step: Callable[[], Step]) -> ExpertSeam | None:
-    """The seam that the methods ask for; None where visual tokens go through all experts.
+def cut_of(methods: Sequence[Method]) -> ExpertCut | None:
+    """The cut that the methods ask for; None where visual tokens go through all experts.
 
     Raises:
         MethodError: for methods that ask for different ones.
@@ -59,37 +48,26 @@ def expert_seam(adapter: ModelAdapter, methods: Sequence[Method], step: Callable
     cuts = {method.experts: method.name for method in methods if method.experts is not None}
     if len(cuts) > 1:
         raise MethodError(f"{' and '.join(cuts.values())} cut the experts differently; give both the same cut.")
-    return ExpertSeam(next(iter(cuts)), adapter.moe(), step) if cuts else None
+    return next(iter(cuts), None)
 
 
-class ExpertSeam:
+class FewerExperts(Seam):
     """Hooks on the experts of all layers from the cut on.
 
     Args:
         cut: what is asked for.
         blocks: the experts of the language model's layers, None for dense ones.
-        step: what is known of the forward that runs.
     """
 
-    def __init__(self, cut: ExpertCut, blocks: list[MoeBlock | None], step: Callable[[], Step]) -> None:
-        self._cut, self._step = cut, step
+    def __init__(self, cut: ExpertCut, blocks: list[MoeBlock | None]) -> None:
+        self._cut = cut
         known = {layer: block for layer, block in enumerate(blocks) if block is not None and layer >= cut.layer}
         self._blocks = {layer: block for layer, block in known.items() if self.spared_weights(block)}
-        self._held: tuple[Tensor, _Routed] | None = None  # visual tokens among T, and all that was routed
-        self._again = False
-        self._removable: list[Any] = []
 
-    def hook(self) -> None:
-        """Put the hooks on."""
-        eager, add = torch.compiler.disable, self._removable.append
+    def install(self, hooks: Hooks, stack: CallStack) -> None:
         for layer, block in self._blocks.items():
-            add(block.experts.register_forward_pre_hook(eager(functools.partial(self._before, layer))))
-            add(block.experts.register_forward_hook(eager(functools.partial(self._after, block))))
-
-    def remove(self) -> None:
-        """Take every hook off again."""
-        for handle in self._removable:
-            handle.remove()
+            hooks.before(block.experts, functools.partial(self._before, stack, layer))
+            hooks.after(block.experts, functools.partial(self._after, stack, block))
 
     def spared_flops(self, visual: list[int]) -> float:
         """What a prefill saves, from how many visual tokens pass each layer."""
@@ -102,27 +80,33 @@ class ExpertSeam:
         width = block.experts.down_proj.shape[-1]
         return block.chosen * block.weights_per_expert * (width - self._cut.left(width)) // width
 
-    def _before(self, layer: int, module: Any, args: _Routed) -> _Routed | None:
-        step = self._step()
-        if self._again or not step.spans:
+    def _before(self, stack: CallStack, layer: int, module: Any, args: _Routed, kwargs: Any) -> Any:
+        """Hand the experts the text alone, and keep all that was routed."""
+        state = stack.running()
+        if state is None or not state.spans or self in state.slots:  # there while `_after` calls them once more
             return None
-        visual = step.visual(layer + 1, len(args[0])).to(args[0].device)
-        self._held = visual, args
-        return args if bool(visual.all()) else _rows(args, ~visual)
+        visual = state.visual(layer + 1, len(args[0])).to(args[0].device)
+        state.slots[self] = visual, args
+        return (args if bool(visual.all()) else _rows(args, ~visual)), kwargs
 
-    def _after(self, block: MoeBlock, module: Any, args: _Routed, output: Tensor) -> Tensor:
-        if self._again or self._held is None:
+    def _after(self, stack: CallStack, block: MoeBlock, module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        """Put the text's output and the visual tokens', of less of their experts, together."""
+        state = stack.running()
+        held = None if state is None else state.slots.get(self)
+        if state is None or held is None:
             return output
-        visual, routed = self._held
-        self._held = None
+        visual, routed = held
+        if visual is None:  # the call for the visual tokens
+            return output
+        state.slots[self] = None, None
+        try:
+            less = self._fewer(block, _rows(routed, visual))
+        finally:
+            del state.slots[self]
         together = torch.empty_like(routed[0], dtype=output.dtype)
         if len(output) < len(visual):
             together[~visual] = output
-        self._again = True
-        try:
-            together[visual] = self._fewer(block, _rows(routed, visual))
-        finally:
-            self._again = False
+        together[visual] = less
         return together
 
     def _fewer(self, block: MoeBlock, routed: _Routed) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.models.base import AttentionCall
-from foveate.runtime.tap import Tap
+from foveate.runtime.hooks import AttentionObserver
 from zoo import Zoo
 
 from .helpers import logits, pair
@@ -21,7 +21,7 @@ def test_output_is_bit_identical_and_the_config_comes_back(zoo: Zoo, kernel: str
     zoo.model.set_attn_implementation(kernel)
     try:
         plain = logits(zoo, inputs)
-        tap = Tap(module, heard.append)
+        tap = AttentionObserver(module, heard.append)
         assert torch.equal(logits(zoo, inputs), plain)
         tap.remove()
         assert torch.equal(logits(zoo, inputs), plain)

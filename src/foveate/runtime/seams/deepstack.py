@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.base import DeepStack
-from .kept import Kept
-from .step import Step, place_of
+from ...models.base import DeepStack
+from ..state import ForwardState
+from ..token_index import TokenIndex
+from .base import Seam
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class DeepRows:
     mask: Tensor
     layers: Sequence[Tensor]
 
-    def shortened(self, kept: Kept) -> DeepRows:
+    def shortened(self, kept: TokenIndex) -> DeepRows:
         """Those of the survivors."""
-        survives = (place_of(kept).to(self.mask.device) >= 0)[self.mask]
+        survives = (kept.places().to(self.mask.device) >= 0)[self.mask]
         mask = kept.gather(self.mask) & kept.valid.to(self.mask.device)
         return DeepRows(mask, [rows[survives.to(rows.device)] for rows in self.layers])
 
@@ -39,7 +40,7 @@ class DeepRows:
         return hidden
 
 
-class DeepStackSeam:
+class DeepStackRows(Seam):
     """Keeps rows and tokens together.
 
     Args:
@@ -49,34 +50,22 @@ class DeepStackSeam:
 
     def __init__(self, declared: DeepStack, first: int | None) -> None:
         self._declared = declared
-        self._first = declared.layers if first is None else first
-        self._rows: DeepRows | None = None  # of the tokens that entered the language model in this forward
+        self._first = declared.layers if first is None else min(first, declared.layers)
+        self.layers = range(self._first, declared.layers)  # after which rows are added here, not by the model
 
-    @property
-    def layers(self) -> range:
-        """The layers after which rows are added here, not by the model."""
-        return range(self._first, self._declared.layers)
-
-    def enter(self, step: Step, kwargs: dict[str, Any]) -> None:
-        """Edit the language model's keyword arguments in place, after they were shortened before the LLM."""
-        self._rows = None
+    def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         mask, layers = kwargs.get(self._declared.mask), kwargs.get(self._declared.rows)
         if mask is None or layers is None:
             return
         rows = DeepRows(mask, layers)
-        if step.kept_before is not None:
-            rows = rows.shortened(step.kept_before)
+        if state.before is not None:
+            rows = rows.shortened(state.before)
         kwargs[self._declared.mask], kwargs[self._declared.rows] = rows.mask, rows.layers[: self._first]
-        self._rows = rows
+        state.slots[self] = rows
 
-    def after(self, step: Step, layer: int, hidden: Tensor) -> Tensor:
-        """The output of a layer, with its rows."""
-        if self._rows is None:
+    def leave_layer(self, state: ForwardState, index: int, hidden: Tensor) -> Tensor:
+        rows: DeepRows | None = state.slots.get(self)
+        if rows is None:
             return hidden
-        stage = step.stage_below(layer + 1)
-        rows = self._rows if stage is None else self._rows.shortened(step.inside[stage])
-        return rows.added(hidden, layer)
-
-    def leave(self) -> None:
-        """The forward is over; let its rows go."""
-        self._rows = None
+        stage = state.stage_below(index + 1)
+        return (rows if stage is None else rows.shortened(state.inside[stage])).added(hidden, index)

@@ -1,18 +1,72 @@
-"""Hook-free pruning: shortened inputs for people who run their own loop."""
+"""The public functions: prune a live model, or shorten its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import MethodError, ModelError
-from ..methods import Method, Stage, get_method
-from ..models import adapter_of
-from .live import prune
-from .plan import KeepLike
+from .budget import Scope
+from .errors import MethodError, ModelError, RuntimeStateError
+from .methods import Method, Stage, get_method
+from .models import adapter_of
+from .models.base import MOST_QUERIES, checked_queries
+from .runtime.engine import Pruning, is_pruned
+from .runtime.planner import KeepLike, MethodLike, compose, plan
+
+__all__ = ["attach", "compose", "prune", "prune_inputs"]
+
+
+def prune(
+    model: nn.Module,
+    method: MethodLike | Sequence[MethodLike],
+    keep: KeepLike | Sequence[KeepLike] = 0.25,
+    *,
+    scope: Scope = "image",
+    positions: Literal["keep", "compact"] = "keep",
+    encoder_queries: int = MOST_QUERIES,
+    **hyperparameters: Any,
+) -> Pruning:
+    """Prune the visual tokens of a transformers model, from now on until ``.detach()``.
+
+    The result is a context manager, too, which detaches on exit, whatever happens inside::
+
+        with foveate.prune(model, "idpruner", keep=0.25) as pruning:
+            model.generate(**inputs)
+        print(pruning.report())
+
+    Several threads may call the pruned model at once.
+
+    Args:
+        model: a supported model (see `foveate.supported_models`).
+        method: a method's name or instance; or a list of them, at most one before the vision encoder, one before the
+            LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget.
+        keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
+            refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
+            Of a method that prunes at several layers it is what is left after the last one, or the average over the
+            layers, as the method says; with `compose` it is always the average.
+        scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
+            of a clip has one, or all images of a prompt share one.
+        positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
+            unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
+        encoder_queries: how many queries the attention received in the vision encoder is averaged over, in models
+            without a CLS token: all of an image or frame up to this number, else so many, evenly spread. Fewer are
+            faster and choose less like the authors' code, which takes all.
+        hyperparameters: fields of the method, where `method` is one name.
+
+    Raises:
+        FoveateError: for anything that cannot work, before the model is changed.
+    """
+    adapter = adapter_of(model)
+    adapter.encoder_queries = checked_queries(encoder_queries)
+    if is_pruned(adapter):
+        raise RuntimeStateError("pruning is already attached to this model; detach it first.")
+    return Pruning(adapter, plan(adapter, method, keep, scope, positions, hyperparameters), positions)
+
+
+attach = prune
 
 _OPTIONS = ("scope", "positions", "encoder_queries")  # of `prune`, which are no hyperparameters
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foveate.grouping import Span
 from foveate.methods import get_method
-from foveate.runtime.editing import _edited
-from foveate.runtime.prompt import Span
-from foveate.runtime.step import Step
+from foveate.runtime.cache import CacheState
+from foveate.runtime.seams.attention import edited_attention
+from foveate.runtime.state import Call, CallStack, ForwardState
 from foveate.tokens import Grid
 from methods.golden import Case, cases
 
@@ -22,18 +23,18 @@ def edited(weights: Tensor, edits: Any, images: list[int]) -> Tensor:
     """Weights (H, L, L) as `edits` leave them, read off values that are one-hot."""
     length = weights.shape[-1]
     starts = [SYSTEM + sum(images[:i]) for i in range(len(images))]
-    step = Step(length=length, prompt=length, valid=torch.ones(1, length, dtype=torch.bool))
-    step.chunk_valid = step.valid
-    step.spans = [
+    spans = [
         Span(0, "image", order, Grid(1, n), torch.arange(start, start + n))
         for order, (start, n) in enumerate(zip(starts, images, strict=True))
     ]
+    stack, embeds = CallStack(), torch.zeros(1, length, 1)
+    stack.forward = ForwardState(Call(spans, length), CacheState(None), embeds, None, None, 0)
 
     def kernel(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
         return (weights @ value).transpose(1, 2), None
 
     value = torch.eye(length).expand(1, len(weights), length, length)
-    out, _ = _edited(edits, lambda: step, kernel, nn.Module(), value, value, value)
+    out, _ = edited_attention(stack, edits, kernel, nn.Module(), value, value, value)
     return out[0].transpose(0, 1)
 
 

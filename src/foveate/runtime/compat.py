@@ -1,0 +1,47 @@
+"""What differs between the releases of transformers that foveate runs on."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from packaging.version import Version
+
+TESTED = ("5.16", "5.24")  # the oldest and the newest release that the runtime tests ran on
+
+# The keyword argument of a forward, and the field of its output, that hold the KV cache; 5.24 renamed it.
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among the keyword arguments of a forward, whatever this release calls it; None without one."""
+    return next((arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def cache_of_output(output: Any) -> Any:
+    """The KV cache of a forward's output; None without one."""
+    return next((cache for name in _CACHE_NAMES if (cache := getattr(output, name, None)) is not None), None)
+
+
+def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The keyword arguments of a forward with another KV cache, or with None."""
+    return {name: cache if name in _CACHE_NAMES else value for name, value in arguments.items()}
+
+
+def warn_if_untested() -> None:
+    """Warn, once in a process, where this release of transformers is newer or older than what foveate is tested on."""
+    _warn_of(transformers.__version__)
+
+
+@functools.cache
+def _warn_of(version: str) -> None:
+    oldest, newest = map(Version, TESTED)
+    if not oldest <= Version(Version(version).base_version) < Version(f"{newest.major}.{newest.minor + 1}"):
+        warnings.warn(
+            f"foveate is tested with transformers {TESTED[0]} to {TESTED[1]}, and this is {version}: compare a few "
+            f"answers with keep=1.0 to those of the unpruned model, or install transformers=={TESTED[1]}.*.",
+            stacklevel=4,
+        )

@@ -1,0 +1,399 @@
+"""Pruning attached to a live model: the engine drives the seams through hooks, and detaches without a trace."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RuntimeStateError
+from ..grouping import Span
+from ..methods import Method
+from ..methods.notes import announce
+from ..models import ModelAdapter
+from .cache import CacheState, mark, state_of
+from .compat import cache_of, cache_of_output, warn_if_untested
+from .cost import CostModel
+from .cues import EncoderCues
+from .encoding import EncoderPass
+from .hooks import Attached, Checkpointing, Hooks
+from .logits import check_logits_to_keep, place_logits_to_keep
+from .masks import is_packed, own_mask
+from .prompt import locate, modalities_in
+from .report import Report, StageReport, account_of
+from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
+from .seams.base import Seam, Stage
+from .seams.before_encoder import BeforeEncoder
+from .seams.before_llm import BeforeLlm
+from .seams.deepstack import DeepStackRows
+from .seams.experts import FewerExperts, check_routers, cut_of
+from .seams.inside_llm import InsideLlm
+from .state import Call, CallStack, ForwardState, Generation
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictionary()
+
+
+class Pruning:
+    """Pruning attached to one model; made by `foveate.prune`, and a context manager that detaches on exit.
+
+    Args:
+        adapter: of the model.
+        stages: that drop something, by rising layer.
+        positions: ``"keep"`` or ``"compact"``.
+    """
+
+    def __init__(self, adapter: ModelAdapter, stages: Sequence[Stage], positions: str) -> None:
+        warn_if_untested()
+        self._adapter, self._stages = adapter, tuple(stages)
+        self._stack, self._hooks = CallStack(), Hooks()
+        self._finished: ForwardState | None = None  # the latest prefill of any thread
+        self._cost = CostModel(adapter)
+        self._dtype_bytes = next(adapter.text.parameters()).element_size()
+        methods = [stage.method for stage in stages]
+        check_routers(adapter, stages)
+        self._edits = edits_of(methods, len(adapter.text.layers))
+        cut = cut_of(methods)
+        self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
+        self._encoder = EncoderCues(adapter, methods)
+        self._seams = self._made(methods, positions)
+        try:
+            self._install()
+        except BaseException:
+            self.detach()
+            raise
+        _ATTACHED[adapter.model] = self
+        announce(stage.method for stage in self._stages)
+
+    def __enter__(self) -> Pruning:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.method.name} keeps {stage.budget} {_where(stage.layer)}" for stage in self._stages)
+        state = "attached to" if self.attached else "detached from"
+        return f"<Pruning {state} {self._adapter.class_name}: {stages or 'nothing is dropped'}>"
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model is being pruned."""
+        return bool(self._hooks)
+
+    @property
+    def text(self) -> nn.Module:
+        """The language model that is being pruned."""
+        return self._adapter.text
+
+    def detach(self) -> None:
+        """Restore the model bit for bit. Detaching twice is harmless."""
+        if self.attached:
+            for layer in self._checkpointed():
+                function = vars(layer).get("_gradient_checkpointing_func")
+                if isinstance(function, Checkpointing):
+                    layer._gradient_checkpointing_func = function.function
+        self._hooks.remove()
+        if _ATTACHED.get(self._adapter.model) is self:
+            del _ATTACHED[self._adapter.model]
+
+    def report(self) -> Report:
+        """The account of the calling thread's latest prefill with images; of any thread's where it had none itself.
+
+        Raises:
+            RuntimeStateError: before any such prefill.
+        """
+        state = self._last
+        if state is None:
+            raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
+        stages = [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
+        report = account_of(state, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
+        if self._experts is None:
+            return report
+        spared = self._experts.spared_flops(report.visual_tokens_per_layer)
+        return replace(report, text_flops=report.text_flops - spared)
+
+    @property
+    def _last(self) -> ForwardState | None:
+        return self._stack.latest or self._finished
+
+    # -- what is put in place
+
+    def _made(self, methods: Sequence[Method], positions: str) -> list[Seam]:
+        """The seams in the order in which they act."""
+        adapter, text = self._adapter, self._adapter.text
+        by_layer = {stage.layer: stage for stage in self._stages}
+        inside = tuple(stage for stage in self._stages if stage.layer > 0)
+        seams: list[Seam] = []
+        if -1 in by_layer:
+            seams.append(BeforeEncoder(by_layer[-1], adapter))
+        seams.append(BeforeLlm(by_layer.get(0), positions))
+        if adapter.deepstack is not None:
+            seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
+        seams.append(InsideLlm(inside, adapter))
+        if self._edits:
+            seams.append(AttentionEdits(self._edits, text.layers))
+        bias = bias_of(methods, text)
+        if bias is not None:
+            seams.append(AttentionBias(bias, text))
+        if self._experts is not None:
+            seams.append(self._experts)
+        return seams
+
+    def _install(self) -> None:
+        adapter, hooks, stack = self._adapter, self._hooks, self._stack
+        hooks.replace(adapter.model, "generate", _GenerateCall(adapter.model.generate, stack))
+        hooks.before(adapter.model, self._enter_model)
+        hooks.before(adapter.base, self._enter_base)
+        hooks.after(adapter.base, self._leave_base, always=True)
+        hooks.before(adapter.vision, self._enter_encoder)
+        hooks.after(adapter.vision, self._leave_encoder, always=True)
+        hooks.before(adapter.text, self._enter_language_model)
+        hooks.after(adapter.text, self._leave_language_model)
+        self._encoder.install(hooks, stack)
+        for seam in self._seams:
+            seam.install(hooks, stack)
+        for index, layer in enumerate(adapter.text.layers):
+            seams = [seam for seam in self._seams if index in seam.layers]
+            if seams:
+                hooks.before(layer, functools.partial(self._enter_layer, seams, index))
+                hooks.after(layer, functools.partial(self._leave_layer, seams, index))
+
+    def _checkpointed(self) -> list[Any]:
+        return [*self._adapter.text.layers, *self._adapter.vision_layers()]
+
+    # -- what happens in a call
+
+    def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not self._stages:
+            return None
+        if kwargs.get("labels") is not None:
+            raise RuntimeStateError(
+                "labels cannot be used while pruning: the logits are shorter than the labels; "
+                "compute the loss outside, or detach pruning for training."
+            )
+        self._stack.logits_to_keep = asked = kwargs.get("logits_to_keep")
+        if isinstance(asked, Tensor):  # a copy, to be filled in when it is known where its tokens have gone
+            self._stack.logits_places = places = asked.clone()
+            return args, {**kwargs, "logits_to_keep": places}
+        return None
+
+    def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        stack = self._stack
+        call = Call(mask=kwargs.get("attention_mask"))
+        stack.calls.append(call)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None:
+            call.prompt = self._prompt_length(ids, cache_of(kwargs))
+            if ids.shape[1] > 1:  # a decoding step holds no image; not looking saves it a wait for the GPU
+                call.spans = self._spans(call, ids, kwargs)
+        elif self._stages and not _length_of(cache_of(kwargs)):
+            raise RuntimeStateError(
+                "pruning needs input_ids to know where the images are; pass input_ids, "
+                "or shorten the prompt with foveate.prune_inputs and run it without pruning attached."
+            )
+
+    def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._stack.calls:
+            self._stack.calls.pop()
+        self._stack.forward = None
+
+    def _prompt_length(self, ids: Tensor, cache: Any) -> int:
+        """Tokens of `ids` that are prompt: generating without a cache repeats the prompt with what followed."""
+        generations = self._stack.generations
+        prompt = generations[-1].prompt if generations else None
+        if cache is not None or prompt is None or not 0 < prompt.shape[1] < ids.shape[1]:
+            return ids.shape[1]
+        rows, some = divmod(len(ids), len(prompt))  # beams repeat a prompt
+        if some or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(rows, 0).to(ids.device)):
+            return ids.shape[1]
+        return prompt.shape[1]
+
+    def _spans(self, call: Call, ids: Tensor, kwargs: dict[str, Any]) -> list[Span]:
+        known = {k: v for k, v in kwargs.items() if v is not None}
+        if not known.keys() & {"pixel_values", "pixel_values_videos"}:
+            modalities = modalities_in(self._adapter, ids)
+            if modalities:
+                call.passes = self._encoded_ahead(kwargs)
+            known = {**self._encoder.grid_inputs(modalities, call.passes), **known}
+        return locate(self._adapter, ids, known)
+
+    def _encoded_ahead(self, kwargs: dict[str, Any]) -> list[EncoderPass]:
+        """The passes for images that were encoded before this call: for it by generate, or by the caller."""
+        stack, given = self._stack, kwargs.get("mm_encoder_outputs") or {}
+        outputs = [given[modality] for modality in self._adapter.modalities if given.get(modality) is not None]
+        passes = [next((one for one in reversed(stack.ahead) if one.gave(output)), None) for output in outputs]
+        found = [one for one in passes if one is not None]
+        if outputs and len(found) == len(outputs):
+            return found
+        if stack.generations:
+            return list(stack.generations[-1].passes)
+        if outputs and self._stages:
+            raise RuntimeStateError(
+                "mm_encoder_outputs were not made by this model's encoder while pruning was attached; encode the "
+                "images again, or pass pixel_values."
+            )
+        return []
+
+    def _enter_encoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        stack = self._stack
+        self._follow_checkpointing()
+        parameter = next(module.parameters())
+        stack.encoding = encoding = EncoderPass(args, kwargs, parameter.device)
+        if stack.calls:
+            stack.calls[-1].passes.append(encoding)
+        if stack.generations:
+            stack.generations[-1].passes.append(encoding)
+        if not stack.calls and not stack.generations:
+            stack.ahead = [one for one in stack.ahead if one.alive] + [encoding]
+        encoding.watch.start()
+        for seam in self._seams:
+            seam.enter_encoder(encoding)
+
+    def _leave_encoder(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        stack = self._stack
+        if stack.encoding is not None:
+            stack.encoding.finish(output)
+            stack.encoded, stack.encoding = stack.encoding, None
+
+    def _enter_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        stack = self._stack
+        if self._stages:
+            stack.running()  # nothing runs now, or only gradients do, which is refused
+        stack.forward, stack.replaying = None, False
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return None
+        self._follow_checkpointing()
+        call = stack.calls[-1] if stack.calls else Call()
+        cache = cache_of(kwargs)
+        known = state_of(cache)
+        if not self._stages and known is None and not call.spans:
+            return None
+        held = known or CacheState(self)
+        held.owner = self
+        mask = call.mask if isinstance(call.mask, Tensor) and call.mask.ndim == 2 else kwargs.get("attention_mask")
+        own = own_mask(mask) if self._stages and call.spans and not stack.generations else None
+        state = ForwardState(call, held, embeds, mask, own, int(_length_of(cache)))
+        if call.spans and self._stages:
+            self._check(state, kwargs)
+            state.selection_watch.start()
+            state.encoder_cues = self._encoder.read(call.passes, call.spans)
+            state.seen = self._encoder.seen(call.passes, call.spans)
+            state.selection_watch.stop()
+        stack.forward = state
+        kwargs = dict(kwargs)
+        for seam in self._seams:
+            seam.enter_language_model(state, kwargs)
+        if cache is not None and held.pruned:
+            mark(cache, held)
+        state.prefill_watch.start()
+        return args, kwargs
+
+    def _check(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
+        """Raise RuntimeStateError for a prompt whose images cannot be pruned, before anything is changed."""
+        sequences = kwargs.get("cu_seq_lens_q")
+        packed = sequences is not None and len(sequences) > 2
+        if packed or is_packed(kwargs.get("position_ids"), state.given):
+            raise RuntimeStateError(
+                "several prompts are packed into one row (their positions start anew), whose images cannot be pruned; "
+                "pass the prompts as rows of a padded batch."
+            )
+        if not self._stack.generations:
+            check_logits_to_keep(state, self._stack.logits_to_keep)
+
+    def _leave_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        stack, state = self._stack, self._stack.forward
+        if state is None:
+            return
+        state.prefill_watch.stop()
+        for seam in self._seams:
+            seam.finish(state)
+        cache = cache_of_output(output)
+        if cache is not None and state.cache.pruned:
+            mark(cache, state.cache)  # a cache that the language model made itself
+        places, stack.logits_to_keep, stack.logits_places = stack.logits_places, None, None
+        if places is not None:
+            place_logits_to_keep(state, len(self._adapter.text.layers), places)
+        state.release()
+        if state.spans:
+            stack.latest = self._finished = state
+        stack.forward = None
+
+    def _enter_layer(
+        self, seams: Sequence[Seam], index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        state = self._stack.running()
+        if state is None:
+            return None
+        kwargs = dict(kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        for seam in seams:
+            hidden = seam.enter_layer(state, index, layer, hidden, kwargs)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _leave_layer(
+        self, seams: Sequence[Seam], index: int, layer: nn.Module, args: Any, kwargs: Any, out: Any
+    ) -> Any:
+        state = self._stack.running()
+        if state is None:
+            return out
+        hidden = out[0] if isinstance(out, tuple) else out
+        for seam in seams:
+            hidden = seam.leave_layer(state, index, hidden)
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    # -- layers that run again for their gradients
+
+    def _follow_checkpointing(self) -> None:
+        """Let layers find their forward where gradient checkpointing runs them once more."""
+        if not self._stages or not self._adapter.model.training or not torch.is_grad_enabled():
+            return
+        for layer in self._checkpointed():
+            function = vars(layer).get("_gradient_checkpointing_func")
+            if function is not None and not isinstance(function, Checkpointing):
+                layer._gradient_checkpointing_func = Checkpointing(function, self._snapshot)
+
+    def _snapshot(self) -> Callable[[bool], AbstractContextManager[None]]:
+        stack = self._stack
+        forward, encoding = stack.forward, stack.encoding
+        return lambda again: stack.resumed(forward, encoding, again)
+
+
+class _GenerateCall(Attached):
+    """Stands in for a model's ``generate``: what is encoded within a call of it belongs to its prompt."""
+
+    def __init__(self, function: Callable[..., Any], stack: CallStack) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._stack = function, stack
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        self._stack.generations.append(Generation(prompt if isinstance(prompt, Tensor) else None))
+        try:
+            return self._function(*args, **kwargs)
+        finally:
+            self._stack.generations.pop()
+
+
+def is_pruned(adapter: ModelAdapter) -> bool:
+    """Whether pruning is attached to a model."""
+    return adapter.model in _ATTACHED
+
+
+def _length_of(cache: Any) -> Any:
+    return 0 if cache is None else cache.get_seq_length()
+
+
+def _where(layer: int) -> str:
+    if layer < 1:
+        return "before the LLM" if layer == 0 else "before the vision encoder"
+    return f"at layer {layer}"

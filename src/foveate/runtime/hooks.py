@@ -1,0 +1,289 @@
+"""Hooks on a live model: put on together, taken off together, refused to be copied.
+
+Around an attention kernel: transformers lets an attention module look up its kernel by the name in its config. A
+wrapped module gets a view of its config whose kernel is a function of ours, which is handed the kernel that was there
+before. Only that module is wrapped; masks are made from the untouched model config.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..errors import RuntimeStateError
+from ..models.base import AttentionCall
+from .compat import cache_of, with_cache
+
+_NAME = "foveate_tap"
+Kernel = Callable[..., Any]
+
+
+class Attached:
+    """What must not be copied with a model: a copy would share it with the model that it was attached to."""
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        _refuse_copies()
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_copies()
+
+
+def _refuse_copies() -> NoReturn:
+    raise RuntimeStateError(
+        "this model is being pruned by foveate, and a copy would not be; detach pruning before you copy the model."
+    )
+
+
+class Hook(Attached):
+    """A function of ours as a hook. Under torch.compile, too, it runs as plain Python: it depends on the prompt."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+class _Attribute:
+    """A model's attribute replaced until `remove()`."""
+
+    def __init__(self, owner: Any, name: str, value: Any) -> None:
+        self._owner, self._name, self._value = owner, name, value
+        self._had = name in vars(owner)
+        self._held = vars(owner).get(name)
+        setattr(owner, name, value)
+
+    def remove(self) -> None:
+        """Put back what was there, unless somebody replaced it since."""
+        if vars(self._owner).get(self._name) is not self._value:
+            return
+        if self._had:
+            setattr(self._owner, self._name, self._held)
+        else:
+            delattr(self._owner, self._name)
+
+
+class Hooks:
+    """All hooks of one attachment."""
+
+    def __init__(self) -> None:
+        self._removable: list[Any] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._removable)
+
+    def before(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Call ``function(module, args, kwargs)`` before a module; it may return other ``(args, kwargs)``."""
+        self._removable.append(module.register_forward_pre_hook(Hook(function), with_kwargs=True))
+
+    def after(self, module: nn.Module, function: Callable[..., Any], always: bool = False) -> None:
+        """Call ``function(module, args, kwargs, output)`` behind a module; `always` even if it raised."""
+        handle = module.register_forward_hook(Hook(function), with_kwargs=True, always_call=always)
+        self._removable.append(handle)
+
+    def around(self, attention: nn.Module, function: Callable[..., Any]) -> None:
+        """See `AttentionWrapper`."""
+        self._removable.append(AttentionWrapper(attention, function))
+
+    def observe(self, attention: nn.Module, function: Callable[[AttentionCall], None]) -> None:
+        """See `AttentionObserver`."""
+        self._removable.append(AttentionObserver(attention, function))
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        """Give an object another attribute."""
+        self._removable.append(_Attribute(owner, name, value))
+
+    def remove(self) -> None:
+        """Take all of them off again, the latest first."""
+        while self._removable:
+            self._removable.pop().remove()
+
+
+class _WrappedConfig(Attached):
+    """A view of a module's config with another kernel name."""
+
+    _attn_implementation = _NAME
+
+    def __init__(self, original: Any, around: Callable[..., Any]) -> None:
+        self._original = original
+        self._around = around
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def _wrapped_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _kernel(module, module.config)(module, *args, **kwargs)
+
+
+def _kernel(module: nn.Module, config: Any) -> Kernel:
+    """The kernel that a config asks for; of a wrapped one, what stands around it, the latest outside."""
+    if isinstance(config, _WrappedConfig):
+        return functools.partial(config._around, _kernel(module, config._original))
+    # Looked up at each call, because the user may switch the kernel while pruning is attached.
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+
+
+AttentionInterface.register(_NAME, _wrapped_attention)
+
+
+class AttentionWrapper:
+    """Call `around(kernel, module, query, key, value, mask, **kwargs)` in place of a module's kernel until `remove()`.
+
+    Several may stand around one module; the latest is the outermost, and they may be removed in any order.
+    """
+
+    def __init__(self, module: nn.Module, around: Callable[..., Any]) -> None:
+        self._module = module
+        self._config = _WrappedConfig(module.config, torch.compiler.disable(around))
+        module.config = self._config  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Take this one away; the last gives the module its own config back."""
+        outer: Any = self._module.config
+        if outer is self._config:
+            self._module.config = self._config._original
+            return
+        while outer._original is not self._config:
+            outer = outer._original
+        outer._original = self._config._original
+
+
+class AttentionObserver(AttentionWrapper):
+    """Observe the attention calls of `module` until `remove()`; the output stays the same bit for bit."""
+
+    def __init__(self, module: nn.Module, observe: Callable[[AttentionCall], None]) -> None:
+        super().__init__(module, functools.partial(_observed, observe))
+
+
+def _observed(
+    observe: Callable[[AttentionCall], None],
+    kernel: Kernel,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    observe(_call(query, key, value, kwargs.get("attention_mask", mask), kwargs))
+    if "attention_mask" not in kwargs:
+        args = (mask, *args)
+    return kernel(module, query, key, value, *args, **kwargs)
+
+
+def _call(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]) -> AttentionCall:
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    window = kwargs.get("sliding_window")
+    return AttentionCall(query, key, scaling, value, mask if isinstance(mask, Tensor) else None, window)
+
+
+class _Probed(Exception):
+    """Leaves a layer with what its attention kernel was called with."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+
+
+class _ReadOnlyCache:
+    """Stands in for a cache: what a layer is given back when it adds to it, without adding to it."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if getattr(self._cache, "offloading", False):  # the layer's entries may still be on their way to the GPU
+            torch.cuda.default_stream(key.device).wait_stream(self._cache.prefetch_stream)
+        if layer_idx >= len(self._cache.layers):  # a cache that makes its layers as they come
+            return key, value
+        layer = copy.copy(self._cache.layers[layer_idx])
+        for name, held in list(vars(layer).items()):
+            if isinstance(held, Tensor):
+                setattr(layer, name, held.clone())  # static caches write in place
+        return layer.update(key, value, *args, **kwargs)
+
+
+@torch.no_grad()
+def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> AttentionCall:
+    """What `layer` would call its attention kernel with, found out without running it: nothing is written or hooked.
+
+    Args:
+        layer: a decoder layer with `self_attn`.
+        hidden: (B, W, d) that enters it.
+        kwargs: its other arguments; positions must be of the W tokens. The key is of what its cache holds and of these.
+    """
+    cache = cache_of(kwargs)
+    kwargs = with_cache(kwargs, None if cache is None else _ReadOnlyCache(cache)) | {"attention_mask": None}
+    kwargs.pop("hidden_states", None)
+    twin = _without_hooks(layer)
+    twin.self_attn.config = _WrappedConfig(_innermost(layer.self_attn.config), _leave)
+    device = next((p.device for p in layer.self_attn.parameters()), hidden.device)
+    if device.type != "meta" and device != hidden.device:  # the model's own hooks would have moved it
+        hidden = hidden.to(device)
+    try:
+        type(layer).forward(twin, hidden, **kwargs)
+    except _Probed as probed:
+        return probed.call
+    raise RuntimeStateError(
+        f"{type(layer).__name__} ran without calling its attention kernel, so its attention cannot be read; use a "
+        "method that reads none there."
+    )
+
+
+def _leave(kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+    raise _Probed(_call(query, key, value, None, kw))
+
+
+def _innermost(config: Any) -> Any:
+    while isinstance(config, _WrappedConfig):
+        config = config._original
+    return config
+
+
+def _without_hooks(module: nn.Module) -> Any:
+    """A module that shares parameters with `module` but not its hooks, nor those of the modules inside."""
+    twin = copy.copy(module)
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    state = vars(twin)
+    state["_modules"] = {**module._modules, **{name: _without_hooks(child) for name, child in children.items()}}
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        state[kind] = OrderedDict()
+    if children:
+        state.pop("forward", None)  # of offloading, bound to the module itself; those of its leaves load weights
+    return twin
+
+
+class Checkpointing(Attached):
+    """Stands around a layer's gradient-checkpointing function: when the layer runs again, it finds its forward again.
+
+    Args:
+        function: that of transformers, called with the layer's forward and what it is given.
+        snapshot: gives a function that runs another within the forward that is under way now; its argument tells
+            whether it does so again.
+    """
+
+    def __init__(self, function: Callable[..., Any], snapshot: Callable[[], Callable[[bool], Any]]) -> None:
+        self.function, self._snapshot = function, snapshot
+
+    def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        resumed, runs = self._snapshot(), 0
+
+        def run(*given: Any, **named: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            with resumed(runs > 1):
+                return forward(*given, **named)
+
+        return self.function(run, *args, **kwargs)

@@ -1,0 +1,77 @@
+"""``logits_to_keep``: the logits that a caller asks for by place, of a sequence that pruning shortens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RuntimeStateError
+from .state import ForwardState
+
+_FIX = "ask for tokens of the text behind the last image, or for all logits (logits_to_keep=0)"
+
+
+def check_logits_to_keep(state: ForwardState, asked: Any) -> None:
+    """Raise RuntimeStateError where logits are asked for that pruning may drop or move apart.
+
+    Args:
+        state: of the forward, before pruning.
+        asked: the last so many tokens, their places (k,) or (B, k) among the L, or a mask (B, L); None or 0 for all.
+    """
+    if asked is None or (not isinstance(asked, Tensor) and not asked):
+        return
+    wanted = torch.zeros_like(state.given)
+    if not isinstance(asked, Tensor):
+        wanted[:, -int(asked) :] = True
+    elif asked.dtype == torch.bool and asked.shape == wanted.shape:
+        wanted = asked.to(wanted.device)
+    elif asked.ndim in (1, 2) and not asked.dtype.is_floating_point and asked.dtype != torch.bool:
+        places = asked.to(wanted.device) % state.length
+        wanted.scatter_(1, places.expand(len(wanted), -1) if asked.ndim == 1 else places, True)
+    else:
+        raise RuntimeStateError(
+            f"logits_to_keep is a number, places (k,) or (batch, k), or a bool mask (batch, length), not {asked.dtype} "
+            f"{tuple(asked.shape)}; {_FIX}."
+        )
+    for span in state.spans:
+        if bool(wanted[span.row, span.index.to(wanted.device)].any()):
+            raise RuntimeStateError(f"logits_to_keep asks for logits of visual tokens, which may be dropped; {_FIX}.")
+    some, padding = (wanted & state.given).any(1), (wanted & ~state.given).any(1)
+    if not isinstance(asked, Tensor) and bool((some & padding & ~state.given[:, -1]).any()):
+        raise RuntimeStateError(
+            f"logits_to_keep={asked} takes padding on the right for tokens, which pruning moves to the left; pad the "
+            "prompts on the left, or ask for all logits (logits_to_keep=0)."
+        )
+
+
+def place_logits_to_keep(state: ForwardState, layers: int, asked: Tensor) -> None:
+    """Replace, in place, what names tokens among the L by what names them among those that are left.
+
+    Raises:
+        RuntimeStateError: where tokens that are asked for by one place for all prompts have gone to different places.
+    """
+    place = state.places(layers)
+    if place is None:
+        return
+    where = place.to(asked.device)
+    if asked.dtype == torch.bool:
+        last = state.inside[max(state.inside)] if state.inside else state.before
+        width = state.length if last is None else last.index.shape[1]
+        mask = torch.zeros(len(where), width, dtype=torch.bool, device=asked.device)
+        row, column = (asked & (where >= 0)).nonzero(as_tuple=True)
+        mask[row, where[row, column]] = True
+        asked.set_(mask)  # type: ignore[call-overload]  # the caller's model slices by this very tensor
+        return
+    if asked.ndim == 2:
+        asked.copy_(where.gather(1, asked % state.length).clamp_min(0))
+        return
+    wanted = asked % state.length
+    found, real = where[:, wanted], state.given.to(asked.device)[:, wanted]
+    first = torch.where(real, found, -1).amax(0)
+    if bool((real & (found != first)).any()) or bool((first < 0).any()):
+        raise RuntimeStateError(
+            f"logits_to_keep asks for tokens that pruning moves to different places in each prompt; {_FIX}."
+        )
+    asked.copy_(first)

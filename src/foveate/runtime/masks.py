@@ -1,0 +1,176 @@
+"""Attention masks of shortened sequences: read off what the caller gave, or made for a layer's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import RuntimeStateError
+from .cache import CacheLayout
+from .token_index import TokenIndex
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far back a layer attends: the last `size` keys, or the keys of the same chunk of `size`."""
+
+    kind: Literal["sliding", "chunk"]
+    size: int
+
+    @classmethod
+    def of(cls, text_config: Any, layer: int) -> Window | None:
+        """That of a layer of a language model; None where it attends to all that came before."""
+        sliding = getattr(text_config, "sliding_window", None)
+        if getattr(text_config, "use_sliding_window", True) is False:
+            sliding = None
+        chunk = getattr(text_config, "attention_chunk_size", None)
+        kinds = getattr(text_config, "layer_types", None)
+        kind = kinds[layer] if kinds else "sliding_attention" if sliding else "chunked_attention" if chunk else ""
+        if "sliding" in kind and sliding:
+            return cls("sliding", int(sliding))
+        return cls("chunk", int(chunk)) if "chunk" in kind and chunk else None
+
+    def open(self, query: Tensor, key: Tensor, padding: Tensor) -> Tensor:
+        """Which keys queries attend to, by their places in the sequence, which broadcast; `padding` (B, 1, 1) leads."""
+        if self.kind == "sliding":
+            return key > query - self.size
+        return (key - padding) // self.size == (query - padding) // self.size
+
+
+def attends(mask: Tensor) -> Tensor:
+    """A mask as bool: where attention is allowed."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def one_mask(mask: Any) -> Any:
+    """The mask of full-attention layers, where there is one for each kind of layer."""
+    if not isinstance(mask, Mapping):
+        return mask
+    return mask.get("full_attention", next(iter(mask.values()), None))
+
+
+def own_mask(mask: Any) -> Any:
+    """The mask as it is where the caller made it for pairs of tokens (B, H, L, S), or one for each kind of layer.
+
+    Raises:
+        RuntimeStateError: for one that cannot be shortened.
+    """
+    if isinstance(mask, Mapping):
+        return mask if any(own_mask(one) is not None for one in mask.values()) else None
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise RuntimeStateError(
+            "an attention mask can be shortened where it is a tensor (batch, length) or (batch, heads, queries, keys), "
+            f"not {type(mask).__name__}; give one of these."
+        )
+    return mask
+
+
+def key_validity(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
+    """Which of `length` keys are real, (B, length) bool, read off any mask that transformers passes around.
+
+    Of a mask for pairs, those that any query sees.
+    """
+    mask = one_mask(mask)
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=device)
+    if mask.ndim == 4:
+        mask = attends(mask)[:, 0].any(1)
+    return mask[:, :length].to(device).bool().expand(batch, -1)
+
+
+def is_packed(position_ids: Tensor | None, valid: Tensor) -> bool:
+    """Whether positions start anew within a row: several prompts packed into one.
+
+    Args:
+        position_ids: (B or 1, L), or with leading M-RoPE channels (C, B or 1, L).
+        valid: (B, L) bool, the real tokens.
+    """
+    if position_ids is None:
+        return False
+    ids = position_ids[None] if position_ids.ndim == 2 else position_ids
+    ids = ids[:1] if len(ids) == 4 else ids  # channel 0 is the text index, which tells by itself
+    first = valid.long().argmax(1)[None, :, None].expand(len(ids), -1, -1)
+    ids = ids.expand(-1, len(valid), -1)
+    # Within a prompt no token but the first lies at or before it on all axes; time alone may run back behind a clip.
+    anew = (ids <= ids.gather(2, first)).all(0) & valid
+    return bool((anew.sum(1) > 1).any())
+
+
+def shorten_own(mask: Any, kept: TokenIndex, layout: CacheLayout) -> Any:
+    """Rows and columns of what is kept, of a mask for pairs (B or 1, H, L, S) or of one for each kind of layer.
+
+    Args:
+        mask: bool or additive; S counts what was cached before.
+        kept: the survivors of the L queries.
+        layout: what the cache holds with them.
+
+    Raises:
+        RuntimeStateError: where the mask tells nothing of what is cached.
+    """
+    if isinstance(mask, Mapping):
+        return {kind: None if one is None else shorten_own(one, kept, layout) for kind, one in mask.items()}
+    if mask.shape[2] != kept.length or mask.shape[3] < layout.logical:
+        raise RuntimeStateError(
+            f"the attention mask {tuple(mask.shape)} must have a row for each of the {kept.length} tokens given and a "
+            f"column for each of the {layout.logical} with those in the cache; give it so, before any pruning."
+        )
+    row, column = kept.index.to(mask.device), layout.column.to(mask.device)
+    mask = mask.expand(column.shape[0], *mask.shape[1:])
+    heads = mask.shape[1]
+    mask = mask.gather(2, row[:, None, :, None].expand(-1, heads, -1, mask.shape[-1]))
+    mask = mask.gather(3, column[:, None, None].expand(-1, heads, mask.shape[2], -1))
+    return mask.masked_fill(~layout.valid.to(mask.device)[:, None, None], _closed(mask.dtype))
+
+
+def layer_mask(
+    kept: TokenIndex,
+    layout: CacheLayout,
+    own: Tensor | None,
+    window: Window | None,
+    keys: tuple[int, int],
+    kernel: str,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The mask of a layer that runs on a shortened sequence.
+
+    Args:
+        kept: the survivors of this forward, already in `layout`.
+        layout: what the layer has seen, entries that it let go of included.
+        own: the caller's mask for pairs, of the sequence before pruning; None for a causal one.
+        window: how far back the layer attends.
+        keys: how many keys the layer hands to its kernel, unused room included, and which of the layout's is first.
+        kernel: the attention implementation.
+        dtype: of additive masks.
+    """
+    length, first = keys
+    width, physical = kept.index.shape[1], layout.column.shape[1]
+    plain = own is None and window is None and kernel != "eager"
+    if plain and (length, first) == (physical, 0) and width in (1, physical) and bool(layout.valid.all()):
+        return None  # causal attention says it all
+    columns = torch.arange(first, first + length, device=layout.valid.device)
+    there = torch.nn.functional.pad(layout.valid, (0, max(first + length - physical, 0)))[:, columns]
+    if "flash" in kernel:  # knows the order and its window
+        return None if bool(there.all()) else there
+    query = torch.arange(physical - width, physical, device=columns.device)[:, None]
+    padding = (~layout.valid).long().cumprod(1).sum(1)[:, None, None]
+    mask = there[:, None] & (columns <= query)
+    if own is not None:
+        shortened = torch.nn.functional.pad(
+            attends(shorten_own(own, kept, layout)), (0, max(first + length - physical, 0))
+        )
+        mask = there[:, None, None] & shortened[..., columns.to(shortened.device)].to(there.device)
+    if window is not None:
+        mask = mask & window.open(query, columns, padding).view(-1, *[1] * (mask.ndim - 3), width, length)
+    mask = mask if mask.ndim == 4 else mask[:, None]
+    additive = kernel == "eager" or (own is not None and own.dtype != torch.bool)
+    return torch.where(mask, 0.0, _closed(dtype)).to(dtype) if additive else mask
+
+
+def _closed(dtype: torch.dtype) -> float | bool:
+    return False if dtype == torch.bool else torch.finfo(dtype).min

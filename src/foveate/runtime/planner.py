@@ -1,0 +1,290 @@
+"""From the arguments of `foveate.prune` to the stages at which a model is pruned: every check and refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..budget import Budget, Scope
+from ..errors import BudgetError, FoveateError, MethodError, ModelError
+from ..methods import Method, ModelFacts, get_method
+from ..methods import Stage as Where
+from ..methods.base import counting_methods
+from ..models import ModelAdapter
+from ..models.base import FROM_ENCODER, FROM_SEQUENCE
+from ..tokens import Cue
+from .cues import OF_THE_LAYER_BELOW, OF_THE_LAYER_ITSELF
+from .seams.base import Stage
+
+Stages = list[tuple[Method, int, Budget]]  # as `Method.stages` gives them: method, layer, budget of the unpruned image
+_ROUNDING = 1e-9  # by which a share may exceed 1 because of floating point
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Methods that share one budget; made by `compose`, taken by `foveate.prune` and `foveate.attach`."""
+
+    methods: tuple[Method, ...]
+    ratio: float = 0.5
+
+    def __str__(self) -> str:
+        return " + ".join(method.name for method in self.methods)
+
+    def check(self, budget: Budget) -> Budget:
+        """The budget itself; raises BudgetError unless it is a fraction."""
+        if not isinstance(budget.keep, float):
+            raise BudgetError(
+                f"keep={budget.keep!r} cannot be shared by {self}; give a fraction of the unpruned, such as 0.25."
+            )
+        return budget
+
+    def shared(self, budget: Budget, stages: Stages, layers: int) -> Stages:
+        """The stages by rising layer, each with its share of the budget instead of its own.
+
+        Raises:
+            BudgetError: for a budget that no share of the first stage gives.
+        """
+        stages = sorted(stages, key=lambda stage: stage[1])
+        if budget.keeps_all:
+            return stages
+        starts = [max(layer, 0) for _, layer, _ in stages]
+        first = self.first_share(float(budget.keep), starts, layers)
+        return [
+            (method, layer, Budget(first * self.ratio**index, budget.scope))
+            for index, (method, layer, _) in enumerate(stages)
+        ]
+
+    def first_share(self, keep: float, starts: Sequence[int], layers: int) -> float:
+        """What the first stage leaves of the unpruned tokens, so that the average over all layers is `keep`.
+
+        Args:
+            keep: fraction in (0, 1).
+            starts: rising; the layer whose input each stage shortens.
+            layers: of the language model.
+        """
+        ends = [*starts[1:], layers]
+        if not keep * layers > starts[0]:
+            raise BudgetError(
+                f"keep={keep:.4g} is too little for {self}: all tokens pass the layers below layer {starts[0]}, which "
+                f"is {starts[0] / layers:.4g} on average over {layers} layers; give more, or prune before the LLM."
+            )
+        # Layers that a token of the first stage's share passes on average.
+        passed = sum(self.ratio**index * (end - at) for index, (at, end) in enumerate(zip(starts, ends, strict=True)))
+        share = (keep * layers - starts[0]) / passed
+        if share > 1 + _ROUNDING:
+            raise BudgetError(
+                f"keep={keep:.4g} is too much for {self}: with ratio={self.ratio} they leave at most "
+                f"{(starts[0] + passed) / layers:.4g} on average over {layers} layers; give less, or raise ratio."
+            )
+        return min(share, 1.0)
+
+
+def compose(*methods: str | Method, ratio: float = 0.5) -> Composition:
+    """Several methods with one honest budget, e.g. ``foveate.prune(model, compose("divprune", "fastv"), keep=0.25)``.
+
+    `keep` is then the average number of visual tokens over the language model's layers, as a fraction of the unpruned
+    ones: what `Report.average_visual_tokens` tells, so that pruning late is not taken for pruning early. It is shared
+    by one rule: in the order of their layers, each stage keeps `ratio` of what the one before it left, and the first
+    keeps as much as makes the average right. Of L layers, with stages at layers ``l_0 < l_1 < ...``, the first keeps
+    the fraction ``(keep * L - l_0) / sum_i ratio^i * (l_(i+1) - l_i)``, the last ``l_(i+1)`` being L; before the LLM is
+    layer 0. Each image's counts are rounded, which can move its average by up to half a token.
+    `Report.stages` tells what each stage was given.
+
+    Args:
+        methods: names or instances, at most one before the LLM, others inside it, each at a layer of its own. Of a
+            method with several layers each is a stage.
+        ratio: in (0, 1).
+
+    Raises:
+        MethodError: for no method, an unknown one, or a ratio out of range.
+    """
+    if not methods or not all(isinstance(method, (str, Method)) for method in methods):
+        raise MethodError(f"compose{methods!r}: give names of methods or foveate.get_method(...), one after the other.")
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        raise MethodError(f"compose: ratio={ratio!r} must lie between 0 and 1, such as 0.5.")
+    return Composition(tuple(get_method(method) for method in methods), float(ratio))
+
+
+MethodLike = str | Method | Composition
+KeepLike = float | int | str
+
+
+def facts_of(adapter: ModelAdapter) -> ModelFacts:
+    """What methods may know of a model."""
+    name = str(getattr(adapter.model, "name_or_path", ""))
+    width = adapter.model.config.get_text_config().hidden_size
+    commit = str(getattr(adapter.model.config, "_commit_hash", None) or "")
+    return ModelFacts(name, width, len(adapter.text.layers), adapter.lineage(), commit)
+
+
+def plan(
+    adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
+) -> list[Stage]:
+    """The stages that the arguments of `foveate.prune` ask for and that drop something, by rising layer.
+
+    Everything is checked against the model before it is changed.
+
+    Raises:
+        FoveateError: for anything that cannot work.
+    """
+    text_config, facts = adapter.model.config.get_text_config(), facts_of(adapter)
+    by_layer: dict[int, Stage] = {}
+    for bound, layer, budget in _wanted(adapter, facts, method, keep, scope, hyperparameters):
+        layer = max(layer, -1)
+        if layer in by_layer:
+            raise MethodError(_twice(by_layer[layer].method, bound, layer))
+        by_layer[layer] = Stage(bound, budget, layer)
+    stages = [by_layer[layer] for layer in sorted(by_layer) if not by_layer[layer].budget.keeps_all]
+    inside = any(stage.layer > 0 for stage in stages)
+    _check_positions(positions, text_config, inside)
+    if inside and "flex" in str(text_config._attn_implementation):
+        raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
+    if stages and stages[0].layer < 0:
+        _check_unencoded(stages[0].method, [stage.method for stage in stages[1:]])
+    return stages
+
+
+def _twice(first: Method, second: Method, layer: int) -> str:
+    if layer < 0:
+        return "two methods before the vision encoder cannot be combined; give one of them."
+    if layer == 0:  # what enters the first layer is what enters the language model
+        return (
+            f"{first.name} and {second.name} both prune before the LLM and cannot be combined; "
+            "give one before it and others inside."
+        )
+    return f"two methods at layer {layer} cannot be combined; give each a layer of its own."
+
+
+def _wanted(
+    adapter: ModelAdapter, facts: ModelFacts, method: Any, keep: Any, scope: Scope, hyperparameters: dict[str, Any]
+) -> Stages:
+    """The stages that are asked for, each bound to the model and at a layer that it has."""
+    if isinstance(method, Composition):
+        whole, parts = method.check(Budget(keep, scope)), method.methods
+        stages = _wanted(adapter, facts, parts, [keep] * len(parts), scope, hyperparameters)
+        return method.shared(whole, stages, facts.layers)
+    names = list(method) if isinstance(method, (list, tuple)) else [method]
+    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
+    if not names or not all(isinstance(name, (str, Method)) for name in names):
+        raise MethodError(
+            f"method={method!r} is not a method; give a name, a foveate.get_method(...), or a list of them."
+        )
+    if len(keeps) != len(names):
+        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
+    if len(names) > 1 and hyperparameters:
+        raise MethodError(
+            "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
+        )
+    wanted: Stages = []
+    given: Stages = []
+    for name, amount in zip(names, keeps, strict=True):
+        budget = Budget(amount, scope)
+        made = get_method(name, **hyperparameters)
+        if budget.by_content and not made.counts_by_content:
+            raise MethodError(
+                f"{made.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
+                f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
+            )
+        bound = made if budget.keeps_all else made.bind(facts)
+        _check_cues(adapter, bound)
+        stages = bound.stages(facts.layers, budget)
+        if not budget.keeps_all:
+            given.append((bound, min(layer for _, layer, _ in stages), budget))
+        wanted += stages
+    _check_falling(given)
+    for bound, layer, _ in wanted:
+        _check_cues(adapter, bound)
+        if bound.stage is Where.BEFORE_ENCODER:
+            _check_patches(adapter, bound, scope)
+        else:
+            _check_layer(bound, layer, facts.layers)
+    return wanted
+
+
+def _check_falling(given: Stages) -> None:
+    """Raise MethodError where a method is to keep more of the unpruned than one before it leaves.
+
+    Args:
+        given: each method with the first of its layers, and what it was asked to keep.
+    """
+    least: dict[type, tuple[Method, Budget]] = {}  # a share and a number of tokens cannot be compared without an image
+    for method, _, budget in sorted(given, key=lambda stage: stage[1]):
+        if budget.by_content:
+            continue
+        before, left = least.setdefault(type(budget.keep), (method, budget))
+        if float(budget.keep) > float(left.keep):
+            raise MethodError(
+                f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
+                "budgets, such as keep=[0.5, 0.25]."
+            )
+        least[type(budget.keep)] = method, budget
+
+
+def _check_cues(adapter: ModelAdapter, method: Method) -> None:
+    missing = method.needs - adapter.given - FROM_SEQUENCE
+    if missing:
+        raise ModelError(lacks_cues(adapter.class_name, method.name, missing))
+
+
+def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
+    if not adapter.leaves_out_patches:
+        raise ModelError(takes_whole_images(adapter.class_name, method.name))
+    if scope == "prompt":
+        raise MethodError(
+            f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "
+            "scope='image' or 'frame'."
+        )
+
+
+def _check_unencoded(first: Method, others: Sequence[Method]) -> None:
+    """Raise MethodError where another method reads the encoder, which no longer sees all tokens."""
+    for other in others:
+        if other.needs & FROM_ENCODER:
+            raise MethodError(
+                f"{other.name} reads the vision encoder, from which {first.name} leaves tokens out; combine "
+                "the latter with a method that reads features only, such as 'divprune'."
+            )
+
+
+def _check_layer(method: Method, layer: int, layers: int) -> None:
+    first = 1 if method.needs & {*OF_THE_LAYER_BELOW, *OF_THE_LAYER_ITSELF, Cue.LLM_READINGS} else 0
+    if not first <= layer < layers:
+        raise MethodError(
+            f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
+        )
+    if Cue.LLM_READINGS in method.needs and not method.llm_readings:
+        raise MethodError(f"{method.name} needs LLM_READINGS but names no layers; override `llm_readings`.")
+    for read in method.llm_readings:
+        if not 0 <= read < layer:
+            raise MethodError(
+                f"{method.name} prunes at layer {layer} and reads the attention of layer {read}, which is not one of "
+                f"the layers 0 to {layer - 1} below; choose one of these."
+            )
+    if layer and Cue.TEXT_EMBEDDINGS in method.needs and Cue.INPUT_EMBEDDINGS not in method.needs:
+        raise MethodError(
+            f"{method.name} compares images with the text that enters the language model, which hidden states at layer "
+            f"{layer} are not; use it before the LLM."
+        )
+
+
+def _check_positions(positions: str, text_config: Any, inside: bool) -> None:
+    if positions not in ("keep", "compact"):
+        raise FoveateError(f"positions={positions!r} is unknown; use 'keep' or 'compact'.")
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if positions == "compact" and (inside or "mrope_section" in rope):
+        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")
+
+
+def lacks_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
+    """The model cannot give what the method reads."""
+    lacking = ", ".join(sorted(cue.value for cue in missing))
+    return f"{model} cannot give what {method} needs: {lacking}; choose another method."
+
+
+def takes_whole_images(model: str, method: str) -> str:
+    """Patches cannot be left out of the model's vision encoder."""
+    return (
+        f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images of one size; use a "
+        "method that prunes before the LLM, such as 'divprune'."
+    )

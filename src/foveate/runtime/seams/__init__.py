@@ -1,0 +1,1 @@
+"""The places where foveate acts on a forward, one file each."""

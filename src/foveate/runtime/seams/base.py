@@ -1,0 +1,67 @@
+"""What a seam is: one place where foveate acts on a forward of the model, driven by the engine.
+
+The engine calls each seam at the same few moments and knows none of them by name. A new place to prune is one file: a
+subclass that overrides the moments it acts in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...budget import Budget
+from ...grouping import TokenGroups
+from ...methods import Method
+from ..encoding import EncoderPass
+from ..hooks import Hooks
+from ..state import CallStack, ForwardState
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method at the zero-based layer whose input it shortens; its budget is of the unpruned images.
+
+    Layer 0 is before the LLM, layer -1 before the vision encoder.
+    """
+
+    method: Method
+    budget: Budget
+    layer: int
+
+    def groups(self, state: ForwardState) -> TokenGroups:
+        """The images of a forward in the pools that share this budget."""
+        return TokenGroups.of(state.spans, self.budget)
+
+
+class Seam:
+    """One place where foveate acts on a forward; by default it does nothing anywhere.
+
+    A forward's own data is kept in ``state.slots[self]``, never on the seam: several threads may call one model.
+    """
+
+    layers: Collection[int] = ()  # whose input or output the seam edits
+
+    def install(self, hooks: Hooks, stack: CallStack) -> None:
+        """Put on hooks of its own, for what no moment below covers; `stack` tells of the forward that runs."""
+
+    def enter_encoder(self, encoding: EncoderPass) -> None:
+        """The vision encoder begins a pass."""
+
+    def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
+        """The language model begins; edit its keyword arguments in place."""
+
+    def enter_layer(
+        self, state: ForwardState, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """One of `layers` begins: return its input (B, W, d), and edit its other arguments in place."""
+        return hidden
+
+    def leave_layer(self, state: ForwardState, index: int, hidden: Tensor) -> Tensor:
+        """One of `layers` is through: return its output (B, W, d)."""
+        return hidden
+
+    def finish(self, state: ForwardState) -> None:
+        """The language model is through."""

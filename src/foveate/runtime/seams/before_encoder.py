@@ -1,0 +1,83 @@
+"""The seam before the vision encoder: patches of the tokens that a method drops never enter its blocks.
+
+The encoder's own code runs: hooks on its blocks shorten what enters the first one, and what each is told of positions
+and of where images end; hooks behind them put zeros in the place of what was left out, so that the model finds as many
+tokens as it expects. Before the language model those are dropped. The patch embedding, one matrix product, sees all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from ...grouping import Span, TokenGroups, choose
+from ...models import ModelAdapter
+from ..encoding import EncoderPass
+from ..hooks import Hooks
+from ..state import CallStack
+from .base import Seam, Stage
+
+
+class BeforeEncoder(Seam):
+    """Asks a method about the pixels of each encoder pass, and has the others left out."""
+
+    def __init__(self, stage: Stage, adapter: ModelAdapter) -> None:
+        self._stage, self._adapter = stage, adapter
+
+    def install(self, hooks: Hooks, stack: CallStack) -> None:
+        for index, block in enumerate(self._adapter.vision_layers()):
+            hooks.before(block, functools.partial(_enter_block, stack, index == 0))
+        for module in self._adapter.token_modules():
+            hooks.after(module, functools.partial(_leave_blocks, stack))
+
+    @torch.no_grad()
+    def enter_encoder(self, encoding: EncoderPass) -> None:
+        adapter, args, kwargs = self._adapter, encoding.args, encoding.kwargs
+        with encoding.selection_watch.instead_of(encoding.watch):
+            pixels, grids = adapter.pixels(args, kwargs), adapter.encoder_grids(args, kwargs)
+            places = [torch.arange(len(grid), device=pixels[0].device) for grid in grids]
+            spans = [Span(i, "", i, grid, place) for i, (grid, place) in enumerate(zip(grids, places, strict=True))]
+            groups = TokenGroups.of(spans, self._stage.budget)
+            keep = choose(self._stage.method, groups, pad_sequence(pixels, batch_first=True), None, {}).keep
+            kept = [row[: len(grid)] for row, grid in zip(keep, grids, strict=True)]
+            ordered = [k[adapter.encoder_order(g).to(k.device)] for k, g in zip(kept, grids, strict=True)]
+            tokens = torch.cat(ordered)
+            encoding.kept = kept
+            if not bool(tokens.all()):
+                encoding.tokens = tokens
+                encoding.patches = tokens.repeat_interleave(adapter.patches(grids[0]) // len(grids[0]))
+
+
+def _enter_block(stack: CallStack, first: bool, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    encoding = stack.encoding
+    if encoding is None or (patches := encoding.patches) is None:
+        return None
+    kwargs = dict(kwargs)
+    if first and args:
+        args = (args[0][patches], *args[1:])
+    elif first:
+        kwargs["hidden_states"] = kwargs["hidden_states"][patches]
+    if (rotary := kwargs.get("position_embeddings")) is not None:
+        kwargs["position_embeddings"] = encoding.once(rotary, lambda: tuple(part[patches] for part in rotary))
+    if (ends := kwargs.get("cu_seqlens")) is not None:
+        kwargs["cu_seqlens"] = encoding.once(ends, lambda: _ends(ends, patches))
+    return args, kwargs
+
+
+def _leave_blocks(stack: CallStack, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    encoding = stack.encoding
+    if encoding is None or encoding.tokens is None:
+        return output
+    whole = output.new_zeros(len(encoding.tokens), *output.shape[1:])
+    return whole.index_put((encoding.tokens.nonzero()[:, 0],), output)
+
+
+def _ends(ends: Tensor, patches: Tensor) -> Tensor:
+    """Where each image, frame or window ends among the `patches` (P,) bool that stay; empty ones are gone."""
+    counted = pad(patches.cumsum(0), (1, 0)).to(ends.device)
+    return counted[ends.long()].unique_consecutive().to(ends.dtype)

@@ -1,0 +1,77 @@
+"""The seam before the language model: its input embeddings, positions and mask are shortened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...grouping import choose
+from ...tokens import Cue
+from ..cache import CacheLayout
+from ..masks import shorten_own
+from ..state import ForwardState
+from ..token_index import TokenIndex
+from .base import Seam, Stage
+
+
+class BeforeLlm(Seam):
+    """Shortens the embeddings that enter the language model.
+
+    Args:
+        stage: what prunes here; None where only the cache, or the encoder, lacks tokens.
+        positions: ``"keep"`` or ``"compact"``, see `foveate.prune`.
+    """
+
+    def __init__(self, stage: Stage | None, positions: str) -> None:
+        self.stage, self._positions = stage, positions
+
+    def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
+        embeds: Tensor = kwargs["inputs_embeds"]
+        layout, unseen = state.cache.before, state.unseen
+        groups = None if self.stage is None else self.stage.groups(state)
+        drops = groups is not None and groups.drops
+        if layout is None and not drops and unseen is None:
+            return
+        there = state.given if unseen is None else state.given & ~unseen
+        sizes: Tensor | None = None
+        if self.stage is not None and groups is not None and drops:
+            state.selection_watch.start()
+            text = state.read_text(embeds) if Cue.TEXT_EMBEDDINGS in self.stage.method.needs else None
+            choice = choose(self.stage.method, groups, embeds, _seen(state), state.encoder_cues, text)
+            embeds, sizes = choice.merged(embeds), choice.sizes
+            kept = TokenIndex.of(choice.keep & there)
+            state.selection_watch.stop()
+        elif unseen is not None:
+            kept = TokenIndex.of(there)
+        else:
+            kept = TokenIndex.everything(state.given)
+        if layout is None:
+            layout = state.cache.before = CacheLayout.unpruned(state.valid[:, : state.past])
+        ids = kwargs.get("position_ids")
+        if ids is None:  # those that the unpruned model would use
+            ids = torch.arange(layout.logical, layout.logical + state.length, device=embeds.device)[None]
+        layout.append(kept, sizes)
+        kwargs["inputs_embeds"] = kept.gather(embeds)
+        kwargs["position_ids"] = self._shortened(ids, kept, layout)
+        # Always an explicit mask: without one, transformers would read gaps in the positions as packed documents.
+        own = state.own_mask
+        kwargs["attention_mask"] = layout.valid.long() if own is None else shorten_own(own, kept, layout)
+        state.before, state.valid = kept, layout.valid
+        state.past = layout.valid.shape[1] - kept.index.shape[1]
+
+    def _shortened(self, ids: Tensor, kept: TokenIndex, layout: CacheLayout) -> Tensor:
+        gapless = (layout.valid.long().cumsum(-1) - 1).clamp_min(0)[:, -kept.index.shape[1] :]
+        if self._positions == "compact":
+            return gapless
+        ids = kept.positions(ids)
+        if ids.ndim == 3 and ids.shape[0] == 4:  # channel 0 is the text index, read only to detect packing
+            ids[0] = gapless
+        return ids
+
+
+def _seen(state: ForwardState) -> Tensor | None:
+    """Where each token lies, -1 for those that the vision encoder has not seen; None where it has seen all."""
+    unseen = state.unseen
+    return None if unseen is None else torch.arange(state.length, device=unseen.device).masked_fill(unseen, -1)

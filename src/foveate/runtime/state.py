@@ -1,0 +1,247 @@
+"""What is known during one call of the model, in the thread that calls it.
+
+Nothing here outlives its call but what a report reads. `CallStack` holds the calls that are under way in each thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RuntimeStateError
+from ..grouping import PromptText, Span
+from ..tokens import Cue
+from .cache import CacheState
+from .encoding import EncoderPass
+from .masks import key_validity, one_mask
+from .timing import Stopwatch
+from .token_index import TokenIndex
+
+
+@dataclass
+class Generation:
+    """One call of ``generate``: its prompt (B, L), and the images that were encoded for it."""
+
+    prompt: Tensor | None
+    passes: list[EncoderPass] = field(default_factory=list)
+
+
+@dataclass
+class Call:
+    """One call of the model, before its language model runs.
+
+    Args:
+        spans: the images of the prompt.
+        prompt: how many of its tokens are prompt; generating without a cache repeats the prompt with what followed.
+        mask: as the caller gave it.
+        passes: the encoder's passes for these images.
+    """
+
+    spans: list[Span] = field(default_factory=list)
+    prompt: int = 0
+    mask: Any = None
+    passes: list[EncoderPass] = field(default_factory=list)
+
+
+class ForwardState:
+    """State of one forward of the language model.
+
+    `valid` (B, P) marks the real entries that the first decoder layer attends to, past ones included; `past` of them
+    were there before. `given` (B, L) marks the real tokens of this forward before any pruning, `lengths` counts them.
+    """
+
+    def __init__(self, call: Call, cache_state: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> None:
+        """Take in what the seams read, before any of them changes anything.
+
+        Args:
+            call: of the model.
+            cache_state: of the KV cache, or a new one.
+            embeds: (B, L, d) that enter the language model.
+            mask: any that tells which tokens are real.
+            own: the same, where the caller made it for pairs of tokens, of the sequence before pruning; or None.
+            past: logical length of the cache.
+        """
+        self.spans, self.prompt, self.cache = call.spans, call.prompt, cache_state
+        self.length = embeds.shape[1]
+        self.own_mask = own
+        self.valid, self.past = _validity(cache_state, embeds, mask, own, past)
+        self.given = self.valid[:, self.past :]
+        self.lengths: list[int] = self.given.sum(1).tolist() if self.spans else []
+        self.seen: list[Tensor] | None = None  # by span: which tokens entered the encoder's blocks; None: all
+        self.encoder_cues: dict[Cue, list[Tensor]] = {}
+        self.before: TokenIndex | None = None  # who of the L tokens enters the language model; None: all
+        self.inside: dict[int, TokenIndex] = {}  # by stage: who of the L tokens is left from that layer on
+        self.observed: dict[int, dict[Cue, list[Tensor]]] = {}  # by stage: cues of the layer below it
+        self.text_keys: dict[int, Tensor] = {}  # by stage: (B, M) of the prompt's text, in the layer below it
+        self.readings: dict[int, list[Tensor]] = {}  # by LLM layer that a method chose: its row of each span
+        self.contributions: list[list[Tensor]] = []  # by layer in which they were read, and by span
+        self.text: PromptText | None = None  # of the prompt, where a stage inside the LLM reads it
+        self.embeds: Tensor | None = None  # (B, W, d) that entered the language model, where such a stage reads them
+        self.slots: dict[Any, Any] = {}  # what each seam keeps of this forward
+        self.encoder_watches = [one.watch for one in call.passes]
+        self.selection_watches = [one.selection_watch for one in call.passes]
+        self.selection_watch, self.prefill_watch = Stopwatch(embeds.device), Stopwatch(embeds.device)
+        self.selection_watches.append(self.selection_watch)
+        self._memo: dict[Any, Any] = {}
+
+    def text_mask(self) -> Tensor:
+        """(B, L) bool: the prompt's text in this forward, which on a cache of earlier turns is that of this turn.
+
+        Neither placeholders nor padding, nor what was generated since.
+        """
+        text = self.given.clone()
+        text[:, self.prompt :] = False
+        for span in self.spans:
+            text[span.row, span.index] = False
+        return text
+
+    def read_text(self, embeds: Tensor) -> PromptText:
+        """The prompt's text, given what enters the language model of it, (B, W, d) after pruning before it."""
+        text = TokenIndex.of(self.text_mask())
+        rows = torch.arange(len(embeds), device=embeds.device)[:, None]
+        place = self.placed(text.index, rows, 0).clamp_min(0)
+        return PromptText(text.index, text.valid, embeds[rows, place])
+
+    def keys(self, layer: int) -> tuple[Tensor, int]:
+        """What a layer has seen: (B, P) bool, its real entries, and how many of the P were cached before."""
+        below = self.stage_below(layer + 1)
+        if below is None:
+            return self.valid, self.past
+        valid = self.cache.inside[below].valid
+        return valid, valid.shape[1] - self.inside[below].index.shape[1]
+
+    @property
+    def unseen(self) -> Tensor | None:
+        """(B, L) bool: visual tokens that never entered the vision encoder; None where there are none."""
+        if self.seen is None or all(bool(seen.all()) for seen in self.seen):
+            return None
+        unseen = torch.zeros_like(self.given)
+        for span, seen in zip(self.spans, self.seen, strict=True):
+            unseen[span.row, span.index] = ~seen
+        return unseen
+
+    def stage_below(self, layer: int) -> int | None:
+        """The last pruning layer under `layer` at which this forward goes through a shortened cache."""
+        return max((stage for stage in self.inside if stage < layer), default=None)
+
+    def places(self, layer: int) -> Tensor | None:
+        """(B, L): where each of the prompt's tokens lies in the input of a layer, -1 if dropped; None: all in place."""
+        place = None if self.before is None else self.before.places()
+        below = self.stage_below(layer)
+        if below is None:
+            return place
+        inner = self.inside[below].places()
+        return inner if place is None else inner.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1)
+
+    def placed(self, index: Tensor, rows: Tensor | int, layer: int) -> Tensor:
+        """Where prompt tokens, by `index` in their `rows`, lie in the input of a layer; -1 where dropped before."""
+        place = self.places(layer)
+        return index if place is None else place[rows, index.to(place.device)]
+
+    def by_span(self, values: Tensor, layer: int) -> list[Tensor]:
+        """The part of each span of `values` (B, W, ...), one for each token that enters a layer; 0 where dropped."""
+        found = []
+        for span in self.spans:
+            index = self.placed(span.index, span.row, layer).to(values.device)
+            part = values[span.row, index.clamp_min(0)]
+            found.append(part.masked_fill((index < 0).view(-1, *[1] * (part.ndim - 1)), 0))
+        return found
+
+    def by_text(self, values: Tensor, layer: int) -> Tensor:
+        """(B, M, ...): the part of the prompt's text in `values` (B, W, ...), one for each token that enters a layer.
+
+        Padding of the text has the values of some token.
+        """
+        assert self.text is not None
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        return values[rows, self.placed(self.text.index, rows, layer).to(values.device).clamp_min(0)]
+
+    def visual(self, layer: int, tokens: int) -> Tensor:
+        """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
+        batch, place = len(self.given), self.places(layer)
+        visual = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=self.given.device)
+        for span in self.spans:
+            index = span.index if place is None else place[span.row, span.index]
+            visual[span.row, index[index >= 0]] = True
+        return visual.flatten()
+
+    def of_prompt(self, valid: Tensor) -> Tensor:
+        """`valid` (B, P) without what was generated since, which comes last and is never dropped."""
+        end = valid.shape[1] - (self.length - self.prompt)
+        return valid & (torch.arange(valid.shape[1], device=valid.device) < end)
+
+    def once(self, key: tuple[Any, ...], value: Any, make: Callable[[], Any]) -> Any:
+        """Compute once per key and distinct argument: layers are handed the same objects."""
+        key = (*key, id(value))
+        if key not in self._memo:
+            self._memo[key] = (value, make())  # the value is kept alive, so that its id stays unique
+        return self._memo[key][1]
+
+    def release(self) -> None:
+        """Drop what is of no more use after the forward, and large.
+
+        Where gradients are wanted, layers may run again (gradient checkpointing), and read what the seams keep.
+        """
+        self.encoder_cues, self.observed, self.text_keys, self.contributions = {}, {}, {}, []
+        self.readings, self.text, self.embeds = {}, None, None
+        if not torch.is_grad_enabled():
+            self._memo, self.slots = {}, {}
+
+
+def _validity(cache: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> tuple[Tensor, int]:
+    """(B, P) bool, the real entries with those of this forward, and how many of the P were there before."""
+    batch, length = embeds.shape[:2]
+    if cache.before is None:
+        return key_validity(mask, batch, past + length, embeds.device), past
+    pairs = one_mask(mask)
+    if own is None and pairs is not None and pairs.ndim == 4:
+        pairs = None  # made by generate for what the cache holds; it pads no token after the prompt
+    now = key_validity(pairs, batch, past + length, embeds.device)[:, past:]
+    if now.shape[1] != length:  # a mask that does not count the cache
+        now = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    return torch.cat([cache.before.valid, now], 1), cache.before.valid.shape[1]
+
+
+class CallStack(threading.local):
+    """What runs in the current thread: each thread that calls the model finds its own."""
+
+    def __init__(self) -> None:
+        self.generations: list[Generation] = []
+        self.calls: list[Call] = []
+        self.encoding: EncoderPass | None = None  # under way
+        self.encoded: EncoderPass | None = None  # the latest
+        self.ahead: list[EncoderPass] = []  # images that a caller encoded before calling the model
+        self.forward: ForwardState | None = None
+        self.replaying = False  # a layer runs again for its gradients
+        self.logits_to_keep: Any = None  # as the caller asked for them, and where these tokens have gone
+        self.logits_places: Tensor | None = None
+        self.latest: ForwardState | None = None  # prefill with images
+
+    def running(self) -> ForwardState | None:
+        """The forward of the language model that is under way; None where there is none.
+
+        Raises:
+            RuntimeStateError: where a layer runs again for its gradients and does not know of which forward.
+        """
+        if self.forward is None and torch._C._current_graph_task_id() != -1:  # autograd is computing gradients
+            raise RuntimeStateError(
+                "a layer of the pruned model runs again for its gradients by other means than transformers' gradient "
+                "checkpointing; use model.gradient_checkpointing_enable() instead."
+            )
+        return self.forward
+
+    @contextmanager
+    def resumed(self, forward: ForwardState | None, encoding: EncoderPass | None, replaying: bool) -> Iterator[None]:
+        """Within it, this thread is in the middle of a forward that began earlier, perhaps in another thread."""
+        held = self.forward, self.encoding, self.replaying
+        self.forward, self.encoding, self.replaying = forward, encoding, replaying
+        try:
+            yield
+        finally:
+            self.forward, self.encoding, self.replaying = held

@@ -7,9 +7,10 @@ choose differently. Makers take the width of an attention head of the LLM, for e
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -311,6 +312,33 @@ def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
                 apart = torch.Generator().manual_seed(seed)
                 weight.copy_(torch.randn(weight.shape, generator=apart) / len(weight) ** 0.5)
     return model.eval()
+
+
+@functools.cache
+def windowed(kind: str) -> Zoo:
+    """LLaVA or Qwen2.5-VL with layers that attend within a window of 8: 24 tokens and more are past it.
+
+    Args:
+        kind: ``"mistral"`` in all layers, ``"gemma3"`` in three of four, ``"llama4"`` in chunks in three of four,
+            ``"qwen2_5_vl"`` in every second one.
+    """
+    base = qwen2_5_vl() if kind == "qwen2_5_vl" else llava()
+    text = {"vocab_size": base.model.config.get_text_config().vocab_size, **_llm(16), "sliding_window": 8}
+    config = copy.deepcopy(base.model.config)
+    sliding, full = "sliding_attention", "full_attention"
+    if kind == "mistral":
+        config.text_config = tf.MistralConfig(**text)
+    elif kind == "gemma3":
+        kinds = [sliding, sliding, full, sliding]
+        config.text_config = tf.Gemma3TextConfig(**text, layer_types=kinds, query_pre_attn_scalar=16)
+    elif kind == "llama4":
+        kinds = ["chunked_attention", full, "chunked_attention", "chunked_attention"]
+        sparse = {"num_local_experts": 2, "intermediate_size_mlp": 96, "moe_layers": [], "no_rope_layers": [1, 0, 1, 1]}
+        config.text_config = tf.Llama4TextConfig(**text, **sparse, layer_types=kinds, attention_chunk_size=8)
+    else:
+        config.text_config.layer_types = [full, sliding, full, sliding]
+        config.text_config.use_sliding_window, config.text_config.sliding_window = True, 8
+    return replace(base, name=f"{base.name}-{kind}", model=_scaled(type(base.model)(config)))
 
 
 MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)

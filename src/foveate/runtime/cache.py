@@ -85,16 +85,19 @@ class Owner(Protocol):
 class CacheState:
     """What pruning did to a cache: `before` in all layers, `inside[k]` from layer k on, until the next such layer.
 
+    `given` (B, L) marks the real tokens of the sequence so far, before any pruning; None of a cache that has seen none.
     A cache that was read from a file has no owner until a pruned model continues it.
     """
 
     owner: Owner | None
     before: CacheLayout | None = None
     inside: dict[int, CacheLayout] = field(default_factory=dict)
+    given: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """A copied cache (a prompt prefix used twice) has its own layouts, but the same model."""
-        return CacheState(self.owner, copy.deepcopy(self.before, memo), copy.deepcopy(self.inside, memo))
+        before, inside, given = copy.deepcopy((self.before, self.inside, self.given), memo)
+        return CacheState(self.owner, before, inside, given)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "owner": None}  # a file holds the cache, not the model
@@ -104,10 +107,20 @@ class CacheState:
         """Whether anything was ever dropped."""
         return self.before is not None or bool(self.inside)
 
-    @property
-    def layouts(self) -> list[CacheLayout]:
-        """All of them."""
-        return [*([self.before] if self.before is not None else []), *self.inside.values()]
+    def check_against(self, cache: Any) -> None:
+        """Raise RuntimeStateError where the cache lacks what a forward that failed half-way noted of it."""
+        if self.before is not None and cache.get_query_offset() != self.before.column.shape[1]:
+            raise RuntimeStateError(
+                "this pruned KV cache was left incomplete by a forward that failed; start a new cache."
+            )
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Follow the cache when it selects or repeats batch rows."""
+        for layout in (self.before, *self.inside.values()):
+            if layout is not None:
+                layout.select_rows(rows)
+        if self.given is not None:
+            self.given = self.given[rows.to(self.given.device)]
 
 
 class PrunedCache:
@@ -139,24 +152,20 @@ class PrunedCache:
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._select_rows(beam_idx)
+        self._foveate.select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        for layout in self._foveate.layouts:
-            layout.select_rows(torch.arange(layout.column.shape[0]).repeat_interleave(repeats))
+        given = self._foveate.given
+        self._foveate.select_rows(torch.arange(0 if given is None else len(given)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
-        self._select_rows(indices)
+        self._foveate.select_rows(indices)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self._foveate.before, self._foveate.inside = None, {}
-
-    def _select_rows(self, rows: torch.Tensor) -> None:
-        for layout in self._foveate.layouts:
-            layout.select_rows(rows)
+        self._foveate.before, self._foveate.inside, self._foveate.given = None, {}, None
 
     def __reduce__(self) -> tuple[Any, ...]:
         held = {name: value for name, value in self.__dict__.items() if name != "_foveate"}

@@ -189,6 +189,11 @@ def unrotated(rotary: Table, hidden: Tensor) -> Table:
 
 def joint_table(rotary: Table, text_config: Any) -> Table:
     """The language model's rotary tables as one for all axes, (B or 1, W, hd) each, whichever release made them."""
+    if not isinstance(rotary, tuple):
+        raise ModelError(
+            f"{type(text_config).__name__} turns queries and keys by complex numbers, of which the decay of "
+            "attention with distance is not read; choose another method."
+        )
     return joined(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 

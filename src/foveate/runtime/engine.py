@@ -277,6 +277,7 @@ class Pruning:
         if not self._stages and known is None and not call.spans:
             return None
         held = known or CacheState(self)
+        held.check_against(cache)
         held.owner = self
         mask = call.mask if isinstance(call.mask, Tensor) and call.mask.ndim == 2 else kwargs.get("attention_mask")
         own = own_mask(mask) if self._stages and call.spans and not stack.generations else None

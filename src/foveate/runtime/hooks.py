@@ -203,6 +203,9 @@ class _ReadOnlyCache:
     def __init__(self, cache: Any) -> None:
         self._cache = cache
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if getattr(self._cache, "offloading", False):  # the layer's entries may still be on their way to the GPU
             torch.cuda.default_stream(key.device).wait_stream(self._cache.prefetch_stream)

@@ -70,8 +70,11 @@ class ForwardState:
         self.spans, self.prompt, self.cache = call.spans, call.prompt, cache_state
         self.length = embeds.shape[1]
         self.own_mask = own
-        self.valid, self.past = _validity(cache_state, embeds, mask, own, past)
-        self.given = self.valid[:, self.past :]
+        cache_state.given = given = _given(cache_state, embeds, mask, own, past)
+        self.given, self.valid, self.past = given[:, past:], given, past
+        if cache_state.before is not None:
+            self.valid = torch.cat([cache_state.before.valid, self.given], 1)
+            self.past = cache_state.before.valid.shape[1]
         self.lengths: list[int] = self.given.sum(1).tolist() if self.spans else []
         self.seen: list[Tensor] | None = None  # by span: which tokens entered the encoder's blocks; None: all
         self.encoder_cues: dict[Cue, list[Tensor]] = {}
@@ -194,18 +197,19 @@ class ForwardState:
             self._memo, self.slots = {}, {}
 
 
-def _validity(cache: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> tuple[Tensor, int]:
-    """(B, P) bool, the real entries with those of this forward, and how many of the P were there before."""
+def _given(cache: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> Tensor:
+    """(B, past + L) bool: the real tokens of the whole sequence before any pruning."""
     batch, length = embeds.shape[:2]
-    if cache.before is None:
-        return key_validity(mask, batch, past + length, embeds.device), past
     pairs = one_mask(mask)
-    if own is None and pairs is not None and pairs.ndim == 4:
-        pairs = None  # made by generate for what the cache holds; it pads no token after the prompt
-    now = key_validity(pairs, batch, past + length, embeds.device)[:, past:]
+    if own is None and pairs is not None and pairs.ndim == 4 and cache.given is not None:
+        pairs = None  # made by generate for what a layer of the cache holds; it pads no token after the prompt
+    given = key_validity(pairs, batch, past + length, embeds.device)
+    if cache.given is None:
+        return given
+    now = given[:, past:]
     if now.shape[1] != length:  # a mask that does not count the cache
         now = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
-    return torch.cat([cache.before.valid, now], 1), cache.before.valid.shape[1]
+    return torch.cat([cache.given.to(now.device), now], 1)
 
 
 class CallStack(threading.local):

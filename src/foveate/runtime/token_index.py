@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,16 @@ class TokenIndex:
         """Position ids (B or 1, L), or with leading M-RoPE channels (C, B or 1, L), of the survivors."""
         return self.gather(ids) if ids.ndim == 2 else torch.stack([self.gather(channel) for channel in ids])
 
-    def rotary(self, table: Tensor) -> Tensor:
-        """Cosines or sines (B or 1, L, hd), with leading M-RoPE channels before transformers 5.17, of the survivors."""
-        return self.gather(table) if table.ndim == 3 else torch.stack([self.gather(channel) for channel in table])
+    def rotary(self, tables: Any) -> Any:
+        """What turns the queries and keys of the survivors, in the form that the model hands to its layers.
+
+        Args:
+            tables: cosines and sines, or one table of complex numbers, each (B or 1, L, hd), with leading M-RoPE
+                channels before transformers 5.17.
+        """
+        if not isinstance(tables, Tensor):
+            return tuple(map(self.rotary, tables))
+        return self.gather(tables) if tables.ndim == 3 else torch.stack([self.gather(channel) for channel in tables])
 
     def places(self) -> Tensor:
         """(B, L): where each token of the forward lies among the survivors, -1 if dropped."""

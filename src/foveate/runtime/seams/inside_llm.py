@@ -114,8 +114,7 @@ class InsideLlm(Seam):
         kept = state.inside[stage]
         rotary = kwargs.get("position_embeddings")
         if rotary is not None:
-            made = state.once(("rotary", stage), rotary, lambda: tuple(map(kept.rotary, rotary)))
-            kwargs["position_embeddings"] = made
+            kwargs["position_embeddings"] = state.once(("rotary", stage), rotary, lambda: kept.rotary(rotary))
         ids = kwargs.get("position_ids")
         if ids is not None:
             kwargs["position_ids"] = state.once(("ids", stage), ids, lambda: kept.positions(ids))

@@ -23,7 +23,7 @@ from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import EncoderCues
 from .encoding import EncoderPass
-from .hooks import Attached, Checkpointing, Hooks
+from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import check_logits_to_keep, place_logits_to_keep
 from .masks import is_packed, own_mask
 from .prompt import locate, modalities_in
@@ -148,6 +148,7 @@ class Pruning:
 
     def _install(self) -> None:
         adapter, hooks, stack = self._adapter, self._hooks, self._stack
+        forget_compiled()
         hooks.replace(adapter.model, "generate", _GenerateCall(adapter.model.generate, stack))
         hooks.before(adapter.model, self._enter_model)
         hooks.before(adapter.base, self._enter_base)
@@ -280,8 +281,10 @@ class Pruning:
         held.check_against(cache)
         held.owner = self
         mask = call.mask if isinstance(call.mask, Tensor) and call.mask.ndim == 2 else kwargs.get("attention_mask")
-        own = own_mask(mask) if self._stages and call.spans and not stack.generations else None
-        state = ForwardState(call, held, embeds, mask, own, int(_length_of(cache)))
+        past, own = int(_length_of(cache)), None
+        if self._stages and (call.spans or held.pruned) and not stack.generations:
+            own = own_mask(mask, embeds.shape[1], past + embeds.shape[1])
+        state = ForwardState(call, held, embeds, mask, own, past)
         if call.spans and self._stages:
             self._check(state, kwargs)
             state.selection_watch.start()

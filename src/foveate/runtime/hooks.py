@@ -73,6 +73,13 @@ class _Attribute:
             delattr(self._owner, self._name)
 
 
+def forget_compiled() -> None:
+    """Have torch.compile trace again what it has compiled, if anything: it does not notice that hooks come and go."""
+    convert = sys.modules.get("torch._dynamo.convert_frame")
+    if convert is not None and convert.FRAME_COUNTER:
+        torch.compiler.reset()
+
+
 class Hooks:
     """All hooks of one attachment."""
 
@@ -105,6 +112,8 @@ class Hooks:
 
     def remove(self) -> None:
         """Take all of them off again, the latest first."""
+        if self._removable:
+            forget_compiled()
         while self._removable:
             self._removable.pop().remove()
 

@@ -53,20 +53,30 @@ def one_mask(mask: Any) -> Any:
     return mask.get("full_attention", next(iter(mask.values()), None))
 
 
-def own_mask(mask: Any) -> Any:
+def own_mask(mask: Any, queries: int, keys: int) -> Any:
     """The mask as it is where the caller made it for pairs of tokens (B, H, L, S), or one for each kind of layer.
+
+    Args:
+        mask: any.
+        queries: L, tokens of this forward.
+        keys: S, with those that are cached, before any pruning.
 
     Raises:
         RuntimeStateError: for one that cannot be shortened.
     """
     if isinstance(mask, Mapping):
-        return mask if any(own_mask(one) is not None for one in mask.values()) else None
+        return mask if any([own_mask(one, queries, keys) is not None for one in mask.values()]) else None
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise RuntimeStateError(
             "an attention mask can be shortened where it is a tensor (batch, length) or (batch, heads, queries, keys), "
             f"not {type(mask).__name__}; give one of these."
+        )
+    if mask.shape[2] != queries or mask.shape[3] < keys:
+        raise RuntimeStateError(
+            f"the attention mask {tuple(mask.shape)} must have a row for each of the {queries} tokens given and a "
+            f"column for each of the {keys} with those in the cache, before any pruning; give it so."
         )
     return mask
 
@@ -109,17 +119,9 @@ def shorten_own(mask: Any, kept: TokenIndex, layout: CacheLayout) -> Any:
         mask: bool or additive; S counts what was cached before.
         kept: the survivors of the L queries.
         layout: what the cache holds with them.
-
-    Raises:
-        RuntimeStateError: where the mask tells nothing of what is cached.
     """
     if isinstance(mask, Mapping):
         return {kind: None if one is None else shorten_own(one, kept, layout) for kind, one in mask.items()}
-    if mask.shape[2] != kept.length or mask.shape[3] < layout.logical:
-        raise RuntimeStateError(
-            f"the attention mask {tuple(mask.shape)} must have a row for each of the {kept.length} tokens given and a "
-            f"column for each of the {layout.logical} with those in the cache; give it so, before any pruning."
-        )
     row, column = kept.index.to(mask.device), layout.column.to(mask.device)
     mask = mask.expand(column.shape[0], *mask.shape[1:])
     heads = mask.shape[1]

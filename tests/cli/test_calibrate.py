@@ -36,7 +36,7 @@ def test_all_bad_pictures_are_named_before_the_model_is_loaded(
 def test_a_picture_that_the_processor_cannot_take_is_named_before_any_is_measured(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foveate.runtime.calibrate.measure_prior", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("foveate.runtime.calibration.measure_prior", lambda *_: pytest.fail("measured"))
     Image.new("RGB", (3000, 4)).save(pictures / "wide.png")
     result = run("calibrate", "testbed-qwen2.5-vl", "--images", pictures, "-o", tmp_path / "prior.safetensors")
     assert_one_sentence(result, "1 of 2 pictures", "wide.png", "3000 x 4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 import foveate
 from foveate.importance import AttentionPrior
 from foveate.testbed import bundled_path, scenes
+from foveate.testbed.samples import read_samples
 from foveate.visualize.comparison import PADDING
 
 PANEL = 504
@@ -41,6 +43,13 @@ def test_demo_reports_and_writes_its_picture(tmp_path: Path) -> None:
     assert "Right answers" in result.stdout
     written = Path(result.stdout.strip().splitlines()[-1])
     assert Image.open(written).width == PADDING + 4 * (PANEL + PADDING)
+    ask = next(line for line in result.stdout.splitlines() if line.startswith("foveate ask "))
+    answered = run(*shlex.split(ask)[1:])
+    assert answered.exit_code == 0 and answered.stdout.count("blue") == 2
+    left = read_samples(tmp_path / "out" / "scenes")
+    assert len(left) == 75 and left[0].answers == ("blue",)
+    (tmp_path / "out" / "scenes" / "00.png").write_bytes(b"mine")
+    assert_one_sentence(run("demo", "--out", tmp_path / "out"), "00.png", "--force")
 
 
 def test_view_writes_a_panel_a_method(scene: Path, tmp_path: Path) -> None:

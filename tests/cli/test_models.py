@@ -134,3 +134,25 @@ def test_without_a_network_the_cache_has_to_do(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("foveate.importance.checkpoints.checkpoint_folder", lambda name: tmp_path)
     assert_one_sentence(run("ask", scene, "colour circle", "--model", "owner/in-the-cache"), "looked")
     assert asked == [True]
+
+
+def test_a_picture_in_tiles_is_drawn_whole(tmp_path: Path) -> None:
+    model, output = checkpoints.internvl(tmp_path / "internvl"), tmp_path / "kept.png"
+    zoo_module.picture(112, 224).save(tmp_path / "wide.png")
+    result = run("view", tmp_path / "wide.png", "--model", model, "--methods", "random,tome", "-o", output)
+    assert result.exit_code == 0, result.output
+    width, height = Image.open(output).size
+    assert width > 4 * height  # three panels, each twice as wide as high
+
+
+def test_panels_say_budget_merging_and_cropping(monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.cli.hyperparameters import configured
+    from foveate.cli.view import kept_panels
+
+    methods = configured(["random", "avgpool"], ())
+    panels = kept_panels(Session.load("bundled"), Image.new("RGB", (200, 100)), "colour star", methods, 0.25)
+    assert [panel[:2] for panel in panels] == [
+        ("centre of the original", "196 visual tokens; the rest is cropped off"),
+        ("random, 25%", "keeps 49 of 196 tokens"),
+        ("avgpool, 25%", "196 tokens merged into 49"),
+    ]

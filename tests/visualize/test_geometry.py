@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import transformers as tf
 from PIL import Image
 
+from foveate.testbed.limits import fitting
 from foveate.visualize import seen
 
 SQUARE = {"height": 56, "width": 56}
@@ -62,3 +65,19 @@ def test_padding_to_a_square_is_seen() -> None:
 def test_processors_that_do_not_crop_show_everything() -> None:
     image = gradient(100, 61)
     assert seen(image, tf.Qwen2VLImageProcessorPil()).size == image.size
+
+
+@pytest.mark.parametrize("size", [(40, 30), (56, 56), (120, 60), (30, 300)])
+def test_padding_to_one_size_is_seen(size: tuple[int, int]) -> None:
+    processor = tf.CLIPImageProcessorPil(
+        do_resize=False, do_center_crop=False, do_pad=True, pad_size=SQUARE, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    image = gradient(*size)
+    wanted = given(processor, fitting(SimpleNamespace(image_processor=processor), image))
+    shown = np.asarray(seen(image, processor).resize((56, 56), Image.Resampling.BICUBIC), dtype=float)
+    assert np.median(np.abs(shown - wanted)) < 3
+
+
+def test_very_long_pictures_are_seen_without_filling_the_memory() -> None:
+    processor = tf.CLIPImageProcessorPil(do_resize=False, do_center_crop=False, do_pad=True, pad_size=SQUARE)
+    assert max(seen(Image.new("RGB", (60000, 2)), processor).size) <= 4096

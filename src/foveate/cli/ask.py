@@ -12,6 +12,7 @@ from ..pictures import open_image
 from .handler import InputError
 from .hyperparameters import SETTINGS, configured
 from .session import BUNDLED, MODEL_HELP, Session
+from .tables import show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +70,7 @@ def ask(
     title = f"{method}, {pruned.tokens} of {pruned.tokens_before} visual tokens"
     panels.append(Panel(Text(text or "(no answer)"), title=title, border_style="green"))
     console.print(Columns(panels, equal=True, width=max(32, console.width // 2 - 2) if compare else None))
-    console.print(_savings(pruned, full))
+    show(console, _savings(pruned, full))
 
 
 def _savings(pruned: Report, full: Report | None) -> Table:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..files import write_picture
+from ..files import write_picture, write_text
 from .hyperparameters import configured
-from .outputs import FORCE, require_folder, require_picture
+from .outputs import FORCE, require_file, require_folder, require_picture
 from .session import BUNDLED, Session
+from .tables import show
 from .view import kept_panels
 
 if TYPE_CHECKING:
@@ -25,10 +29,16 @@ KEEPS = (0.25, 0.10)
 _UNPRUNED: Run = ("stride", 1.0)
 _BATCH = 25
 _SAMPLES = 7
+_WORDS = (
+    "The model's words: d8 is the handwritten digit 8 and n2 the number two; r3 c2 is the cell in row 3 and column 2, "
+    "counted from 0 at the top left; nw, ne, sw and se say where the first thing lies, seen from the second."
+)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for the picture of what is kept.")] = Path("foveate-demo"),
+    out: Annotated[
+        Path, typer.Option(help="The folder for the scenes, their questions, and a picture of what is kept.")
+    ] = Path("foveate-demo"),
     force: FORCE = False,
 ) -> None:
     """Show what pruning keeps and what it costs, on the bundled tiny model."""
@@ -40,9 +50,13 @@ def demo(
     console = Console()
     require_folder(out, "--out")
     path = out / "kept.png"
-    require_picture(path, "--out", force=force)
-    session = Session.load(BUNDLED)
     known = scenes()
+    pictures = [out / "scenes" / f"{number:02}.png" for number in range(len(known))]
+    for picture in (path, *pictures):
+        require_picture(picture, "--out", force=force)
+    questions, text = out / "scenes" / "questions.jsonl", _lines(known, pictures)
+    require_file(questions, "--out", "questions.jsonl", force=force or _holds(questions, text))
+    session = Session.load(BUNDLED)
     asked = [(scene, question) for scene in known for question in scene.questions]
     console.print(
         f"{len(asked)} questions about {len(known)} held-out scenes, asked of a tiny model (1.6 M parameters, 64 "
@@ -51,10 +65,32 @@ def demo(
     with unannounced():  # of the same methods again and again
         given = _answers(session, asked)
         _draw(session, known[0], path)
-    console.print(_accuracy(given, [question.answer for _, question in asked]))
-    console.print(_samples(given, asked))
-    console.print("What is kept of the first scene:", style="bold")
+    for scene, picture in zip(known, pictures, strict=True):
+        write_picture(picture, scene.image)
+    write_text(questions, text)
+    show(console, _accuracy(given, [question.answer for _, question in asked]))
+    show(console, _samples(given, asked))
+    console.print(_WORDS)
+    first = known[0].questions[0].question
+    console.print("Ask the first scene yourself:", style="bold")
+    typer.echo(f'foveate ask {pictures[0]} "{first}" --keep 25% --compare')
+    console.print("What is kept of it:", style="bold")
     typer.echo(str(path))
+
+
+def _lines(known: Sequence[Scene], pictures: Sequence[Path]) -> str:
+    """The questions about the scenes, as `foveate eval --dataset` and `foveate train scorer --data` read them."""
+    entries = (
+        {"image": picture.name, **asdict(question)}
+        for scene, picture in zip(known, pictures, strict=True)
+        for question in scene.questions
+    )
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether the file at `path` is what it would become."""
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def _answers(session: Session, asked: list[tuple[Scene, SceneQuestion]]) -> dict[Run, list[str]]:
@@ -108,7 +144,7 @@ def _samples(given: dict[Run, list[str]], asked: list[tuple[Scene, SceneQuestion
     families: dict[str, int] = {}
     for index, (_, question) in enumerate(asked):
         families.setdefault(question.family, index)
-    table = Table(title="Some of the answers (red: wrong)", title_justify="left")
+    table = Table(title="Some of the answers (!: wrong)", title_justify="left")
     for heading in ("question", "truth"):
         table.add_column(heading, no_wrap=True)
     for method, keep in given:
@@ -116,9 +152,8 @@ def _samples(given: dict[Run, list[str]], asked: list[tuple[Scene, SceneQuestion
     for index in list(families.values())[:_SAMPLES]:
         question = asked[index][1]
         said = (answers[index] for answers in given.values())
-        table.add_row(
-            question.question, question.answer, *(Text(s, style="" if s == question.answer else "red") for s in said)
-        )
+        judged = (Text(one) if one == question.answer else Text(f"{one} !", style="red") for one in said)
+        table.add_row(question.question, question.answer, *judged)
     return table
 
 

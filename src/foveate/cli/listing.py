@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .tables import show
+
 PUBLISHED = "Published settings: what these are on each model family, unless you set them"
 
 
@@ -28,7 +30,7 @@ def methods(
     for name in method_names():
         cls = method_class(name)
         table.add_row(name, stage_of(name).value, needs_of(name), cls.provenance.paper)
-    Console().print(table)
+    show(Console(), table)
 
 
 def _method(name: str) -> None:
@@ -62,7 +64,7 @@ def _method(name: str) -> None:
         table.add_column(", ".join(settings.families))
     for field_name in one.published[0].values:
         table.add_row(*map(Text, (field_name, *(settings.values[field_name] for settings in one.published))))
-    console.print(table)
+    show(console, table)
 
 
 def models() -> None:
@@ -79,5 +81,5 @@ def models() -> None:
     for row in supported_models():
         table.add_row(row.model_type, row.class_name, ", ".join(row.modalities), ", ".join(refused_by(row)))
     console = Console()
-    console.print(table)
+    show(console, table)
     console.print("foveate methods NAME says why a method needs another model.")

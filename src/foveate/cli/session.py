@@ -102,6 +102,14 @@ class Session:
 
         return seen(image, self.processor.image_processor)
 
+    def crops(self, image: Image.Image) -> bool:
+        """Whether the model sees the centre of the picture only."""
+        if self.bundled:
+            return image.width != image.height
+        images = self.processor.image_processor
+        shown = self.seen(image).size
+        return bool(getattr(images, "do_center_crop", False)) and (shown[0] < image.width or shown[1] < image.height)
+
 
 def _check(name: str, known: Iterable[str]) -> None:
     """Refuse at once what is no directory and no id of the hub, which would be asked for it again and again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,8 +17,12 @@ from .session import BUNDLED, MODEL_HELP, Session
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from ..methods import Method
+    from ..runtime import Report
+    from ..runtime.report import ImageReport
+    from ..tokens import Grid
     from ..visualize import Panel
 
 
@@ -61,20 +65,69 @@ def kept_panels(
     from rich.progress import track
 
     from ..api import prune
-    from ..visualize import overlay, readable
+    from ..visualize import overlay, readable, watched
 
     inputs = session.inputs([picture], question)
     seen = session.seen(picture)
     panels: list[Panel] = []
     for method in track(methods, description="Looking", console=Console(stderr=True), transient=True):
-        with prune(session.model, method, keep=keep) as pruning:
+        with prune(session.model, observed := watched(method), keep=keep) as pruning:
             session.generate(inputs, 1)
             report = pruning.report()
-            kept = report.images[0]
+        grid, kept, target = _whole(report.images, observed, seen.size)
         if not panels:
-            panels.append(("original", f"{kept.before} visual tokens", readable(seen, kept.grid)))
-        average = round(report.average_visual_tokens)
-        inside = "" if average == kept.after else f" in the end, {average} on average"
-        subtitle = f"keeps {kept.after} of {kept.before} tokens{inside}"
-        panels.append((method.name, subtitle, overlay(seen, kept.grid, kept.kept)))
+            part = "; the rest is cropped off" if session.crops(picture) else ""
+            title = "centre of the original" if part else "original"
+            panels.append((title, f"{report.tokens_before} visual tokens{part}", readable(seen, grid)))
+        drawn = overlay(seen, grid, kept, target=target)
+        panels.append((f"{method.name}, {_budget(keep)}", _subtitle(report, target), drawn))
     return panels
+
+
+def _budget(keep: float | int | str) -> str:
+    return f"{100 * keep:.4g}%" if isinstance(keep, float) else str(keep)
+
+
+class Whole(NamedTuple):
+    """A picture whole, where the model may have seen it in tiles: its grid, what is kept, and where tokens went."""
+
+    grid: Grid
+    kept: Tensor
+    target: Tensor | None
+
+
+def _whole(tiles: Sequence[ImageReport], method: Method, size: tuple[int, int]) -> Whole:
+    """The tiles of a picture of a (width, height) side by side."""
+    import torch
+
+    from ..tokens import Grid
+    from ..visualize import flows, tile_layout
+
+    one, area = tiles[0].grid, len(tiles[0].grid)
+    rows, columns = tile_layout(len(tiles), size)
+    drawn = rows * columns
+    places = torch.arange(drawn * area).view(rows, columns, one.rows, one.columns).transpose(1, 2).flatten()
+    kept = torch.cat([tile.kept.cpu() for tile in tiles[:drawn]])
+    found = [flows(method, tile, area) for tile in range(drawn)]
+    target = None
+    if any(one is not None for one in found):
+        local = [torch.where(tile.kept.cpu(), torch.arange(area), -1) for tile in tiles]
+        filled = [local[tile] if one is None else one for tile, one in enumerate(found)]
+        flat = torch.cat([torch.where(one >= 0, one + tile * area, -1) for tile, one in enumerate(filled)])[places]
+        target = torch.where(flat >= 0, places.argsort()[flat.clamp_min(0)], -1)
+    return Whole(Grid(rows * one.rows, columns * one.columns), kept[places], target)
+
+
+def _subtitle(report: Report, target: Tensor | None) -> str:
+    """How many tokens are left, and what became of the others."""
+    average = round(report.average_visual_tokens)
+    inside = "" if average == report.tokens else f" in the end, {average} on average"
+    if target is not None and bool((target >= 0).all()):
+        return f"{report.tokens_before} tokens merged into {report.tokens}{inside}"
+    kept = f"keeps {report.tokens} of {report.tokens_before} tokens{inside}"
+    if target is not None:
+        kept += f", {int((target >= 0).sum()) - report.tokens} others merged into them"
+    if len(report.images) > 1:
+        small = report.images[-1]
+        kept += f", {small.after} of {small.before} of the whole in small"
+    return kept

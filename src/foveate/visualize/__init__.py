@@ -1,7 +1,8 @@
 """Pictures of what pruning keeps, drawn with Pillow only."""
 
 from .comparison import Panel, comparison
-from .geometry import seen
+from .geometry import seen, tile_layout
+from .merging import flows, watched
 from .overlay import overlay, readable
 
-__all__ = ["Panel", "comparison", "overlay", "readable", "seen"]
+__all__ = ["Panel", "comparison", "flows", "overlay", "readable", "seen", "tile_layout", "watched"]

@@ -64,3 +64,17 @@ def _resized(size: tuple[int, int], processor: Any) -> tuple[int, int]:
 
 def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     return size["width"], size["height"]
+
+
+def tile_layout(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the tiles that a picture of a (width, height) was cut into, the small whole left out.
+
+    Of the layouts of so many tiles it is the one whose shape is nearest to the picture's, which processors cut into.
+
+    Args:
+        tiles: how many tiles the model saw; of several, the last one is the whole picture in small.
+        size: width and height of the picture.
+    """
+    number = tiles - 1 if tiles > 1 else 1
+    layouts = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
+    return min(layouts, key=lambda layout: abs(size[0] / size[1] - layout[1] / layout[0]))

@@ -1,0 +1,84 @@
+"""Where tokens go that are not kept: dropped, or merged into kept ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import Method, Stage
+from ..methods.editing import AttentionEdit, LogitBias
+from ..methods.merging import Mixture
+from ..methods.wrapper import Wrapper
+from ..tokens import Selection, VisualTokens
+
+
+def watched(method: Method) -> Method:
+    """The method, made to remember what it selects where it prunes once, before the LLM; any other as it is."""
+    if method.stage is Stage.BEFORE_LLM and type(method).stages is Method.stages:
+        return Watched(method)
+    return method
+
+
+@dataclass(frozen=True)
+class Watched(Wrapper):
+    """A method that prunes once, before the LLM, and remembers its selections.
+
+    Args:
+        selections: those so far, of one call each.
+    """
+
+    selections: list[Selection] = field(default_factory=list, compare=False)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.inner.name
+
+    @property
+    def may_drop_all(self) -> bool:  # type: ignore[override]
+        return self.inner.may_drop_all
+
+    @property
+    def bias(self) -> LogitBias | None:
+        return self.inner.bias
+
+    @property
+    def counts_by_content(self) -> bool:
+        return self.inner.counts_by_content
+
+    def edits(self, layers: int) -> Sequence[AttentionEdit]:
+        return self.inner.edits(layers)
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        return self.inner.counts(tokens)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        selection = self.inner.select(tokens, count)
+        self.selections.append(selection)
+        return selection
+
+
+def flows(method: Any, pool: int, tokens: int) -> Tensor | None:
+    """Where each token of a pool went in the last selection of a `Watched` method.
+
+    Returns:
+        (tokens,) long: the index of the kept token that it is merged into (most of all, where into several), its own
+        for a kept one that nothing was merged into, -1 for a dropped one; None where nothing was merged.
+    """
+    if not isinstance(method, Watched) or not method.selections:
+        return None
+    selection = method.selections[-1]
+    keep = selection.keep[pool, :tokens].cpu()
+    itself = torch.where(keep, torch.arange(tokens), -1)
+    if isinstance(selection, Mixture):
+        most, kept = selection.mix[pool].cpu().max(0)
+        target = torch.where(most > 0, keep.nonzero()[:, 0][kept], -1)
+    elif selection.target is not None:
+        target = selection.target[pool, :tokens].cpu()
+    else:
+        return None
+    target = torch.where(keep, itself, target)
+    return target if bool((target != itself).any()) else None

@@ -218,6 +218,16 @@ def test_what_could_not_run_may_later(watch: Watch) -> None:
     assert {run for run, _ in watch.asked} == {"evs@25%"} and again.refused == first.refused
 
 
+def test_answers_that_are_damaged_can_be_done_without(watch: Watch) -> None:
+    watch(SAMPLES[:2], [], ["25%"])
+    (watch.folder / ANSWERS).write_text('{"run": "unpruned", "batch": 0}\n')
+    with pytest.raises(EvaluationError, match=r"answers\.jsonl is damaged; delete it to evaluate anew"):
+        watch(SAMPLES[:2], [], ["25%"])
+    (watch.folder / ANSWERS).unlink()
+    watch(SAMPLES[:2], [], ["25%"])
+    assert len(watch.asked) == 2 * 6
+
+
 def test_two_at_once_are_one_too_many(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(EvaluationError, match="another evaluation is at work in"):
         evaluate(evaluation(SAMPLES[:2], [], ["25%"]), load_bundled, tmp_path, loaded=PAIR)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.pictures import PictureError
 from foveate.testbed.questions import box_of
-from foveate.testbed.samples import Sample, SampleError, read_samples
+from foveate.testbed.samples import Sample, SampleError, read_samples, usable_samples
 from foveate.testbed.scoring import is_right
 
 
@@ -70,6 +70,12 @@ def test_a_file_is_read(folder: Path) -> None:
         (ONE | {"metrik": "exact"}, "did you mean 'metric'"),
         (ONE | {"metric": "exakt"}, "did you mean 'exact'"),
         (ONE | {"metric": "iou", "answer": "here"}, "four numbers"),
+        (ONE | {"id": True}, '"id" must be'),
+        (ONE | {"image": "x" * 5000}, "too long"),
+        (ONE | {"question": "What \ud800?"}, '"question" holds half a character (What ??)'),
+        (ONE | {"answer": ["this", "\udfff"]}, '"answer" holds half a character'),
+        ("[" * 100_000, "not JSON"),
+        ('{"image": "a.png", "id": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
 def test_the_first_wrong_line_is_named(folder: Path, entry: dict[str, Any] | str, said: str) -> None:
@@ -91,6 +97,28 @@ def test_missing_and_ambiguous_files(folder: Path) -> None:
     (folder / "other.jsonl").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SampleError, match="not UTF-8"):
         read_samples(folder / "other.jsonl")
+
+
+def test_what_can_be_used(folder: Path) -> None:
+    """Pictures are opened, each once, whatever number of lines shows it; only of what is chosen."""
+    (folder / "torn.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    path = write(folder, ONE, ONE | {"image": ["b.png", "torn.png"]}, "{", ONE | {"metric": "contains"}, ONE)
+    with pytest.raises(
+        SampleError, match=r"^2 lines of .*samples\.jsonl cannot be used\. line 2: .*torn\.png .*line 3"
+    ):
+        usable_samples(path)
+    samples, bad = usable_samples(path, "contains", "In one word.", skip_bad=True)
+    assert [sample.where for sample in samples] == ["line 1", "line 4", "line 5"]
+    assert {sample.metric for sample in samples} == {"contains"} and samples[0].question == "What? In one word."
+    assert [one.where for one in bad] == ["line 2", "line 3"] and str(folder) not in bad[0].why
+    some, bad = usable_samples(write(folder, ONE, ONE | {"image": "torn.png"}), choose=lambda read: read[:1])
+    assert len(some) == 1 and not bad
+    with pytest.raises(SampleError, match=r"line 1: .*torn\.png"):  # nothing is left
+        usable_samples(write(folder, ONE | {"image": "torn.png"}), skip_bad=True)
+    with pytest.raises(SampleError, match=r"^9 lines of .* And 4 more\. --skip-bad leaves"):
+        usable_samples(write(folder, *["{"] * 9))
+    with pytest.raises(SampleError, match="did you mean 'contains'"):
+        usable_samples(path, "contain")  # type: ignore[arg-type]
 
 
 def test_damage_is_found_on_opening(folder: Path) -> None:

@@ -114,7 +114,8 @@ def evaluate(
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     wanted = _parts(families, "--families") if families else None
     own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
-    model = model or (f"{TESTBED}-llava" if suite == TESTBED else BUNDLED)
+    if model is None:
+        model = f"{TESTBED}-llava" if suite == TESTBED else BUNDLED
     session = Session.load(model)
     if methods.strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):
@@ -189,7 +190,8 @@ def _dataset(
     if (folder is None) == (name is None):
         raise InputError(f"give either --suite ({' or '.join(SUITES)}) or --dataset FOLDER.")
     if folder is not None:
-        return dataset(folder, questions, seed, families, metric or "exact", suffix.strip(), skip_bad)  # type: ignore[arg-type]  # checked there
+        judged: Any = "exact" if metric is None else metric  # checked there
+        return dataset(folder, questions, seed, families, judged, suffix.strip(), skip_bad)
     for given, option in ((metric, "--metric"), (suffix, "--suffix"), (skip_bad, "--skip-bad")):
         if given:
             raise InputError(f"{option} is about questions of your own; give --dataset instead of --suite.")

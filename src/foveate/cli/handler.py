@@ -35,8 +35,10 @@ class SentenceGroup(TyperGroup):
         except _UsageError as error:
             path = error.ctx.command_path if getattr(error, "ctx", None) else "foveate"
             _fail(f"{str(error.format_message()).rstrip('.')}; see `{path} --help`.")
-        except (FoveateError, OSError) as error:
+        except FoveateError as error:
             _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error))
         except KeyboardInterrupt:
             _fail("stopped.", _STOPPED)
 

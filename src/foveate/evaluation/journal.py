@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..files import appending, write_text
 from .answering import Cell
@@ -28,6 +28,7 @@ from .suites import EvaluationError
 
 CONFIGURATION, ANSWERS, TIMES, QUESTIONS = "configuration.json", "answers.jsonl", "times.jsonl", "questions.jsonl"
 Key = tuple[str, int]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,10 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIGURATION
         there = _load(path) if path.exists() and (folder / ANSWERS).exists() else {}
-        times = {_key(line): line["times"] for line in _read(folder / TIMES)}
-        self.cells: dict[Key, Cell] = {
-            _key(line): _cell(line, times.get(_key(line), {})) for line in _read(folder / ANSWERS)
-        }
-        self.batches = [tuple(one["key"] for one in line["questions"]) for line in _read(folder / QUESTIONS)]
+        times = dict(_read(folder / TIMES, lambda line: (_key(line), line["times"])))
+        cells = _read(folder / ANSWERS, lambda line: _cell(line, times.get(_key(line), {})))
+        self.cells: dict[Key, Cell] = {(cell.run, cell.batch): cell for cell in cells}
+        self.batches = _read(folder / QUESTIONS, lambda line: tuple(str(one["key"]) for one in line["questions"]))
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
         if not self.cells:
             self.batches = []
@@ -181,7 +181,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def require_evaluation(folder: Path) -> None:
     """Raise EvaluationError where a folder is neither new nor empty nor an evaluation's."""
-    if not folder.is_dir() or ((folder / CONFIGURATION).exists() and (folder / ANSWERS).exists()):
+    path = folder / CONFIGURATION
+    if not folder.is_dir() or (path.exists() and ((folder / ANSWERS).exists() or "weights" in _load(path))):
         return
     own = {CONFIGURATION, TIMES, QUESTIONS}  # these alone: nothing was answered
     if {file.name for file in folder.iterdir()} - own:
@@ -217,13 +218,15 @@ def _key(line: Mapping[str, Any]) -> Key:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return there
+        there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise EvaluationError(f"{path} is damaged; give another folder with -o.") from None
+        there = None
+    if not isinstance(there, dict):
+        raise EvaluationError(f"{path} is damaged; give another folder with -o.")
+    return there
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
     """The lines of a file, without a last one that was cut off, which is removed from the file, too."""
     if not path.exists():
         return []
@@ -233,6 +236,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
+        return [parse(json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise EvaluationError(f"{path} is damaged; delete it to evaluate anew.") from None

@@ -29,6 +29,7 @@ from .statistics import Array, Bootstrap, bootstrap
 from .suites import EvaluationError, Suite
 
 RESULTS, TIMED = "results.json", "times.json"
+_TOLD = {"model", "suite", "about", "seed"}  # of a configuration, what reports say
 Refusal = tuple[str, str, str]  # label, keep, and the sentence that says why
 
 
@@ -158,8 +159,11 @@ class Results:
             read = json.loads(path.read_text(encoding="utf-8"))
             timed = folder / TIMED
             more = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else {}
-            return cls(**read, **more)
-        except (ValueError, TypeError):
+            results = cls(**read, **more)
+            if not results.samples or not results.configuration.keys() >= _TOLD:
+                raise ValueError
+            return results
+        except (ValueError, TypeError, AttributeError):
             raise EvaluationError(f"{path} holds no results of foveate; make it anew with `foveate eval`.") from None
 
     def rows(self) -> list[Row]:

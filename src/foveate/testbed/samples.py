@@ -150,8 +150,9 @@ def _read(file: Path, metric: Metric) -> tuple[list[Sample], list[BadLine]]:
             sample = replace(_sample(line, str(number), file.parent, metric), where=where)
             if sample.id in seen:
                 raise SampleError(f"the id {sample.id!r} was used before; give each sample an id of its own.")
-        except FoveateError as error:
-            bad.append(BadLine(where, str(error)))
+        except (FoveateError, OSError) as error:  # the latter for names that no file can have
+            told = str(error) if isinstance(error, FoveateError) else f"{error.strerror}; give a path to a picture."
+            bad.append(BadLine(where, told))
             continue
         seen.add(sample.id)
         samples.append(sample)
@@ -212,8 +213,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 def _sample(line: str, number: str, folder: Path, default: Metric) -> Sample:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SampleError(f"this is not JSON ({error.msg}); write one object a line.") from None
+    except (ValueError, RecursionError) as error:  # a number may have too many digits, brackets be too deep
+        raise SampleError(f"this is not JSON ({getattr(error, 'msg', error)}); write one object a line.") from None
     if not isinstance(entry, dict):
         raise SampleError("this is not a JSON object; write {...} with image, question and answer.")
     for key in entry:
@@ -239,11 +240,20 @@ def _sample(line: str, number: str, folder: Path, default: Metric) -> Sample:
 
 def _text(entry: dict[str, Any], key: str, default: str | None = None) -> str:
     value = entry.get(key, default)
-    if isinstance(value, int) and key in ("id", "group"):
+    if isinstance(value, int) and not isinstance(value, bool) and key in ("id", "group"):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise SampleError(f'"{key}" must be a text that is not empty.')
+    _require_characters(key, value)
     return value
+
+
+def _require_characters(key: str, value: str) -> None:
+    """Raise SampleError for halves of characters (lone surrogates), which can neither be encoded nor written."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SampleError(f'"{key}" holds half a character ({value.encode("ascii", "replace").decode()}).') from None
 
 
 def _answers(entry: dict[str, Any], metric: Metric) -> tuple[str, ...]:
@@ -251,6 +261,8 @@ def _answers(entry: dict[str, Any], metric: Metric) -> tuple[str, ...]:
     answers = [value] if isinstance(value, str) else value
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
         raise SampleError('"answer" must be a text or a list of accepted texts.')
+    for answer in answers:
+        _require_characters("answer", answer)
     if metric == "iou" and any(box_of(answer) is None for answer in answers):
         raise SampleError('with the metric "iou", "answer" must hold four numbers: left, top, right and bottom.')
     return tuple(answers)

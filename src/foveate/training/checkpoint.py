@@ -44,7 +44,9 @@ def load_checkpoint(path: Path, key: str | None = None) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, torch raises nearly everything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise TrainingError(f"the checkpoint {path} cannot be read ({reason}); delete it to start anew.") from None
+        raise TrainingError(
+            f"the checkpoint {path} cannot be read ({reason}); delete it to start anew, or give another folder."
+        ) from None
     if not isinstance(state, dict) or (key is not None and key not in state):
         raise TrainingError(f"{path} is not a checkpoint of such a training; give another folder.")
     return state

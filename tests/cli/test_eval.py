@@ -231,10 +231,12 @@ def test_narrow_terminals_get_lines(done: Path) -> None:
 
 def test_the_time_is_told_once() -> None:
     estimate = Estimate()
-    told = [estimate.of(done, 1000, now) for done, now in ((0, 0.0), (0, 50.0), (10, 52.0), (40, 60.0), (60, 70.0))]
-    assert told == [None, None, None, "About 4 minutes to go.", None]
-    assert Estimate((0, 0.0)).of(99, 100, 9.0) is None
-    assert Estimate((0, 0.0)).of(1, 1000, 10.0) == "About 2 h 46 min to go."
+    told = [
+        estimate.of(done, 1000, now) for done, now in ((300, 0.0), (310, 50.0), (330, 55.0), (350, 60.0), (360, 70.0))
+    ]
+    assert told == [None, None, None, "About 3 minutes to go.", None]  # 40 in 10 seconds, loading aside; 650 are left
+    assert Estimate(0, (0, 0.0)).of(99, 100, 10.0) is None
+    assert Estimate(0, (0, 0.0)).of(1, 1000, 10.0) == "About 2 h 46 min to go."
 
 
 def test_ctrl_c_is_a_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..evaluation.report import Report
 
 TITLE = "Right answers in %, mean over families, ± half a 95 % interval"
-_ESTIMATE_AFTER = 5.0  # seconds of answering
+_ESTIMATE_AFTER = 10.0  # seconds of answering
 _WIDE = 10_000  # columns, of a terminal in which everything fits
 _SHOWN = 5  # questions that are left out, by name
 
@@ -60,20 +60,23 @@ def bar() -> Iterator[Callable[[int, int], None]]:
 class Estimate:
     """Says once how long the rest will take, as soon as that can be told."""
 
-    begun: tuple[int, float] | None = None
+    there: int | None = None  # answers before any was asked for
+    begun: tuple[int, float] | None = None  # answers when the first of them had come, and when that was
     said: bool = False
 
     def of(self, done: int, whole: int, now: float) -> str | None:
         """The sentence, or None: too early, said before, or over in no time."""
-        if self.begun is None or done <= self.begun[0]:  # until the first answer, models are loaded
-            self.begun = (done, now)
+        if self.there is None:
+            self.there = done
+        if self.begun is None:  # until the first answer, models are loaded and warm up
+            self.begun = (done, now) if done > self.there else None
             return None
         before, since = self.begun
-        if self.said or now - since < _ESTIMATE_AFTER:
+        if self.said or now - since < _ESTIMATE_AFTER or done == before:
             return None
         self.said = True
         left = (whole - done) * (now - since) / (done - before)
-        if left < 60:
+        if left < 90:
             return None
         hours, minutes = divmod(round(left / 60), 60)
         return f"About {f'{hours} h {minutes} min' if hours else f'{minutes} minutes'} to go."

@@ -1,8 +1,9 @@
-.PHONY: help setup demo test triton test-kernels test-vllm lint format wheel-test clean
+.PHONY: help setup demo test triton test-kernels test-vllm lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.docs
 export HF_HUB_OFFLINE = 1
 
 help:
@@ -13,6 +14,8 @@ help:
 	@echo "make test-vllm     install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make format        let ruff fix what it can"
+	@echo "make docs          build the pages in docs/ into build/site; a broken link is an error"
+	@echo "make docs-serve    show them on http://127.0.0.1:8000, built anew at every change"
 	@echo "make wheel-test    build the wheel, install it elsewhere, prune a scene with it"
 
 setup: $(STAMP)
@@ -58,6 +61,18 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+$(DOCS): pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
+docs-serve: $(DOCS)
+	$(BIN)/python -m mkdocs serve
 
 wheel-test: setup
 	bash scripts/wheel_test.sh

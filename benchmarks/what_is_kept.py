@@ -1,4 +1,4 @@
-"""What methods keep of the testbed's scenes, beside what they answer: the reasons that docs/findings.md gives.
+"""What methods keep of the testbed's scenes, beside what they answer: the reasons that docs/notes/findings.md gives.
 
 First, of the tokens that a method keeps, the share that shows a thing; then how many tokens PruneSID's groups suppress.
 

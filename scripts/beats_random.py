@@ -1,4 +1,4 @@
-"""Write docs/beats_random.md: does a method beat chance on the bundled model at a tenth of the tokens?
+"""Write docs/notes/beats_random.md: does a method beat chance on the bundled model at a tenth of the tokens?
 
 Usage: python scripts/beats_random.py [METHOD ...]; minutes on a CPU. Without methods it asks all and writes the page.
 """
@@ -19,7 +19,7 @@ from foveate.methods import get_method, method_names
 from foveate.methods.base import method_class
 from foveate.testbed import Scene, SceneQuestion, answers, load_bundled, scenes
 
-PAGE = Path(__file__).parent.parent / "docs" / "beats_random.md"
+PAGE = Path(__file__).parent.parent / "docs" / "notes" / "beats_random.md"
 KEEP = 0.1
 RESAMPLES = 10_000
 SEEDS = 5  # of `random`, with whose mean the others are compared

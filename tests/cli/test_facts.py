@@ -1,12 +1,10 @@
-"""What is told of each method, on the command line and in docs/methods.md, and that it is true."""
+"""What is told of each method, on the command line and in the docs, and that it is true."""
 
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -24,8 +22,6 @@ from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.family import Family
 from foveate.serving.vllm.server import PruningServer
 from foveate.tokens import Cue, Grid
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "methods_page.py"
 
 
 class LlavaFamily(Family):
@@ -69,12 +65,6 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
             raise NotImplementedError
 
     return Toy
-
-
-def test_the_page_is_up_to_date() -> None:
-    script = runpy.run_path(str(SCRIPT))
-    written = script["PAGE"].read_text(encoding="utf-8")
-    assert written == script["page"](), "docs/methods.md is out of date: run python scripts/methods_page.py"
 
 
 @pytest.mark.parametrize("name", method_names())

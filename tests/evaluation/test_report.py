@@ -216,8 +216,8 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> 
     root = Path(__file__).parents[2]
     write_leaderboard(root / "results", tmp_path / "leaderboard.md")
     assert "not Qwen2.5-VL-7B on photographs" in (tmp_path / "leaderboard.md").read_text()
-    said = "docs/leaderboard.md is out of date: run foveate leaderboard"
-    assert (tmp_path / "leaderboard.md").read_text() == (root / "docs/leaderboard.md").read_text(), said
+    said = "docs/notes/leaderboard.md is out of date: run foveate leaderboard"
+    assert (tmp_path / "leaderboard.md").read_text() == (root / "docs/notes/leaderboard.md").read_text(), said
 
 
 def test_published_figures_are_of_methods_that_are_here() -> None:

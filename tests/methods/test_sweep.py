@@ -1,7 +1,7 @@
 """Every method on every tiny model, with one image, with two, with a batch of three prompts and with a clip.
 
 Each keeps what it was asked to, in every layer, and gives finite logits; or it refuses with the sentence that
-``foveate methods NAME`` and docs/methods.md tell. Afterwards the model is as it was.
+``foveate methods NAME`` and its page in the docs tell. Afterwards the model is as it was.
 """
 
 from __future__ import annotations

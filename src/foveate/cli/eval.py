@@ -74,7 +74,7 @@ def evaluate(
         typer.Option(help="The method that others are compared with.", show_default="idpruner, else the first"),
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Fail unless the model is fit to compare methods by (see docs/testbed.md).")
+        bool, typer.Option("--gate", help="Fail unless the model passes the gate of docs/notes/testbed.md.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
@@ -224,7 +224,9 @@ def leaderboard(
     results: Annotated[Path, typer.Argument(help="A folder of results, one folder for each evaluation.")] = Path(
         "results"
     ),
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("docs/leaderboard.md"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+        "docs/notes/leaderboard.md"
+    ),
     force: FORCE = False,
 ) -> None:
     """Make one page of several evaluations, such as those in `results/`, with a full report of each."""

@@ -1,4 +1,4 @@
-"""What there is to know of a method, read off its class and docstrings: for ``foveate methods`` and docs/methods.md."""
+"""What there is to know of a method, read off its class and docstrings: for ``foveate methods`` and the docs."""
 
 from __future__ import annotations
 

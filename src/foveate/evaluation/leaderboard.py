@@ -22,7 +22,7 @@ TESTBED = """\
 What is measured here is a testbed: small models, trained from scratch on drawn scenes and made to lose the answer with
 the token. It is not Qwen2.5-VL-7B on photographs. It tells whether a method does what it is meant to do, and which of
 two methods loses more *here*; a ranking of real models may differ, and differs from paper to paper (see the end of the
-page). `docs/findings.md` tells which figures to distrust, and why."""
+page). `docs/notes/findings.md` tells which figures to distrust, and why."""
 
 READING = """\
 Every answer behind these tables is in the folder `{folder}/`; `foveate leaderboard` makes this page of it, and

@@ -7,7 +7,7 @@ gives exactly the pruned model, survivors at their original positions.
 ``"embeddings"``: the embedding of a visual token, and what DeepStack adds to it, is multiplied by its p, as in
 VisionSelector (arXiv 2510.16598). Language models normalise what enters a layer, so that the first one sees a token
 almost unchanged until p is tiny: in the bundled model, p = 0.01 on all tokens of the things asked about raises the loss
-from 0.082 to 0.086, and p = 0 to 2.4 (docs/training.md). What a soft mask hides, the answers hardly tell.
+from 0.082 to 0.086, and p = 0 to 2.4 (docs/guides/train_a_scorer.md). What a soft mask hides, the answers hardly tell.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The vLLM plugin: images and clips are pruned between vLLM's encoder and its language model.
 
 vLLM finds `register` by its entry point (group ``vllm.general_plugins``) and calls it in every process. Nothing changes
-for requests that do not ask for pruning. docs/vllm.md shows how to ask.
+for requests that do not ask for pruning. docs/guides/vllm.md shows how to ask.
 """
 
 from __future__ import annotations

@@ -1,0 +1,100 @@
+"""The pages of the site that are written from the code: one a method, and the table of all. A hook of mkdocs.
+
+They are made while the site is built, so that what they say of a method is kept in one place, beside its code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from foveate.cli.facts import MethodFacts, facts_of
+from foveate.methods import method_names
+from foveate.methods.base import method_class
+
+FOLDER = "methods"
+INTRO = """# Methods
+
+Choose one by name: `foveate.prune(model, "divprune", keep=0.25)`, or `--method divprune` on the command line.
+[Choose a method](../guides/choose_a_method.md) helps you to decide; `foveate methods NAME` prints one of these pages in
+the terminal, and [provenance](../provenance.md) has the test that compares each method with its reference.
+
+"Needs" lists what a method reads besides the features of the visual tokens. These are its [cues](../concepts.md#cues).
+"""
+COLUMNS = ("needs", 'keep="auto"', "vLLM", "paper")
+PLACES = ("before the LLM", "inside the LLM", "before the LLM and inside it", "before the vision encoder")
+
+
+def pages() -> dict[str, str]:
+    """Markdown by path within docs/: foveate's own methods, not those of other packages that are installed."""
+    own = [name for name in method_names() if method_class(name).__module__.startswith("foveate.")]
+    known = [facts_of(name) for name in own]
+    return {f"{FOLDER}/index.md": _index(known)} | {f"{FOLDER}/{one.name}.md": _page(one) for one in known}
+
+
+def on_config(config: Any) -> Any:
+    """Put the methods' pages into the navigation, below their index."""
+    index = f"{FOLDER}/index.md"
+    for entry in config.nav:
+        for title, target in entry.items():
+            if target == index:
+                entry[title] = [index, *(path for path in pages() if path != index)]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages to those that are read from docs/."""
+    from mkdocs.structure.files import File
+
+    for path, content in pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings introduce their examples with two colons, as reStructuredText wants it; one is enough on a page."""
+    return html.replace("::</p>", ":</p>")
+
+
+def _index(known: Iterable[MethodFacts]) -> str:
+    blocks = [INTRO]
+    for place in PLACES:
+        rows = [_row("method", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 1))]
+        for one in known:
+            if one.facts["prunes"] == place:
+                short = {**one.facts, "vLLM": one.facts["vLLM"].split(":")[0]}
+                rows.append(_row(f"[{one.name}]({one.name}.md)", *(short.get(column, "") for column in COLUMNS)))
+        blocks += [f"## {place[0].upper()}{place[1:]}", "\n".join(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _page(one: MethodFacts) -> str:
+    call = f'foveate.prune(model, "{one.name}", keep=0.25)'
+    blocks = [f"# {one.name}", one.summary, f"```python\nwith {call}:\n    output = model.generate(**inputs)\n```"]
+    if one.about:
+        blocks += ["## How it chooses", _steps(one.about)]
+    facts = (fact for fact in one.facts.items())
+    blocks += ["## At a glance", "\n".join([_row("", ""), _row("---", "---"), *(_row(*fact) for fact in facts)])]
+    if one.hyperparameters:
+        rows = [_row("name", "type", "default", "meaning"), _row(*["---"] * 4)]
+        rows += [_row(f"`{h.name}`", f"`{h.type}`", f"`{h.default}`", h.description) for h in one.hyperparameters]
+        blocks += ["## Hyperparameters", "\n".join(rows)]
+    if one.published:
+        rows = [_row("", *(", ".join(some.families) for some in one.published))]
+        rows.append(_row(*["---"] * (len(one.published) + 1)))
+        for name in one.published[0].values:
+            rows.append(_row(f"`{name}`", *(f"`{some.values[name]}`" for some in one.published)))
+        said = "Where you set nothing, the method takes what its authors published for the family of your model."
+        blocks += ["## Published settings", said, "\n".join(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _steps(text: str) -> str:
+    """Numbered sentences of one paragraph as a numbered list."""
+    opening, *steps = re.split(r"(?<=[.:;]) (?=\d\. )", text)
+    return "\n".join([opening, "", *steps]) if steps else opening
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

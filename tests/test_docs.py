@@ -1,0 +1,185 @@
+"""The documentation is true: its links lead somewhere, its code runs, and it names only commands that exist."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from foveate.cli import app
+from foveate.cli.facts import facts_of
+from foveate.methods import method_names
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+WRITTEN = [page for page in PAGES if "leaderboard" not in page.parts and page.name != "leaderboard.md"]
+FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return runpy.run_path(str(ROOT / "scripts" / "docs_pages.py"))["pages"]()
+
+
+# -- the pages that are written from the code
+
+
+def test_every_method_has_a_page(generated: dict[str, str]) -> None:
+    own = [name for name in method_names() if f"methods/{name}.md" in generated]
+    assert len(own) == len(generated) - 1 >= 39
+    for name in own:
+        page, facts = generated[f"methods/{name}.md"], facts_of(name)
+        assert page.startswith(f"# {name}\n") and facts.summary in page
+        assert all(value.replace("|", "\\|") in page for value in facts.facts.values())
+        assert all(f"| `{field.name}` |" in page for field in facts.hyperparameters)
+        assert all(family in page for settings in facts.published for family in settings.families)
+        assert generated["methods/index.md"].count(f"[{name}]({name}.md)") == 1
+
+
+# -- links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path, generated: dict[str, str]) -> None:
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    made = {(DOCS / path).resolve() for path in generated}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?:|#", target):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            assert path.exists() or path in made, f"{name_of(page)}: {target} is not there"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    folders = "tests|benchmarks|scripts|examples|results|docs"
+    for path, test in re.findall(rf"\b((?:{folders})/[\w/.-]+\.(?:py|md|sh|npz))\b(?:::(\w+))?", text):
+        assert (ROOT / path).exists(), f"{name_of(page)}: there is no {path}"
+        if test:
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{name_of(page)}: {path}::{test}"
+
+
+# -- commands
+
+
+def commands() -> dict[tuple[str, ...], Any]:
+    """Every command by its words, without ``foveate`` itself."""
+    found: dict[tuple[str, ...], Any] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, (*words, name))
+        if not hasattr(command, "commands"):
+            found[words] = command
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def called(page: Path) -> Iterator[str]:
+    """What a page shows of the command line: lines of code blocks, and spans of code."""
+    text = page.read_text(encoding="utf-8")
+    for _, block in FENCED.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            match = re.search(r"(?:^|-m )foveate (?![-=])(.*)", line.split(" #")[0])
+            if match:
+                yield match[1]
+    for span in SPAN.findall(FENCED.sub("", text)):
+        if span.startswith("foveate "):
+            yield span.removeprefix("foveate ")
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    known = commands()
+    for line in called(page):
+        words = shlex.split(line.replace("$asked", ""))
+        if words[0] == "--help":
+            continue
+        name = next((name for name in known if tuple(words[: len(name)]) == name), None)
+        assert name is not None, f"{name_of(page)}: foveate {line}"
+        for word in words[len(name) :]:
+            option = word.partition("=")[0]
+            if re.match(r"--?[a-z]", option):
+                assert option in options(known[name]) | {"--help"}, f"{name_of(page)}: foveate {line}"
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "guides/evaluate.md", "guides/train_a_scorer.md"])
+def test_options_alone_exist(page: str) -> None:
+    known = set().union(*(options(command) for command in commands().values()))
+    spans = SPAN.findall(FENCED.sub("", (DOCS / page).read_text(encoding="utf-8")))
+    named = {span.split()[0] for span in spans if span.startswith("--")}
+    assert named <= known
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in WRITTEN:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)
+        assert set(named) <= targets, f"{name_of(page)}: {set(named) - targets}"
+
+
+# -- code
+
+
+def python_blocks(page: Path) -> list[str]:
+    return [block for language, block in FENCED.findall(page.read_text(encoding="utf-8")) if language == "python"]
+
+
+def run_blocks(blocks: list[str]) -> dict[str, Any]:
+    """Run code one after the other in one namespace."""
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "<docs>", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=name_of)
+def test_the_first_example_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the small model that comes along, of another architecture, in the place of the one that is downloaded."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (112, 96), "red").save("photo.jpg")
+    code = python_blocks(page)[0]
+    assert '"Qwen/Qwen2.5-VL-3B-Instruct"' in code
+    code = code.replace('"Qwen/Qwen2.5-VL-3B-Instruct"', "shipped").replace("Qwen2_5_VLFor", "LlavaFor")
+    result = run_blocks(
+        ["from foveate.testbed import shipped_models\nshipped = shipped_models()['testbed-llava']", code]
+    )
+    assert result["pruning"].report().tokens < result["pruning"].report().tokens_before
+
+
+def test_the_quickstart_runs_offline(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = [block for block in python_blocks(DOCS / "quickstart.md")]
+    start = next(i for i, block in enumerate(blocks) if "shipped_models" in block)
+    run_blocks(blocks[start:])
+    said = capsys.readouterr().out
+    assert said.startswith("red\n1 image: 196 -> 20 visual tokens")
+
+
+@pytest.mark.parametrize("page", ["fine_tune.md", "conversations.md", "threads_and_servers.md"])
+def test_the_guides_run(page: str) -> None:
+    quickstart = next(block for block in python_blocks(DOCS / "quickstart.md") if "shipped_models" in block)
+    blocks = [block for block in python_blocks(DOCS / "guides" / page) if "pixelprune" not in block]
+    assert blocks
+    result = run_blocks([quickstart, *blocks])
+    if page == "threads_and_servers.md":
+        assert result["handle"](result["inputs"]).shape[0] == 1
+        result["pruning"].detach()

@@ -1,0 +1,39 @@
+# What the scripts that make environments share; they source it.
+#
+# Environments lie outside the checkout, where checkouts share them, so that a name tells what is in one and nothing is
+# changed once it is complete. None is ever removed: whoever wants the room back removes the folder.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/foveate
+
+digest() { cat "$@" | sha256sum | cut -c 1-10; }
+
+libraries() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+fail() {
+  echo "$(basename "$0"): $*" >&2
+  exit 1
+}
+
+# make_once FOLDER COMMAND...: COMMAND makes FOLDER, unless it is there already. What was interrupted is made anew.
+make_once() {
+  local folder=$1
+  shift
+  mkdir -p "$(dirname "$folder")"
+  (
+    flock 9 # another checkout may be making it
+    [ ! -e "$folder/.complete" ] || exit 0
+    if [ -e "$folder" ] && [ ! -e "$folder.unfinished" ]; then
+      fail "$folder is not an environment of this script: remove it, or choose another path"
+    fi
+    touch "$folder.unfinished"
+    rm -rf "$folder"
+    "$@"
+    touch "$folder/.complete"
+    rm "$folder.unfinished"
+  ) 9> "$folder.lock"
+}
+
+# borrow FROM TO: what is installed in the environment FROM can be imported in TO, too, behind what TO has itself.
+borrow() {
+  # Unlike a path in a .pth file, this reads the .pth files of the borrowed folder, too.
+  echo "import site; site.addsitedir('$(libraries "$1")')" > "$(libraries "$2")/borrowed.pth"
+}

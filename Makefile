@@ -1,4 +1,4 @@
-.PHONY: help setup demo test triton test-kernels test-vllm lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test triton test-kernels test-transformers test-vllm lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,16 +7,17 @@ DOCS := .venv/.docs
 export HF_HUB_OFFLINE = 1
 
 help:
-	@echo "make setup         create .venv and install foveate with its development tools (once)"
-	@echo "make demo          the bundled model on its scenes, with and without pruning"
-	@echo "make test          all tests that need neither a GPU nor vLLM"
-	@echo "make test-kernels  install Triton and run the GPU kernels in its interpreter, on a CPU"
-	@echo "make test-vllm     install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
-	@echo "make lint          ruff, mypy, import-linter"
-	@echo "make format        let ruff fix what it can"
-	@echo "make docs          build the pages in docs/ into build/site; a broken link is an error"
-	@echo "make docs-serve    show them on http://127.0.0.1:8000, built anew at every change"
-	@echo "make wheel-test    build the wheel, install it elsewhere, prune a scene with it"
+	@echo "make setup              create .venv and install foveate with its development tools (once)"
+	@echo "make demo               the bundled model on its scenes, with and without pruning"
+	@echo "make test               all tests that need neither a GPU nor vLLM"
+	@echo "make test-kernels       install Triton and run the GPU kernels in its interpreter, on a CPU"
+	@echo "make test-transformers  the tests of runtime, models and methods on the oldest and the newest transformers"
+	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
+	@echo "make lint               ruff, mypy, import-linter"
+	@echo "make format             let ruff fix what it can"
+	@echo "make docs               build the pages in docs/ into build/site; a broken link is an error"
+	@echo "make docs-serve         show them on http://127.0.0.1:8000, built anew at every change"
+	@echo "make wheel-test         build the wheel, install it elsewhere, prune a scene with it"
 
 setup: $(STAMP)
 
@@ -40,6 +41,10 @@ triton: setup
 
 test-kernels: triton
 	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
+
+# The environments lie outside the checkout (once: about 2 minutes, 1.6 GB; PyTorch from PyPI brings CUDA, 3 GB more).
+test-transformers:
+	PYTHON="$(PYTHON)" bash scripts/transformers_test.sh
 
 # 1 GiB for keys and values, not a share of the memory; threads not tied to cores that others use, too; no C++ compiled
 # for the few helpers that vLLM hands to torch.compile in spite of enforce_eager.

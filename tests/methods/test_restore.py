@@ -15,8 +15,9 @@ import zoo as zoo_module
 from foveate.errors import MethodError, ModelError
 from foveate.methods import get_method
 from foveate.methods.anchormerge import AnchorMerge
+from foveate.runtime.compat import cache_of_output
 from foveate.tokens import Selection, VisualTokens
-from runtime.helpers import TEXTS, assert_generates_alike, gap, generate, logits, pair, single, visual
+from runtime.helpers import TEXTS, assert_generates_alike, cached, gap, generate, logits, pair, single, visual
 from zoo import Zoo
 
 
@@ -124,9 +125,9 @@ def test_a_turn_without_images_sees_sizes(llava: Zoo) -> None:
     """Its words, one by one or together, read the same cache."""
     inputs, more = single(llava), torch.tensor([[20, 21, 22]])
     with foveate.prune(llava.model, "restore", keep=0.4), torch.no_grad():
-        caches = [llava.model(**inputs).past_key_values for _ in range(2)]
-        at_once = llava.model(input_ids=more, past_key_values=caches[0]).logits
-        steps = [llava.model(input_ids=word, past_key_values=caches[1]).logits for word in more.split(1, 1)]
+        caches = [cache_of_output(llava.model(**inputs)) for _ in range(2)]
+        at_once = llava.model(input_ids=more, **cached(caches[0])).logits
+        steps = [llava.model(input_ids=word, **cached(caches[1])).logits for word in more.split(1, 1)]
     assert torch.allclose(at_once, torch.cat(steps, 1), atol=1e-5)
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+import transformers
 
 import zoo
 from zoo import Zoo
 
 TEXTS = ["what is in the picture?", "a red square on a blue"]
+
+# What this release of transformers calls the KV cache; in outputs, foveate.runtime.compat.cache_of_output finds it.
+_FORWARD = inspect.signature(transformers.LlavaForConditionalGeneration.forward)
+CACHE = "cache" if "cache" in _FORWARD.parameters else "past_key_values"
+
+
+def cached(cache: Any) -> dict[str, Any]:
+    """The argument of a forward or of ``generate`` that hands over a KV cache."""
+    return {CACHE: cache}
 
 
 def single(z: Zoo) -> dict[str, torch.Tensor]:

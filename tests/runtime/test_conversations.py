@@ -11,9 +11,10 @@ import torch
 import foveate
 import zoo as zoo_module
 from foveate.methods.at_layer import AtLayer
+from foveate.runtime.compat import cache_of_output
 from zoo import Zoo
 
-from .helpers import TEXTS, gap, generate, logits, pair, single
+from .helpers import TEXTS, cached, gap, generate, logits, pair, single
 
 STAGES = [AtLayer(foveate.get_method("divprune"), layer) for layer in (1, 3)]
 METHODS: list[Any] = ["divprune", "idpruner", AtLayer(foveate.get_method("divprune"), 2), STAGES]
@@ -56,7 +57,7 @@ def test_a_second_turn_may_bring_a_second_image(zoo: Zoo, method: Any, keep: Any
         turn = {**whole, **{k: second[k] for k in ("pixel_values", "image_grid_thw") if k in second}}
         if "image_grid_thw" in whole:  # with the new image's grid alone, generate cannot place the first one
             turn["position_ids"] = positions_of(zoo, whole)
-        continued = generate(zoo, turn, past_key_values=answer.past_key_values)
+        continued = generate(zoo, turn, **cached(cache_of_output(answer)))
         assert len(pruning.report().images) == 1
     assert gap(continued, reference) < 2e-5
 
@@ -69,7 +70,7 @@ def inputs_of(z: Zoo, height: int, width: int, seed: int, text: str) -> dict[str
 def test_a_copied_cache_serves_two_continuations(zoo: Zoo, method: Any) -> None:
     inputs = single(zoo)
     with foveate.prune(zoo.model, method, keep=ratios(method)), torch.no_grad():
-        cache = zoo.model(**inputs).past_key_values
+        cache = cache_of_output(zoo.model(**inputs))
         kept = copy.deepcopy(cache)
         assert kept._foveate.owner is cache._foveate.owner
         ids = torch.cat([inputs["input_ids"], torch.tensor([[20, 21]])], 1)
@@ -77,7 +78,7 @@ def test_a_copied_cache_serves_two_continuations(zoo: Zoo, method: Any) -> None:
         turn |= {k: v for k, v in inputs.items() if k == "image_grid_thw"}
         if "mm_token_type_ids" in inputs:
             turn["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 2))
-        assert gap(generate(zoo, turn, past_key_values=cache), generate(zoo, turn, past_key_values=kept)) == 0
+        assert gap(generate(zoo, turn, **cached(cache)), generate(zoo, turn, **cached(kept))) == 0
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -86,13 +87,13 @@ def test_two_conversations_interleave(zoo: Zoo, method: Any) -> None:
     token = torch.tensor([[20]])
     with foveate.prune(zoo.model, method, keep=ratios(method)), torch.no_grad():
         expected = [generate(zoo, inputs, max_new_tokens=2, min_new_tokens=2).logits[1] for inputs in (one, other)]
-        caches = [zoo.model(**inputs).past_key_values for inputs in (one, other)]
+        caches = [cache_of_output(zoo.model(**inputs)) for inputs in (one, other)]
         firsts = [generate(zoo, i, max_new_tokens=1, min_new_tokens=1).sequences[:, -1:] for i in (one, other)]
         assert token.shape == firsts[0].shape
         for cache, inputs, first, logit in zip(caches, (one, other), firsts, expected, strict=True):
             mask = torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
             positions = decode_positions(zoo, inputs)
-            step = zoo.model(input_ids=first, attention_mask=mask, past_key_values=cache, position_ids=positions)
+            step = zoo.model(input_ids=first, attention_mask=mask, **cached(cache), position_ids=positions)
             assert torch.allclose(step.logits[:, -1], logit, atol=2e-5)
 
 
@@ -164,7 +165,7 @@ def test_several_samples_of_each_prompt(zoo: Zoo, method: Any) -> None:
 
 def test_a_pruned_cache_refuses_to_be_cropped(llava: Zoo) -> None:
     with foveate.prune(llava.model, "divprune", keep=0.5), torch.no_grad():
-        cache = llava.model(**single(llava)).past_key_values
+        cache = cache_of_output(llava.model(**single(llava)))
         with pytest.raises(foveate.RuntimeStateError, match="without an assistant"):
             cache.crop(3)
 

@@ -11,9 +11,10 @@ import torch
 import foveate
 import zoo
 from foveate.methods.at_layer import AtLayer
+from foveate.runtime.compat import cache_of_output
 from zoo import Zoo
 
-from .helpers import assert_generates_alike, gap, generate, logits, pair, single
+from .helpers import assert_generates_alike, cached, gap, generate, logits, pair, single
 
 BEFORE = ["divprune", "idpruner", "scope", "avgpool", "cdpruner", "hiprune"]
 INSIDE: list[Any] = [
@@ -177,10 +178,10 @@ def test_second_turn_on_the_same_cache(model: Zoo, method: Any) -> None:
         reference = logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest, **extra})[:, -1]
         grids = {k: v for k, v in rest.items() if k.endswith("thw")}
         turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **grids, **extra}
-        second = generate(model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1)
+        second = generate(model, turn, **cached(cache_of_output(first)), max_new_tokens=1, min_new_tokens=1)
     assert float((second.logits[0] - reference).abs().max()) < 2e-5
     with pytest.raises(foveate.FoveateError, match="pruned by foveate"):
-        generate(model, turn, past_key_values=first.past_key_values, max_new_tokens=1, min_new_tokens=1)
+        generate(model, turn, **cached(cache_of_output(first)), max_new_tokens=1, min_new_tokens=1)
 
 
 def test_adjacent_images_are_counted_apart(model: Zoo) -> None:

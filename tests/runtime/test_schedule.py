@@ -15,11 +15,12 @@ import foveate
 import zoo as zoo_module
 from foveate.methods import Method, Stage
 from foveate.methods.at_layer import AtLayer
+from foveate.runtime.compat import cache_of_output
 from foveate.selection import topk
 from foveate.tokens import Cue, Selection, VisualTokens
 from zoo import Zoo
 
-from .helpers import generate, logits, pair, single, visual
+from .helpers import cached, generate, logits, pair, single, visual
 
 MEDIA = ("pixel_values", "image_grid_thw")
 
@@ -130,10 +131,10 @@ def test_the_row_of_a_second_turn_sees_what_the_first_left(zoo: Zoo, static: boo
     config = zoo.model.config.get_text_config()
     cache: Any = tf.StaticCache(config=config, max_cache_len=length + 9) if static else tf.DynamicCache()
     with foveate.prune(zoo.model, spy, keep=0.5) as pruning, torch.no_grad():
-        zoo.model(**first, past_key_values=cache)
+        zoo.model(**first, **cached(cache))
         kept = pruning.report().images[0].kept
         held = copy.deepcopy(cache).layers[layer]
-        zoo.model(**turn, past_key_values=cache)
+        zoo.model(**turn, **cached(cache))
     past = int(held.get_seq_length())
     grown = past + second["input_ids"].shape[1] - int((~pruning.report().images[0].kept).sum())
     assert int(cache.layers[layer].get_seq_length()) == grown  # looking ahead wrote nothing
@@ -202,9 +203,9 @@ def test_tokens_that_follow_prompt_and_pruned_cache(zoo: Zoo) -> None:
             now = {**turn, "input_ids": ids[:, :end], "attention_mask": torch.ones_like(ids[:, :end])}
             if "mm_token_type_ids" in now:
                 now["mm_token_type_ids"] = now["mm_token_type_ids"][:, :end]
-            return generate(zoo, now, past_key_values=cache, max_new_tokens=1, min_new_tokens=1).logits[0]
+            return generate(zoo, now, **cached(cache), max_new_tokens=1, min_new_tokens=1).logits[0]
 
-        at_once, steps = first.past_key_values, copy.deepcopy(first.past_key_values)
+        at_once, steps = cache_of_output(first), copy.deepcopy(cache_of_output(first))
         whole = last(at_once, ids.shape[1])
         for end in range(ids.shape[1] - 2, ids.shape[1] + 1):
             single_step = last(steps, end)

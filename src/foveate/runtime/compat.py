@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 
-TESTED = ("5.16", "5.24")  # the oldest and the newest release that the runtime tests ran on
+# The oldest and the newest release that `make test-transformers` ran on; with every patch release of theirs.
+TESTED = ("5.16", "5.24")
 
 # The keyword argument of a forward, and the field of its output, that hold the KV cache; 5.24 renamed it.
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -43,5 +47,14 @@ def _warn_of(version: str) -> None:
         warnings.warn(
             f"foveate is tested with transformers {TESTED[0]} to {TESTED[1]}, and this is {version}: compare a few "
             f"answers with keep=1.0 to those of the unpruned model, or install transformers=={TESTED[1]}.*.",
-            stacklevel=4,
+            stacklevel=_frames_of_foveate(),
         )
+
+
+def _frames_of_foveate() -> int:
+    """The `stacklevel` with which the function that asks lays a warning to the line that called foveate."""
+    ours = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)  # torch's decorators are in between
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        level, frame = level + 1, frame.f_back
+    return level

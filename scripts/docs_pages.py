@@ -5,6 +5,7 @@ They are made while the site is built, so that what they say of a method is kept
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -60,11 +61,12 @@ def on_page_content(html: str, **_: Any) -> str:
 def _index(known: Iterable[MethodFacts]) -> str:
     blocks = [INTRO]
     for place in PLACES:
-        rows = [_row("method", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 1))]
+        rows = [_row("method", "keeps", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 2))]
         for one in known:
             if one.facts["prunes"] == place:
                 short = {**one.facts, "vLLM": one.facts["vLLM"].split(":")[0]}
-                rows.append(_row(f"[{one.name}]({one.name}.md)", *(short.get(column, "") for column in COLUMNS)))
+                keeps = _first_paragraph(method_class(one.name))
+                rows.append(_row(f"[{one.name}]({one.name}.md)", keeps, *(short.get(column, "") for column in COLUMNS)))
         blocks += [f"## {place[0].upper()}{place[1:]}", "\n".join(rows)]
     return "\n\n".join(blocks) + "\n"
 
@@ -72,8 +74,9 @@ def _index(known: Iterable[MethodFacts]) -> str:
 def _page(one: MethodFacts) -> str:
     call = f'foveate.prune(model, "{one.name}", keep=0.25)'
     blocks = [f"# {one.name}", one.summary, f"```python\nwith {call}:\n    output = model.generate(**inputs)\n```"]
+    blocks += ["## How it chooses", _first_paragraph(method_class(one.name))]
     if one.about:
-        blocks += ["## How it chooses", _steps(one.about)]
+        blocks.append(_steps(one.about))
     facts = (fact for fact in one.facts.items())
     blocks += ["## At a glance", "\n".join([_row("", ""), _row("---", "---"), *(_row(*fact) for fact in facts)])]
     if one.hyperparameters:
@@ -88,6 +91,10 @@ def _page(one: MethodFacts) -> str:
         said = "Where you set nothing, the method takes what its authors published for the family of your model."
         blocks += ["## Published settings", said, "\n".join(rows)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _first_paragraph(cls: type) -> str:
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def _steps(text: str) -> str:

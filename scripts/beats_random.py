@@ -23,16 +23,23 @@ PAGE = Path(__file__).parent.parent / "docs" / "notes" / "beats_random.md"
 KEEP = 0.1
 RESAMPLES = 10_000
 SEEDS = 5  # of `random`, with whose mean the others are compared
-INTRO = """# Does it beat chance?
+INTRO = """# Better than chance?
 
-Right answers of the bundled model to its {questions} questions about {images} scenes, where each image keeps {keep:.0%}
-of its visual tokens, and how many more that is than with `random`, the mean of {seeds} seeds. "Tokens" are on average
-over the layers: methods inside the language model have all of an image's {tokens} in its first layers, so that they are
-not to be compared with those before it. Intervals hold 95 % of {resamples:,} bootstrap samples of whole scenes,
-because questions about one scene are not independent. Twelve scenes make them wide, and the model knows drawn scenes
-only: this page tells whether a method works at all, not which one is better on photos. Unpruned, {unpruned} are right.
+Does a method work at all? Each keeps {keep:.0%} of the visual tokens, and the bundled model answers its {questions}
+questions about {images} scenes. Unpruned it answers {unpruned} correctly.
 
-Hyperparameters are the defaults. Written by `python scripts/beats_random.py`; do not edit it.
+```
+python scripts/beats_random.py     # writes this page
+```
+
+- **tokens**: visual tokens, mean over the layers. Methods inside the language model have all {tokens} in its first
+  layers, so do not compare them with those before it.
+- **right**: correct answers.
+- **more than random**: the difference to `random`, the mean of {seeds} seeds, with a 95 % interval of {resamples:,}
+  bootstrap samples of whole scenes.
+
+Twelve scenes make the intervals wide, and the model knows drawn scenes only, so the page does not say which method is
+better on photographs. Hyperparameters are the defaults.
 """
 
 

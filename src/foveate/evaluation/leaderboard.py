@@ -19,32 +19,31 @@ INTRODUCTION = """\
 # Leaderboard"""
 
 TESTBED = """\
-What is measured here is a testbed: small models, trained from scratch on drawn scenes and made to lose the answer with
-the token. It is not Qwen2.5-VL-7B on photographs. It tells whether a method does what it is meant to do, and which of
-two methods loses more *here*; a ranking of real models may differ, and differs from paper to paper (see the end of the
-page). `docs/notes/findings.md` tells which figures to distrust, and why."""
+This page measures a testbed: small models, trained from scratch on drawn scenes so that they lose the answer with the
+token. They are not Qwen2.5-VL-7B on photographs. The page shows whether a method does what it is meant to do, and
+which of two methods loses more *here*. A ranking on real models may differ, and differs from paper to paper (see the
+end of the page). `docs/notes/findings.md` says which figures to distrust, and why."""
 
 READING = """\
-Every answer behind these tables is in the folder `{folder}/`; `foveate leaderboard` makes this page of it, and
-`foveate eval` makes such results of your own model and questions.
+Every answer behind these tables is in the folder `{folder}/`. `foveate leaderboard` makes this page from it, and
+`foveate eval` makes such results with your own model and questions.
 
 Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. The last
-column has what counts as the budget: visual tokens at each of them, mean over the language model's layers. Methods that
-prune inside the model keep all tokens in the layers before, so that at the same percentage they spend more; compare
-methods at like tokens, as the plots do."""
+column has the cost of each budget: visual tokens, as the mean over the language model's layers. Methods that prune
+inside the model keep all tokens in the layers before theirs, so they spend more at the same percentage. Compare
+methods at equal tokens, as the plots do."""
 
 AGREEMENT = """\
 ## Do models agree?
 
-Kendall's rank correlation between two models' orders of the methods, over the families that both were asked, with
-intervals of about 95 % (`foveate.evaluation.agreement` tells how they are made): 1 is the same order, 0 is no
-relation. A model beside itself is asked anew: its images are drawn twice, which is as much agreement as so many
-questions allow."""
+Kendall's rank correlation between two models' orders of the methods, over the families of questions that both have,
+with intervals of about 95 % (`foveate.evaluation.rank_agreement` says how they are made): 1 is the same order, 0 is
+no relation. A model with itself has its images drawn twice; that is as much agreement as so many questions allow."""
 
 PAPERS = """\
 ## What papers print
 
-Measured by their authors, on real models; nothing here was measured by foveate, and no two tables can be compared."""
+Measured by their authors, on real models. Nothing here was measured by foveate, and no two tables can be compared."""
 
 
 def write_leaderboard(results: Path, page: Path) -> list[Path]:

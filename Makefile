@@ -72,8 +72,9 @@ $(DOCS): pyproject.toml $(STAMP)
 	touch $@
 
 docs: export NO_MKDOCS_2_WARNING = 1
+# Not --quiet: mkdocs counts only the warnings that it shows, so that nothing would fail.
 docs: $(DOCS)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 	@echo "built: build/site/index.html"
 
 docs-serve: $(DOCS)

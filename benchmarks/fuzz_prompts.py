@@ -1,0 +1,161 @@
+"""What the fuzzer draws at random: pictures, prompts, batches of them, masks, methods and budgets."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import zoo
+
+import foveate
+from foveate.methods import Stage
+from foveate.methods.at_layer import AtLayer
+from foveate.methods.base import method_class
+
+FAMILIES = {make.__name__: make for make in zoo.MAKERS}
+ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")  # what has a column for each token
+VIDEO = tuple(make.__name__ for make in zoo.VIDEO_MAKERS)
+WORDS = "what is in the picture? a red square on a blue background, and small green circle below it.".split()
+SCORED = ("visionselector",)  # needs a trained scorer
+FIELDS: dict[str, dict[str, Any]] = {
+    "d2pruner": {"debias": False},  # else it needs a calibrated prior
+    "visipruner": {"fusion": 0.9975, "contribution": 0.3, "shallow": 1},
+    "adatp": {"start": 1, "end": 1},
+}
+NAMES = [name for name in foveate.method_names() if name not in SCORED]
+BEFORE = [name for name in NAMES if method_class(name).stage is Stage.BEFORE_LLM]
+INSIDE = [name for name in NAMES if method_class(name).stage is Stage.IN_LLM]
+
+
+def picture(rng: random.Random, least: int = 1, most: int = 200) -> Image.Image:
+    """Noise, one colour, a ramp or a chequered board, in any mode that becomes RGB, of any size."""
+    height, width = (rng.choice([least, 28, 56, 84, 112, rng.randint(least, most)]) for _ in range(2))
+    if max(height, width) > 100 * min(height, width):
+        height = width
+    made, kind = np.zeros((height, width, 3), np.uint8), rng.choice(["noise", "noise", "noise", "plain", "ramp", "board"])
+    if kind == "noise":
+        made = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, made.shape, dtype=np.uint8)
+    elif kind == "plain":
+        made[:] = [rng.randrange(256) for _ in range(3)]
+    elif kind == "ramp":
+        made[:] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+    else:
+        made[:] = (np.indices((height, width)).sum(0) // 14 % 2 * 255).astype(np.uint8)[..., None]
+    return Image.fromarray(made).convert(rng.choice(["RGB", "RGB", "L", "RGBA", "P", "1"])).convert("RGB")
+
+
+def text(rng: random.Random, most: int = 12) -> str:
+    """Some words."""
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, most)))
+
+
+def prompt(z: zoo.Zoo, rng: random.Random, images: int, clips: int = 0, start: bool = True) -> dict[str, Tensor]:
+    """One prompt, its pictures and clips before, between and behind its words; sometimes without a word."""
+    pieces: list[Any] = [picture(rng) for _ in range(images)] + ["clip"] * clips
+    rng.shuffle(pieces)
+    if not pieces or rng.random() < 0.9:
+        pieces.append(text(rng))
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        pieces.insert(rng.randrange(len(pieces) + 1), text(rng, 4))
+    ids, media = [torch.tensor([[1]])] if start else [], {}
+    for piece in pieces:
+        if isinstance(piece, str) and piece != "clip":
+            part = {"input_ids": z.tokenizer(" " + piece, return_tensors="pt", add_special_tokens=False)["input_ids"]}
+        elif piece == "clip":
+            frames, rows, columns = rng.randint(1, 3), rng.randint(1, 3), rng.randint(1, 3)
+            part = dict(zoo.video_inputs(z, frames, rows, columns, rng.getrandbits(20), ""))
+            part["input_ids"] = part["input_ids"][:, 1:]
+        else:
+            part = dict(z.processor([[piece]], [z.image]))
+        ids.append(part["input_ids"])
+        for key in part.keys() - set(ALONG):
+            media.setdefault(key, []).append(part[key])
+    return completed(z, torch.cat(ids, 1)) | {key: torch.cat(parts) for key, parts in media.items()}
+
+
+def completed(z: zoo.Zoo, ids: Tensor) -> dict[str, Tensor]:
+    """Token ids with what goes along."""
+    out = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if z.mrope:
+        out["mm_token_type_ids"] = sum((n + 1) * (ids == token).long() for n, token in enumerate(z.visual_ids))
+    return out
+
+
+def batch(rows: Sequence[dict[str, Tensor]], side: str = "left") -> dict[str, Tensor]:
+    """Prompts as one padded batch."""
+    length = max(row["input_ids"].shape[1] for row in rows)
+
+    def padded(x: Tensor) -> Tensor:
+        room = length - x.shape[1]
+        return torch.nn.functional.pad(x, (room, 0) if side == "left" else (0, room))
+
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: torch.cat([padded(r[key]) if key in ALONG else r[key] for r in rows if key in r]) for key in keys}
+
+
+@dataclass
+class Asked:
+    """What `foveate.prune` is asked for."""
+
+    method: Any
+    keep: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method}, keep={self.keep!r}, {self.options}"
+
+
+def single(rng: random.Random, names: Sequence[str] = NAMES) -> Any:
+    """A method by name, or with a layer of its own."""
+    name = rng.choice(names)
+    fields = dict(FIELDS.get(name, {}))
+    if name in ("fastv", "d2pruner", "dart") and rng.random() < 0.5:
+        fields["layer"] = rng.randint(1, 3)
+    return foveate.get_method(name, **fields)
+
+
+def _keep(rng: random.Random) -> Any:
+    return rng.choice([0.25, 0.5, 0.1, 0.75, round(rng.uniform(0.01, 0.99), 3), f"{rng.randint(1, 99)}%", 2, 3, 5, 8, 500])
+
+
+def asked(rng: random.Random, names: Sequence[str] = NAMES, plain: bool = False) -> Asked:
+    """A method, two of them, a schedule or a composition, with a budget and a scope.
+
+    Args:
+        rng: drawn from.
+        names: of methods.
+        plain: one method alone.
+    """
+    options: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        options["scope"] = rng.choice(["prompt", "frame"])
+    if rng.random() < 0.1:
+        options["encoder_queries"] = rng.choice([1, 7, 64])
+    kind = "single" if plain else rng.choice(["single"] * 5 + ["layer", "pair", "schedule", "compose"])
+    before = [name for name in names if name in BEFORE] or BEFORE
+    if kind == "single":
+        method = single(rng, names)
+        return Asked(method, "auto" if method.counts_by_content and rng.random() < 0.4 else _keep(rng), options)
+    if kind == "layer":
+        return Asked(AtLayer(single(rng, ["divprune", "random", "stride", "idpruner"]), rng.randint(0, 3)), _keep(rng), options)
+    if kind == "pair":
+        first, second = sorted((round(rng.uniform(0.05, 1), 2) for _ in range(2)), reverse=True)
+        return Asked([single(rng, before), single(rng, INSIDE)], [first, second], options)
+    if kind == "schedule":
+        layers = sorted(rng.sample(range(4), rng.randint(2, 3)))
+        keeps = sorted((round(rng.uniform(0.1, 1), 2) for _ in layers), reverse=True)
+        inner = rng.choice(["divprune", "random", "stride"])
+        return Asked([AtLayer(foveate.get_method(inner), layer) for layer in layers], keeps, options)
+    composed = foveate.compose(single(rng, before), single(rng, INSIDE), ratio=rng.choice([0.5, 0.8]))
+    return Asked(composed, round(rng.uniform(0.1, 0.7), 2), options)

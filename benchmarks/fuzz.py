@@ -85,7 +85,7 @@ def run_one(seed: str, families: Sequence[str], situations: Sequence[str]) -> Re
 def fails(case: Case) -> bool:
     """Whether the unpruned model fails in the latest call, too."""
     try:
-        case.plainly()
+        (case.whole or case.plainly)()
     except Exception:
         return True
     return False
@@ -100,7 +100,9 @@ def main() -> int:
     parser.add_argument("--situations", nargs="*", default=list(SITUATIONS), choices=list(SITUATIONS))
     parser.add_argument("--only", help="a call's seed, as a failure prints it, with the same families and situations")
     parser.add_argument("--traces", action="store_true", help="print the traceback of each failure")
-    parser.add_argument("--refusals", action="store_true", help="count the sentences of refusals")
+    parser.add_argument(
+        "--refusals", action="store_true", help="count the sentences of what was refused, or failed unpruned"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -112,8 +114,8 @@ def main() -> int:
     for seed in seeds:
         result = run_one(seed, args.families, args.situations)
         counts[result.name] += 1
-        if result.name == "refused":
-            sentences[f"{result.situation}: {result.what.split('; ')[-1][:150]}"] += 1
+        if result.name in ("refused", "theirs", "tied"):
+            sentences[f"{result.name} {result.situation}: {result.what.split('Error: ')[-1][:150]}"] += 1
         if result.name == "wrong" or args.only:
             print(f"{result.name} {seed} {result.family} {result.situation}: {result.what}", flush=True)
             if args.traces or args.only:

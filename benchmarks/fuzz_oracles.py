@@ -107,8 +107,11 @@ def causal(mask: Tensor | None, rows: int, length: int) -> Tensor:
 
 
 @contextmanager
-def blinded(model: Any, kept: Sequence[Tensor], base: Tensor) -> Iterator[None]:
-    """The unpruned model, whose layers see of `base` (B, T, T) only what is kept (B, T) in them, call after call."""
+def blinded(model: Any, kept: Sequence[Tensor], base: Tensor, bias: Tensor | None = None) -> Iterator[None]:
+    """The unpruned model, whose layers see of `base` (B, T, T) only what is kept (B, T) in them, call after call.
+
+    A `bias` (B, 1, T, T) of the caller's own mask is added to the logits.
+    """
     text = adapter_of(model).text
     done, handles = [0] * len(text.layers), []
 
@@ -120,8 +123,9 @@ def blinded(model: Any, kept: Sequence[Tensor], base: Tensor) -> Iterator[None]:
             seen = base[:, start:end, :end] & kept[layer][:, None, :end]
             seen = seen | torch.eye(base.shape[1], dtype=torch.bool)[None, start:end, :end]
             mask = seen[:, None]
-            if text.config._attn_implementation == "eager":
-                mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+            if text.config._attn_implementation == "eager" or bias is not None:
+                soft = torch.zeros(()) if bias is None else bias[:, :, start:end, :end]
+                mask = soft.expand(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
             return args, {**kwargs, "attention_mask": mask}
 
         return before

@@ -43,7 +43,10 @@ def picture(rng: random.Random, least: int = 1, most: int = 200) -> Image.Image:
     height, width = (rng.choice([least, 28, 56, 84, 112, rng.randint(least, most)]) for _ in range(2))
     if max(height, width) > 100 * min(height, width):
         height = width
-    made, kind = np.zeros((height, width, 3), np.uint8), rng.choice(["noise", "noise", "noise", "plain", "ramp", "board"])
+    made, kind = (
+        np.zeros((height, width, 3), np.uint8),
+        rng.choice(["noise", "noise", "noise", "plain", "ramp", "board"]),
+    )
     if kind == "noise":
         made = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, made.shape, dtype=np.uint8)
     elif kind == "plain":
@@ -126,7 +129,9 @@ def single(rng: random.Random, names: Sequence[str] = NAMES) -> Any:
 
 
 def _keep(rng: random.Random) -> Any:
-    return rng.choice([0.25, 0.5, 0.1, 0.75, round(rng.uniform(0.01, 0.99), 3), f"{rng.randint(1, 99)}%", 2, 3, 5, 8, 500])
+    return rng.choice(
+        [0.25, 0.5, 0.1, 0.75, round(rng.uniform(0.01, 0.99), 3), f"{rng.randint(1, 99)}%", 2, 3, 5, 8, 500]
+    )
 
 
 def asked(rng: random.Random, names: Sequence[str] = NAMES, plain: bool = False) -> Asked:
@@ -148,7 +153,9 @@ def asked(rng: random.Random, names: Sequence[str] = NAMES, plain: bool = False)
         method = single(rng, names)
         return Asked(method, "auto" if method.counts_by_content and rng.random() < 0.4 else _keep(rng), options)
     if kind == "layer":
-        return Asked(AtLayer(single(rng, ["divprune", "random", "stride", "idpruner"]), rng.randint(0, 3)), _keep(rng), options)
+        return Asked(
+            AtLayer(single(rng, ["divprune", "random", "stride", "idpruner"]), rng.randint(0, 3)), _keep(rng), options
+        )
     if kind == "pair":
         first, second = sorted((round(rng.uniform(0.05, 1), 2) for _ in range(2)), reverse=True)
         return Asked([single(rng, before), single(rng, INSIDE)], [first, second], options)

@@ -46,6 +46,7 @@ class Case:
     plainly: Callable[[], Any] = lambda: None
     prompts: list[Inputs] = field(default_factory=list)  # all that were drawn
     drawn: draw.Asked | None = None
+    whole: Callable[[], Any] | None = None  # all calls of a case that builds on its own earlier ones
 
     @property
     def model(self) -> Any:
@@ -162,7 +163,10 @@ def masked(case: Case, inputs: Inputs) -> Inputs:
     if case.z.mrope:
         out["position_ids"] = positions(case, inputs)
     if case.kernel == "eager" or rng.random() < 0.5:  # transformers adds a bool mask to eager attention's logits
-        out["attention_mask"] = torch.zeros(own.shape).masked_fill(~own, torch.finfo(torch.float32).min)
+        soft = torch.zeros(own.shape)
+        if rng.random() < 0.5:  # of finite values, such as those of ALiBi
+            soft = torch.randn(own.shape, generator=torch.Generator().manual_seed(rng.getrandbits(30)))
+        out["attention_mask"] = soft.masked_fill(~own, torch.finfo(torch.float32).min)
     return out
 
 
@@ -189,6 +193,7 @@ def against_blinded(case: Case, asked: draw.Asked, script: Callable[[Any], list[
         script: takes a function to call after each forward.
         inputs: of each forward; masks of the later ones count what came before.
     """
+    case.whole = lambda: script(lambda: None)
     with pruned(case.model, asked) as pruning, watched(pruning) as watch:
         shapes = iter([one["input_ids"].shape for one in inputs])
 
@@ -202,7 +207,9 @@ def against_blinded(case: Case, asked: draw.Asked, script: Callable[[Any], list[
     rows = inputs[0]["input_ids"].shape[0]
     kept = watch.by_layer()
     base = causal(inputs[-1].get("attention_mask"), rows, kept[0].shape[1])  # the last counts all
-    with blinded(case.model, kept, base):
+    own = inputs[0].get("attention_mask")
+    bias = own if own is not None and own.ndim == 4 and own.is_floating_point() else None
+    with blinded(case.model, kept, base, bias):
         reference = script(lambda: None)
     for number, (a, b, place) in enumerate(zip(got, reference, watch.places, strict=True)):
         real = real_of(inputs[number])[:, -place.shape[1] :]
@@ -230,7 +237,7 @@ def forward(case: Case) -> None:
 @situation(10)
 def loop(case: Case) -> None:
     """Prefill, then tokens by hand, with a mask that grows or none, one cache handed on; more than one token at once."""
-    inputs = draw.batch(case.rows())
+    inputs = dict(draw.batch(case.rows()))
     rows, length = inputs["input_ids"].shape
     bare = bool(inputs["attention_mask"].all()) and case.chance(0.3)
     if bare:
@@ -244,6 +251,13 @@ def loop(case: Case) -> None:
         if not bare:
             part["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, total - length), value=1)
         parts.append(part)
+    if case.z.mrope and not bare:  # a bare forward of Qwen takes no mask that counts the cache without positions
+        whole = dict(inputs)
+        for part in parts[1:]:
+            whole = longer_by(case, whole, part["input_ids"].shape[1])
+        place = positions(case, whole).split([part["input_ids"].shape[1] for part in parts], -1)
+        for part, here in zip(parts, place, strict=True):
+            part["position_ids"] = here
     asked = case.asked()
     across = case.rng.choice(["", "deepcopy", "pickle", "save"])
     case.notes.append(f"{steps} steps, bare {bare}, {across}")

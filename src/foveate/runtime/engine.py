@@ -285,6 +285,7 @@ class Pruning:
         if self._stages and (call.spans or held.pruned) and not stack.generations:
             own = own_mask(mask, embeds.shape[1], past + embeds.shape[1])
         state = ForwardState(call, held, embeds, mask, own, past)
+        state.reentrant = self._reentrant()
         if call.spans and self._stages:
             self._check(state, kwargs)
             state.selection_watch.start()
@@ -365,6 +366,14 @@ class Pruning:
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, Checkpointing):
                 layer._gradient_checkpointing_func = Checkpointing(function, self._snapshot)
+
+    def _reentrant(self) -> bool:
+        """Whether the language model's layers are checkpointed such that gradients pass their arguments only."""
+        if not self._adapter.model.training or not torch.is_grad_enabled():
+            return False
+        layers = [layer for layer in self._adapter.text.layers if getattr(layer, "gradient_checkpointing", False)]
+        functions = [vars(layer).get("_gradient_checkpointing_func") for layer in layers]
+        return any(isinstance(function, Checkpointing) and function.reentrant for function in functions)
 
     def _snapshot(self) -> Callable[[bool], AbstractContextManager[None]]:
         stack = self._stack

@@ -289,6 +289,11 @@ class Checkpointing(Attached):
     def __init__(self, function: Callable[..., Any], snapshot: Callable[[], Callable[[bool], Any]]) -> None:
         self.function, self._snapshot = function, snapshot
 
+    @property
+    def reentrant(self) -> bool:
+        """Whether gradients reach a layer through its arguments only, and nothing else that its hooks add."""
+        return bool(getattr(self.function, "keywords", {}).get("use_reentrant", False))
+
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         resumed, runs = self._snapshot(), 0
 

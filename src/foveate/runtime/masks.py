@@ -161,17 +161,22 @@ def layer_mask(
         return None if bool(there.all()) else there
     query = torch.arange(physical - width, physical, device=columns.device)[:, None]
     padding = (~layout.valid).long().cumprod(1).sum(1)[:, None, None]
-    mask = there[:, None] & (columns <= query)
-    if own is not None:
-        shortened = torch.nn.functional.pad(
-            attends(shorten_own(own, kept, layout)), (0, max(first + length - physical, 0))
-        )
-        mask = there[:, None, None] & shortened[..., columns.to(shortened.device)].to(there.device)
+    allowed = there[:, None, None]
+    soft = None
+    if own is None:
+        allowed = allowed & (columns <= query)
+    else:
+        soft = shorten_own(own, kept, layout).to(there.device)
+        room = max(first + length - physical, 0)
+        soft = torch.nn.functional.pad(soft, (0, room), value=_closed(soft.dtype))[..., columns]
+        allowed = allowed & attends(soft)
     if window is not None:
-        mask = mask & window.open(query, columns, padding).view(-1, *[1] * (mask.ndim - 3), width, length)
-    mask = mask if mask.ndim == 4 else mask[:, None]
-    additive = kernel == "eager" or (own is not None and own.dtype != torch.bool)
-    return torch.where(mask, 0.0, _closed(dtype)).to(dtype) if additive else mask
+        allowed = allowed & window.open(query, columns, padding).view(-1, 1, width, length)
+    if kernel != "eager" and (soft is None or soft.dtype == torch.bool):
+        return allowed
+    if soft is None or soft.dtype == torch.bool:
+        soft = torch.zeros((), dtype=dtype, device=allowed.device)
+    return soft.to(dtype).masked_fill(~allowed, _closed(dtype))
 
 
 def _closed(dtype: torch.dtype) -> float | bool:

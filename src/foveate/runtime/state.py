@@ -70,6 +70,7 @@ class ForwardState:
         self.spans, self.prompt, self.cache = call.spans, call.prompt, cache_state
         self.length = embeds.shape[1]
         self.own_mask = own
+        self.reentrant = False  # layers run again such that gradients pass through their arguments only
         cache_state.given = given = _given(cache_state, embeds, mask, own, past)
         self.given, self.valid, self.past = given[:, past:], given, past
         if cache_state.before is not None:

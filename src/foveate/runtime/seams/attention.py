@@ -218,7 +218,7 @@ class AttentionBias(Seam):
         if mask.ndim != 4:
             raise ModelError("the attention kernel takes no additive masks any more; switch it back to 'sdpa'.")
         if mask.dtype == torch.bool:
-            mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min)
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
         return (out + mask.float()).to(query.dtype)
 
 

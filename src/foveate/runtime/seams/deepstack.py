@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...errors import RuntimeStateError
 from ...models.base import DeepStack
 from ..state import ForwardState
 from ..token_index import TokenIndex
@@ -57,6 +58,12 @@ class DeepStackRows(Seam):
         mask, layers = kwargs.get(self._declared.mask), kwargs.get(self._declared.rows)
         if mask is None or layers is None:
             return
+        if state.reentrant and self.layers and any(rows.requires_grad for rows in layers):
+            raise RuntimeStateError(
+                "while pruning inside the LLM, reentrant gradient checkpointing loses the gradients of the visual rows "
+                "that this model adds between its layers (DeepStack); call "
+                "model.gradient_checkpointing_enable({'use_reentrant': False}), or freeze the vision encoder."
+            )
         rows = DeepRows(mask, layers)
         if state.before is not None:
             rows = rows.shortened(state.before)

@@ -24,11 +24,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fuzz_situations  # noqa: F401  # puts its situations into SITUATIONS
 import torch
 import transformers
+from fuzz_case import SITUATIONS, Case, Skip
 from fuzz_oracles import fingerprint, left_over, same
 from fuzz_prompts import FAMILIES, batch, prompt
-from fuzz_situations import SITUATIONS, Case, Skip
 
 import foveate
 
@@ -100,9 +101,7 @@ def main() -> int:
     parser.add_argument("--situations", nargs="*", default=list(SITUATIONS), choices=list(SITUATIONS))
     parser.add_argument("--only", help="a call's seed, as a failure prints it, with the same families and situations")
     parser.add_argument("--traces", action="store_true", help="print the traceback of each failure")
-    parser.add_argument(
-        "--refusals", action="store_true", help="count the sentences of what was refused, or failed unpruned"
-    )
+    parser.add_argument("--refusals", action="store_true", help="count the sentences of refusals and of other failures")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

@@ -16,9 +16,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import zoo
-
 import foveate
+import zoo
 from foveate.methods import Stage
 from foveate.methods.at_layer import AtLayer
 from foveate.methods.base import method_class
@@ -26,7 +25,7 @@ from foveate.methods.base import method_class
 FAMILIES = {make.__name__: make for make in zoo.MAKERS}
 ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")  # what has a column for each token
 VIDEO = tuple(make.__name__ for make in zoo.VIDEO_MAKERS)
-WORDS = "what is in the picture? a red square on a blue background, and small green circle below it.".split()
+WORDS = ("what", "is", "in", "the", "picture?", "a", "red", "square", "on", "blue", "and", "small", "green", "circle.")
 SCORED = ("visionselector",)  # needs a trained scorer
 FIELDS: dict[str, dict[str, Any]] = {
     "d2pruner": {"debias": False},  # else it needs a calibrated prior

@@ -73,7 +73,11 @@ def _index(known: Iterable[MethodFacts]) -> str:
 
 def _page(one: MethodFacts) -> str:
     call = f'foveate.prune(model, "{one.name}", keep=0.25)'
-    blocks = [f"# {one.name}", one.summary, f"```python\nwith {call}:\n    output = model.generate(**inputs)\n```"]
+    blocks = [
+        f"# {one.name}",
+        one.summary,
+        f"```python\nimport foveate\n\nwith {call}:\n    output = model.generate(**inputs)\n```",
+    ]
     blocks += ["## How it chooses", _first_paragraph(method_class(one.name))]
     if one.about:
         blocks.append(_steps(one.about))

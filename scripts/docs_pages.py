@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from foveate.cli.facts import MethodFacts, facts_of
@@ -15,15 +15,20 @@ from foveate.methods import method_names
 from foveate.methods.base import method_class
 
 FOLDER = "methods"
-INTRO = """# Methods
+INTRO = """---
+hide: [toc]
+---
+
+# Methods
 
 Choose one by name: `foveate.prune(model, "divprune", keep=0.25)`, or `--method divprune` on the command line.
 [Choose a method](../guides/choose_a_method.md) helps you to decide; `foveate methods NAME` prints one of these pages in
 the terminal, and [provenance](../provenance.md) has the test that compares each method with its reference.
 
 "Needs" lists what a method reads besides the features of the visual tokens. These are its [cues](../concepts.md#cues).
+`keep="auto"` works with {counting}.
 """
-COLUMNS = ("needs", 'keep="auto"', "vLLM", "paper")
+COLUMNS = ("needs", "vLLM", "paper")
 PLACES = ("before the LLM", "inside the LLM", "before the LLM and inside it", "before the vision encoder")
 
 
@@ -58,8 +63,8 @@ def on_page_content(html: str, **_: Any) -> str:
     return html.replace("::</p>", ":</p>")
 
 
-def _index(known: Iterable[MethodFacts]) -> str:
-    blocks = [INTRO]
+def _index(known: Sequence[MethodFacts]) -> str:
+    blocks = [INTRO.format(counting=", ".join(f"`{one.name}`" for one in known if 'keep="auto"' in one.facts))]
     for place in PLACES:
         rows = [_row("method", "keeps", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 2))]
         for one in known:
@@ -81,8 +86,8 @@ def _page(one: MethodFacts) -> str:
     blocks += ["## How it chooses", _first_paragraph(method_class(one.name))]
     if one.about:
         blocks.append(_steps(one.about))
-    facts = (fact for fact in one.facts.items())
-    blocks += ["## At a glance", "\n".join([_row("", ""), _row("---", "---"), *(_row(*fact) for fact in facts)])]
+    (head, *facts) = one.facts.items()
+    blocks += ["## At a glance", "\n".join([_row(*head), _row("---", "---"), *(_row(*fact) for fact in facts)])]
     if one.hyperparameters:
         rows = [_row("name", "type", "default", "meaning"), _row(*["---"] * 4)]
         rows += [_row(f"`{h.name}`", f"`{h.type}`", f"`{h.default}`", h.description) for h in one.hyperparameters]
@@ -108,4 +113,7 @@ def _steps(text: str) -> str:
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    """A row of a table. Bars are escaped but in code, where Markdown would show the backslash."""
+    parts = [re.split(r"(`[^`]*`)", cell) for cell in cells]
+    escaped = ["".join(part if part.startswith("`") else part.replace("|", "\\|") for part in cell) for cell in parts]
+    return "| " + " | ".join(escaped) + " |"

@@ -1,12 +1,18 @@
-"""Which implementation a device has."""
+"""Which implementation a device has, and numbers that are what they seem to be on all of them."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @cache
@@ -20,3 +26,22 @@ def _loaded(module: str) -> ModuleType | None:
 def fused(module: str, like: Tensor) -> ModuleType | None:
     """The module of Triton launches called so, for tensors on the device of `like`; None where there are none."""
     return _loaded(module) if like.is_cuda else None
+
+
+def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator: the function runs without autocast, whatever surrounds the call; what follows the call has it again.
+
+    Autocast would run products of float32 in 16 bits, which chooses other tokens. It belongs to a thread, and so does
+    this. Functions that run layers of a model must not be decorated: those follow the model's autocast.
+    """
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = torch.accelerator.current_accelerator()
+        kind = "cpu" if device is None else device.type  # host loops serve tensors of accelerators, too
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled(kind)):
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
+            return function(*args, **kwargs)
+
+    return run

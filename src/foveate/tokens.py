@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .devices import full_precision
 from .errors import SelectionError
 
 
@@ -187,6 +188,12 @@ class VisualTokens:
                 start, frame = start + len(grid), frame + grid.frames
         return out
 
+    def single(self) -> VisualTokens:
+        """The same with float32 in the place of float64; itself where there is none."""
+        given = {name: getattr(self, name) for name in _TENSORS}
+        double = {k: v.float() for k, v in given.items() if v is not None and v.dtype == torch.float64}
+        return replace(self, **double) if double else self
+
     def cue(self, cue: Cue) -> Tensor:
         """The tensor of a cue that the method declared in `needs`."""
         value = getattr(self, cue.name.lower())
@@ -198,6 +205,9 @@ class VisualTokens:
         """(m, d): the embeddings of one pool's text, without padding; m is 0 where a prompt holds no text."""
         embeddings = self.cue(Cue.TEXT_EMBEDDINGS)[row]
         return embeddings if self.text_valid is None else embeddings[self.text_valid[row]]
+
+
+_TENSORS = tuple(field.name for field in fields(VisualTokens) if field.name != "grids")
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,7 @@ class Selection:
     target: Tensor | None = None
     weight: Tensor | None = None
 
+    @full_precision
     def merged(self, features: Tensor) -> Tensor:
         """Features (B, N, d) with the merges applied; unchanged where nothing merges."""
         if self.target is None or self.weight is None:

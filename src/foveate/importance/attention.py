@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import fused
+from ..devices import full_precision, fused
 
 _VALUES = 2**25  # attention values that exist at a time on a GPU
 
@@ -15,6 +15,7 @@ def _grouped(query: Tensor, kv_heads: int) -> Tensor:
     return query.float().unflatten(1, (kv_heads, query.shape[1] // kv_heads))
 
 
+@full_precision
 def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
     """Softmax attention of one query per sequence to every key, mean over heads.
 
@@ -35,6 +36,7 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     return logits.masked_fill(~visible[:, None], -torch.inf).softmax(-1).mean(1)
 
 
+@full_precision
 def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
     """Softmax attention of several queries per sequence to every key, by head.
 
@@ -53,6 +55,7 @@ def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tenso
     return weights.masked_fill_(~seen, 0).flatten(1, 2)
 
 
+@full_precision
 def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Tensor) -> Tensor:
     """What each token adds to the attention output of one query per sequence.
 
@@ -84,6 +87,7 @@ def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, vis
     return torch.stack([1 - cosine.clamp(-1, 1), length, length / total.sqrt().clamp_min(tiny)], -1)
 
 
+@full_precision
 def attention_received(
     query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int | None = None
 ) -> Tensor:
@@ -101,7 +105,7 @@ def attention_received(
         (B, L) float32, each row summing to 1.
     """
     if most is not None and most < query.shape[2]:
-        spread = torch.linspace(0, query.shape[2] - 1, most, device=query.device).round().long()
+        spread = torch.linspace(0, query.shape[2] - 1, most, dtype=torch.float32, device=query.device).round().long()
         query = query[:, :, spread]
     grouped, keys = _grouped(query, key.shape[1]) * scaling, key.float().mT
     if chunk is None:

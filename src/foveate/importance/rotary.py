@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
+
 Table = tuple[Tensor, Tensor]  # cosines and sines of the angles of each position, (..., L, hd) each
 
 
@@ -26,6 +28,7 @@ def joined(table: Table, sections: Sequence[int]) -> Table:
     return cos, sin
 
 
+@full_precision
 def rotary_decay(table: Table, other: Table) -> Tensor:
     """The mean over the rotary frequencies of the cosine of the angle between two positions.
 

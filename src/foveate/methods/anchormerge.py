@@ -61,7 +61,7 @@ class AnchorMerge(Wrapper):
             raise MethodError(f"{self.name} wraps methods that prune before the LLM; {self.inner.name} does not.")
 
     def check(self, grid: Grid, count: int) -> None:
-        self.inner.check(grid, count - int(self._merged(torch.tensor(count))))
+        self.inner.check(grid, count - int(self._merged(torch.tensor(count, device="cpu"))))
 
     def _merged(self, count: Tensor) -> Tensor:
         """How many of the kept tokens carry merged ones."""

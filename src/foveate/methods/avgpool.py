@@ -30,8 +30,8 @@ class AvgPool(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("avgpool", tokens)
         shape, device = tokens.features.shape[:2], tokens.features.device
-        target = torch.full(shape, -1, dtype=torch.long)
-        weight = torch.zeros(shape)
+        target = torch.full(shape, -1, dtype=torch.long, device="cpu")
+        weight = torch.zeros(shape, dtype=torch.float32, device="cpu")
         for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
             start = 0
             for grid, share in zip(pool, shares([len(grid) for grid in pool], budget), strict=True):
@@ -40,7 +40,7 @@ class AvgPool(Method):
                     target[row, start : start + len(grid)] = centre + start
                     weight[row, start : start + len(grid)] = 1.0 / size
                 start += len(grid)
-        keep = target == torch.arange(shape[1])
+        keep = target == torch.arange(shape[1], device="cpu")
         return Selection(keep.to(device), target.to(device), weight.to(device))
 
 
@@ -81,8 +81,8 @@ def cells(box: Box, budget: int) -> Iterator[Box]:
 @lru_cache(maxsize=256)
 def _pooled(grid: Grid, budget: int) -> tuple[Tensor, Tensor]:
     """For each token of a grid: the index of the token at the centre of its cell, and the size of the cell."""
-    centre = torch.empty(grid.frames, grid.rows, grid.columns, dtype=torch.long)
-    size = torch.empty(centre.shape)
+    centre = torch.empty(grid.frames, grid.rows, grid.columns, dtype=torch.long, device="cpu")
+    size = torch.empty(centre.shape, dtype=torch.float32, device="cpu")
     for box in cells(((0, grid.frames), (0, grid.rows), (0, grid.columns)), budget):
         frame, row, column = ((start + stop - 1) // 2 for start, stop in box)
         place = tuple(slice(*span) for span in box)

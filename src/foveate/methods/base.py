@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import importlib
+import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Any, ClassVar, TypeVar, final
 from torch import Tensor
 
 from ..budget import Budget
+from ..devices import full_precision
 from ..errors import MethodError, near_miss
 from ..importance.prior import short_name
 from ..tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
@@ -87,6 +90,13 @@ class Method(ABC):
     requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
     provenance: ClassVar[Provenance]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("select", "counts"):
+            own = vars(cls).get(name)
+            if inspect.isfunction(own) and not hasattr(own, _SINGLE):  # a dataclass may make a class twice
+                setattr(cls, name, _in_single_precision(own))
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -187,10 +197,30 @@ class Method(ABC):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         """Choose tokens of each pool.
 
+        It runs without autocast, on floats of at most 32 bits: what is in float64 comes as float32.
+
         Args:
             tokens: a padded batch of B pools.
             count: (B,) long, how many to keep of each; the returned mask has exactly that many true per row.
         """
+
+
+_SINGLE = "_in_single_precision"  # marks what is wrapped already
+
+
+def _in_single_precision(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`select` or `counts` of a method, run in float32 whatever surrounds the call and whatever it is given."""
+    chosen = full_precision(choose)
+
+    def single(given: Any) -> Any:
+        return given.single() if isinstance(given, VisualTokens) else given
+
+    @functools.wraps(choose)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return chosen(*map(single, args), **{name: single(given) for name, given in kwargs.items()})
+
+    setattr(run, _SINGLE, True)
+    return run
 
 
 M = TypeVar("M", bound=type[Method])

@@ -15,7 +15,7 @@ def centred(features: Tensor, valid: Tensor, standardise: bool = False) -> Tenso
         valid: (B, N) bool.
         standardise: whether each channel is also divided by its standard deviation; constant ones stay zero.
     """
-    out = torch.zeros(features.shape, device=features.device)
+    out = torch.zeros(features.shape, dtype=torch.float32, device=features.device)
     # Row by row without padding, so that a row's mean cannot depend on its neighbours, not even by rounding.
     for row, real in enumerate(valid):
         tokens = features[row, real].float()
@@ -37,7 +37,7 @@ def distinctiveness(features: Tensor, valid: Tensor) -> Tensor:
     Returns:
         (B, N) float32, zero elsewhere.
     """
-    out = torch.zeros(valid.shape, device=features.device)
+    out = torch.zeros(valid.shape, dtype=torch.float32, device=features.device)
     for row, real in enumerate(valid):
         unit = normalize(features[row, real].float(), dim=-1)
         if len(unit):

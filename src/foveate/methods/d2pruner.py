@@ -168,7 +168,7 @@ class D2Pruner(Method):
             return attention / (tokens.cue(Cue.LLM_READINGS)[..., 0].float() + self.epsilon)
         if not isinstance(self.prior, AttentionPrior):
             raise MethodError("d2pruner: the prior is not loaded yet; call `bind(facts)` first, or set debias=False.")
-        bias = torch.ones(attention.shape)
+        bias = torch.ones(attention.shape, dtype=torch.float32, device="cpu")
         for row, pool in enumerate(tokens.grids):
             flat = torch.cat([self.prior.resized(grid).cpu() for grid in pool])
             bias[row, : len(flat)] = flat

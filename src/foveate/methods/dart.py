@@ -98,7 +98,7 @@ class Dart(Method):
         words, real = self._words(tokens)
         # The words follow the tokens of each row, marked by a score below 0, so that both stay together as rows are
         # cut out of the batch.
-        mark = torch.full(real.shape, -1.0, device=norms.device)
+        mark = torch.full(real.shape, -1.0, dtype=torch.float32, device=norms.device)
         pools = prepare(
             count,
             torch.cat([valid, real], 1),

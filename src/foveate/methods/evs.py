@@ -47,7 +47,7 @@ class Evs(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("evs", tokens)
-        change = torch.full(tokens.features.shape[:2], _FIRST_FRAME, device=tokens.features.device)
+        change = torch.full(tokens.features.shape[:2], _FIRST_FRAME, dtype=torch.float32, device=tokens.features.device)
         for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
             start = first = 0
             for grid in pool:

@@ -113,8 +113,8 @@ class FastMMoE(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         attention, valid = tokens.cue(Cue.LLM_ATTENTION).float(), tokens.valid
-        target = torch.full(valid.shape, -1, device=valid.device)
-        weight = torch.zeros(valid.shape, device=valid.device)
+        target = torch.full(valid.shape, -1, dtype=torch.long, device=valid.device)
+        weight = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
         merged = torch.zeros(len(valid), dtype=torch.long, device=valid.device)
         for row, wanted in enumerate(count.tolist()):
             # Row by row without padding, so that a row's groups cannot depend on its neighbours.

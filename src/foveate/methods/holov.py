@@ -76,7 +76,7 @@ class HoloV(Method):
             place < edge, place // (short + 1), long_ones + (place - edge).clamp_min(0) // short.clamp_min(1)
         )
         chunk = chunk.masked_fill(~pools.valid, most)  # padding has a chunk of its own, which gets nothing
-        empty = torch.zeros(batch, most + 1, device=place.device)
+        empty = torch.zeros(batch, most + 1, dtype=torch.float32, device=place.device)
         size = empty.scatter_add(1, chunk, torch.ones_like(pools.scores))[:, :-1]
         mass = empty.scatter_add(1, chunk, pools.scores)[:, :-1]
         share = allotted(mass / size.clamp_min(1), size.long(), pools.counts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..devices import full_precision
 from ..selection.cosine import CHUNK, snapped
 from ..selection.pools import require
 from ..tokens import Selection
@@ -24,6 +25,7 @@ class Mixture(Selection):
 
     mix: tuple[Tensor, ...] = ()
 
+    @full_precision
     def merged(self, features: Tensor) -> Tensor:
         out = features.clone()
         for row, weights in enumerate(self.mix):
@@ -68,6 +70,6 @@ def itself(keep: Tensor) -> Tensor:
 def group_size(target: Tensor) -> Tensor:
     """(B, N) float32: how many tokens flow where a token flows; 1 for those that flow nowhere."""
     flows = target >= 0
-    total = torch.zeros(target.shape, device=target.device)
+    total = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
     total.scatter_add_(1, target.clamp_min(0), flows.float())
     return torch.where(flows, total.gather(1, target.clamp_min(0)), 1.0)

@@ -157,8 +157,9 @@ class Nuwa(TwoStages):
             real = pools.valid[row].nonzero()[:, 0]
             salience, places = pools.scores[row, real], coordinates[row, real]
             kept = self.benchmark(salience, places, budget) if budget else torch.zeros_like(real, dtype=torch.bool)
-            reach = torch.cat([torch.full((len(grid),), self._reach(grid.rows, grid.columns)) for grid in pool])
-            near = nearness(places, kept, reach.to(real.device)[real[kept]])
+            reach = [self._reach(grid.rows, grid.columns) for grid in pool for _ in range(len(grid))]
+            of_kept = torch.tensor(reach, dtype=torch.float32, device=real.device)[real[kept]]
+            near = nearness(places, kept, of_kept)
             weights = self.weights(features[row, real], near, rank[row, real], kept)
             keep[row, real[kept]] = True
             mix.append(weights.new_zeros(len(weights), sum(map(len, pool))).index_copy_(1, real, weights))
@@ -187,7 +188,7 @@ class Nuwa(TwoStages):
             kept: (n,) bool.
         """
         index = kept.nonzero()
-        own = torch.zeros(len(index), len(kept), device=kept.device).scatter_(1, index, 1.0)
+        own = torch.zeros(len(index), len(kept), dtype=torch.float32, device=kept.device).scatter_(1, index, 1.0)
         if len(index) == len(kept):
             return own
         unit = normalize(features.float(), dim=-1)

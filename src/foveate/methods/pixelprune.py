@@ -66,7 +66,7 @@ class PixelPrune(Method):
     def errors(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: by how much each token differs from its prediction; 0 on padding."""
         check_undropped("pixelprune", tokens)
-        out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
+        out = torch.zeros(tokens.features.shape[:2], dtype=torch.float32, device=tokens.features.device)
         for row, pool in enumerate(tokens.grids):
             start = 0
             for grid in pool:

@@ -35,7 +35,7 @@ def by_image(tokens: VisualTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def relevance_of(tokens: VisualTokens, sign: Sign, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """(B, N) float32: what `measure` makes of each pool's tokens (n, d) and text (m, d), signed; zero on padding."""
-    out = torch.zeros(tokens.features.shape[:2], device=tokens.features.device)
+    out = torch.zeros(tokens.features.shape[:2], dtype=torch.float32, device=tokens.features.device)
     for row, (places, visual, text) in enumerate(by_image(tokens)):
         out[row, places] = SIGNS[sign] * measure(visual, text)
     return out
@@ -48,7 +48,7 @@ def attention_of_text(tokens: VisualTokens) -> Tensor:
     """
     attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
     assert follows is not None
-    out = torch.zeros(attention.shape[:2], device=attention.device)
+    out = torch.zeros(attention.shape[:2], dtype=torch.float32, device=attention.device)
     for row, size in enumerate(tokens.sizes):
         if follows[row].any():
             out[row, :size] = attention[row, :size][..., follows[row]].float().mean((1, 2))

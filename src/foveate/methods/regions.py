@@ -30,7 +30,7 @@ def full_windows(pool: tuple[Grid, ...], side: int) -> Tensor:
     start, out = 0, []
     for grid in pool:
         down, across = max(1, grid.rows // side), max(1, grid.columns // side)
-        frame, row, column = grid.coordinates().unbind(1)
+        frame, row, column = grid.coordinates(torch.device("cpu")).unbind(1)
         row, column = (row // side).clamp_max(down - 1), (column // side).clamp_max(across - 1)
         out.append(start + (frame * down + row) * across + column)
         start += grid.frames * down * across

@@ -82,7 +82,7 @@ class Sms(TwoStages):
         if self.similarity == "attention":
             return tokens.cue(Cue.ENCODER_ATTENTION)
         features, valid, frames = tokens.cue(Cue.ENCODER_FEATURES), tokens.valid, tokens.coordinates[..., 0]
-        out = torch.zeros(valid.shape, device=features.device)
+        out = torch.zeros(valid.shape, dtype=torch.float32, device=features.device)
         for row, real in enumerate(valid):
             # Row by row without padding, so that a row's scores cannot depend on its neighbours.
             inside, frame = features[row, real].float(), frames[row, real]
@@ -115,7 +115,7 @@ class SmsInside(Method):
 def knees(scores: Tensor, valid: Tensor) -> Tensor:
     """(B,) long: of each row of (B, N) how many valid scores come before the knee; 0 where there are none."""
     found = [knee(row[real]) if real.any() else 0 for row, real in zip(scores, valid, strict=True)]
-    return torch.tensor(found, device=valid.device)
+    return torch.tensor(found, dtype=torch.long, device=valid.device)
 
 
 def knee(scores: Tensor) -> int:

@@ -115,8 +115,8 @@ class SparseVlm(Method):
         if not self.recycle:
             return Selection(_first(order, count) & valid)
         both = zip(valid.sum(1).tolist(), count.tolist(), strict=True)
-        plain = torch.tensor([unrecycled(n, k, self.groups == "most") for n, k in both])
-        keep = _first(order, plain.to(order.device)) & valid
+        plain = torch.tensor([unrecycled(n, k, self.groups == "most") for n, k in both], device=order.device)
+        keep = _first(order, plain) & valid
         target = itself(keep)
         for row, (asked, kept) in enumerate(zip(count.tolist(), plain.tolist(), strict=True)):
             gone = int(valid[row].sum()) - kept
@@ -128,7 +128,7 @@ class SparseVlm(Method):
 
     def ratings(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: what the raters pay to each token, mean over them and their heads; zero on padding."""
-        out = torch.zeros(tokens.valid.shape, device=tokens.features.device)
+        out = torch.zeros(tokens.valid.shape, dtype=torch.float32, device=tokens.features.device)
         for row, rating in enumerate(self._of_pools(tokens)):
             out[row, : len(rating)] = rating
         return out

@@ -71,7 +71,7 @@ def merged(values: Tensor, count: int) -> Tensor:
     """
     everyone = torch.arange(len(values), device=values.device)
     root, place = everyone, everyone  # of each group its place in the image; of each token the group it is in now
-    size = torch.ones(len(values), 1, device=values.device)
+    size = torch.ones(len(values), 1, dtype=torch.float32, device=values.device)
     while len(root) > count:
         here = everyone[: len(root)]
         even, odd = here[0::2], here[1::2]

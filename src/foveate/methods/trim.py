@@ -67,7 +67,8 @@ class Trim(Method):
     def counts(self, tokens: VisualTokens) -> Tensor:
         """One for the mean of the rest, and one for each token whose softmax stands out by the rule of box plots."""
         scores = zip(self.scores(tokens), tokens.valid, strict=True)
-        return torch.tensor([outliers(row[real].softmax(0)) + 1 for row, real in scores])
+        found = [outliers(row[real].softmax(0)) + 1 for row, real in scores]
+        return torch.tensor(found, dtype=torch.long, device=tokens.features.device)
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the product with the mean of the text, signed; zero on padding."""

@@ -81,7 +81,7 @@ class VidCom2(Method):
         rank = torch.empty_like(by_commonness)
         rank[by_commonness] = member[:, by_commonness].cumsum(1).gather(0, frame[by_commonness][None])[0].long()
         # A frame keeps `rank` tokens, or more, from the base on with which that many, less a half, are its part.
-        enough = (rank - 0.5) / (size * (1 + share - share.mean()))[frame]
+        enough = (rank.float() - 0.5) / (size * (1 + share - share.mean()))[frame]
         enough = enough.masked_fill(rank == 1, 0)
         base = enough.sort().values[count] if count < len(tokens) else torch.inf
         inside = (enough < base) | (rank == 1)

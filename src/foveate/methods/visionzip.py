@@ -72,7 +72,7 @@ class VisionZip(Method):
     def _contextual(self, count: Tensor, size: Tensor) -> Tensor:
         """(B,) long: how many contextual tokens are wanted of `count` (B,) out of `size` (B,)."""
         if self.contextual_of == "kept":
-            return (self.contextual * count + 0.5).floor().long()
+            return (self.contextual * count.double() + 0.5).floor().long()
         return (self.contextual * size.double()).floor().long().clamp_min(1)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import full_precision
 from ..errors import MethodError, ModelError
 from ..grouping import Span
 from ..importance.attention import attention_row, attention_weights, contributions
@@ -104,6 +105,7 @@ class EncoderCues:
     def _modalities(self, spans: Sequence[Span]) -> list[str]:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
 
+    @full_precision
     def _digest(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
         if not one.cues:
@@ -140,6 +142,7 @@ def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
     return asking[0].encoder_readings if asking else ()
 
 
+@full_precision
 def language_model_cues(
     state: ForwardState, layer: int, call: AttentionCall, needs: frozenset[Cue]
 ) -> dict[Cue, list[Tensor]]:
@@ -166,6 +169,7 @@ def language_model_cues(
     return out
 
 
+@full_precision
 def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
     """Head-mean attention (B, W) of each prompt's last real token to the W tokens of this forward.
 
@@ -197,6 +201,7 @@ def joint_table(rotary: Table, text_config: Any) -> Table:
     return joined(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
+@full_precision
 def decay_from_text(state: ForwardState, text: Any, rotary: Table) -> list[Tensor]:
     """The rotary decay (n, M) between the tokens of each span and the prompt's text.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from ..errors import SelectionError
 from .cosine import Rows
 from .kernels import for_device
@@ -14,6 +15,7 @@ from .ops import apart
 from .pools import Pools, marked, prepare, require
 
 
+@full_precision
 def coverage(
     features: Tensor, scores: Tensor, count: int | Tensor, alpha: float = 1.0, valid: Tensor | None = None
 ) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from .kernels import for_device
 from .kernels.cpu import volume
 from .kernels.determinant import SPANNED, worth
@@ -12,6 +13,7 @@ from .ops import apart
 from .pools import Pools, marked, prepare
 
 
+@full_precision
 def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
     """Pick again and again the token that most increases the determinant of the kernel of the picked.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
 from .cosine import CHUNK
@@ -57,6 +58,7 @@ class Rule:
         return (cosines * (1 - self.spatial_weight)).add_(near.mul_(frame == 0), alpha=self.spatial_weight)
 
 
+@full_precision
 def independent_set(
     features: Tensor,
     scores: Tensor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from ._greedy import spread
 from .cosine import NEVER, Cosines
 from .kernels.cpu import diverse
@@ -12,6 +13,7 @@ from .ops import apart
 from .pools import Pools, prepare
 
 
+@full_precision
 def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
     """Pick the most isolated token, then again and again the one farthest from all the picked.
 

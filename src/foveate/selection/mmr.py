@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from ..errors import SelectionError
 from ._greedy import spread
 from .kernels.cpu import diverse
@@ -12,6 +13,7 @@ from .ops import apart
 from .pools import Pools, prepare
 
 
+@full_precision
 def mmr(
     features: Tensor, importance: Tensor, count: int | Tensor, balance: float = 0.5, valid: Tensor | None = None
 ) -> Tensor:

@@ -221,7 +221,7 @@ def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[
 def _filled(counts: list[int], device: torch.device) -> Tensor:
     """(B,) long. On a GPU by fills, one for each run of equal counts, as a copy from the host would wait for it."""
     if device.type == "cpu":
-        return torch.tensor(counts, dtype=torch.long)
+        return torch.tensor(counts, dtype=torch.long, device=device)
     filled = torch.empty(len(counts), dtype=torch.long, device=device)
     start = 0
     for count, run in itertools.groupby(counts):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import full_precision
 from .ops import apart
 from .pools import Pools, marked, ordinals, prepare, ranking
 
 
+@full_precision
 def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:
     """Keep tokens uniformly at random, the same ones for the same seed.
 
@@ -34,7 +36,7 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
     def core(pools: Pools) -> Tensor:
         # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.
         generator = torch.Generator().manual_seed(seed)
-        stream = torch.rand(pools.valid.shape[1], generator=generator, dtype=torch.float64)
+        stream = torch.rand(pools.valid.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         return marked(ranking(stream.to(pools.valid.device)[ordinals(pools.valid)], pools.valid), pools)
 
     return prepare(count, valid, features=features, read_features=False).select(core)

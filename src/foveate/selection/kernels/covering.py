@@ -50,7 +50,7 @@ class _Coverage(Lazy):
     def __init__(self, rows: Rows, cosines: Tensor | None, weight: Tensor, count: int) -> None:
         self._rows, self._cosines, self._weight = rows, cosines, weight
         self._covered = torch.zeros_like(weight)
-        everyone = torch.arange(len(rows))
+        everyone = torch.arange(len(rows), device="cpu")
         super().__init__(torch.cat([self._gains(part) for part in everyone.split(CHUNK)]), count)
 
     def crowd(self, room: int) -> int:

@@ -35,7 +35,7 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     if steps == width:
         return torch.ones_like(pools.valid)
     rows = rows_of(pools)
-    value = torch.ones(width) if bonus is None else bonus
+    value = torch.ones(width, dtype=torch.float32, device="cpu") if bonus is None else bonus
     half = 2 * steps > width or (first is None and width <= SMALL_POOL + 2 * steps)
     if width <= LEADERS or rows.small or (half and width <= cosine.DENSE_LIMIT):
         cosines, nearest = rows.among()
@@ -89,9 +89,9 @@ def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:
     apart, those of lowest index are kept in the end, however many of a group were picked.
     """
     vectors = rows.vectors
-    some = torch.linspace(0, vectors.shape[1] - 1, 8).long()
+    some = torch.linspace(0, vectors.shape[1] - 1, 8, dtype=torch.float32, device="cpu").long()
     sample = torch.cat([vectors[:, some], bonus[:, None]], 1) + 0.0  # a zero has no sign
-    mix = torch.tensor([3**power for power in range(9)])
+    mix = torch.tensor([3**power for power in range(9)], device="cpu")
     key = (sample.view(torch.int32) * mix).sum(1)
     ordered = key.sort().values
     if not bool((ordered[1:] == ordered[:-1]).any()):
@@ -103,7 +103,8 @@ def _twins(rows: Rows, bonus: Tensor) -> list[Tensor]:
 
 def _equal(vectors: Tensor, tokens: Tensor, group: Tensor) -> list[Tensor]:
     # A sum with random signs separates, at the price of one pass, what only looks alike in the sample.
-    signs = torch.randint(0, 2, vectors.shape[1:], generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    bits = torch.randint(0, 2, vectors.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu")
+    signs = bits.float() * 2 - 1
     sums = torch.cat([(vectors[part] * signs).sum(-1) for part in tokens.split(64)])
     key = torch.stack([group.double(), sums.double()], 1).unique(dim=0, return_inverse=True)[1]
     order = key.argsort(stable=True)

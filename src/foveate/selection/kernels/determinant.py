@@ -52,8 +52,8 @@ class _Determinant(Comparing):
         self._relevance, self._outside = relevance, outside.clone()
         self._rank = min(count, rows.vectors.shape[1])  # no more tokens than dimensions are independent
         # Each token's row of the factor, known up to the picks that it has seen; pages never written take no memory.
-        self._factor = torch.empty(len(rows), self._rank)
-        self._triangle = torch.zeros(self._rank, self._rank)  # the rows of the picks
+        self._factor = torch.empty(len(rows), self._rank, dtype=torch.float32, device="cpu")
+        self._triangle = torch.zeros(self._rank, self._rank, dtype=torch.float32, device="cpu")  # the rows of the picks
 
     def learn(self, tokens: Tensor, start: int) -> None:
         for part in tokens.split(COPIES):
@@ -76,7 +76,7 @@ class _Determinant(Comparing):
             triangle + torch.diag((~adds).float()), along.mul_(adds).mT, upper=False
         ).mT
         self._factor[tokens, new] = solved
-        unseen = torch.arange(start, self.done) >= torch.from_numpy(self.seen)[tokens, None]
+        unseen = torch.arange(start, self.done, device="cpu") >= torch.from_numpy(self.seen)[tokens, None]
         self._outside[tokens] -= solved.square().mul_(unseen).sum(1)
 
     def crowd(self, room: int) -> int:

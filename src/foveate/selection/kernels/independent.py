@@ -34,13 +34,13 @@ def independent(rows: Rows, order: Tensor, pivots: int, count: int, near: Near, 
         size = max(BLOCK, min(missing, CHUNK))
         block, candidates = candidates[:size], candidates[size:]
         some = rows[block]
-        open_ = torch.ones(len(block), dtype=torch.bool)
+        open_ = torch.ones(len(block), dtype=torch.bool, device="cpu")
         for part in against.split(CHUNK):
             open_ &= ~near(rows[part].cosines(some), part, block).any(0)
         left = open_.nonzero()[:, 0]
         some, tokens = some[left], block[left]
         edges = near(some.cosines(some), tokens, tokens).numpy()
-        free = torch.ones(len(left), dtype=torch.bool).numpy()
+        free = torch.ones(len(left), dtype=torch.bool, device="cpu").numpy()
         new: list[int] = []
         for place in range(len(left)):
             if free[place] and len(new) < missing:

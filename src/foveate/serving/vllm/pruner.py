@@ -106,7 +106,7 @@ class ImagePruner:
         # Where each frame is a block of its own, its tokens begin at its own beginning.
         frame = torch.zeros_like(index) if self.family.clip_scopes == ("frame",) else index // size
         inside = index % size
-        return torch.stack([(frame * step).long(), inside // grid.columns, inside % grid.columns], 1)
+        return torch.stack([(frame.float() * step).long(), inside // grid.columns, inside % grid.columns], 1)
 
 
 def _portions(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:

@@ -69,12 +69,13 @@ def _try(method: Method, width: int) -> None:
     """Let the method choose once, so that a faulty one is refused here and not while a batch of others runs."""
     random = torch.Generator().manual_seed(0)
     size, half = len(_SMALL), len(_SMALL) // 2
+    single: Any = {"dtype": torch.float32, "device": "cpu"}  # while vLLM loads a model, the default is that model's
     tokens = VisualTokens.of(
-        torch.randn(size, width, generator=random),
+        torch.randn(size, width, generator=random, **single),
         _SMALL,
-        encoder_attention=torch.rand(size, generator=random).softmax(0),
-        encoder_features=torch.randn(size, 32, generator=random),
+        encoder_attention=torch.rand(size, generator=random, **single).softmax(0),
+        encoder_features=torch.randn(size, 32, generator=random, **single),
     )
-    kept = method.select(tokens, torch.tensor([half])).keep.sum().item()
+    kept = method.select(tokens, torch.tensor([half], device="cpu")).keep.sum().item()
     if kept != half:
         raise MethodError(f"{method.name} kept {kept} tokens where {half} were asked for.")

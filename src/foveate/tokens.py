@@ -189,10 +189,14 @@ class VisualTokens:
         return out
 
     def single(self) -> VisualTokens:
-        """The same with float32 in the place of float64; itself where there is none."""
-        given = {name: getattr(self, name) for name in _TENSORS}
-        double = {k: v.float() for k, v in given.items() if v is not None and v.dtype == torch.float64}
-        return replace(self, **double) if double else self
+        """The same as selection wants it; itself where it is so already.
+
+        Numbers of tokens, such as attention, are in float32; their vectors may be in 16 bits, but not in float64.
+        """
+        given = {name: getattr(self, name) for name in _FLOATS}
+        other = {name: value for name, value in given.items() if value is not None and value.dtype != torch.float32}
+        changed = {k: v.float() for k, v in other.items() if k in _NUMBERS or v.dtype == torch.float64}
+        return replace(self, **changed) if changed else self
 
     def cue(self, cue: Cue) -> Tensor:
         """The tensor of a cue that the method declared in `needs`."""
@@ -207,7 +211,11 @@ class VisualTokens:
         return embeddings if self.text_valid is None else embeddings[self.text_valid[row]]
 
 
-_TENSORS = tuple(field.name for field in fields(VisualTokens) if field.name != "grids")
+_VECTORS = frozenset({"features", "encoder_features", "text_embeddings", "input_embeddings", "text_states"})
+_VECTORS |= {"router_logits", "last_norm"}
+_MASKS = frozenset({"alive", "text_valid", "text_follows", "padding"})
+_NUMBERS = frozenset(field.name for field in fields(VisualTokens)) - _VECTORS - _MASKS - {"grids"}
+_FLOATS = _VECTORS | _NUMBERS
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..devices import full_precision
 from ..errors import MethodError
 
 _KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
@@ -104,6 +105,11 @@ class LearnedScorer:
             (B, N) float32, zero on padding.
         """
         self.check(features.shape[-1], "the given features")
+        if torch.is_grad_enabled() and self.q_weight.requires_grad:
+            return self._scores(features, valid)  # whoever trains it decides about autocast
+        return full_precision(self._scores)(features, valid)
+
+    def _scores(self, features: Tensor, valid: Tensor | None) -> Tensor:
         q_weight, q_bias, k_weight, k_bias = self._weights(features.device)
         values = features.float()
         if valid is None:

@@ -197,7 +197,7 @@ class Method(ABC):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         """Choose tokens of each pool.
 
-        It runs without autocast, on floats of at most 32 bits: what is in float64 comes as float32.
+        It runs without autocast, and `tokens` come as `VisualTokens.single` makes them, whatever the caller gave.
 
         Args:
             tokens: a padded batch of B pools.

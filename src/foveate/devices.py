@@ -14,6 +14,10 @@ from torch import Tensor
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+# What this PyTorch was built for, found once because every selector asks.
+_DEVICE = torch.accelerator.current_accelerator()
+_ACCELERATOR = None if _DEVICE is None else _DEVICE.type
+
 
 @cache
 def _loaded(module: str) -> ModuleType | None:
@@ -37,11 +41,11 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        device = torch.accelerator.current_accelerator()
-        kind = "cpu" if device is None else device.type  # host loops serve tensors of accelerators, too
-        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled(kind)):
+        on = torch.is_autocast_enabled("cpu") or (_ACCELERATOR is not None and torch.is_autocast_enabled(_ACCELERATOR))
+        if not on:
             return function(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
+        # Both, as some loops run on the host for tensors of an accelerator.
+        with torch.autocast("cpu", enabled=False), torch.autocast(_ACCELERATOR or "cpu", enabled=False):
             return function(*args, **kwargs)
 
     return run

@@ -193,9 +193,13 @@ class VisualTokens:
 
         Numbers of tokens, such as attention, are in float32; their vectors may be in 16 bits, but not in float64.
         """
-        given = {name: getattr(self, name) for name in _FLOATS}
-        other = {name: value for name, value in given.items() if value is not None and value.dtype != torch.float32}
-        changed = {k: v.float() for k, v in other.items() if k in _NUMBERS or v.dtype == torch.float64}
+        held, changed = vars(self), {}
+        for name in _FLOATS:
+            value = held[name]
+            if value is None or value.dtype == torch.float32:
+                continue
+            if name in _NUMBERS or value.dtype == torch.float64:
+                changed[name] = value.float()
         return replace(self, **changed) if changed else self
 
     def cue(self, cue: Cue) -> Tensor:
@@ -215,7 +219,7 @@ _VECTORS = frozenset({"features", "encoder_features", "text_embeddings", "input_
 _VECTORS |= {"router_logits", "last_norm"}
 _MASKS = frozenset({"alive", "text_valid", "text_follows", "padding"})
 _NUMBERS = frozenset(field.name for field in fields(VisualTokens)) - _VECTORS - _MASKS - {"grids"}
-_FLOATS = _VECTORS | _NUMBERS
+_FLOATS = tuple(_VECTORS | _NUMBERS)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ class Par(Method):
         unit = normalize(visual, dim=-1)
         cosines = snapped(unit @ unit.mT)
         cluster = connected(cosines >= self.edge)
-        keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], dtype=torch.float32, device=unit.device).index_add_(0, cluster, unit)
+        keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], dtype=torch.float32, device=unit.device).index_add_(
+            0, cluster, unit
+        )
         keys = normalize(keys, dim=-1)
         likeness = snapped(keys @ normalize(text, dim=-1).mT)
         relevance = SIGNS[self.sign] * likeness.amax(1) if len(text) else keys.new_zeros(len(keys))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import full_precision
 from .ops import apart
 from .pools import Pools, marked, ordinals, prepare, ranking
 
 
-@full_precision
 def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:
     """Keep tokens uniformly at random, the same ones for the same seed.
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import full_precision
 from .ops import apart
 from .pools import Pools, marked, ordinals, prepare
 
 
-@full_precision
 def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
     """Keep evenly spaced tokens: of the n valid ones in order, those at ``floor((i + 0.5) * n / count)``.
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import full_precision
 from .ops import apart
 from .pools import marked, prepare, ranking
 
 
-@full_precision
 def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
     """Keep the `count` highest scores; ties go to the lowest index.
 

@@ -13,6 +13,7 @@ from foveate.methods.base import _METHODS as REGISTERED
 from foveate.methods.base import Provenance
 from foveate.serving.vllm.shelf import MethodShelf
 from foveate.tokens import Cue, Selection, VisualTokens
+from surroundings import SURROUNDINGS, nothing_leaks
 
 FACTS = ModelFacts("tiny", 64, 4)
 
@@ -21,6 +22,13 @@ def test_methods_are_bound_once_with_the_servers_hyperparameters() -> None:
     shelf = MethodShelf(FACTS, {}, {"idpruner": {"balance": 0.75}})
     assert shelf.get("idpruner").balance == 0.75  # type: ignore[attr-defined]
     assert shelf.get("idpruner") is shelf.get("idpruner")
+
+
+@pytest.mark.parametrize("name", ["divprune", "visionzip", "idpruner"])
+def test_methods_are_tried_out_in_float32_whatever_the_servers_dtype(name: str) -> None:
+    for around in SURROUNDINGS:  # while vLLM loads a model, the default dtype is the model's
+        with nothing_leaks(around):
+            assert MethodShelf(FACTS, {}, {}).get(name).name == name
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,7 @@ def evaluate(
     from ..evaluation.report import Report
     from ..evaluation.runs import BASELINES, spelled
     from ..methods.notes import unannounced
+    from ..testbed.askable import askable
 
     require_extra()  # before hours are spent
     require_folder(output, "-o", [] if dataset is None else [dataset])
@@ -121,6 +123,9 @@ def evaluate(
         for method, budget in itertools.product(chosen, keeps):
             with nullcontext() if budget == keeps[0] else unannounced():
                 attach(session.model, method, keep=budget).detach()
+    if own is not None and dataset is not None:
+        left, bad = askable(session.processor, own.samples, own.skipped, dataset, skip_bad)
+        own = replace(own, samples=tuple(left), skipped=tuple(bad))
     asked = own or _suite(str(suite), questions, seed, wanted, gate, session)
     evaluation = Evaluation(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable

@@ -54,6 +54,7 @@ def scorer(
     ] = False,
 ) -> None:
     """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
+    from ..testbed.askable import askable
     from ..testbed.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
 
@@ -73,6 +74,8 @@ def scorer(
     read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = Session.load(model)
+    if read:
+        read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
     questions = read or _generated(session, samples, seed)
 
     def encode(sample: Sample) -> Example:

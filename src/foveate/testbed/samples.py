@@ -93,10 +93,10 @@ def read_samples(path: Path) -> list[Sample]:
     Raises:
         SampleError: when there is no such file, or for lines that cannot be used, with their numbers.
     """
-    file = _file(path)
+    file = samples_file(path)
     samples, bad = _read(file, "exact")
     if bad:
-        raise _unusable(file, bad)
+        raise unusable(file, bad)
     return samples
 
 
@@ -125,14 +125,14 @@ def usable_samples(
     """
     if metric not in METRICS:
         raise SampleError(f"unknown metric {metric!r}{near_miss(metric, METRICS)}")
-    file = _file(path)
+    file = samples_file(path)
     read, bad = _read(file, metric)
     samples = list(choose(read))
     unreadable = _unreadable(samples)
     samples = [sample for sample in samples if sample.where not in unreadable]
-    bad = sorted([*bad, *starmap(BadLine, unreadable.items())], key=lambda one: int(one.where.removeprefix("line ")))
+    bad = in_order([*bad, *starmap(BadLine, unreadable.items())])
     if bad and not (skip_bad and samples):
-        raise _unusable(file, bad, "" if skip_bad else " --skip-bad leaves out what cannot be used.")
+        raise unusable(file, bad, skip_bad)
     if suffix:
         samples = [replace(sample, question=f"{sample.question} {suffix}") for sample in samples]
     here = f"{file.parent}{os.sep}"  # what is left out is passed on, without the folders of this machine
@@ -182,8 +182,14 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _unusable(file: Path, bad: Sequence[BadLine], fix: str = "") -> SampleError:
-    """The error that names lines which cannot be used."""
+def in_order(bad: Sequence[BadLine]) -> list[BadLine]:
+    """Lines that cannot be used, as they lie in their file."""
+    return sorted(bad, key=lambda one: int(one.where.removeprefix("line ")))
+
+
+def unusable(file: Path, bad: Sequence[BadLine], skip_bad: bool | None = None) -> SampleError:
+    """The error that names lines which cannot be used; where they could be skipped, but are not, it says how."""
+    fix = " --skip-bad leaves out what cannot be used." if skip_bad is False else ""
     if len(bad) == 1:
         return SampleError(f"{file}, {bad[0].where}: {bad[0].why}{fix}")
     told = " ".join(f"{one.where}: {one.why}" for one in bad[:_SHOWN])
@@ -191,7 +197,12 @@ def _unusable(file: Path, bad: Sequence[BadLine], fix: str = "") -> SampleError:
     return SampleError(f"{len(bad)} lines of {file} cannot be used. {told}{more}{fix}")
 
 
-def _file(path: Path) -> Path:
+def samples_file(path: Path) -> Path:
+    """The file of samples that a path means: itself, or the one such file in a folder.
+
+    Raises:
+        SampleError: when there is none, or more than one.
+    """
     if path.is_file():
         return path
     if not path.is_dir():

@@ -128,8 +128,8 @@ def _unreachable(name: str) -> bool:
     Raises:
         ModelError: when the cache does not hold the model.
     """
-    import httpx
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     from ..importance.checkpoints import checkpoint_folder
 
@@ -137,15 +137,15 @@ def _unreachable(name: str) -> bool:
         return False  # loading knows
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
-    except httpx.TransportError as error:
+    except (HfHubHTTPError, HFValidationError):  # it answered; what is wrong with the model, loading says better
+        return False
+    except Exception as error:  # which, depends on what the hub's library connects with
         if checkpoint_folder(name) is None:
             raise ModelError(
                 f"cannot load the model {name!r}: the hub cannot be reached ({_reason(error)}) and its cache on this "
                 "machine does not hold it; give a directory with a checkpoint, or try again with a network."
             ) from None
         return True
-    except Exception:  # what is wrong with the model itself, loading says better
-        return False
     return False
 
 

@@ -52,11 +52,13 @@ contents=$interpreter-$(
   digest "$scripts/constraints.txt" "$scripts/transformers_requirements.txt" <(printf '%s\n' "${requirements[@]}")
 )
 
-# What pip would install, as a report; nothing is installed.
+# The version that pip would install; nothing is installed.
 ask_registry() {
-  "$torch/bin/python" -m pip install --quiet --dry-run --ignore-installed --no-deps --retries 1 --timeout 30 \
-    --report - transformers \
-    | "$torch/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])'
+  local report
+  report=$("$torch/bin/python" -m pip install --quiet --dry-run --ignore-installed --no-deps --retries 1 --timeout 30 \
+    --report - transformers) || return
+  "$torch/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])' \
+    <<< "$report"
 }
 
 newest_here() {

@@ -48,7 +48,8 @@ def test_the_pinned_one_lies_between() -> None:
 
 
 def test_the_documents_name_them() -> None:
-    assert f"transformers {TESTED[0]} to {TESTED[1]}" in " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"{TESTED[0]} to {TESTED[1]}" in " ".join((ROOT / name).read_text().split()), name
 
 
 def after(version: Version, minor: int) -> str:

@@ -244,5 +244,5 @@ def test_without_its_extra_the_way_to_install_it_is_named(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sources, "import_module", without)
     photos.cache_clear()
-    with pytest.raises(TestbedError, match=r"pip install 'foveate\[testbed\]'"):
+    with pytest.raises(TestbedError, match=r"foveate\[testbed\]\); run: pip install scikit-image"):
         generate("test", 0, 0, "objects")

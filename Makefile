@@ -11,7 +11,7 @@ help:
 	@echo "make demo               the bundled model on its scenes, with and without pruning"
 	@echo "make test               all tests that need neither a GPU nor vLLM"
 	@echo "make test-kernels       install Triton and run the GPU kernels in its interpreter, on a CPU"
-	@echo "make test-transformers  the tests of runtime, models and methods on the oldest and the newest transformers"
+	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make lint               ruff, mypy, import-linter"
 	@echo "make format             let ruff fix what it can"
@@ -42,7 +42,7 @@ triton: setup
 test-kernels: triton
 	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
 
-# The environments lie outside the checkout (once: about 2 minutes, 1.6 GB; PyTorch from PyPI brings CUDA, 3 GB more).
+# The environments lie outside the checkout (once: about 2 minutes, 2.2 GB; PyTorch from PyPI brings CUDA, 3 GB more).
 test-transformers:
 	PYTHON="$(PYTHON)" bash scripts/transformers_test.sh
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Test what touches transformers' models on the oldest release that foveate allows and on the newest that there is.
+# Test what touches transformers, and the packages that come with it, on the oldest release that foveate allows and on
+# the newest that there is.
 # A release newer than what foveate says that it was tested on does not fail for that alone, but is named at the end.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +12,8 @@ for release in oldest newest; do
   python=$environment/bin/python
   version=$("$python" -c 'import transformers; print(transformers.__version__)')
   echo "== transformers $version, the $release, with PyTorch $("$python" -c 'import torch; print(torch.__version__)')"
-  "$python" -m pytest -n 2 -m 'not gpu and not vllm' -p no:cacheprovider tests/runtime tests/models tests/methods
+  "$python" -m pytest -n 2 -m 'not gpu and not vllm' -p no:cacheprovider \
+    tests/runtime tests/models tests/methods tests/importance tests/cli tests/evaluation tests/visualize
 done
 
 "$python" -W ignore - << 'END'

@@ -169,6 +169,7 @@ def _processor(name: str, model: Any, cached: bool) -> Any:
     """The checkpoint's processor; without torchvision, which those of video models need, one for still images."""
     from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import is_torchvision_available
 
     from ..models import adapter_of
     from .still import StillProcessor
@@ -177,6 +178,9 @@ def _processor(name: str, model: Any, cached: bool) -> Any:
         return AutoProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     except (ImportError, ValueError) as error:
         if "torchvision" not in str(error).lower():
+            raise
+    except AttributeError:  # transformers 5.16 asks for the module of InternVL's video processor, which is None
+        if is_torchvision_available():
             raise
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)

@@ -13,7 +13,7 @@ import zoo as zoo_module
 from foveate.methods.at_layer import AtLayer
 from zoo import Zoo
 
-from .helpers import logits, pair, single, visual
+from .helpers import gap, generate, logits, pair, single, visual
 
 
 def blinded(z: Zoo, inputs: Any, mask: torch.Tensor, kept: torch.Tensor, layer: int) -> torch.Tensor:
@@ -88,3 +88,18 @@ def test_rows_between_checkpointed_layers(trained: bool) -> None:
     assert found.keys() == right.keys()
     for name in right:
         assert torch.allclose(found[name], right[name], atol=1e-4 * float(right[name].abs().max().clamp_min(1))), name
+
+
+def test_prompts_in_pieces(llava: Zoo) -> None:
+    """Of two pictures a piece may hold the first, whose tokens were taken for the second's."""
+    inputs, config = single(llava), copy.deepcopy(llava.model.generation_config)
+    config.prefill_chunk_size, config.max_new_tokens, config.suppress_tokens = 8, 2, [*llava.visual_ids]
+    for options in ({"prefill_chunk_size": 8}, {"generation_config": config}):
+        with (
+            foveate.prune(llava.model, "divprune", keep=0.4),
+            pytest.raises(foveate.RuntimeStateError, match="prefill_chunk_size=8 cuts prompts into pieces"),
+        ):
+            llava.model.generate(**inputs, **options)
+    with foveate.prune(llava.model, "divprune", keep=0.4):
+        text = {"input_ids": torch.tensor([[1, *range(20, 40)]])}
+        assert gap(generate(llava, text), generate(llava, text, prefill_chunk_size=8)) < 2e-5

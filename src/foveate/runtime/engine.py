@@ -149,7 +149,7 @@ class Pruning:
     def _install(self) -> None:
         adapter, hooks, stack = self._adapter, self._hooks, self._stack
         forget_compiled()
-        hooks.replace(adapter.model, "generate", _GenerateCall(adapter.model.generate, stack))
+        hooks.replace(adapter.model, "generate", _GenerateCall(adapter.model.generate, stack, self._check_chunks))
         hooks.before(adapter.model, self._enter_model)
         hooks.before(adapter.base, self._enter_base)
         hooks.after(adapter.base, self._leave_base, always=True)
@@ -313,6 +313,18 @@ class Pruning:
         if not self._stack.generations:
             check_logits_to_keep(state, self._stack.logits_to_keep)
 
+    def _check_chunks(self, prompt: Tensor | None, options: dict[str, Any]) -> None:
+        """Raise RuntimeStateError where generate would take in a prompt with images piece by piece."""
+        given = options.get("generation_config") or getattr(self._adapter.model, "generation_config", None)
+        size = options.get("prefill_chunk_size", getattr(given, "prefill_chunk_size", None))
+        if not self._stages or not size or prompt is None:
+            return
+        if modalities_in(self._adapter, prompt):
+            raise RuntimeStateError(
+                f"prefill_chunk_size={size} cuts prompts into pieces, and images cannot be pruned so; leave "
+                "prefill_chunk_size out: pruned prompts are short."
+            )
+
     def _leave_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         stack, state = self._stack, self._stack.forward
         if state is None:
@@ -384,13 +396,17 @@ class Pruning:
 class _GenerateCall(Attached):
     """Stands in for a model's ``generate``: what is encoded within a call of it belongs to its prompt."""
 
-    def __init__(self, function: Callable[..., Any], stack: CallStack) -> None:
+    def __init__(
+        self, function: Callable[..., Any], stack: CallStack, check: Callable[[Tensor | None, dict[str, Any]], None]
+    ) -> None:
         functools.update_wrapper(self, function)
-        self._function, self._stack = function, stack
+        self._function, self._stack, self._check = function, stack, check
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        self._stack.generations.append(Generation(prompt if isinstance(prompt, Tensor) else None))
+        prompt = prompt if isinstance(prompt, Tensor) else None
+        self._check(prompt, kwargs)
+        self._stack.generations.append(Generation(prompt))
         try:
             return self._function(*args, **kwargs)
         finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import logging
 import os
 import random
 import sys
@@ -29,7 +30,7 @@ import torch
 import transformers
 from fuzz_case import SITUATIONS, Case, Skip
 from fuzz_oracles import fingerprint, left_over, same
-from fuzz_prompts import FAMILIES, batch, prompt
+from fuzz_prompts import FAMILIES, WINDOWED, batch, prompt
 
 import foveate
 
@@ -55,7 +56,7 @@ def run_one(seed: str, families: Sequence[str], situations: Sequence[str]) -> Re
     family = rng.choice(families)
     name = rng.choices(situations, [SITUATIONS[s][1] for s in situations])[0]
     torch.manual_seed(rng.getrandbits(30))
-    z = FAMILIES[family]()
+    z = {**FAMILIES, **WINDOWED}[family]()
     case = Case(z, rng, rng.choice(["sdpa", "sdpa", "sdpa", "eager"]))
     z.model.set_attn_implementation(case.kernel)
     probe = batch([prompt(z, random.Random(1), 1), prompt(z, random.Random(2), 0)])
@@ -97,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=[*FAMILIES, *WINDOWED])
     parser.add_argument("--situations", nargs="*", default=list(SITUATIONS), choices=list(SITUATIONS))
     parser.add_argument("--only", help="a call's seed, as a failure prints it, with the same families and situations")
     parser.add_argument("--traces", action="store_true", help="print the traceback of each failure")
@@ -106,6 +107,7 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    logging.getLogger("foveate").setLevel(logging.ERROR)
     seeds = [args.only] if args.only else [f"{args.seed}:{number}" for number in range(args.calls)]
     counts: collections.Counter[str] = collections.Counter()
     sentences: collections.Counter[str] = collections.Counter()

@@ -14,6 +14,7 @@ from torch import Tensor
 import foveate
 from foveate import grouping
 from foveate.models import adapter_of
+from foveate.runtime.masks import Window
 
 TIGHT = 5e-5  # by which float32 logits of one and the same computation, in another order, may differ
 
@@ -68,6 +69,9 @@ class Watch:
     def drops_only(self) -> bool:
         """Whether masking what was dropped gives the same; methods that merge or change attention do more."""
         methods = [stage.method for stage in self.pruning._stages]
+        text = self.pruning.text
+        if any(Window.of(text.config, layer) for layer in range(len(text.layers))):
+            return False  # windows count what is left
         more = any(m.bias is not None or m.experts is not None or m.edits(4) for m in methods)
         encoder = any(stage.layer < 0 for stage in self.pruning._stages)
         return not (self.merged or more or encoder)

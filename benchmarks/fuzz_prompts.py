@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ from foveate.methods.at_layer import AtLayer
 from foveate.methods.base import method_class
 
 FAMILIES = {make.__name__: make for make in zoo.MAKERS}
+# Their layers attend within windows or in chunks, which count what is left, so that blinding layers is no oracle there.
+WINDOWED = {
+    f"windowed_{kind}": functools.partial(zoo.windowed, kind) for kind in ("mistral", "gemma3", "llama4", "qwen2_5_vl")
+}
 ALONG = ("input_ids", "attention_mask", "mm_token_type_ids")  # what has a column for each token
 VIDEO = tuple(make.__name__ for make in zoo.VIDEO_MAKERS)
 WORDS = ("what", "is", "in", "the", "picture?", "a", "red", "square", "on", "blue", "and", "small", "green", "circle.")

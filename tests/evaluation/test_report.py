@@ -224,3 +224,11 @@ def test_published_figures_are_of_methods_that_are_here() -> None:
     for one in PUBLISHED:
         assert all(len(row) == len(one.head) and row[0] in method_names() for row in one.rows)
         assert "arXiv" in one.source
+
+
+def test_methods_whose_rule_changed_since_are_named() -> None:
+    results = made()
+    results.configuration["earlier_rules"] = ["dart", "eadp"]
+    for tables in (True, False):
+        assert "before you compare them: dart, eadp." in Report(results).preface(tables)
+    assert "before you compare" not in Report(made()).preface()

@@ -130,6 +130,11 @@ class Report:
             said += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
         if images < _FEW:
             said += f" {images} images are too few to tell apart methods that are close."
+        if earlier := told.get("earlier_rules"):
+            said += (
+                f" Measured before the rule or a default of these methods changed, so run them again before you compare "
+                f"them: {', '.join(earlier)}."
+            )
         if not tables:
             return said
         said += (

@@ -394,3 +394,150 @@ def test_layers_that_run_again_by_other_means_are_refused(llava: Zoo) -> None:
         loss = model(**single(llava), use_cache=False).logits[:, -1].square().sum()
         with pytest.raises(foveate.RuntimeStateError, match="gradient_checkpointing_enable"):
             loss.backward()
+
+
+@pytest.mark.parametrize("method", ["fastv", "restore"])
+def test_backward_behind_the_block_is_refused_where_layers_run_again(llava: Zoo, method: str) -> None:
+    model = copy.deepcopy(llava.model).train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with foveate.prune(model, method, keep=0.25):
+        loss = model(**single(llava), use_cache=False).logits[:, -1].square().sum()
+    with pytest.raises(foveate.RuntimeStateError, match="call backward before you detach"):
+        loss.backward()
+
+
+# -- calls within calls, calls that are cut short
+
+
+@pytest.mark.parametrize("place", ["language_model", "layer", "vision"])
+@pytest.mark.parametrize("method", ["divprune", "fastv", "sparsevlm"])
+def test_a_forward_within_a_forward(llava: Zoo, method: str, place: str) -> None:
+    """A hook of the user's calls the model with another picture in the middle of a forward."""
+    inputs, other = single(llava), zoo_module.inputs(llava, [[zoo_module.picture(56, 84, 5)]], [TEXTS[1]])
+    text, busy = llava.model.model.language_model, []
+    modules = {"language_model": text, "layer": text.layers[1], "vision": llava.model.model.vision_tower}
+
+    def call(module: Any, args: Any) -> None:
+        if not busy:
+            busy.append(None)
+            busy.append(logits(llava, other, logits_to_keep=torch.tensor([-1])))
+
+    with foveate.prune(llava.model, method, keep=0.25):
+        wanted, inner = logits(llava, inputs), logits(llava, other)
+        handle = modules[place].register_forward_pre_hook(call)
+        try:
+            found = logits(llava, inputs)
+        finally:
+            handle.remove()
+    assert torch.equal(found, wanted) and torch.allclose(busy[1][:, -1], inner[:, -1], atol=1e-6)
+
+
+def test_a_forward_that_is_interrupted_from_the_keyboard(llava: Zoo) -> None:
+    def interrupt(module: Any, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    inputs, text = single(llava), llava.model.model.language_model
+    alone = torch.randn(1, 30, 64)
+    plain = text(inputs_embeds=alone).last_hidden_state
+    with foveate.prune(llava.model, "fastv", keep=0.25) as pruning:
+        right = generate(llava, inputs)
+        for call in (logits, generate):
+            handle = text.layers[3].register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                call(llava, inputs)
+            handle.remove()
+            assert torch.equal(text(inputs_embeds=alone).last_hidden_state, plain)
+            assert gap(generate(llava, inputs), right) == 0
+    assert not pruning.attached
+
+
+def test_pruning_is_not_taken_off_while_another_thread_calls_the_model(llava: Zoo) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(module: Any, args: Any) -> None:
+        entered.set()
+        assert leave.wait(20)
+
+    handle = llava.model.model.language_model.layers[1].register_forward_pre_hook(wait)
+    pruning = foveate.prune(llava.model, "fastv", keep=0.25)
+    thread = threading.Thread(target=logits, args=(llava, single(llava)))
+    thread.start()
+    try:
+        assert entered.wait(20)
+        with pytest.raises(foveate.RuntimeStateError, match="another thread is in the middle"):
+            pruning.detach()
+        assert pruning.attached
+    finally:
+        leave.set()
+        thread.join()
+        handle.remove()
+        pruning.detach()
+
+
+def test_a_shallow_copy_of_a_pruned_model_is_the_same_model(llava: Zoo) -> None:
+    with (
+        foveate.prune(llava.model, "divprune", keep=0.25),
+        pytest.raises(foveate.RuntimeStateError, match="already attached"),
+    ):
+        foveate.prune(copy.copy(llava.model), "fastv")
+
+
+# -- what callers give besides
+
+
+@pytest.mark.parametrize("method", ["divprune", "fastv"])
+def test_a_loop_of_ones_own_with_a_growing_mask(zoo: Zoo, method: str) -> None:
+    """Qwen's models make positions of the whole mask, which are cut to those of the tokens given."""
+    inputs, length = single(zoo), single(zoo)["input_ids"].shape[1]
+    with foveate.prune(zoo.model, method, keep=0.25), torch.no_grad():
+        wanted = generate(zoo, inputs, max_new_tokens=2, min_new_tokens=2)
+        output = zoo.model(**inputs, use_cache=True)
+        cache = next(value for name in ("cache", "past_key_values") if (value := getattr(output, name, None)))
+        name = "past_key_values" if hasattr(output, "past_key_values") else "cache"
+        mask = torch.ones(1, length + 1, dtype=torch.long)
+        step = {"input_ids": wanted.sequences[:, length : length + 1], "attention_mask": mask}
+        assert torch.allclose(logits(zoo, step, **{name: cache})[:, -1], wanted.logits[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("start", [1, 100, 10])
+def test_packed_prompts_are_known_by_any_step_but_one(llava: Zoo, start: int) -> None:
+    inputs, length = single(llava), single(llava)["input_ids"].shape[1]
+    packed = {
+        "input_ids": torch.cat([inputs["input_ids"]] * 2, 1),
+        "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1),
+        "position_ids": torch.cat([torch.arange(length), torch.arange(start, start + length)])[None],
+    }
+    with (
+        foveate.prune(llava.model, "stride", keep=0.25),
+        pytest.raises(foveate.RuntimeStateError, match="packed into one row"),
+    ):
+        logits(llava, packed, use_cache=False)
+
+
+def test_a_mask_that_hides_an_image_from_the_last_token(llava: Zoo) -> None:
+    inputs, length = single(llava), single(llava)["input_ids"].shape[1]
+    ids, pixels = torch.cat([inputs["input_ids"]] * 2, 1), inputs["pixel_values"].repeat(2, 1, 1, 1)
+    block = torch.ones(length, length).tril()
+    mask = torch.block_diag(block, block).bool()[None, None]
+    packed = {"input_ids": ids, "pixel_values": pixels, "attention_mask": mask}
+    with (
+        foveate.prune(llava.model, "fastv", keep=0.25),
+        pytest.raises(foveate.RuntimeStateError, match="hides an image"),
+    ):
+        logits(llava, packed, use_cache=False)
+
+
+@pytest.mark.parametrize("asked", [torch.tensor([10**6]), torch.tensor([-(10**6)]), [-1, -2], slice(-2, None)], ids=str)
+def test_logits_to_keep_of_other_kinds_are_refused(llava: Zoo, asked: Any) -> None:
+    with (
+        foveate.prune(llava.model, "divprune", keep=0.25),
+        pytest.raises(foveate.RuntimeStateError, match="logits_to_keep"),
+    ):
+        logits(llava, single(llava), logits_to_keep=asked)
+
+
+def test_a_mask_that_is_too_short_is_refused(llava: Zoo) -> None:
+    inputs = single(llava)
+    short = {**inputs, "attention_mask": inputs["attention_mask"][:, 2:]}
+    with foveate.prune(llava.model, "divprune", keep=0.25), pytest.raises(foveate.RuntimeStateError, match="columns"):
+        logits(llava, short)

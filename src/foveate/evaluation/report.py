@@ -132,8 +132,8 @@ class Report:
             said += f" {images} images are too few to tell apart methods that are close."
         if earlier := told.get("earlier_rules"):
             said += (
-                f" Measured before the rule or a default of these methods changed, so run them again before you compare "
-                f"them: {', '.join(earlier)}."
+                f" Measured before the rule or a default of these methods changed, so run them again before you "
+                f"compare them: {', '.join(earlier)}."
             )
         if not tables:
             return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,11 +22,11 @@ from ..models import ModelAdapter
 from .cache import CacheState, mark, state_of
 from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
-from .cues import EncoderCues
+from .cues import FROM_LANGUAGE_MODEL, EncoderCues
 from .encoding import EncoderPass
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import check_logits_to_keep, place_logits_to_keep
-from .masks import is_packed, own_mask
+from .masks import check_last_row, check_length, is_packed, own_mask
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, account_of
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
@@ -53,6 +54,7 @@ class Pruning:
         warn_if_untested()
         self._adapter, self._stages = adapter, tuple(stages)
         self._stack, self._hooks = CallStack(), Hooks()
+        self._busy: dict[int, threading.Thread] = {}  # calls that are under way, and generations
         self._finished: ForwardState | None = None  # the latest prefill of any thread
         self._cost = CostModel(adapter)
         self._dtype_bytes = next(adapter.text.parameters()).element_size()
@@ -63,12 +65,14 @@ class Pruning:
         self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
         self._encoder = EncoderCues(adapter, methods)
         self._seams = self._made(methods, positions)
+        # Whether layers run otherwise than they would on what enters the language model.
+        self._deep = any(stage.layer for stage in stages) or bool(self._edits or bias_of(methods, adapter.text) or cut)
         try:
             self._install()
         except BaseException:
             self.detach()
             raise
-        _ATTACHED[adapter.model] = self
+        _ATTACHED[adapter.text] = self
         announce(stage.method for stage in self._stages)
 
     def __enter__(self) -> Pruning:
@@ -93,15 +97,24 @@ class Pruning:
         return self._adapter.text
 
     def detach(self) -> None:
-        """Restore the model bit for bit. Detaching twice is harmless."""
+        """Restore the model bit for bit. Detaching twice is harmless.
+
+        Raises:
+            RuntimeStateError: while another thread is in the middle of a call of the model.
+        """
+        here = threading.current_thread()
+        if any(thread is not here and thread.is_alive() for thread in list(self._busy.values())):
+            raise RuntimeStateError(
+                "another thread is in the middle of a call of this model; detach pruning when it is through."
+            )
         if self.attached:
             for layer in self._checkpointed():
                 function = vars(layer).get("_gradient_checkpointing_func")
                 if isinstance(function, Checkpointing):
                     layer._gradient_checkpointing_func = function.function
         self._hooks.remove()
-        if _ATTACHED.get(self._adapter.model) is self:
-            del _ATTACHED[self._adapter.model]
+        if _ATTACHED.get(self._adapter.text) is self:
+            del _ATTACHED[self._adapter.text]
 
     def report(self) -> Report:
         """The account of the calling thread's latest prefill with images; of any thread's where it had none itself.
@@ -149,7 +162,9 @@ class Pruning:
     def _install(self) -> None:
         adapter, hooks, stack = self._adapter, self._hooks, self._stack
         forget_compiled()
-        hooks.replace(adapter.model, "generate", _GenerateCall(adapter.model.generate, stack, self._check_chunks))
+        hooks.replace(
+            adapter.model, "generate", _GenerateCall(adapter.model.generate, stack, self._busy, self._check_chunks)
+        )
         hooks.before(adapter.model, self._enter_model)
         hooks.before(adapter.base, self._enter_base)
         hooks.after(adapter.base, self._leave_base, always=True)
@@ -179,16 +194,17 @@ class Pruning:
                 "labels cannot be used while pruning: the logits are shorter than the labels; "
                 "compute the loss outside, or detach pruning for training."
             )
-        self._stack.logits_to_keep = asked = kwargs.get("logits_to_keep")
-        if isinstance(asked, Tensor):  # a copy, to be filled in when it is known where its tokens have gone
-            self._stack.logits_places = places = asked.clone()
-            return args, {**kwargs, "logits_to_keep": places}
-        return None
+        asked = kwargs.get("logits_to_keep")
+        places = asked.clone() if isinstance(asked, Tensor) else None
+        self._stack.asked = asked, places
+        # A copy, to be filled in when it is known where its tokens have gone.
+        return None if places is None else (args, {**kwargs, "logits_to_keep": places})
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         stack = self._stack
         call = Call(mask=kwargs.get("attention_mask"))
-        stack.calls.append(call)
+        stack.begin(call)
+        self._busy[id(call)] = threading.current_thread()
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
             call.prompt = self._prompt_length(ids, cache_of(kwargs))
@@ -202,8 +218,8 @@ class Pruning:
 
     def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._stack.calls:
-            self._stack.calls.pop()
-        self._stack.forward = None
+            self._busy.pop(id(self._stack.calls[-1]), None)
+        self._stack.end()
 
     def _prompt_length(self, ids: Tensor, cache: Any) -> int:
         """Tokens of `ids` that are prompt: generating without a cache repeats the prompt with what followed."""
@@ -245,13 +261,13 @@ class Pruning:
     def _enter_encoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         stack = self._stack
         self._follow_checkpointing()
-        parameter = next(module.parameters())
-        stack.encoding = encoding = EncoderPass(args, kwargs, parameter.device)
-        if stack.calls:
-            stack.calls[-1].passes.append(encoding)
+        encoding, call = EncoderPass(args, kwargs, next(module.parameters()).device), stack.preparing
+        stack.encoding = encoding
+        if call is not None:
+            call.passes.append(encoding)
         if stack.generations:
             stack.generations[-1].passes.append(encoding)
-        if not stack.calls and not stack.generations:
+        if call is None and not stack.generations:
             stack.ahead = [one for one in stack.ahead if one.alive] + [encoding]
         encoding.watch.start()
         for seam in self._seams:
@@ -266,13 +282,13 @@ class Pruning:
     def _enter_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         stack = self._stack
         if self._stages:
-            stack.running()  # nothing runs now, or only gradients do, which is refused
+            stack.running()  # refuses gradients that run the whole language model again
+        call, outer = stack.preparing or Call(), stack.forward
         stack.forward, stack.replaying = None, False
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return None
         self._follow_checkpointing()
-        call = stack.calls[-1] if stack.calls else Call()
         cache = cache_of(kwargs)
         known = state_of(cache)
         if not self._stages and known is None and not call.spans:
@@ -282,10 +298,12 @@ class Pruning:
         held.owner = self
         mask = call.mask if isinstance(call.mask, Tensor) and call.mask.ndim == 2 else kwargs.get("attention_mask")
         past, own = int(_length_of(cache)), None
+        if self._stages and isinstance(mask, Tensor) and mask.ndim == 2:
+            check_length(mask, embeds.shape[1], past, held.given is not None)
         if self._stages and (call.spans or held.pruned) and not stack.generations:
             own = own_mask(mask, embeds.shape[1], past + embeds.shape[1])
         state = ForwardState(call, held, embeds, mask, own, past)
-        state.reentrant = self._reentrant()
+        state.reentrant, state.outer = self._reentrant(), outer
         if call.spans and self._stages:
             self._check(state, kwargs)
             state.selection_watch.start()
@@ -294,6 +312,9 @@ class Pruning:
             state.selection_watch.stop()
         stack.forward = state
         kwargs = dict(kwargs)
+        ids = kwargs.get("position_ids")
+        if ids is not None and past and ids.shape[-1] == past + state.length:  # of a mask that counts the cache
+            kwargs["position_ids"] = ids[..., past:]
         for seam in self._seams:
             seam.enter_language_model(state, kwargs)
         if cache is not None and held.pruned:
@@ -305,13 +326,17 @@ class Pruning:
         """Raise RuntimeStateError for a prompt whose images cannot be pruned, before anything is changed."""
         sequences = kwargs.get("cu_seq_lens_q")
         packed = sequences is not None and len(sequences) > 2
-        if packed or is_packed(kwargs.get("position_ids"), state.given):
+        alone = state.call.mask is None and cache_of(kwargs) is None  # where transformers itself looks for packing
+        if packed or is_packed(kwargs.get("position_ids"), state.given, alone):
             raise RuntimeStateError(
                 "several prompts are packed into one row (their positions start anew), whose images cannot be pruned; "
                 "pass the prompts as rows of a padded batch."
             )
         if not self._stack.generations:
-            check_logits_to_keep(state, self._stack.logits_to_keep)
+            check_logits_to_keep(state, state.call.logits_to_keep)
+        readers = [one.method for one in self._stages if one.method.needs & FROM_LANGUAGE_MODEL]
+        if state.own_mask is not None and readers:
+            check_last_row(state.own_mask, state.given, state.spans, readers[0].name)
 
     def _check_chunks(self, prompt: Tensor | None, options: dict[str, Any]) -> None:
         """Raise RuntimeStateError where generate would take in a prompt with images piece by piece."""
@@ -335,13 +360,13 @@ class Pruning:
         cache = cache_of_output(output)
         if cache is not None and state.cache.pruned:
             mark(cache, state.cache)  # a cache that the language model made itself
-        places, stack.logits_to_keep, stack.logits_places = stack.logits_places, None, None
+        places, state.call.logits_places = state.call.logits_places, None
         if places is not None:
             place_logits_to_keep(state, len(self._adapter.text.layers), places)
         state.release()
         if state.spans:
             stack.latest = self._finished = state
-        stack.forward = None
+        stack.forward = state.outer
 
     def _enter_layer(
         self, seams: Sequence[Seam], index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]
@@ -390,32 +415,52 @@ class Pruning:
     def _snapshot(self) -> Callable[[bool], AbstractContextManager[None]]:
         stack = self._stack
         forward, encoding = stack.forward, stack.encoding
-        return lambda again: stack.resumed(forward, encoding, again)
+
+        def resume(again: bool) -> AbstractContextManager[None]:
+            if again and self._deep and not self.attached:
+                raise RuntimeStateError(
+                    "gradient checkpointing runs layers again that were pruned, but pruning is detached; call backward "
+                    "before you detach it, inside the with block."
+                )
+            return stack.resumed(forward, encoding, again)
+
+        return resume
 
 
 class _GenerateCall(Attached):
     """Stands in for a model's ``generate``: what is encoded within a call of it belongs to its prompt."""
 
     def __init__(
-        self, function: Callable[..., Any], stack: CallStack, check: Callable[[Tensor | None, dict[str, Any]], None]
+        self,
+        function: Callable[..., Any],
+        stack: CallStack,
+        busy: dict[int, threading.Thread],
+        check: Callable[[Tensor | None, dict[str, Any]], None],
     ) -> None:
         functools.update_wrapper(self, function)
-        self._function, self._stack, self._check = function, stack, check
+        self._function, self._stack, self._busy, self._check = function, stack, busy, check
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         prompt = prompt if isinstance(prompt, Tensor) else None
         self._check(prompt, kwargs)
-        self._stack.generations.append(Generation(prompt))
+        stack, generation = self._stack, Generation(prompt)
+        depth, under = len(stack.calls), (stack.forward, stack.encoding)
+        stack.generations.append(generation)
+        self._busy[id(generation)] = threading.current_thread()
         try:
             return self._function(*args, **kwargs)
-        finally:
-            self._stack.generations.pop()
+        finally:  # whatever was interrupted inside is over
+            stack.generations.pop()
+            for call in stack.calls[depth:]:
+                self._busy.pop(id(call), None)
+            del stack.calls[depth:], self._busy[id(generation)]
+            stack.forward, stack.encoding = under
 
 
 def is_pruned(adapter: ModelAdapter) -> bool:
     """Whether pruning is attached to a model."""
-    return adapter.model in _ATTACHED
+    return adapter.text in _ATTACHED  # which shallow copies of a model share
 
 
 def _length_of(cache: Any) -> Any:

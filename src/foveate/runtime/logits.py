@@ -20,7 +20,11 @@ def check_logits_to_keep(state: ForwardState, asked: Any) -> None:
         state: of the forward, before pruning.
         asked: the last so many tokens, their places (k,) or (B, k) among the L, or a mask (B, L); None or 0 for all.
     """
-    if asked is None or (not isinstance(asked, Tensor) and not asked):
+    if asked is None:
+        return
+    if not isinstance(asked, (int, Tensor)):
+        raise RuntimeStateError(f"logits_to_keep is a number or a tensor, not {type(asked).__name__}; {_FIX}.")
+    if not isinstance(asked, Tensor) and not asked:
         return
     wanted = torch.zeros_like(state.given)
     if not isinstance(asked, Tensor):
@@ -28,6 +32,8 @@ def check_logits_to_keep(state: ForwardState, asked: Any) -> None:
     elif asked.dtype == torch.bool and asked.shape == wanted.shape:
         wanted = asked.to(wanted.device)
     elif asked.ndim in (1, 2) and not asked.dtype.is_floating_point and asked.dtype != torch.bool:
+        if bool((asked >= state.length).any()) or bool((asked < -state.length).any()):
+            raise RuntimeStateError(f"logits_to_keep asks for places beyond the {state.length} tokens; {_FIX}.")
         places = asked.to(wanted.device) % state.length
         wanted.scatter_(1, places.expand(len(wanted), -1) if asked.ndim == 1 else places, True)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuntimeStateError
+from ..grouping import Span
 from .cache import CacheLayout
 from .token_index import TokenIndex
 
@@ -94,19 +95,58 @@ def key_validity(mask: Any, batch: int, length: int, device: torch.device) -> Te
     return mask[:, :length].to(device).bool().expand(batch, -1)
 
 
-def is_packed(position_ids: Tensor | None, valid: Tensor) -> bool:
+def check_length(mask: Tensor, length: int, past: int, known: bool) -> None:
+    """Raise RuntimeStateError for a mask (B, S) that does not tell of all tokens.
+
+    Args:
+        mask: as the caller gave it.
+        length: tokens of this forward.
+        past: tokens that are cached.
+        known: whether it is known which of these are real; then a mask may leave them out.
+    """
+    columns = mask.shape[1]
+    if columns < past + length and not (known and columns == length):
+        raise RuntimeStateError(
+            f"the attention mask has {columns} columns for {past + length} tokens, those in the cache included; give "
+            "one for each."
+        )
+
+
+def check_last_row(mask: Any, given: Tensor, spans: Sequence[Span], method: str) -> None:
+    """Raise RuntimeStateError where the last token of a prompt attends to nothing of an image, by the caller's mask.
+
+    Args:
+        mask: for pairs, see `own_mask`.
+        given: (B, L) bool, the real tokens of this forward.
+        spans: its images.
+        method: that reads what the language model attends to.
+    """
+    pairs = attends(one_mask(mask))[:, 0].expand(len(given), -1, -1)[..., -given.shape[1] :]
+    last = torch.where(given, torch.arange(given.shape[1], device=given.device), -1).amax(1)
+    for span in spans:
+        if not bool(pairs[span.row, last[span.row], span.index.to(pairs.device)].any()):
+            raise RuntimeStateError(
+                f"{method} chooses by what the last token of the prompt attends to, but the attention mask hides an "
+                "image from it; use a method that prunes before the LLM, or pass prompts as rows of a padded batch."
+            )
+
+
+def is_packed(position_ids: Tensor | None, valid: Tensor, unmasked: bool = False) -> bool:
     """Whether positions start anew within a row: several prompts packed into one.
 
     Args:
         position_ids: (B or 1, L), or with leading M-RoPE channels (C, B or 1, L).
         valid: (B, L) bool, the real tokens.
+        unmasked: whether transformers, without a mask, takes any step but 1 of text positions for another prompt.
     """
     if position_ids is None:
         return False
     ids = position_ids[None] if position_ids.ndim == 2 else position_ids
     ids = ids[:1] if len(ids) == 4 else ids  # channel 0 is the text index, which tells by itself
-    first = valid.long().argmax(1)[None, :, None].expand(len(ids), -1, -1)
     ids = ids.expand(-1, len(valid), -1)
+    if unmasked and len(ids) == 1:
+        return bool((ids[0].diff(dim=-1) != 1).any())
+    first = valid.long().argmax(1)[None, :, None].expand(len(ids), -1, -1)
     # Within a prompt no token but the first lies at or before it on all axes; time alone may run back behind a clip.
     anew = (ids <= ids.gather(2, first)).all(0) & valid
     return bool((anew.sum(1) > 1).any())

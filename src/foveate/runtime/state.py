@@ -32,6 +32,9 @@ class Generation:
     passes: list[EncoderPass] = field(default_factory=list)
 
 
+Under = tuple["ForwardState | None", "EncoderPass | None", "EncoderPass | None"]
+
+
 @dataclass
 class Call:
     """One call of the model, before its language model runs.
@@ -47,6 +50,9 @@ class Call:
     prompt: int = 0
     mask: Any = None
     passes: list[EncoderPass] = field(default_factory=list)
+    logits_to_keep: Any = None  # as the caller asked for them, and where these tokens have gone
+    logits_places: Tensor | None = None
+    outer: Under = (None, None, None)  # what this thread was in the middle of; a hook of the user's may call the model
 
 
 class ForwardState:
@@ -67,7 +73,8 @@ class ForwardState:
             own: the same, where the caller made it for pairs of tokens, of the sequence before pruning; or None.
             past: logical length of the cache.
         """
-        self.spans, self.prompt, self.cache = call.spans, call.prompt, cache_state
+        self.call, self.spans, self.prompt, self.cache = call, call.spans, call.prompt, cache_state
+        self.outer: ForwardState | None = None  # the forward in the middle of which this one began
         self.length = embeds.shape[1]
         self.own_mask = own
         self.reentrant = False  # layers run again such that gradients pass through their arguments only
@@ -224,9 +231,28 @@ class CallStack(threading.local):
         self.ahead: list[EncoderPass] = []  # images that a caller encoded before calling the model
         self.forward: ForwardState | None = None
         self.replaying = False  # a layer runs again for its gradients
-        self.logits_to_keep: Any = None  # as the caller asked for them, and where these tokens have gone
-        self.logits_places: Tensor | None = None
+        self.asked: tuple[Any, Tensor | None] = (None, None)  # `logits_to_keep` of the call that is about to begin
         self.latest: ForwardState | None = None  # prefill with images
+
+    def begin(self, call: Call) -> None:
+        """A call begins, perhaps in the middle of another."""
+        call.logits_to_keep, call.logits_places = self.asked
+        call.outer = self.forward, self.encoding, self.encoded
+        self.asked, self.forward, self.encoding = (None, None), None, None
+        self.calls.append(call)
+
+    def end(self) -> None:
+        """The latest call is over, and what it interrupted goes on."""
+        if self.calls:
+            self.forward, self.encoding, self.encoded = self.calls.pop().outer
+
+    @property
+    def preparing(self) -> Call | None:
+        """The call whose language model has not begun; None where there is none, or an encoder is at work.
+
+        A call that was interrupted from the keyboard never ends; it was in the middle of something.
+        """
+        return self.calls[-1] if self.calls and self.forward is None and self.encoding is None else None
 
     def running(self) -> ForwardState | None:
         """The forward of the language model that is under way; None where there is none.

@@ -15,9 +15,10 @@ from foveate.evaluation.answering import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
 from foveate.evaluation.plots import ReportError, styles, write_report
 from foveate.evaluation.published import PUBLISHED
-from foveate.evaluation.report import Report
+from foveate.evaluation.report import Report, percent
 from foveate.evaluation.results import Results
 from foveate.evaluation.runs import Run
+from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import EvaluationError
 from foveate.methods import method_names
 
@@ -232,3 +233,8 @@ def test_methods_whose_rule_changed_since_are_named() -> None:
     for tables in (True, False):
         assert "before you compare them: dart, eadp." in Report(results).preface(tables)
     assert "before you compare" not in Report(made()).preface()
+
+
+def test_one_image_has_no_interval() -> None:
+    assert percent(Estimate(0.5, float("nan"), float("nan"))) == "50.0"
+    assert percent(Estimate(0.5, 0.25, 0.75)) == "50.0 [25.0, 75.0]"

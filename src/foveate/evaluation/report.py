@@ -230,10 +230,14 @@ def percent(estimate: Estimate) -> str:
     """``89.1 [86.0, 91.9]``; empty for what is not defined."""
     if math.isnan(estimate.value):
         return ""
+    if math.isnan(estimate.low):  # one image tells nothing of another
+        return f"{100 * estimate.value:.1f}"
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def _half_width(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{100 * estimate.value:.1f}"
     return f"{100 * estimate.value:.1f} ± {50 * (estimate.high - estimate.low):.1f}"
 
 

@@ -140,8 +140,8 @@ def test_notes_of_wrapped_and_of_equal_methods(caplog: pytest.LogCaptureFixture)
     from foveate.methods.at_layer import AtLayer
 
     wrapped = AtLayer(get_method("idpruner"), 1).bind(SEVEN)
-    announce([wrapped, wrapped, get_method("divprune").bind(SEVEN)])
+    announce(one.note for one in (wrapped, wrapped, get_method("divprune").bind(SEVEN)))
     assert len(notes(caplog)) == 1
     with unannounced():
-        announce([wrapped])
+        announce([wrapped.note])
     assert notes(caplog) == []

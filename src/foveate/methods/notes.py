@@ -6,10 +6,7 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from .base import Method
+from typing import NamedTuple
 
 LOGGER = logging.getLogger("foveate")
 _SILENT: contextvars.ContextVar[bool] = contextvars.ContextVar("silent", default=False)
@@ -22,10 +19,10 @@ class Note(NamedTuple):
     level: int = logging.INFO
 
 
-def announce(methods: Iterable[Method]) -> None:
+def announce(notes: Iterable[Note | None]) -> None:
     """Log the notes of methods that were bound to a model, each once, to the logger ``foveate``."""
     if not _SILENT.get():
-        for note in dict.fromkeys(method.note for method in methods):
+        for note in dict.fromkeys(notes):
             if note is not None:
                 LOGGER.log(note.level, note.text)
 

@@ -73,7 +73,7 @@ class Pruning:
             self.detach()
             raise
         _ATTACHED[adapter.text] = self
-        announce(stage.method for stage in self._stages)
+        announce(stage.method.note for stage in self._stages)
 
     def __enter__(self) -> Pruning:
         return self

@@ -60,7 +60,7 @@ class MethodShelf:
             if method.stage is Stage.BOTH:
                 raise MethodError(f"{name} {_BOTH}")
             _try(bound, self._facts.hidden_size)
-            announce([bound])
+            announce([bound.note])
             self._ready[name] = bound
         return self._ready[name]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import RuntimeStateError
 from ..grouping import Span
-from ..methods import Method
+from ..methods.editing import LogitBias
 from ..methods.notes import announce
 from ..models import ModelAdapter
 from .cache import CacheState, mark, state_of
@@ -64,9 +64,10 @@ class Pruning:
         cut = cut_of(methods)
         self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
         self._encoder = EncoderCues(adapter, methods)
-        self._seams = self._made(methods, positions)
+        bias = bias_of(methods, adapter.text)
+        self._seams = self._made(bias, positions)
         # Whether layers run otherwise than they would on what enters the language model.
-        self._deep = any(stage.layer for stage in stages) or bool(self._edits or bias_of(methods, adapter.text) or cut)
+        self._deep = any(stage.layer for stage in stages) or bool(self._edits or bias or cut)
         try:
             self._install()
         except BaseException:
@@ -138,7 +139,7 @@ class Pruning:
 
     # -- what is put in place
 
-    def _made(self, methods: Sequence[Method], positions: str) -> list[Seam]:
+    def _made(self, bias: LogitBias | None, positions: str) -> list[Seam]:
         """The seams in the order in which they act."""
         adapter, text = self._adapter, self._adapter.text
         by_layer = {stage.layer: stage for stage in self._stages}
@@ -152,7 +153,6 @@ class Pruning:
         seams.append(InsideLlm(inside, adapter))
         if self._edits:
             seams.append(AttentionEdits(self._edits, text.layers))
-        bias = bias_of(methods, text)
         if bias is not None:
             seams.append(AttentionBias(bias, text))
         if self._experts is not None:
@@ -366,7 +366,7 @@ class Pruning:
         state.release()
         if state.spans:
             stack.latest = self._finished = state
-        stack.forward = state.outer
+        stack.forward, state.outer = state.outer, None
 
     def _enter_layer(
         self, seams: Sequence[Seam], index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]

@@ -244,7 +244,10 @@ class CallStack(threading.local):
     def end(self) -> None:
         """The latest call is over, and what it interrupted goes on."""
         if self.calls:
-            self.forward, self.encoding, self.encoded = self.calls.pop().outer
+            call = self.calls.pop()
+            self.forward, self.encoding, self.encoded = call.outer
+            # Reports keep a forward, and with it its call, but not the pixels that its passes were given.
+            call.outer, call.passes = (None, None, None), []
 
     @property
     def preparing(self) -> Call | None:

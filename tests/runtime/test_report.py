@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -78,3 +80,13 @@ def test_the_stopwatch_adds_its_intervals_up() -> None:
         time.sleep(0.05)  # between intervals, not counted
     assert watch.seconds >= 0.04
     assert len(watch._marks) == 2
+
+
+def test_a_report_keeps_no_pixels(zoo: Zoo) -> None:
+    inputs = single(zoo)
+    pixels = weakref.ref(inputs["pixel_values"])
+    with foveate.prune(zoo.model, "divprune", keep=0.5) as pruning:
+        logits(zoo, inputs)
+        del inputs
+        gc.collect()
+        assert pixels() is None and pruning.report().tokens

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import foveate
 import zoo
 from foveate.methods import Stage
-from foveate.methods.at_layer import AtLayer
-from foveate.methods.base import method_class
+from foveate.methods.toolkit.at_layer import AtLayer
+from foveate.methods.toolkit.registry import method_class
 
 FAMILIES = {make.__name__: make for make in zoo.MAKERS}
 # Their layers attend within windows or in chunks, which count what is left, so that blinding layers is no oracle there.

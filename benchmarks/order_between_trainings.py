@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from foveate.evaluation.agreement import agreement, shared_methods
+from foveate.evaluation.rank_agreement import agreement, shared_methods
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 from foveate.methods import get_method, method_names

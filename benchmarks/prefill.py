@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import foveate
-from foveate.methods.notes import unannounced
-from foveate.models.base import MOST_QUERIES
+from foveate.methods.toolkit.notes import unannounced
+from foveate.models.adapter import MOST_QUERIES
 
 TOKENS = 1296  # of the image
 METHODS = ("idpruner", "divprune", "d2pruner", "random")

@@ -16,13 +16,13 @@ from rich.table import Table
 from torch import Tensor
 
 import foveate
-from foveate.cli.session import Session
+from foveate.data.loading import Session
+from foveate.data.prompts import Prompt, encode
 from foveate.methods import prunesid
 from foveate.models import adapter_of
 from foveate.testbed import generate, shipped_models
-from foveate.testbed.encoding import Prompt, encode
 from foveate.testbed.procedural import CELL, Scene
-from foveate.training.testbed_labels import label
+from foveate.training.testbed.labels import label
 
 QUESTION = "how many things are in the picture?"
 METHODS = ("idpruner", "divprune", "fastervlm", "random")

@@ -16,7 +16,7 @@ import foveate
 from foveate.errors import FoveateError
 from foveate.evaluation.statistics import Estimate, bootstrap
 from foveate.methods import get_method, method_names
-from foveate.methods.base import method_class
+from foveate.methods.toolkit.registry import method_class
 from foveate.testbed import Scene, SceneQuestion, answers, load_bundled, scenes
 
 PAGE = Path(__file__).parent.parent / "docs" / "notes" / "beats_random.md"

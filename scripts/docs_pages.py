@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from foveate.cli.facts import MethodFacts, facts_of
+from foveate.catalog import MethodFacts, facts_of
 from foveate.methods import method_names
-from foveate.methods.base import method_class
+from foveate.methods.toolkit.registry import method_class
 
 FOLDER = "methods"
 INTRO = """---

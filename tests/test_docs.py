@@ -13,8 +13,8 @@ import pytest
 import typer
 from PIL import Image
 
+from foveate.catalog import facts_of
 from foveate.cli import app
-from foveate.cli.facts import facts_of
 from foveate.methods import method_names
 
 ROOT = Path(__file__).parents[1]

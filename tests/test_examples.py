@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.methods import base
+from foveate.methods.toolkit import base
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

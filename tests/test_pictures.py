@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from foveate.pictures import PictureError, image_size, open_image, to_rgb
+from foveate.data.images import PictureError, image_size, open_image, to_rgb
 
 RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))
 RGB = np.dstack([RAMP] * 3)

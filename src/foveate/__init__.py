@@ -22,7 +22,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
     from .budget import Budget
-    from .methods.base import Method, Provenance, Stage, get_method, method_names, register_method
+    from .methods.toolkit.base import Method, Provenance, Stage
+    from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
     from .runtime import Pruning, Report
     from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
@@ -32,20 +33,20 @@ _LAZY = {
     "Cue": ".tokens",
     "EncoderReading": ".tokens",
     "Grid": ".tokens",
-    "Method": ".methods.base",
-    "Provenance": ".methods.base",
+    "Method": ".methods",
+    "Provenance": ".methods",
     "Pruning": ".runtime",
     "Report": ".runtime",
     "Selection": ".tokens",
-    "Stage": ".methods.base",
+    "Stage": ".methods",
     "VisualTokens": ".tokens",
     "attach": ".api",
     "compose": ".api",
-    "get_method": ".methods.base",
-    "method_names": ".methods.base",
+    "get_method": ".methods",
+    "method_names": ".methods",
     "prune": ".api",
     "prune_inputs": ".api",
-    "register_method": ".methods.base",
+    "register_method": ".methods",
     "register_model": ".models",
     "supported_models": ".models",
 }

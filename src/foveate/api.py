@@ -12,7 +12,7 @@ from .budget import Scope
 from .errors import MethodError, ModelError, RuntimeStateError
 from .methods import Method, Stage, get_method
 from .models import adapter_of
-from .models.base import MOST_QUERIES, checked_queries
+from .models.adapter import MOST_QUERIES, checked_queries
 from .runtime.engine import Pruning, is_pruned
 from .runtime.planner import KeepLike, MethodLike, compose, plan
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .budget import Budget
 from .errors import MethodError, ModelError
 from .methods import Method
-from .methods.merging import group_size
+from .methods.toolkit.merging import group_size
 from .tokens import Cue, Grid, Selection, VisualTokens
 
 

@@ -10,7 +10,7 @@ from commands import assert_one_sentence, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from foveate.cli.session import Session
+from foveate.data.loading import Session
 from foveate.testbed import scenes
 
 

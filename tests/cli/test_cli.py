@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import foveate
+from foveate.data.samples import read_samples
 from foveate.importance import AttentionPrior
 from foveate.testbed import bundled_path, scenes
-from foveate.testbed.samples import read_samples
 from foveate.visualize.comparison import PADDING
 
 PANEL = 504

@@ -17,7 +17,7 @@ from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 from foveate.testbed import scenes
 from foveate.testbed.architectures import build, tokenizer
-from foveate.training.testbed_export import export
+from foveate.training.testbed.export import export
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_ctrl_c_is_a_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foveate.evaluation.evaluating.evaluate", stopped)
+    monkeypatch.setattr("foveate.evaluation.runner.evaluate", stopped)
     result = evaluated(folder, tmp_path / "out", "--methods", "stride")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "foveate: stopped; the same command goes on from here."

@@ -12,15 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 import zoo
-from foveate.cli import app, facts
-from foveate.cli.facts import Hyperparameter, facts_of
+from foveate import catalog as facts
+from foveate.catalog import Hyperparameter, facts_of
+from foveate.cli import app
 from foveate.errors import FoveateError
 from foveate.importance import LearnedScorer
-from foveate.methods import Method, Provenance, base, get_method, method_names, register_method
+from foveate.methods import Method, Provenance, get_method, method_names, register_method
+from foveate.methods.toolkit import base
 from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
+from foveate.serving.vllm.config import PruningServer
 from foveate.serving.vllm.family import Family
-from foveate.serving.vllm.server import PruningServer
 from foveate.tokens import Cue, Grid
 
 

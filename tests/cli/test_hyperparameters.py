@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import pytest
 
-from foveate.cli.handler import InputError
+from foveate.cli.errors import InputError
 from foveate.cli.hyperparameters import configured
 from foveate.errors import MethodError
-from foveate.methods import Method, Provenance, base, register_method
+from foveate.methods import Method, Provenance, register_method
+from foveate.methods.toolkit import base
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from commands import assert_one_sentence, run
 from PIL import Image
 
 import zoo as zoo_module
-from foveate.cli.session import Session
+from foveate.data.loading import Session
 from foveate.importance import AttentionPrior, default_prior_path
 from foveate.testbed import encode, load_bundled, scenes
 

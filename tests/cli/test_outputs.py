@@ -9,8 +9,8 @@ import pytest
 from commands import assert_one_sentence, run
 from PIL import Image
 
-from foveate.cli.handler import InputError
-from foveate.cli.outputs import require_file, require_folder, require_picture
+from foveate.cli.errors import InputError
+from foveate.cli.paths import require_file, require_folder, require_picture
 from foveate.testbed import scenes
 
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import zoo as zoo_module
-from foveate.cli.session import Session
-from foveate.cli.still import StillProcessor
+from foveate.data.fallback_processor import StillProcessor
+from foveate.data.loading import Session
+from foveate.data.prompts import Prompt, encode
 from foveate.errors import ModelError
 from foveate.models import adapter_of
-from foveate.testbed.encoding import Prompt, encode
 
 TEMPLATE = (
     "{% for m in messages %}{% for p in m.content %}"

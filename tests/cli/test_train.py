@@ -17,7 +17,7 @@ import torch
 from commands import run
 
 import zoo as zoo_module
-from foveate.cli.session import Session
+from foveate.data.loading import Session
 from foveate.importance import LearnedScorer
 from foveate.testbed import scenes
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from foveate.cli import app
-from foveate.training import testbed
+from foveate.training.testbed import trainer as testbed
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from foveate.evaluation.agreement import agreement, shared_methods
+from foveate.evaluation.rank_agreement import agreement, shared_methods
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 

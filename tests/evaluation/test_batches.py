@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from foveate.data.samples import Sample
 from foveate.evaluation.batches import batches
-from foveate.testbed.samples import Sample
 
 
 def sample(number: int, size: tuple[int, int], question: str, video: bool = False, frames: int = 1) -> Sample:

@@ -12,15 +12,15 @@ from PIL import Image
 
 import foveate
 import zoo as zoo_module
+from foveate.data.prompts import Prompt, encode
+from foveate.data.samples import Sample
 from foveate.errors import MethodError
-from foveate.evaluation import answering
-from foveate.evaluation.answering import Examinee
-from foveate.evaluation.downsampling import Corner, downsampled, enlarged, smaller
+from foveate.evaluation import inference as answering
+from foveate.evaluation.baselines import Corner, downsampled, enlarged, smaller
+from foveate.evaluation.inference import Examinee
 from foveate.evaluation.runs import Run
 from foveate.models import adapter_of
 from foveate.testbed import load_bundled, scenes
-from foveate.testbed.encoding import Prompt, encode
-from foveate.testbed.samples import Sample
 from foveate.tokens import Grid, VisualTokens
 
 

@@ -16,20 +16,20 @@ import pytest
 import torch
 
 import foveate
+from foveate.data.metrics import is_right
+from foveate.data.samples import Sample
 from foveate.errors import MethodError, ModelError
-from foveate.evaluation.answering import Examinee, shows_all
-from foveate.evaluation.evaluating import Evaluation, configuration, evaluate, processes
-from foveate.evaluation.journal import ANSWERS, TIMES, Journal
+from foveate.evaluation.inference import Examinee, shows_all
 from foveate.evaluation.results import RESULTS, TIMED, Results
+from foveate.evaluation.runner import Evaluation, configuration, evaluate, processes
 from foveate.evaluation.runs import Run, runs_of, spelled
+from foveate.evaluation.storage import ANSWERS, TIMES, Journal
 from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
 from foveate.evaluation.workers import Work, _worker
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.cost import CostModel
 from foveate.testbed import answers, load_bundled
-from foveate.testbed.samples import Sample
-from foveate.testbed.scoring import is_right
 
 PAIR = load_bundled()
 METHODS = ("idpruner", "fastv", "evs")  # before the LLM, inside it, and for clips only

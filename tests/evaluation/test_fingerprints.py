@@ -7,7 +7,7 @@ import torch
 from foveate.evaluation.fingerprints import fingerprint, learned
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import get_method
-from foveate.methods.base import ModelFacts
+from foveate.methods.toolkit.base import ModelFacts
 
 FACTS = ModelFacts("", 4, 6)
 

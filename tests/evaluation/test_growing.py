@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from foveate.data.samples import Sample
 from foveate.evaluation.advice import advice
-from foveate.evaluation.answering import Examinee
 from foveate.evaluation.conflicts import conflict
-from foveate.evaluation.evaluating import Evaluation, evaluate
 from foveate.evaluation.fingerprints import preparation, question_keys
-from foveate.evaluation.journal import ANSWERS, QUESTIONS, locked
+from foveate.evaluation.inference import Examinee
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import RESULTS, Results
+from foveate.evaluation.runner import Evaluation, evaluate
 from foveate.evaluation.runs import Run
+from foveate.evaluation.storage import ANSWERS, QUESTIONS, locked
 from foveate.evaluation.suites import EvaluationError, Suite, suite
 from foveate.methods import get_method
 from foveate.testbed import load_bundled
-from foveate.testbed.samples import Sample
 
 PAIR = load_bundled()
 SAMPLES = suite("bundled").samples

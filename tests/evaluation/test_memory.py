@@ -11,8 +11,8 @@ import torch
 
 import foveate
 import zoo as zoo_module
-from foveate.evaluation import memory as memory_module
-from foveate.evaluation.memory import EncoderMemory
+from foveate.evaluation import encoder_cache as memory_module
+from foveate.evaluation.encoder_cache import EncoderMemory
 from foveate.models import adapter_of
 
 METHODS = (

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.evaluation.answering import COSTS, TIMES
+from foveate.evaluation.inference import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
+from foveate.evaluation.paper_results import PUBLISHED
 from foveate.evaluation.plots import ReportError, styles, write_report
-from foveate.evaluation.published import PUBLISHED
 from foveate.evaluation.report import Report, percent
 from foveate.evaluation.results import Results
 from foveate.evaluation.runs import Run

@@ -32,7 +32,7 @@ def rows(query, key, visible):
 
 
 def compare():
-    from foveate.importance.attention_gpu import attention_logits
+    from foveate.importance.attention_triton import attention_logits
 
     for case in CASES:
         for dtype in (torch.float32, torch.bfloat16):

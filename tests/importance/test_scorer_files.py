@@ -16,7 +16,8 @@ from torch import Tensor
 import foveate
 import zoo as zoo_module
 from foveate.errors import MethodError
-from foveate.importance import LearnedScorer, scorer
+from foveate.importance import LearnedScorer
+from foveate.importance import learned_scorer as scorer
 from foveate.methods import Method, get_method
 from zoo import Zoo
 

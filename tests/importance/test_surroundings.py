@@ -7,7 +7,7 @@ from foveate.importance import AttentionPrior, LearnedScorer, attention_received
 from foveate.importance.attention import attention_weights, contributions
 from foveate.importance.rotary import rotary_decay
 from foveate.tokens import Grid
-from foveate.training.scorer import TrainableScorer
+from foveate.training.scorer.model import TrainableScorer
 from surroundings import SURROUNDINGS, nothing_leaks
 
 torch.manual_seed(0)

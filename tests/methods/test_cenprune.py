@@ -8,7 +8,7 @@ import torch
 from foveate.errors import MethodError
 from foveate.importance import LearnedScorer
 from foveate.methods import get_method
-from foveate.methods.centring import centred, distinctiveness
+from foveate.methods.toolkit.centring import centred, distinctiveness
 from foveate.selection import dpp
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, RELEVANCE, kept, toy

@@ -8,9 +8,10 @@ import torch
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
-from foveate.methods import ModelFacts, Stage, base, get_method, method_names
-from foveate.methods.at_layer import AtLayer
-from foveate.methods.base import counting_methods, method_class
+from foveate.methods import ModelFacts, Stage, get_method, method_names
+from foveate.methods.toolkit import base
+from foveate.methods.toolkit.at_layer import AtLayer
+from foveate.methods.toolkit.registry import counting_methods, method_class
 from foveate.tokens import Grid, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from foveate.methods import Method, get_method
-from foveate.methods.base import Provenance, counting_methods
+from foveate.methods.toolkit.base import Provenance
+from foveate.methods.toolkit.registry import counting_methods
 from foveate.tokens import Grid, Selection, VisualTokens
 from surroundings import AUTOCAST, SURROUNDINGS, nothing_leaks, surrounded
 

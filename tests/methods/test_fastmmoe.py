@@ -6,7 +6,7 @@ import torch
 import foveate
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.experts import ExpertCut
+from foveate.methods.toolkit.interventions import ExpertCut
 from foveate.tokens import Grid, VisualTokens
 
 # Three groups of three, one of a single token. The router treats the first group alike, up to 0.8 the second.

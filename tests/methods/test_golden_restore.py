@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.methods.merging import group_size
+from foveate.methods.toolkit.merging import group_size
 from foveate.tokens import Grid, VisualTokens
 from methods.golden import Case, cases, facts
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.methods.at_layer import AtLayer
 from foveate.methods.hiprune import beside
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import EncoderReading, Grid, VisualTokens
 from methods.toy import FEATURES, RELEVANCE, SALIENCY, kept
 

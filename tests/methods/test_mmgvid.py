@@ -10,8 +10,8 @@ import torch
 from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.mmgvid import Guide, peaks, segments
-from foveate.methods.shares import spent
-from foveate.selection.pools import prepare
+from foveate.methods.toolkit.apportion import spent
+from foveate.selection.batch import prepare
 from foveate.tokens import Grid, VisualTokens
 from methods.toy import FEATURES, kept, toy
 

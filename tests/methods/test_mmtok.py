@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.methods.covering import covering
+from foveate.methods.toolkit.max_coverage import covering
 from foveate.tokens import Cue, Grid, VisualTokens
 from methods.toy import kept, toy
 

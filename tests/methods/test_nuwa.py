@@ -12,7 +12,7 @@ from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.nuwa import nearness
-from foveate.methods.regions import rank_within
+from foveate.methods.toolkit.regions import rank_within
 from foveate.models import adapter_of
 from foveate.tokens import EncoderReading, Grid, VisualTokens
 from methods.toy import FEATURES, SALIENCY, chosen, kept, toy

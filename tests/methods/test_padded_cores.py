@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.selection.pools import prepare
+from foveate.selection.batch import prepare
 
 
 @pytest.mark.parametrize("name", ["dart", "holov", "idselection", "prunesid", "tops", "vispruner"])

@@ -10,7 +10,7 @@ import pytest
 
 from foveate.methods import ModelFacts, get_method
 from foveate.models import supported_models
-from foveate.models.base import _ADAPTERS
+from foveate.models.registry import _ADAPTERS
 
 LLAVA = ModelFacts("", 8, 4, ("llava",))
 QWEN2 = ModelFacts("", 8, 4, ("qwen2_vl", "qwen2_5_vl"))
@@ -31,7 +31,7 @@ def test_what_the_user_sets_wins_even_where_it_is_the_default_of_another_family(
 
 
 def test_a_wrapped_method_follows_the_model_too():
-    from foveate.methods.at_layer import AtLayer
+    from foveate.methods.toolkit.at_layer import AtLayer
 
     bound = AtLayer(get_method("vscan", inside=False), 1).bind(QWEN25)
     assert bound.method.window == 4

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import foveate
 from foveate.errors import MethodError
-from foveate.importance import LearnedScorer, scorer
+from foveate.importance import LearnedScorer
+from foveate.importance import learned_scorer as scorer
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.notes import Note, announce, unannounced
+from foveate.methods.toolkit.notes import Note, announce, unannounced
 from zoo import Zoo
 
 SEVEN = ModelFacts("Qwen/Qwen2.5-VL-7B-Instruct", 8, 4)
@@ -137,7 +138,7 @@ def test_the_published_scorer_is_named_where_there_is_one() -> None:
 
 
 def test_notes_of_wrapped_and_of_equal_methods(caplog: pytest.LogCaptureFixture) -> None:
-    from foveate.methods.at_layer import AtLayer
+    from foveate.methods.toolkit.at_layer import AtLayer
 
     wrapped = AtLayer(get_method("idpruner"), 1).bind(SEVEN)
     announce(one.note for one in (wrapped, wrapped, get_method("divprune").bind(SEVEN)))

@@ -5,7 +5,7 @@ import pytest
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.gradual import gradual
+from foveate.methods.toolkit.schedules import gradual
 
 
 def schedule(depth, keep, tokens, **fields):

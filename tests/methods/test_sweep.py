@@ -14,7 +14,7 @@ import torch
 
 import foveate
 import zoo
-from foveate.cli.facts import facts_of
+from foveate.catalog import facts_of
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import Stage, get_method, method_names
 from zoo import Zoo

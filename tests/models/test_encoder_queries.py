@@ -8,7 +8,7 @@ import torch
 import foveate
 import zoo
 from foveate.errors import ModelError
-from foveate.models.base import MOST_QUERIES, AttentionCall, patch_attention
+from foveate.models.adapter import MOST_QUERIES, AttentionCall, patch_attention
 from zoo import Zoo
 
 from .spying import Spy

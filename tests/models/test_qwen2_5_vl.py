@@ -10,7 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 
 import zoo
 from foveate.models import adapter_of
-from foveate.models.base import MOST_QUERIES
+from foveate.models.adapter import MOST_QUERIES
 from foveate.models.qwen2_5_vl import window_order
 from foveate.tokens import Grid
 from zoo import Zoo

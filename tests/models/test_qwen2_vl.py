@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from foveate.models import adapter_of
-from foveate.models.base import MOST_QUERIES
+from foveate.models.adapter import MOST_QUERIES
 from foveate.tokens import Grid
 from zoo import Zoo
 

@@ -13,7 +13,7 @@ import foveate
 import zoo as zoo_module
 from foveate.methods import get_method
 from foveate.models import adapter_of
-from foveate.models.base import layers_behind
+from foveate.models.adapter import layers_behind
 from foveate.models.qwen2_5_vl import Qwen25VLAdapter
 from foveate.tokens import EncoderReading
 from zoo import Zoo

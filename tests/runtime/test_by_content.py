@@ -12,9 +12,9 @@ from torch import Tensor
 
 import foveate
 import zoo as zoo_module
-from foveate.methods.at_layer import AtLayer
 from foveate.methods.divprune import DivPrune
 from foveate.methods.sms import Sms, knee
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
 from zoo import Zoo
 

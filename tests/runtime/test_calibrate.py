@@ -9,7 +9,7 @@ import torch
 
 import foveate
 import zoo as zoo_module
-from foveate.importance.prior import AttentionPrior
+from foveate.importance.attention_prior import AttentionPrior
 from foveate.runtime.calibration import measure_prior
 from zoo import Zoo
 

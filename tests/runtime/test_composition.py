@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import foveate
 from foveate.budget import Budget
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime import StageReport
 from zoo import Zoo
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from zoo import Zoo
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import foveate
 import zoo as zoo_module
-from foveate.methods.editing import AttentionEdit
 from foveate.methods.fastv import FastV
+from foveate.methods.toolkit.interventions import AttentionEdit
 from zoo import Zoo
 
 from .helpers import assert_generates_alike, gap, generate, logits, pair, single, visual

@@ -10,7 +10,7 @@ import torch
 import foveate
 import zoo as zoo_module
 from foveate.methods import Stage, method_names
-from foveate.methods.base import method_class
+from foveate.methods.toolkit.registry import method_class
 from zoo import Zoo
 
 from .helpers import gap, generate, logits, pair, single

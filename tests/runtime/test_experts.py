@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 import zoo as zoo_module
-from foveate.methods.experts import ExpertCut
+from foveate.methods.toolkit.interventions import ExpertCut
 from foveate.models import adapter_of
 from foveate.models.moe import MoeBlock
 from foveate.runtime.seams.experts import narrowed

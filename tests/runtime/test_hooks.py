@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.models.base import AttentionCall
+from foveate.models.adapter import AttentionCall
 from foveate.runtime.hooks import AttentionObserver
 from zoo import Zoo
 

@@ -13,7 +13,7 @@ import foveate
 import zoo as zoo_module
 from foveate.importance.rotary import joined, rotary_decay
 from foveate.methods import Stage
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
 from models.spying import Spy
 from zoo import Zoo

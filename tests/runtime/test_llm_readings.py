@@ -11,7 +11,7 @@ from torch import Tensor
 import foveate
 from foveate.errors import MethodError
 from foveate.methods import Stage
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue
 from models.spying import Spy
 from zoo import Zoo

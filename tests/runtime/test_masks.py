@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.runtime.cache import CacheLayout
+from foveate.runtime.cache import CacheLayout, TokenIndex
 from foveate.runtime.masks import Window, is_packed, layer_mask
-from foveate.runtime.token_index import TokenIndex
 
 MASKS = st.integers(1, 3).flatmap(
     lambda batch: st.integers(1, 7).flatmap(

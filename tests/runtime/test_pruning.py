@@ -10,7 +10,7 @@ import torch
 
 import foveate
 import zoo
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from zoo import Zoo
 

@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from foveate.methods import get_method
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue
 from models.spying import Spy
 from zoo import Zoo

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import foveate
 import zoo as zoo_module
 from foveate.methods import Method, Stage
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from foveate.selection import topk
 from foveate.tokens import Cue, Selection, VisualTokens

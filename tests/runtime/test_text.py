@@ -9,7 +9,7 @@ import torch
 
 import foveate
 import zoo as zoo_module
-from foveate.methods.at_layer import AtLayer
+from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.models import adapter_of
 from foveate.tokens import Cue, VisualTokens
 from models.spying import Spy

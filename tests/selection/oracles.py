@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from foveate.selection.cosine import EPSILON, Rows
+from foveate.selection.similarity import EPSILON, Rows
 
 
 def cosine(features):

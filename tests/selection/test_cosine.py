@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from foveate.selection import cosine
-from foveate.selection.cosine import LANES, aligned
+from foveate.selection import similarity as cosine
+from foveate.selection.similarity import LANES, aligned
 from selection.oracles import rows
 
 

@@ -79,7 +79,7 @@ def selectors(width):
 
 
 def compare():
-    from foveate.selection.kernels import gpu
+    from foveate.selection.triton import greedy as gpu
 
     ops = {name: getattr(gpu, name) for name in ("gram", "spread", "suppress", "cover", "volume")}
     used = {name: mock.Mock(side_effect=on_device(op)) for name, op in ops.items()}

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from foveate.selection.cosine import NEVER
-from foveate.selection.kernels.met import NARROW, Met
+from foveate.selection.cpu.similarity_cache import NARROW, Met
+from foveate.selection.similarity import NEVER
 
 
 def met_in_blocks(count, room, blocks):

@@ -9,16 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr
-from foveate.selection.cosine import NEVER
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
+from foveate.selection import similarity as cosine
+from foveate.selection.batch import prepare
 from foveate.selection.coverage import reference as coverage_reference
+from foveate.selection.cpu import coverage as covering
+from foveate.selection.cpu import dispatch as cpu
+from foveate.selection.cpu import dpp as determinant
+from foveate.selection.cpu import farthest_seed as isolated
+from foveate.selection.cpu.farthest_seed import most_isolated
 from foveate.selection.dpp import reference as dpp_reference
 from foveate.selection.independent_set import reference as independent_reference
-from foveate.selection.kernels import covering, cpu, determinant, isolated
-from foveate.selection.kernels.isolated import most_isolated
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
-from foveate.selection.pools import prepare
+from foveate.selection.similarity import NEVER
 from selection import oracles
 from selection.oracles import rows
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from foveate.selection import cosine, coverage, dpp, independent_set, maxmin, mmr, random, stride, topk
-from foveate.selection.kernels import cpu
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, random, stride, topk
+from foveate.selection import similarity as cosine
+from foveate.selection.cpu import dispatch as cpu
 from surroundings import SURROUNDINGS, nothing_leaks
 
 SELECTORS = {

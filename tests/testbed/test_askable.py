@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.cli.session import Session
+from foveate.data.loading import Session
+from foveate.data.prompts import Prompt, encode_one
+from foveate.data.samples import Sample, SampleError, read_samples
 from foveate.testbed.askable import askable
-from foveate.testbed.encoding import Prompt, encode_one
-from foveate.testbed.samples import Sample, SampleError, read_samples
 
 SIZES = {"fine": (56, 84), "wide": (3000, 4), "tall": (1, 499), "strip": (900, 90), "dot": (1, 1)}
 

@@ -12,11 +12,11 @@ import transformers as tf
 from PIL import Image
 
 import zoo as zoo_module
-from foveate.cli.session import Session
+from foveate.data.images import PictureError
+from foveate.data.loading import Session
+from foveate.data.prompts import Prompt, encode_one
 from foveate.errors import FoveateError, ModelError
-from foveate.pictures import PictureError
 from foveate.testbed import QuestionError
-from foveate.testbed.encoding import Prompt, encode_one
 from foveate.testbed.limits import fitting
 
 SQUARE = {"height": 56, "width": 56}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from foveate.pictures import PictureError
+from foveate.data.images import PictureError
+from foveate.data.metrics import is_right
+from foveate.data.samples import Sample, SampleError, read_samples, usable_samples
 from foveate.testbed.questions import box_of
-from foveate.testbed.samples import Sample, SampleError, read_samples, usable_samples
-from foveate.testbed.scoring import is_right
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from foveate.data.metrics import is_right
 from foveate.testbed.procedural import generate
 from foveate.testbed.questions import FAMILIES
-from foveate.testbed.scoring import is_right
 from foveate.testbed.sources import TestbedError
 from foveate.testbed.suite import samples
 

@@ -6,12 +6,12 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import zoo as zoo_module
+from foveate.data.prompts import Prompt
+from foveate.data.samples import Sample
 from foveate.errors import ModelError
 from foveate.testbed import load_bundled, scenes
-from foveate.testbed.encoding import Prompt
-from foveate.testbed.samples import Sample
 from foveate.training import Example, TrainingError, example_of
-from foveate.training.scorer_data import answer_ids, batch_of
+from foveate.training.scorer.data import answer_ids, batch_of
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"

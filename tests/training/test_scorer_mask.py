@@ -10,9 +10,9 @@ import zoo as zoo_module
 from foveate.budget import Budget
 from foveate.models import adapter_of
 from foveate.training import Example, TrainableScorer
-from foveate.training.scorer_data import answer_losses, batch_of
-from foveate.training.scorer_gates import Gate
-from foveate.training.scorer_mask import soft_mask
+from foveate.training.scorer.data import answer_losses, batch_of
+from foveate.training.scorer.gates import Gate
+from foveate.training.scorer.soft_mask import soft_mask
 from zoo import Zoo, inputs, picture, video_inputs
 
 from .helpers import entering

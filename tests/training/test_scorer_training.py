@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 
 from foveate import prune
 from foveate.budget import Budget
+from foveate.data.samples import Sample
 from foveate.importance import LearnedScorer
 from foveate.testbed import load_bundled
 from foveate.testbed.bundled import SIDE
-from foveate.testbed.samples import Sample
 from foveate.training import Example, ScorerRecipe, TrainableScorer, TrainingError, example_of, train_scorer
-from foveate.training.scorer_mask import soft_mask
+from foveate.training.scorer.soft_mask import soft_mask
 from zoo import Zoo, inputs, picture
 
 _CHANCE = 28 / 196

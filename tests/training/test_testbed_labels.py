@@ -6,7 +6,7 @@ import pytest
 
 from foveate.testbed.layout import BAR, PATTERN
 from foveate.testbed.procedural import CELL, KINDS, Scene, generate
-from foveate.training.testbed_labels import CHARACTERS, CLASSES, THINGS, TINTS, label
+from foveate.training.testbed.labels import CHARACTERS, CLASSES, THINGS, TINTS, label
 
 SIDES = ("x0", "y0", "x1", "y1")
 

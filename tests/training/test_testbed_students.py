@@ -11,10 +11,10 @@ import transformers as tf
 
 from foveate.testbed.architectures import MODELS, build, image_processor, tokenizer
 from foveate.testbed.procedural import Scene, generate
-from foveate.training.testbed_batches import NOT_ASKED, Batch, Batches, collate
-from foveate.training.testbed_labels import CLASSES, label
-from foveate.training.testbed_students import Student, student
-from foveate.training.testbed_supervision import Inventory, Pointer
+from foveate.training.testbed.batches import NOT_ASKED, Batch, Batches, collate
+from foveate.training.testbed.labels import CLASSES, label
+from foveate.training.testbed.packed_forward import Student, student
+from foveate.training.testbed.supervision import Inventory, Pointer
 
 SIZES = [(112, 112), (48, 88), (24, 24)]
 

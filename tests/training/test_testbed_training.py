@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from foveate.data.prompts import Prompt, encode
 from foveate.testbed.architectures import MODELS, build, tokenizer
-from foveate.testbed.encoding import Prompt, encode
-from foveate.training import testbed as module
 from foveate.training.checkpoint import TrainingError, load_checkpoint
-from foveate.training.testbed import STAGES, Standing, Training
-from foveate.training.testbed_export import export
+from foveate.training.testbed import trainer as module
+from foveate.training.testbed.export import export
+from foveate.training.testbed.trainer import STAGES, Standing, Training
 
 VISION, LANGUAGE, JOINT = STAGES
 

@@ -13,9 +13,10 @@ from ..version import __version__
 from .ask import ask
 from .calibrate import calibrate
 from .demo import demo
+from .errors import SentenceGroup
 from .eval import evaluate, leaderboard
-from .handler import SentenceGroup
-from .listing import methods, models
+from .methods import methods
+from .models import models
 from .train import train
 from .view import view
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pictures import open_image
-from .handler import InputError
+from ..data.images import open_image
+from ..data.loading import BUNDLED, MODEL_HELP, Session
+from .errors import InputError
 from .hyperparameters import SETTINGS, configured
-from .session import BUNDLED, MODEL_HELP, Session
 from .tables import show
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pictures import PictureError, image_files, open_image
-from .handler import InputError
-from .outputs import FORCE, require_file
-from .session import MODEL_HELP, TESTBED, Session
+from ..data.images import PictureError, image_files, open_image
+from ..data.loading import MODEL_HELP, TESTBED, Session
+from .errors import InputError
+from .paths import FORCE, require_file
 from .view import default_prompt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def calibrate(
     from rich.console import Console
     from rich.progress import track
 
-    from ..importance.prior import cache_folder, default_prior_path
+    from ..importance.attention_prior import cache_folder, default_prior_path
     from ..runtime.calibration import measure_prior
 
     files = [] if images == TESTBED else image_files(Path(images))

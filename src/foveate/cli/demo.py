@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..data.loading import BUNDLED, Session
 from ..files import write_picture, write_text
 from .hyperparameters import configured
-from .outputs import FORCE, require_file, require_folder, require_picture
-from .session import BUNDLED, Session
+from .paths import FORCE, require_file, require_folder, require_picture
 from .tables import show
 from .view import kept_panels
 
@@ -44,7 +44,7 @@ def demo(
     """Show what pruning keeps and what it costs, on the bundled tiny model."""
     from rich.console import Console
 
-    from ..methods.notes import unannounced
+    from ..methods.toolkit.notes import unannounced
     from ..testbed import scenes
 
     console = Console()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..data.loading import BUNDLED, MODEL_HELP, TESTBED, Session
 from ..errors import near_miss
+from .errors import InputError, going_on
 from .evaluated import announce, bar, left_out, show
-from .handler import InputError, going_on
 from .hyperparameters import SETTINGS, configured, hyperparameters
-from .outputs import FORCE, require_file, require_folder, require_own
-from .session import BUNDLED, MODEL_HELP, TESTBED, Session
+from .paths import FORCE, require_file, require_folder, require_own
 
 if TYPE_CHECKING:
     from ..evaluation.suites import Suite
@@ -95,14 +95,14 @@ def evaluate(
 
     from ..api import attach
     from ..evaluation.advice import advice
-    from ..evaluation.evaluating import Evaluation
-    from ..evaluation.evaluating import evaluate as run
     from ..evaluation.gate import failures
-    from ..evaluation.journal import require_evaluation
     from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
+    from ..evaluation.runner import Evaluation
+    from ..evaluation.runner import evaluate as run
     from ..evaluation.runs import BASELINES, spelled
-    from ..methods.notes import unannounced
+    from ..evaluation.storage import require_evaluation
+    from ..methods.toolkit.notes import unannounced
     from ..testbed.askable import askable
 
     require_extra()  # before hours are spent

@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..evaluation.evaluating import Evaluation
     from ..evaluation.report import Report
+    from ..evaluation.runner import Evaluation
 
 TITLE = "Right answers in %, mean over families, ± half a 95 % interval"
 _ESTIMATE_AFTER = 10.0  # seconds of answering

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import near_miss
-from .handler import InputError
+from .errors import InputError
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -42,7 +42,7 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
         MethodError: for an unknown method.
         InputError: for a setting that is no ``key=value``, that no method has, or whose value is of another type.
     """
-    from ..methods.base import method_class
+    from ..methods.toolkit.registry import method_class
 
     given = dict(_split(setting) for setting in settings)
     fields = {name: [f.name for f in dataclasses.fields(method_class(name)) if f.init] for name in names}

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .handler import going_on
-from .outputs import require_folder
-from .session import MODEL_HELP, TESTBED, Session
+from ..data.loading import MODEL_HELP, TESTBED, Session
+from .errors import going_on
+from .paths import require_folder
 
 if TYPE_CHECKING:
-    from ..testbed.samples import Sample
+    from ..data.samples import Sample
     from ..training import Example, StepLog
 
 
@@ -54,8 +54,8 @@ def scorer(
     ] = False,
 ) -> None:
     """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
+    from ..data.samples import usable_samples
     from ..testbed.askable import askable
-    from ..testbed.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
 
     recipe = ScorerRecipe(

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .handler import going_on
-from .outputs import require_folder
+from .errors import going_on
+from .paths import require_folder
 
 
 def testbed(
@@ -25,7 +25,7 @@ def testbed(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..training.testbed import Standing, Training
+    from ..training.testbed.trainer import Standing, Training
 
     require_folder(out, "--out")
     columns = (

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from ..data.images import open_image
+from ..data.loading import BUNDLED, MODEL_HELP, Session
 from ..files import write_picture
-from ..pictures import open_image
-from .handler import InputError
+from .errors import InputError
 from .hyperparameters import SETTINGS, configured
-from .outputs import FORCE, require_picture
-from .session import BUNDLED, MODEL_HELP, Session
+from .paths import FORCE, require_picture
 
 if TYPE_CHECKING:
     from PIL import Image

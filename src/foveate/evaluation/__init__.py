@@ -1,10 +1,10 @@
 """What pruning costs and saves: suites of questions, answers, statistics, tables and plots."""
 
-from .evaluating import Evaluation, evaluate
 from .leaderboard import write_leaderboard
 from .plots import ReportError, write_report
 from .report import Report
 from .results import Results, Row
+from .runner import Evaluation, evaluate
 from .statistics import Bootstrap, Estimate, bootstrap
 from .suites import EvaluationError, Suite, dataset, suite
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from ..testbed.scoring import agrees
+from ..data.metrics import agrees
 from .results import Results
 from .runs import UNPRUNED
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..pictures import image_size
-from ..testbed.samples import Sample
+from ..data.images import image_size
+from ..data.samples import Sample
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[list[int]]:

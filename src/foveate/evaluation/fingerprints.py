@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.samples import Sample
 from ..errors import FoveateError
 from ..methods import Method
-from ..methods.base import ModelFacts
-from ..testbed.samples import Sample
+from ..methods.toolkit.base import ModelFacts
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 _BEGINNING = 64  # elements that are hashed as they are

@@ -7,9 +7,9 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 from ..files import write_text
-from .agreement import agreement, shared_methods
+from .paper_results import PUBLISHED, Published
 from .plots import write_report
-from .published import PUBLISHED, Published
+from .rank_agreement import agreement, shared_methods
 from .report import REPORT, Report, table
 from .results import RESULTS, Results
 from .suites import SUITES, EvaluationError

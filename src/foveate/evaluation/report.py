@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..files import COMMENT
-from .answering import TIMES
+from .inference import TIMES
 from .results import Results, Row
 from .runs import BASELINES, BLIND, DOWNSAMPLE, ORACLE, REFERENCES, UNPRUNED
 from .statistics import MACRO, Bootstrap, Estimate

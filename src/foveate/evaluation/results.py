@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.metrics import is_right
+from ..data.samples import Sample
 from ..files import write_text
-from ..testbed.samples import Sample
-from ..testbed.scoring import is_right
-from .answering import COSTS, TIMES, Cell
-from .journal import Outcome
+from .inference import COSTS, TIMES, Cell
 from .runs import UNPRUNED, Run
 from .statistics import Array, Bootstrap, bootstrap
+from .storage import Outcome
 from .suites import EvaluationError, Suite
 
 RESULTS, TIMED = "results.json", "times.json"
@@ -42,7 +42,7 @@ class Row:
         keep: likewise.
         seeds: how many runs these are means of.
         scores: (questions,), the share of the runs whose answer is right.
-        costs: means over the questions; see `foveate.evaluation.answering.COSTS`.
+        costs: means over the questions; see `foveate.evaluation.inference.COSTS`.
         times: seconds a question; empty where they are not known.
     """
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..data.samples import BadLine, Metric, Sample, usable_samples
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
 from ..testbed.questions import FAMILIES, families_seen
-from ..testbed.samples import BadLine, Metric, Sample, usable_samples
 from ..testbed.suite import samples as generated
 
 TESTBED_QUESTIONS = 140  # twenty of each family of stills: all methods at four budgets take minutes
@@ -86,7 +86,7 @@ def dataset(
     suffix: str = "",
     skip_bad: bool = False,
 ) -> Suite:
-    """The samples in a JSONL file or its folder (see `foveate.testbed.samples`), whose pictures can all be opened.
+    """The samples in a JSONL file or its folder (see `foveate.data.samples`), whose pictures can all be opened.
 
     Args:
         path: of the file or the folder.

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from ..data.samples import Sample
 from ..errors import FoveateError
-from ..testbed.samples import Sample
-from .answering import Cell, Examinee
+from .inference import Cell, Examinee
 from .runs import Run
 from .suites import EvaluationError
 

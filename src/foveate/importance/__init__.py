@@ -1,8 +1,8 @@
 """How much each token matters: learned scorer, attention rows, and the prior that takes the bias out of them."""
 
 from .attention import attention_received, attention_row
-from .prior import AttentionPrior, default_prior_path, find_prior
-from .scorer import LearnedScorer, find_scorer
+from .attention_prior import AttentionPrior, default_prior_path, find_prior
+from .learned_scorer import LearnedScorer, find_scorer
 
 __all__ = [
     "AttentionPrior",

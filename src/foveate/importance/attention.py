@@ -28,7 +28,7 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     Returns:
         (B, L) float32, zero on invisible keys, each row summing to 1.
     """
-    launch = fused("foveate.importance.attention_gpu", query)
+    launch = fused("foveate.importance.attention_triton", query)
     if launch is not None:
         logits = launch.attention_logits(query, key, scaling)
     else:

@@ -31,15 +31,16 @@ from torch.nn.functional import cosine_similarity
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.cosine import snapped
-from ..selection.pools import ranking
+from ..selection.batch import ranking
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_range, check_whole
-from .gradual import gradual
-from .prompt_text import SIGNS, Sign, attention_of_text, mean_of
-from .regions import rank_within
-from .shares import spent
+from .toolkit.apportion import spent
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.regions import rank_within
+from .toolkit.registry import register_method
+from .toolkit.schedules import gradual
+from .toolkit.text_relevance import SIGNS, Sign, attention_of_text, mean_of
+from .toolkit.validation import check_choice, check_range, check_whole
 
 _ALIKE = 1e-6  # range of relevance below which all segments weigh the same
 

@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection.cosine import snapped
-from ..selection.pools import require
+from ..selection.batch import require
+from ..selection.similarity import snapped
 from ..tokens import Grid, Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .checks import check_choice, check_range
-from .merging import group_size, itself
-from .wrapper import Wrapper
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.merging import group_size, itself
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range
+from .toolkit.wrapper import Wrapper
 
 
 @register_method("anchormerge")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..tokens import Grid, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_undropped
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.validation import check_undropped
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # half-open spans of frames, rows, columns
 _AXES = (1, 2, 0)  # where two axes of a box are equally long, rows are cut before columns before frames

@@ -21,9 +21,10 @@ from torch.nn.functional import normalize
 
 from ..selection import dpp
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice
-from .prompt_text import SIGNS, Sign, mean_of, relevance_of
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import SIGNS, Sign, mean_of, relevance_of
+from .toolkit.validation import check_choice
 
 
 @register_method("cdpruner")

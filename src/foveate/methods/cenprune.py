@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..selection.cosine import Cosines
-from ..selection.pools import Pools, marked, prepare
+from ..selection.batch import Pools, marked, prepare
+from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .centring import centred, distinctiveness
 from .divprune import DivPrune
-from .wrapper import Wrapper
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.centring import centred, distinctiveness
+from .toolkit.registry import register_method
+from .toolkit.wrapper import Wrapper
 
 
 @register_method("cenprune")

@@ -34,8 +34,9 @@ from ..importance import AttentionPrior, find_prior
 from ..selection import independent_set
 from ..selection.independent_set import Spatial
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_whole
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_layer_of, check_range, check_whole
 
 SHALLOW = "shallow"
 SPATIAL_WEIGHTS = {"understanding": 0.0, "grounding": 0.5}

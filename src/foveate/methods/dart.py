@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..selection.cosine import snapped
-from ..selection.pools import Pools, prepare, ranking
+from ..selection.batch import Pools, prepare, ranking
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_whole
-from .published import published
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_layer_of, check_whole
 
 PivotsBy = Literal["keys", "states"]
 Words = Literal["behind", "all"]

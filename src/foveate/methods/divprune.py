@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..selection import maxmin
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, register_method
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
 
 
 @register_method("divprune")

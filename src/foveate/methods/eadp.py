@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..tokens import Cue, Grid, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range, check_undropped
-from .covering import covering
-from .prompt_text import SIGNS, Sign, by_image, mean_of
-from .published import published
+from .toolkit.base import Method, Provenance
+from .toolkit.max_coverage import covering
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import SIGNS, Sign, by_image, mean_of
+from .toolkit.validation import check_choice, check_range, check_undropped
 
 SHARPNESS = 100.0  # of the softmax whose entropy is taken
 TEMPERATURE = 0.01  # of the weights of text tokens

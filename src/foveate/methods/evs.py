@@ -19,10 +19,11 @@ from torch.nn.functional import cosine_similarity
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.cosine import snapped
+from ..selection.similarity import snapped
 from ..tokens import Grid, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_undropped
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.validation import check_undropped
 
 _SINGLE = "evs compares the frames of clips, but was given a single image; use another method for images."
 _FIRST_FRAME = 255.0  # far above 2, the largest that another token can have

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
 
 
 @register_method("fastervlm")

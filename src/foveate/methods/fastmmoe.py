@@ -33,13 +33,14 @@ from torch.nn.functional import cosine_similarity
 from ..budget import Budget
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.cosine import snapped
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_rising, check_whole
-from .experts import ExpertCut, Reading
-from .gradual import gradual
-from .merging import itself
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.interventions import ExpertCut, Reading
+from .toolkit.merging import itself
+from .toolkit.registry import register_method
+from .toolkit.schedules import gradual
+from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_whole
 
 _OF = 48  # layers of the model that the default layers are given for
 

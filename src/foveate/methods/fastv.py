@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_whole
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.validation import check_layer_of, check_whole
 
 
 @register_method("fastv")

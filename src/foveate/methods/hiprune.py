@@ -23,11 +23,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..selection.pools import marked, prepare, ranking
+from ..selection.batch import marked, prepare, ranking
 from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
-from .published import published
+from .toolkit.base import Method, Provenance
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range
 
 Neighbours = Literal["image", "raster"]
 

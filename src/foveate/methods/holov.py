@@ -22,11 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.pools import Pools, ordinals, prepare, require
+from ..selection.batch import Pools, ordinals, prepare, require
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_whole
-from .published import published
+from .toolkit.base import Method, Provenance
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.validation import check_whole
 
 
 @register_method("holov")

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..importance import LearnedScorer, find_scorer
-from ..importance.prior import short_name
+from ..importance.attention_prior import short_name
 from ..selection import mmr
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, register_method
-from .checks import check_choice, check_range
-from .notes import Note
+from .toolkit.base import Method, ModelFacts, Provenance
+from .toolkit.notes import Note
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range
 
 PUBLISHED = "published"
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.cosine import Cosines
-from ..selection.pools import Pools, marked, prepare
+from ..selection.batch import Pools, marked, prepare
+from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_range
-from .compared import Source, check_source, cues_of, features_of
+from .toolkit.base import Method, Provenance
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.registry import register_method
+from .toolkit.validation import check_range
 
 
 @register_method("idselection")

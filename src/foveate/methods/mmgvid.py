@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..selection.cosine import snapped
-from ..selection.pools import Pools, prepare
+from ..selection.batch import Pools, prepare
+from ..selection.similarity import snapped
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range, check_whole
-from .density import Guide, peaks
-from .shares import spent
+from .toolkit.apportion import spent
+from .toolkit.base import Method, Provenance
+from .toolkit.density_peaks import Guide, peaks
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range, check_whole
 
 _SHARES = (0.05, 0.95)  # what a segment may keep at least and at most, before all are scaled to the budget
 _EQUAL = 1e-6  # standard deviation below which all segments add the same

@@ -25,11 +25,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_range
-from .covering import covering
-from .prompt_text import by_image
-from .published import published
+from .toolkit.base import Method, Provenance
+from .toolkit.max_coverage import covering
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import by_image
+from .toolkit.validation import check_range
 
 
 @register_method("mmtok")

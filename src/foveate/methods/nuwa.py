@@ -40,17 +40,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..selection import topk
-from ..selection.cosine import snapped
-from ..selection.pools import prepare
+from ..selection.batch import prepare
+from ..selection.similarity import snapped
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .both_places import TwoStages
-from .checks import check_choice, check_range, check_whole
-from .compared import Source, check_source, cues_of, features_of
-from .merging import Mixture, itself
-from .prompt_text import mean_of, relevance_of
-from .published import published
-from .regions import rank_within, region_of
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.merging import Mixture, itself
+from .toolkit.published import published
+from .toolkit.regions import rank_within, region_of
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import mean_of, relevance_of
+from .toolkit.two_stage import TwoStages
+from .toolkit.validation import check_choice, check_range, check_whole
 
 Rule = Literal["attention", "text"]
 Heads = Literal["mean", "max"]

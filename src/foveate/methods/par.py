@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.cosine import snapped
-from ..selection.pools import prepare
+from ..selection.batch import prepare
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
-from .prompt_text import SIGNS, Sign, by_image
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import SIGNS, Sign, by_image
+from .toolkit.validation import check_choice, check_range
 
 
 @register_method("par")

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .checks import check_choice, check_range, check_undropped
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range, check_undropped
 
 _FIRST = torch.finfo(torch.float32).max  # the error of a token that nothing predicts
 

@@ -28,14 +28,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.cosine import snapped
-from ..selection.pools import Pools, prepare
+from ..selection.batch import Pools, prepare
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range, check_whole
-from .compared import Source, check_source, cues_of, features_of
-from .published import published
-from .regions import rank_within
+from .toolkit.base import Method, Provenance
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.published import published
+from .toolkit.regions import rank_within
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range, check_whole
 
 Order = Literal["attention", "weight"]
 Mean = Literal["pairs", "half"]

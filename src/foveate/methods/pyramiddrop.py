@@ -26,9 +26,10 @@ from ..budget import Budget
 from ..errors import MethodError
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_layer_of, check_rising, check_shares
-from .gradual import gradual, proportional
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.schedules import gradual, proportional
+from .toolkit.validation import check_layer_of, check_rising, check_shares
 
 
 @register_method("pyramiddrop")

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import selection
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_whole
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.validation import check_whole
 
 
 @register_method("random")

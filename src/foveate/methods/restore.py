@@ -18,10 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .anchormerge import AnchorMerge
-from .base import Provenance, register_method
-from .both_places import BothPlaces
-from .checks import check_range
-from .editing import LogitBias
+from .toolkit.base import Provenance
+from .toolkit.interventions import LogitBias
+from .toolkit.registry import register_method
+from .toolkit.two_stage import BothPlaces
+from .toolkit.validation import check_range
 
 
 @register_method("restore")

@@ -25,12 +25,13 @@ from torch.nn.functional import normalize
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.cosine import snapped
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .both_places import TwoStages
-from .checks import check_choice, check_whole
-from .prompt_text import attention_of_text
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import attention_of_text
+from .toolkit.two_stage import TwoStages
+from .toolkit.validation import check_choice, check_whole
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
 

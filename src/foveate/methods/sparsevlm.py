@@ -36,13 +36,14 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.pools import ranking
+from ..selection.batch import ranking
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_rising, check_shares
-from .density import Guide, peaks
-from .gradual import gradual, proportional
-from .merging import group_size, itself
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.density_peaks import Guide, peaks
+from .toolkit.merging import group_size, itself
+from .toolkit.registry import register_method
+from .toolkit.schedules import gradual, proportional
+from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_shares
 
 _OF_32 = (3, 7, 16)  # the inputs of these are the outputs of the paper's layers 2, 6 and 15
 _EQUAL = 1 + 1e-5  # by which factor a rater must exceed the mean, so that rounding makes none

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import selection
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, register_method
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
 
 
 @register_method("stride")

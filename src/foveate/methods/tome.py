@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.cosine import snapped
-from ..selection.pools import prepare
+from ..selection.batch import prepare
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .compared import Source, check_source, cues_of, features_of
-from .merging import group_size
+from .toolkit.base import Method, Provenance
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.merging import group_size
+from .toolkit.registry import register_method
 
 
 @register_method("tome")

@@ -25,14 +25,15 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.cosine import snapped
-from ..selection.pools import Pools, marked, prepare
+from ..selection.batch import Pools, marked, prepare
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .both_places import BothPlaces
-from .checks import check_choice, check_layer_of, check_range, check_rising
-from .gradual import averaged
 from .sparsevlm import SparseVlm
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.registry import register_method
+from .toolkit.schedules import averaged
+from .toolkit.two_stage import BothPlaces
+from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising
 
 _RATERS = SparseVlm(unbias=False, heads=1.0)
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from ..selection import topk
-from ..selection.pools import ranking
+from ..selection.batch import ranking
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice
-from .merging import group_size, itself
-from .prompt_text import SIGNS, Sign, mean_of, relevance_of
+from .toolkit.base import Method, Provenance
+from .toolkit.merging import group_size, itself
+from .toolkit.registry import register_method
+from .toolkit.text_relevance import SIGNS, Sign, mean_of, relevance_of
+from .toolkit.validation import check_choice
 
 
 @register_method("trim")

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection.pools import Pools, prepare
+from ..selection.batch import Pools, prepare
 from ..tokens import Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_range
+from .toolkit.base import Method, Provenance
+from .toolkit.registry import register_method
+from .toolkit.validation import check_range
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 

@@ -19,9 +19,10 @@ from ..errors import MethodError
 from ..importance import LearnedScorer
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, register_method
 from .idpruner import bound_scorer, loaded_scorer, no_scorer, scorer_note
-from .notes import Note
+from .toolkit.base import Method, ModelFacts, Provenance
+from .toolkit.notes import Note
+from .toolkit.registry import register_method
 
 # The checkpoints that the authors' README links, by the name of the model whose scorer they hold; none is pinned.
 SCORERS = {

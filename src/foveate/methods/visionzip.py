@@ -25,11 +25,12 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_choice, check_range
-from .compared import Source, check_source, cues_of, features_of
-from .merging import group_size, itself, nearest
-from .published import published
+from .toolkit.base import Method, Provenance
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.merging import group_size, itself, nearest
+from .toolkit.published import published
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_range
 
 
 @register_method("visionzip")

@@ -35,11 +35,12 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.pools import ranking
+from ..selection.batch import ranking
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage, register_method
-from .checks import check_choice, check_layer_of, check_range, check_whole
-from .editing import AttentionEdit
+from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.interventions import AttentionEdit
+from .toolkit.registry import register_method
+from .toolkit.validation import check_choice, check_layer_of, check_range, check_whole
 
 _OF_13B = 40  # layers of LLaVA-1.5's 13B
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.cosine import snapped
-from ..selection.pools import Pools, prepare, ranking
+from ..selection.batch import Pools, prepare, ranking
+from ..selection.similarity import snapped
 from ..tokens import Cue, Selection, VisualTokens
-from .base import Method, Provenance, register_method
-from .checks import check_range, check_whole
-from .compared import Source, check_source, cues_of, features_of
+from .toolkit.base import Method, Provenance
+from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.registry import register_method
+from .toolkit.validation import check_range, check_whole
 
 
 @register_method("vispruner")

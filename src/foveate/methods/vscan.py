@@ -32,14 +32,15 @@ import torch
 from torch import Tensor
 
 from ..selection import topk
-from ..selection.pools import marked, prepare, ranking
+from ..selection.batch import marked, prepare, ranking
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .base import Method, Provenance, Stage, register_method
-from .both_places import TwoStages
-from .checks import check_choice, check_range, check_whole
-from .merging import group_size, itself, nearest
-from .published import published
-from .regions import full_windows, rank_within, region_of
+from .toolkit.base import Method, Provenance, Stage
+from .toolkit.merging import group_size, itself, nearest
+from .toolkit.published import published
+from .toolkit.regions import full_windows, rank_within, region_of
+from .toolkit.registry import register_method
+from .toolkit.two_stage import TwoStages
+from .toolkit.validation import check_choice, check_range, check_whole
 
 Windows = Literal["same", "capped"]
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
-from .base import AttentionCall, layers_behind, patch_attention, register_model
+from .adapter import AttentionCall, layers_behind, patch_attention
+from .registry import register_model
 from .tower import TowerAdapter
 
 

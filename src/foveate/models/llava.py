@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .base import AttentionCall, layers_behind, patch_attention, register_model
+from .adapter import AttentionCall, layers_behind, patch_attention
+from .registry import register_model
 from .tower import TowerAdapter
 
 _SMEARED = 2  # lines of pixels, of bicubic filters

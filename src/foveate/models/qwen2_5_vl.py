@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import Grid
-from .base import register_model
 from .qwen_vl import QwenVLAdapter
+from .registry import register_model
 
 
 @register_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .base import register_model
 from .qwen_vl import QwenVLAdapter
+from .registry import register_model
 
 
 @register_model

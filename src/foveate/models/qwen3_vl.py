@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from .base import DeepStack, register_model
+from .adapter import DeepStack
 from .qwen_vl import QwenVLAdapter
+from .registry import register_model
 
 
 @register_model

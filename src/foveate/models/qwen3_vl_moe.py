@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .base import FROM_ROUTER, register_model
+from .adapter import FROM_ROUTER
 from .qwen3_vl import Qwen3VLAdapter
+from .registry import register_model
 
 
 @register_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
-from .base import AttentionCall, ModelAdapter, patch_attention, pooled_mean
+from .adapter import AttentionCall, ModelAdapter, patch_attention, pooled_mean
 
 
 class QwenVLAdapter(ModelAdapter):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..tokens import Grid
-from .base import ModelAdapter
+from .adapter import ModelAdapter
 
 
 class TowerAdapter(ModelAdapter):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError, ModelError
-from ..importance.prior import AttentionPrior
+from ..importance.attention_prior import AttentionPrior
 from ..models import adapter_of
-from ..models.base import AttentionCall
+from ..models.adapter import AttentionCall
 from .cues import last_row
 from .hooks import AttentionObserver
 from .prompt import locate

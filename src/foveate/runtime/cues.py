@@ -17,12 +17,11 @@ from ..importance.attention import attention_row, attention_weights, contributio
 from ..importance.rotary import Table, joined, rotary_decay
 from ..methods import Method
 from ..models import ModelAdapter
-from ..models.base import FROM_ENCODER, AttentionCall
+from ..models.adapter import FROM_ENCODER, AttentionCall
 from ..tokens import Cue, EncoderReading, Grid
-from .encoding import EncoderPass
 from .hooks import Hooks
 from .masks import attends
-from .state import CallStack, ForwardState
+from .state import CallStack, EncoderPass, ForwardState
 
 OF_THE_LAYER_BELOW = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION, Cue.LLM_CONTRIBUTIONS, Cue.LLM_KEYS})
 OF_THE_LAYER_ITSELF = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import RuntimeStateError
 from ..grouping import Span
-from ..methods.editing import LogitBias
-from ..methods.notes import announce
+from ..methods.toolkit.interventions import LogitBias
+from ..methods.toolkit.notes import announce
 from ..models import ModelAdapter
 from .cache import CacheState, mark, state_of
 from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import FROM_LANGUAGE_MODEL, EncoderCues
-from .encoding import EncoderPass
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import check_logits_to_keep, place_logits_to_keep
 from .masks import check_last_row, check_length, is_packed, own_mask
@@ -36,7 +35,7 @@ from .seams.before_llm import BeforeLlm
 from .seams.deepstack import DeepStackRows
 from .seams.experts import FewerExperts, check_routers, cut_of
 from .seams.inside_llm import InsideLlm
-from .state import Call, CallStack, ForwardState, Generation
+from .state import Call, CallStack, EncoderPass, ForwardState, Generation
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictionary()
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import RuntimeStateError
-from ..models.base import AttentionCall
+from ..models.adapter import AttentionCall
 from .compat import cache_of, with_cache
 
 _NAME = "foveate_tap"

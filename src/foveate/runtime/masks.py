@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..errors import RuntimeStateError
 from ..grouping import Span
-from .cache import CacheLayout
-from .token_index import TokenIndex
+from .cache import CacheLayout, TokenIndex
 
 
 @dataclass(frozen=True)

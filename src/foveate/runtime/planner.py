@@ -10,9 +10,9 @@ from ..budget import Budget, Scope
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, get_method
 from ..methods import Stage as Where
-from ..methods.base import counting_methods
+from ..methods.toolkit.registry import counting_methods
 from ..models import ModelAdapter
-from ..models.base import FROM_ENCODER, FROM_SEQUENCE
+from ..models.adapter import FROM_ENCODER, FROM_SEQUENCE
 from ..tokens import Cue
 from .cues import OF_THE_LAYER_BELOW, OF_THE_LAYER_ITSELF
 from .seams.base import Stage

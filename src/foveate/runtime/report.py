@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..grouping import Span
-from ..methods.editing import AttentionEdit
+from ..methods.toolkit.interventions import AttentionEdit
 from ..models import ModelAdapter
 from ..tokens import Grid
 from .cost import CostModel

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cosine import NEVER, Cosines
-from .kernels import for_device
-from .pools import Pools, marked
+from .batch import Pools, marked
+from .cpu import for_device
+from .similarity import NEVER, Cosines
 
 
 def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:

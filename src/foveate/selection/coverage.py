@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..devices import full_precision
 from ..errors import SelectionError
-from .cosine import Rows
-from .kernels import for_device
-from .kernels.covering import cover
-from .kernels.cpu import covered
+from .batch import Pools, marked, prepare, require
+from .cpu import for_device
+from .cpu.coverage import cover
+from .cpu.dispatch import covered
 from .ops import apart
-from .pools import Pools, marked, prepare, require
+from .similarity import Rows
 
 
 @full_precision

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..devices import full_precision
-from .kernels import for_device
-from .kernels.cpu import volume
-from .kernels.determinant import SPANNED, worth
+from .batch import Pools, marked, prepare
+from .cpu import for_device
+from .cpu.dispatch import volume
+from .cpu.dpp import SPANNED, worth
 from .ops import apart
-from .pools import Pools, marked, prepare
 
 
 @full_precision

@@ -13,12 +13,12 @@ from torch import Tensor
 from ..devices import full_precision
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
-from .cosine import CHUNK
-from .kernels import for_device
-from .kernels.cpu import kept, rows_of
-from .kernels.independent import independent
+from .batch import Pools, marked, prepare, ranking, require
+from .cpu import for_device
+from .cpu.dispatch import kept, rows_of
+from .cpu.independent_set import independent
 from .ops import apart
-from .pools import Pools, marked, prepare, ranking, require
+from .similarity import CHUNK
 
 SPREAD = 1.5  # tokens: the width of the Gaussian in the plane
 

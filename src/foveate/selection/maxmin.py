@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..devices import full_precision
 from ._greedy import spread
-from .cosine import NEVER, Cosines
-from .kernels.cpu import diverse
+from .batch import Pools, prepare
+from .cpu.dispatch import diverse
 from .ops import apart
-from .pools import Pools, prepare
+from .similarity import NEVER, Cosines
 
 
 @full_precision

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..devices import full_precision
 from ..errors import SelectionError
 from ._greedy import spread
-from .kernels.cpu import diverse
+from .batch import Pools, prepare
+from .cpu.dispatch import diverse
 from .ops import apart
-from .pools import Pools, prepare
 
 
 @full_precision

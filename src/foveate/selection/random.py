@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .batch import Pools, marked, ordinals, prepare, ranking
 from .ops import apart
-from .pools import Pools, marked, ordinals, prepare, ranking
 
 
 def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .batch import Pools, marked, ordinals, prepare
 from .ops import apart
-from .pools import Pools, marked, ordinals, prepare
 
 
 def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .batch import marked, prepare, ranking
 from .ops import apart
-from .pools import marked, prepare, ranking
 
 
 def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:

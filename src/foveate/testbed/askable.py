@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.images import image_size
+from ..data.prompts import is_bundled
+from ..data.samples import BadLine, Sample, in_order, samples_file, unusable
 from ..errors import FoveateError
-from ..pictures import image_size
-from .encoding import is_bundled
 from .limits import check_question, explained, fitting
-from .samples import BadLine, Sample, in_order, samples_file, unusable
 
 _LONG, _SMALL = 8, 32  # times as long as wide, pixels of a side: processors are asked about such pictures only
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from ..pictures import to_rgb
+from ..data.images import to_rgb
 from .limits import QuestionError
 
 SIDE = 112  # pixels; the processor does not resize

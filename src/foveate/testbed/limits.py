@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.images import PictureError, name_of, to_rgb
 from ..errors import FoveateError, ModelError
-from ..pictures import PictureError, name_of, to_rgb
 
 _LONGEST = 32  # times as long as wide: of more, a processor that crops to the centre would not see the ends anyway
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..methods.base import Method, Provenance
+from ..methods.toolkit.base import Method, Provenance
 from ..selection import maxmin
 from ..tokens import Grid, Selection, VisualTokens
 from .procedural import CELL

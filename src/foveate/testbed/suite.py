@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ..data.samples import Sample
 from ..errors import near_miss
 from .procedural import generate
 from .questions import FAMILIES, STILL_FAMILIES, Question
-from .samples import Sample
 from .sources import TestbedError
 
 _PER_SCENE = 3  # questions of one family about one scene, at most

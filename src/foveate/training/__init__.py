@@ -1,12 +1,12 @@
 """Training: learned scorers for any supported model, and the models of the testbed."""
 
 from .checkpoint import TrainingError
-from .scorer import TrainableScorer
-from .scorer_data import Example, example_of
-from .scorer_folder import StepLog
-from .scorer_recipe import ScorerRecipe
-from .scorer_trainer import make_accelerator, train_scorer
-from .soft_topk import soft_topk
+from .scorer.data import Example, example_of
+from .scorer.folder import StepLog
+from .scorer.model import TrainableScorer
+from .scorer.recipe import ScorerRecipe
+from .scorer.soft_topk import soft_topk
+from .scorer.trainer import make_accelerator, train_scorer
 
 __all__ = [
     "Example",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.images import to_rgb
 from ..errors import SelectionError
-from ..pictures import to_rgb
 
 Panel = tuple[str, str, Image.Image]  # title, subtitle, picture
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..pictures import to_rgb
+from ..data.images import to_rgb
 from ..testbed.limits import padded_to
 
 _LONGEST = 4096  # pixels of a side that padding makes a square of

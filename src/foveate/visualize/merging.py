@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..methods import Method, Stage
-from ..methods.editing import AttentionEdit, LogitBias
-from ..methods.merging import Mixture
-from ..methods.wrapper import Wrapper
+from ..methods.toolkit.interventions import AttentionEdit, LogitBias
+from ..methods.toolkit.merging import Mixture
+from ..methods.toolkit.wrapper import Wrapper
 from ..tokens import Selection, VisualTokens
 
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from ..data.images import to_rgb
 from ..errors import SelectionError
-from ..pictures import to_rgb
 from ..tokens import Grid
 
 SIDE = 504  # pixels that the side of a drawn square picture aims at; others get the same area

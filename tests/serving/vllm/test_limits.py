@@ -9,8 +9,8 @@ import pytest
 
 from foveate import FoveateError
 from foveate.models.qwen2_5_vl import Qwen25VLAdapter
+from foveate.serving.vllm.config import FACT, PruningServer, limits_of
 from foveate.serving.vllm.family import QwenFamily
-from foveate.serving.vllm.server import FACT, PruningServer, limits_of
 
 
 def vllm_config(**changed: Any) -> Any:

@@ -9,9 +9,9 @@ import torch
 
 from foveate import FoveateError
 from foveate.methods import Method, ModelFacts
-from foveate.methods.base import _METHODS as REGISTERED
-from foveate.methods.base import Provenance
-from foveate.serving.vllm.shelf import MethodShelf
+from foveate.methods.toolkit.base import Provenance
+from foveate.methods.toolkit.registry import _METHODS as REGISTERED
+from foveate.serving.vllm.bound_methods import MethodShelf
 from foveate.tokens import Cue, Selection, VisualTokens
 from surroundings import SURROUNDINGS, nothing_leaks
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ...errors import MethodError, ModelError
 from ...importance.rotary import rotary_decay
 from ...methods import Method
-from ...methods.editing import AttentionEdit, LogitBias
+from ...methods.toolkit.interventions import AttentionEdit, LogitBias
+from ..cache import TokenIndex
 from ..cues import joint_table
 from ..hooks import Hooks, Kernel
 from ..state import CallStack, ForwardState
-from ..token_index import TokenIndex
 from .base import Seam
 
 _ADDITIVE_KERNELS = ("sdpa", "eager")

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ...budget import Budget
 from ...grouping import TokenGroups
 from ...methods import Method
-from ..encoding import EncoderPass
 from ..hooks import Hooks
-from ..state import CallStack, ForwardState
+from ..state import CallStack, EncoderPass, ForwardState
 
 
 @dataclass(frozen=True)

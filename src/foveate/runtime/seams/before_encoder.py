@@ -17,9 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...grouping import Span, TokenGroups, choose
 from ...models import ModelAdapter
-from ..encoding import EncoderPass
 from ..hooks import Hooks
-from ..state import CallStack
+from ..state import CallStack, EncoderPass
 from .base import Seam, Stage
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ...grouping import choose
 from ...tokens import Cue
-from ..cache import CacheLayout
+from ..cache import CacheLayout, TokenIndex
 from ..masks import shorten_own
 from ..state import ForwardState
-from ..token_index import TokenIndex
 from .base import Seam, Stage
 
 

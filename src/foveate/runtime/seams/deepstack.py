@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import RuntimeStateError
-from ...models.base import DeepStack
+from ...models.adapter import DeepStack
+from ..cache import TokenIndex
 from ..state import ForwardState
-from ..token_index import TokenIndex
 from .base import Seam
 
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ...errors import MethodError
 from ...methods import Method
-from ...methods.experts import ExpertCut
+from ...methods.toolkit.interventions import ExpertCut
 from ...models import ModelAdapter
 from ...models.moe import MoeBlock
 from ...tokens import Cue

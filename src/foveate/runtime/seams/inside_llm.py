@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ...errors import RuntimeStateError
 from ...grouping import Choice, TokenGroups, choose
 from ...models import ModelAdapter
-from ...models.base import AttentionCall
+from ...models.adapter import AttentionCall
 from ...models.moe import moe_block
 from ...tokens import Cue
-from ..cache import CacheLayout, mark
+from ..cache import CacheLayout, TokenIndex, mark
 from ..compat import cache_of, with_cache
 from ..cues import (
     OF_THE_LAYER_BELOW,
@@ -30,7 +30,6 @@ from ..cues import (
 from ..hooks import Hooks, probe_attention
 from ..masks import Window, layer_mask
 from ..state import CallStack, ForwardState
-from ..token_index import TokenIndex
 from .base import Seam, Stage
 
 

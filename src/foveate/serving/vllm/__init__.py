@@ -31,7 +31,7 @@ def register() -> None:
 def _start_up(mrope: bool) -> Any:
     from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-    from .server import FACT, limits_of
+    from .config import FACT, limits_of
 
     class StartUp(VerifyAndUpdateConfig):
         """Looks at a server's set-up before a model is loaded, and leaves what it found with the model's config."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...budget import Scope
-from ...models.base import AttentionCall, ModelAdapter
+from ...models.adapter import AttentionCall, ModelAdapter
 from ...tokens import Grid
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}

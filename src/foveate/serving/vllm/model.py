@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .batch import pools_of
+from .config import PruningServer
 from .family import Family
 from .positions import Block, blocks_of, split_distances, unpruned, with_distances
 from .processor import field
 from .pruner import ImagePruner
 from .request import PruneRequest
-from .server import PruningServer
 
 
 class PrunesImages:

@@ -17,9 +17,9 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ...errors import BudgetError, ModelError
 from .batch import pools_of
+from .config import PruningServer
 from .family import PIXELS, Family
 from .request import PruneRequest, no_request
-from .server import PruningServer
 
 _OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from ...methods import Method
 from ...tokens import Cue
 from .batch import Chosen, Pool, choose, pools_of
+from .config import PruningServer
+from .encoder_cues import EncoderListener
 from .family import PIXELS, take
-from .listener import EncoderListener
 from .processor import field
 from .request import PruneRequest
-from .server import PruningServer
 
 
 class ImagePruner:

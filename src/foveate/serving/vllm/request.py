@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...budget import Budget, Scope
 from ...errors import BudgetError, MethodError, RequestError, near_miss
-from ...models.base import MOST_QUERIES, checked_queries
+from ...models.adapter import MOST_QUERIES, checked_queries
 
 REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
 SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}

@@ -1,0 +1,231 @@
+"""What there is to know of a method, read off its class and docstrings: for ``foveate methods`` and the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .budget import Budget
+from .errors import MethodError
+from .methods import Method, Stage, get_method, method_names
+from .methods.toolkit.published import Published
+from .methods.toolkit.registry import counting_methods, method_class
+from .models import SupportedModel, supported_models
+from .models.adapter import FROM_ROUTER
+from .runtime.planner import lacks_cues, takes_whole_images
+from .serving.vllm.config import NEVER
+from .tokens import Cue
+
+_LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
+_SECTIONS = ("Deviations", "Cost class", "Cost")
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A field of a method, with its type and default as they are written in Python."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class PublishedSettings:
+    """What hyperparameters that follow the model are on some families: values by name, as they are in Python."""
+
+    families: tuple[str, ...]
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """One method: a sentence, labelled facts, paragraphs from its module's docstring, and its hyperparameters.
+
+    `published` has an entry for each group of families on which the same settings were published; none where no
+    hyperparameter follows the model.
+    """
+
+    name: str
+    summary: str
+    facts: dict[str, str]
+    about: str
+    hyperparameters: tuple[Hyperparameter, ...]
+    published: tuple[PublishedSettings, ...] = ()
+
+
+def facts_of(name: str) -> MethodFacts:
+    """The facts of the method with this name.
+
+    Raises:
+        MethodError: for an unknown name, with the nearest known one.
+    """
+    cls = method_class(name)
+    summary, about, sections = _parts(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or name))
+    facts = {
+        "paper": cls.provenance.paper,
+        "prunes": stage_of(name).value,
+        "needs": needs_of(name),
+        "cost": sections.get("Cost class", sections.get("Cost", "")),
+        'keep="auto"': "yes" if name in counting_methods() else "",
+        "models": _models(cls, _cues(name)),
+        "refuses": _refusals(cls, _cues(name)),
+        "vLLM": _vllm(name, _cues(name)),
+        "reference code": cls.provenance.licence,
+        "deviations": sections.get("Deviations", cls.provenance.deviations),
+    }
+    told = {k: v for k, v in facts.items() if v}
+    return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published(cls))
+
+
+def stage_of(name: str) -> Stage:
+    """Where the method prunes unless a hyperparameter says otherwise."""
+    try:
+        return get_method(name).stage
+    except MethodError:  # a hyperparameter without which there is no method
+        return method_class(name).stage
+
+
+def needs_of(name: str) -> str:
+    """What the method reads besides the features, or what it must be given before it can say."""
+    try:
+        cues = spelled(_all_needs(get_method(name)))
+        return "; ".join(filter(None, (cues, method_class(name).requires))) or "features only"
+    except MethodError as error:  # a hyperparameter without which there is no method
+        return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
+
+
+def spelled(cues: Iterable[Cue]) -> str:
+    """Cues as words."""
+    return ", ".join(sorted(cue.name.lower().replace("_", " ") for cue in cues))
+
+
+def refused_by(model: SupportedModel) -> list[str]:
+    """The methods that models of this family cannot run, by name."""
+    return [name for name in method_names() if _lacks(model, method_class(name), _cues(name))]
+
+
+def _lacks(model: SupportedModel, cls: type[Method], needs: frozenset[Cue]) -> bool:
+    if cls.stage is Stage.BEFORE_ENCODER:
+        return not model.leaves_out_patches
+    return not needs <= set(model.cues)
+
+
+def _cues(name: str) -> frozenset[Cue]:
+    try:
+        return _all_needs(get_method(name))
+    except MethodError:
+        return frozenset()
+
+
+def _all_needs(method: Method) -> frozenset[Cue]:
+    """Of its stages in any model, too, which may be methods of their own."""
+    return method.needs.union(*(stage.needs for stage, _, _ in method.stages(_LAYERS, Budget(0.25))))
+
+
+def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
+    known = supported_models()
+    if cls.stage is Stage.BEFORE_ENCODER:
+        whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
+        return f"all but {whole} (the vision encoder takes whole images of one size)"
+    lacking = {row.class_name: spelled(needs - set(row.cues)) for row in known if needs - set(row.cues)}
+    if not lacking:
+        return "all that foveate supports"
+    if needs & FROM_ROUTER:
+        routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
+        return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
+    return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
+
+
+def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
+    """The sentences that users get, of whom MODEL is the class of their model."""
+    known, said = supported_models(), list(cls.refusals)
+    if cls.stage is Stage.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
+        said.append(takes_whole_images("MODEL", cls.name))
+    lacking = {missing for row in known if (missing := needs - set(row.cues))}
+    said += sorted(lacks_cues("MODEL", cls.name, missing) for missing in lacking)
+    return " ".join(f"“{sentence}”" for sentence in said)
+
+
+def _vllm(name: str, needs: frozenset[Cue]) -> str:
+    stage = stage_of(name)
+    if stage is Stage.BEFORE_ENCODER:
+        return "no: the plugin prunes behind the encoder"
+    if stage is Stage.IN_LLM:
+        return "no: all layers share one table of cache blocks"
+    if stage is Stage.BOTH:
+        alone = _lacked_by_vllm(get_method(name).needs)
+        return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
+    allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"
+    return _lacked_by_vllm(needs) or allowed
+
+
+def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
+    return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), None)
+
+
+def _parts(text: str) -> tuple[str, str, dict[str, str]]:
+    """The first line of a docstring, what follows it, and its sections by name; each as one paragraph."""
+    first, _, rest = text.partition("\n")
+    opening, *others = re.split(rf"^({'|'.join(_SECTIONS)}): ", rest, flags=re.MULTILINE)
+    sections = {name: _paragraph(body) for name, body in zip(others[::2], others[1::2], strict=True)}
+    # A line with nothing but the paper and the licence says what the facts say.
+    about = _paragraph(opening) if len(opening.strip().splitlines()) > 1 else ""
+    return first.strip(), about, sections
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
+    hints, described = typing.get_type_hints(cls), _described(inspect.getdoc(cls) or "")
+    return tuple(
+        Hyperparameter(field.name, _type(hints[field.name]), _default(field), described.get(field.name, ""))
+        for field in dataclasses.fields(cls)
+        if field.init
+    )
+
+
+def _published(cls: type[Method]) -> tuple[PublishedSettings, ...]:
+    """The published settings of each supported family, those of equal ones together."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if isinstance(f.default, Published)}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in supported_models() if defaults else ():
+        values = tuple(repr(default.on(row.lineage)) for default in defaults.values())
+        groups.setdefault(values, []).append(row.model_type)
+    made = [PublishedSettings(tuple(names), dict(zip(defaults, v, strict=True))) for v, names in groups.items()]
+    return tuple(made)
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """The ``Args:`` of a docstring."""
+    _, _, block = docstring.partition("\nArgs:\n")
+    block = re.split(r"^\S", block, maxsplit=1, flags=re.MULTILINE)[0]
+    _, *found = re.split(r"^    (\w+): ", block, flags=re.MULTILINE)
+    return {name: _paragraph(text) for name, text in zip(found[::2], found[1::2], strict=True)}
+
+
+def _type(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if isinstance(field.default, Published):
+        return repr(field.default.default)
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())

@@ -1,0 +1,67 @@
+"""``foveate methods``: the pruning methods, and all about one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .tables import show
+
+PUBLISHED = "Published settings: what these are on each model family, unless you set them"
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Tell all about this method.")] = None,
+) -> None:
+    """List the pruning methods, or tell all about one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..catalog import needs_of, stage_of
+    from ..methods import method_names
+    from ..methods.toolkit.registry import method_class
+
+    if name is not None:
+        return _method(name)
+    table = Table(title="Pruning methods", title_justify="left", show_lines=True)
+    for heading in ("name", "prunes", "needs", "paper"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for name in method_names():
+        cls = method_class(name)
+        table.add_row(name, stage_of(name).value, needs_of(name), cls.provenance.paper)
+    show(Console(), table)
+
+
+def _method(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..catalog import facts_of
+
+    one, console = facts_of(name), Console()
+    facts = Table.grid(padding=(0, 2))
+    for label, fact in one.facts.items():
+        facts.add_row(Text(label, style="bold"), Text(fact))
+    console.print(Text(one.summary, style="bold"))
+    if one.about:
+        console.print(Text(one.about))
+    console.print(facts)
+    if not one.hyperparameters:
+        return
+    table = Table(title="Hyperparameters", title_justify="left", show_lines=True)
+    for heading in ("name", "type", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for field in one.hyperparameters:
+        table.add_row(*map(Text, (field.name, field.type, field.default, field.description)))
+    console.print(table)
+    if not one.published:
+        return
+    table = Table(title=PUBLISHED, title_justify="left", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for settings in one.published:
+        table.add_column(", ".join(settings.families))
+    for field_name in one.published[0].values:
+        table.add_row(*map(Text, (field_name, *(settings.values[field_name] for settings in one.published))))
+    show(console, table)

@@ -1,0 +1,1 @@
+"""Questions, pictures and models of your own, and of the testbed: prompts, samples, metrics, loading."""

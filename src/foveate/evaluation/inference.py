@@ -1,0 +1,209 @@
+"""Answer one batch in one run after the other: texts, what they cost, and how long they took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..api import prune
+from ..data.prompts import Prompt, decode, encode
+from ..data.samples import Sample
+from ..errors import FoveateError
+from ..methods import Stage
+from ..methods.toolkit.notes import unannounced
+from ..models import adapter_of
+from ..runtime import Report
+from ..runtime.cost import CostModel
+from .baselines import downsampled, enlarged
+from .encoder_cache import EncoderMemory
+from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
+
+COSTS = ("visual_tokens", "text_flops", "vision_flops", "kv_bytes")
+TIMES = ("encode", "select", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch in one run.
+
+    Attributes:
+        run: its key.
+        batch: number of the batch.
+        answers: one for each sample, None for those that failed; or None where the run cannot be done.
+        refused: the sentence that says why, or None.
+        costs: sums over those answered: visual tokens (mean over the LLM's layers), FLOPs and KV bytes of the prefill.
+        times: seconds for all of them; decoding is what is left of the whole after the other three.
+        failed: the places in the batch of samples that could not be answered, each with what went wrong.
+    """
+
+    run: str
+    batch: int
+    answers: list[str | None] | None
+    refused: str | None
+    costs: dict[str, float]
+    times: dict[str, float]
+    failed: tuple[tuple[int, str], ...] = ()
+
+
+class Together(NamedTuple):
+    """Questions that are asked at once: their places in the batch, what they ask, and the model's inputs."""
+
+    places: list[int]
+    prompts: list[Prompt]
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """A model with its processor, ready to be asked."""
+
+    model: Any
+    processor: Any
+    max_new_tokens: int
+
+    @torch.no_grad()
+    def cells(self, number: int, samples: Sequence[Sample], runs: Iterable[Run]) -> Iterator[Cell]:
+        """Answer the samples of batch `number` in each of the runs; the pictures are encoded once.
+
+        What fails for another reason than that foveate refuses the run, such as a picture that the processor cannot
+        take or memory that is too small, is tried again one question at a time, and told of those that fail alone.
+        """
+        memory = EncoderMemory(adapter_of(self.model))
+        groups, failed = self._encoded(samples, range(len(samples)))
+        with memory.remembering():
+            for run in runs:
+                memory.whole = shows_all(run)
+                yield self._cell(number, run, samples, groups, failed, memory)
+
+    def _encoded(self, samples: Sequence[Sample], places: Sequence[int]) -> tuple[list[Together], dict[int, str]]:
+        """Those at `places` in one group, or else each alone; and what went wrong with the others."""
+        try:
+            return [self._together(samples, places)], {}
+        except Exception:  # processors raise nearly everything
+            return self._alone(samples, places)
+
+    def _alone(self, samples: Sequence[Sample], places: Sequence[int]) -> tuple[list[Together], dict[int, str]]:
+        groups, failed = [], {}
+        for place in places:
+            try:
+                groups.append(self._together(samples, [place]))
+            except Exception as error:
+                failed[place] = _sentence(error)
+        return groups, failed
+
+    def _together(self, samples: Sequence[Sample], places: Sequence[int]) -> Together:
+        asked = [samples[place] for place in places]
+        prompts = [Prompt(sample.open(), sample.question, sample.video) for sample in asked]
+        return Together(list(places), prompts, encode(self.model, self.processor, prompts))
+
+    def _cell(
+        self,
+        number: int,
+        run: Run,
+        samples: Sequence[Sample],
+        groups: Sequence[Together],
+        known: Mapping[int, str],
+        memory: EncoderMemory,
+    ) -> Cell:
+        answers: list[str | None] = [None] * len(samples)
+        costs, times = dict.fromkeys(COSTS, 0.0), dict.fromkeys(TIMES, 0.0)
+        failed, left = dict(known), list(groups)
+        while left:
+            group = left.pop(0)
+            try:
+                said, cost, took = self._answered(run, [samples[place] for place in group.places], group)
+            except FoveateError as error:
+                return Cell(run.key, number, None, str(error), {}, {})
+            except Exception as error:
+                if len(group.places) == 1:
+                    failed[group.places[0]] = _sentence(error)
+                    continue
+                if self.model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                singles, wrong = self._alone(samples, group.places)
+                left = singles + left
+                failed |= wrong
+                continue
+            for place, answer in zip(group.places, said, strict=True):
+                answers[place] = answer
+            costs = {name: costs[name] + cost[name] for name in COSTS}
+            times = {name: times[name] + took[name] for name in TIMES}
+        if memory.whole:
+            times["encode"] = memory.watch.seconds
+        return Cell(run.key, number, answers, None, costs, times, tuple(sorted(failed.items())))
+
+    def _answered(
+        self, run: Run, samples: Sequence[Sample], group: Together
+    ) -> tuple[list[str], dict[str, float], dict[str, float]]:
+        _, prompts, inputs = group
+        if run.label == BLIND:
+            blind = encode(self.model, self.processor, [Prompt((), prompt.question) for prompt in prompts])
+            answers, seconds = self._generate(blind)
+            return answers, self._blind_costs(blind), dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
+        method: Any = run.method
+        factors = None
+        keep: float | str = run.keep
+        if run.label == UNPRUNED:
+            method, keep = "stride", 1.0
+        elif run.label == ORACLE:
+            from ..testbed.oracle import Oracle
+
+            method = Oracle(boxes=tuple(sample.boxes for sample in samples))
+        elif run.label == DOWNSAMPLE:
+            inputs, method, keep, factors = downsampled(self.model, self.processor, prompts, inputs, run.keep)
+        with unannounced(), prune(self.model, method, keep) as pruning:  # batch after batch the same
+            answers, seconds = self._generate(inputs)
+            report = pruning.report()
+        if factors is not None:  # boxes are asked for in pixels of the picture as it was
+            for place, sample in enumerate(samples):
+                if sample.metric == "iou":
+                    answers[place] = enlarged(answers[place], factors[place])
+        return answers, _costs(report), _times(report, seconds)
+
+    def _generate(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], float]:
+        started = self._now()
+        output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
+        seconds = self._now() - started
+        return decode(self.processor, output[:, inputs["input_ids"].shape[1] :]), seconds
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+    def _blind_costs(self, inputs: Mapping[str, Tensor]) -> dict[str, float]:
+        adapter = adapter_of(self.model)
+        cost = CostModel(adapter)
+        lengths = [inputs["attention_mask"].sum(1).tolist()] * len(adapter.text.layers)
+        kv = cost.kv_bytes(lengths, next(adapter.text.parameters()).element_size())
+        return dict(zip(COSTS, (0.0, cost.text_flops(lengths), 0.0, float(kv)), strict=True))
+
+
+def shows_all(run: Run) -> bool:
+    """Whether the vision encoder sees the pictures as they are in this run."""
+    if run.method is None:
+        return run.label not in (BLIND, DOWNSAMPLE)
+    return run.method.stage is not Stage.BEFORE_ENCODER
+
+
+def _costs(report: Report) -> dict[str, float]:
+    values = (report.average_visual_tokens, report.text_flops, report.vision_flops, float(report.kv_bytes))
+    return dict(zip(COSTS, values, strict=True))
+
+
+def _times(report: Report, seconds: float) -> dict[str, float]:
+    known = (report.encoder_seconds, report.selection_seconds, report.prefill_seconds)
+    return dict(zip(TIMES, (*known, seconds - sum(known)), strict=True))
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, on one line; of errors that are not foveate's with their name."""
+    said = " ".join(str(error).split())
+    if isinstance(error, FoveateError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

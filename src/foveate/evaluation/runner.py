@@ -1,0 +1,215 @@
+"""Evaluate: all runs on all questions of a suite, of which only those are asked that are not answered yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.samples import Sample
+from ..errors import ModelError
+from ..methods import Method
+from ..models import adapter_of
+from ..runtime.planner import facts_of
+from ..version import __version__
+from .batches import batches
+from .fingerprints import fingerprint, learned, preparation, question_keys
+from .inference import Examinee
+from .results import Refusal, Results
+from .runs import UNPRUNED, Run, runs_of
+from .storage import Journal, Outcome, locked
+from .suites import EvaluationError, Suite
+from .workers import Work, cells_of
+
+Loader = Callable[[], tuple[Any, Any]]
+Advance = Callable[[int, int], None]
+_HOPELESS = 20  # questions: when so many could not be asked and none could, not the questions are wrong
+_SMALL = 50_000_000  # parameters up to which one process a core is faster than one process with all of them
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate.
+
+    Args:
+        suite: the questions.
+        model: what the model is called.
+        methods: what to compare, baselines aside, which run in any case.
+        keeps: budgets, as `foveate.evaluation.runs.spelled` writes them.
+        seed: of the suite, and of the intervals.
+        random_seeds: how many times the random baseline runs.
+        batch: how many questions are asked at once.
+        max_new_tokens: the longest answer.
+        workers: processes; None: as many as there are cores for a small model on a CPU, else one.
+        unable: names of methods that were wanted but cannot be made, and why; the results list them.
+    """
+
+    suite: Suite
+    model: str
+    methods: tuple[Method, ...]
+    keeps: tuple[str, ...]
+    seed: int = 0
+    random_seeds: int = 3
+    batch: int = 32
+    max_new_tokens: int = 32
+    workers: int | None = None
+    unable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in order."""
+        known = all(sample.boxes for sample in self.suite.samples)
+        return runs_of(self.methods, self.keeps, self.random_seeds, known)
+
+
+def evaluate(
+    evaluation: Evaluation,
+    load: Loader,
+    folder: Path,
+    advance: Advance | None = None,
+    loaded: tuple[Any, Any] | None = None,
+) -> Results:
+    """Answer what is not answered yet in `folder`, and write the results there.
+
+    Args:
+        evaluation: what to evaluate.
+        load: makes the model and its processor; pickled where there are several workers.
+        folder: new, empty, or of an evaluation of the same model; what it holds of other methods and budgets stays,
+            and is among the results where these very questions were answered.
+        advance: told how many answers of how many are there.
+        loaded: what `load` makes, where it is there already.
+
+    Raises:
+        ModelError: when the model has no adapter, or is asked about clips but sees images only.
+        EvaluationError: when the folder holds answers of another model or of other settings, when another process is
+            at work in it, and when no question can be asked.
+    """
+    model, processor = loaded or load()
+    adapter = adapter_of(model)
+    if "video" not in adapter.modalities and any(sample.video for sample in evaluation.suite.samples):
+        raise ModelError(f"{adapter.class_name} sees images only, but some questions are about clips; leave those out.")
+    runs, samples = evaluation.runs, evaluation.suite.samples
+    keys = question_keys(samples)
+    split = batches(samples, evaluation.batch)
+    described = configuration(evaluation, model, processor)
+    with locked(folder):
+        journal = Journal(folder, described, [[keys[place] for place in batch] for batch in split])
+        work, numbers = _left(evaluation, journal, split, keys)
+        tell = advance or (lambda done, whole: None)
+        whole = len(samples) * len(runs)
+        done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
+        tell(done, whole)
+        failed = 0  # questions that the unpruned model could not be asked, before any that it could
+        examinee = Examinee(model, processor, evaluation.max_new_tokens)
+        for cell in cells_of(work, examinee, load, processes(evaluation, model)):
+            journal.add(replace(cell, batch=numbers[cell.batch]))
+            done += len(work.batches[cell.batch])
+            tell(done, whole)
+            if cell.run == UNPRUNED:
+                answered = len(cell.failed) < len(work.batches[cell.batch])
+                failed = -len(samples) if answered else failed + len(cell.failed)
+                if _HOPELESS <= failed < len(samples):
+                    raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
+        shown, partial = _held(journal, runs, keys)
+        runs = sorted([*runs, *shown], key=lambda run: _place(run, journal.configuration["keep"]))
+        journal.finish(runs)
+        outcomes = journal.outcomes()
+        results = Results.of(
+            journal.configuration,
+            evaluation.suite,
+            runs,
+            [*((name, "", why) for name, why in evaluation.unable), *partial],
+            {run.key: [outcomes[run.key, key] for key in keys] for run in runs},
+        )
+        results.save(folder)
+    return results
+
+
+def _left(
+    evaluation: Evaluation, journal: Journal, split: Sequence[Sequence[int]], keys: Sequence[str]
+) -> tuple[Work, list[int]]:
+    """What is not answered yet, and the numbers that its batches have in the journal.
+
+    Questions are asked together that would be in an evaluation from the beginning, so that their answers are the same.
+    """
+    samples, outcomes = evaluation.suite.samples, journal.outcomes()
+    lacking: dict[tuple[int, ...], list[Run]] = {}
+    for batch in split:
+        for run in evaluation.runs:
+            places = tuple(place for place in batch if not _done(outcomes.get((run.key, keys[place]))))
+            if places:
+                lacking.setdefault(places, []).append(run)
+    told = [[_told(samples[place], keys[place]) for place in places] for places in lacking]
+    todo = tuple((number, tuple(runs)) for number, runs in enumerate(lacking.values()))
+    return Work(samples, tuple(lacking), todo, evaluation.max_new_tokens), journal.numbers(told)
+
+
+def _done(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.done
+
+
+def _told(sample: Sample, key: str) -> dict[str, Any]:
+    """What the folder says of a question."""
+    files = [one.name for one in sample.pictures if isinstance(one, Path)]
+    return {"key": key, "id": sample.id, "question": sample.question, **({"pictures": files} if files else {})}
+
+
+def _held(journal: Journal, runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Run], list[Refusal]]:
+    """The other runs in the folder that have answered all of these questions, and those that have answered some."""
+    outcomes, known = journal.outcomes(), {run.key for run in runs}
+    whole, some = [], []
+    for key in dict.fromkeys(run for run, _ in journal.cells if run not in known):
+        answered = sum(_done(outcomes.get((key, question))) for question in keys)
+        run = Run.of_key(key)
+        if answered == len(keys):
+            whole.append(run)
+        elif answered:
+            why = f"the folder has its answers to {answered} of {len(keys)} questions; name it again to ask the others."
+            some.append((run.label, run.keep, why))
+    return whole, some
+
+
+def _place(run: Run, keeps: Sequence[str]) -> int:
+    return keeps.index(run.keep) + 1 if run.keep else 0
+
+
+def processes(evaluation: Evaluation, model: nn.Module) -> int:
+    """How many processes answer."""
+    if evaluation.workers is not None:
+        return evaluation.workers
+    first = next(model.parameters())
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
+    return cores() if small and first.device.type == "cpu" else 1
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def configuration(evaluation: Evaluation, model: nn.Module, processor: Any = None) -> dict[str, Any]:
+    """What the answers depend on, and what they are answers to."""
+    suite = evaluation.suite
+    return {
+        "foveate": __version__,
+        "torch": torch.__version__,
+        "suite": suite.name,
+        "about": suite.about,
+        "questions": len(suite.samples),
+        "digest": suite.digest(),
+        "seed": evaluation.seed,
+        "model": evaluation.model,
+        "weights": fingerprint(model),
+        **({"preparation": preparation(processor)} if processor is not None else {}),
+        "methods": {method.name: repr(method) for method in evaluation.methods},
+        "learned": learned(evaluation.methods, facts_of(adapter_of(model))),
+        "keep": list(evaluation.keeps),
+        "random_seeds": evaluation.random_seeds,
+        "batch": evaluation.batch,
+        "max_new_tokens": evaluation.max_new_tokens,
+    }

@@ -1,0 +1,60 @@
+"""AtLayer: run a method of the BEFORE_LLM stage inside the LLM, on the hidden states that enter a layer.
+
+Paper: that of the wrapped method. Deviations: the features are hidden states of the LLM instead of its inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...errors import MethodError
+from ...tokens import Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Stage
+from .validation import check_layer_of, check_whole
+from .wrapper import Wrapper
+
+
+@dataclass(frozen=True)
+class AtLayer(Wrapper):
+    """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
+
+    Args:
+        method: the method to run there.
+        layer: zero-based layer whose input is shortened, at least 0.
+    """
+
+    stage = Stage.IN_LLM
+
+    method: Method
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.method.stage is not Stage.BEFORE_LLM:
+            raise MethodError(
+                f"{self.method.name} already prunes {self.method.stage.value}; set its own layer instead."
+            )
+        check_whole(self.name, "layer", self.layer, 0)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.method.name}@{self.layer}"
+
+    @property
+    def provenance(self) -> Provenance:  # type: ignore[override]
+        return self.method.provenance
+
+    def load(self, facts: ModelFacts) -> Method:
+        check_layer_of(self.name, self.layer, facts, low=0)
+        return super().load(facts)
+
+    @property
+    def counts_by_content(self) -> bool:
+        return self.method.counts_by_content
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        return self.method.counts(tokens)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return self.method.select(tokens, count)

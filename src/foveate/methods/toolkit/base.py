@@ -1,0 +1,218 @@
+"""What a pruning method is, and the registry that finds methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from ...budget import Budget
+from ...devices import full_precision
+from ...importance.attention_prior import short_name
+from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from .interventions import AttentionEdit, ExpertCut, LogitBias
+from .notes import Note
+from .published import Published, untouched
+
+
+class Stage(enum.Enum):
+    """Where in the model a method prunes."""
+
+    BEFORE_ENCODER = "before the vision encoder"
+    BEFORE_LLM = "before the LLM"
+    IN_LLM = "inside the LLM"
+    BOTH = "before the LLM and inside it"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a method comes from: paper, licence of the reference code, and where foveate deviates."""
+
+    paper: str
+    licence: str
+    deviations: str = "none known"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The little that a method may know of the model when it is bound.
+
+    Args:
+        name_or_path: of the checkpoint; empty for a model that was built in memory.
+        hidden_size: of the language model.
+        layers: of the language model.
+        lineage: the model's family, as transformers' ``config.model_type`` calls it, and then the families whose
+            published settings it takes where none were published for it, nearest first.
+        revision: the commit of the hub that the checkpoint was loaded from; empty for one that was not.
+    """
+
+    name_or_path: str
+    hidden_size: int
+    layers: int
+    lineage: tuple[str, ...] = ()
+    revision: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the model is called where that is passed on: not by the folder that it lies in here.
+
+        One that was built in memory has no name.
+        """
+        name = self.name_or_path
+        return (short_name(name) if Path(name).is_dir() else name) or "this model"
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A pruning method: a frozen dataclass whose fields are its hyperparameters.
+
+    Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
+    have a field `layer`, the zero-based layer whose input is shortened, or override `stages`. Those that may leave an
+    image without any token where they count (``keep="auto"``) set `may_drop_all`.
+    """
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[Stage] = Stage.BEFORE_LLM
+    may_drop_all: ClassVar[bool] = False
+    requires: ClassVar[str] = ""  # what has to be made for a model first
+    refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
+    provenance: ClassVar[Provenance]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("select", "counts"):
+            own = vars(cls).get(name)
+            if inspect.isfunction(own) and not hasattr(own, _SINGLE):  # a dataclass may make a class twice
+                setattr(cls, name, _in_single_precision(own))
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        """The cues that `select` reads besides the features."""
+        return frozenset()
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        """What the cue ENCODER_READINGS shall hold, for methods that need it; wrappers hand on their method's."""
+        return ()
+
+    @property
+    def llm_readings(self) -> tuple[int, ...]:
+        """The zero-based LLM layers, below the one that is shortened, that the cue LLM_READINGS shall hold."""
+        return ()
+
+    @property
+    def note(self) -> Note | None:
+        """What users should know of how the method was bound, for those who have something to say."""
+        return None
+
+    @property
+    def experts(self) -> ExpertCut | None:
+        """How many experts visual tokens go through, for methods inside an LLM that has them; None: all."""
+        return None
+
+    @final
+    def bind(self, facts: ModelFacts) -> Method:
+        """This method made ready for one model; raises MethodError if it cannot be.
+
+        Published settings that the user left alone take the authors' values for the model's family; then `load` runs.
+        """
+        return self.published_for(facts.lineage).load(facts)
+
+    def load(self, facts: ModelFacts) -> Method:
+        """Load weights and check shapes for one model, for methods that have to; raises MethodError if it cannot."""
+        return self
+
+    @final
+    def published_for(self, lineage: Sequence[str]) -> Method:
+        """This method with the authors' settings for a model family, where the user gave none of their own.
+
+        Args:
+            lineage: see `ModelFacts`.
+        """
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        names = sorted(untouched(self))
+        values = {name: published.on(lineage) for name in names if isinstance(published := fields[name], Published)}
+        return dataclasses.replace(self, **values) if values else self
+
+    def with_settings(self, **settings: Any) -> Method:
+        """This method with some settings changed; published ones that the user left alone still follow the model."""
+        kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in untouched(self)]
+        return type(self)(**{**{name: getattr(self, name) for name in kept}, **settings})
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
+
+        Layer 0 is before the LLM, layer -1 before the vision encoder. A method that prunes several times, by a
+        schedule, overrides this. The method of a stage may be another one than this, with a `select` and needs of its
+        own.
+        """
+        if self.stage is Stage.BEFORE_ENCODER:
+            return [(self, -1, budget)]
+        layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
+        return [(self, layer, budget)]
+
+    @property
+    def bias(self) -> LogitBias | None:
+        """What it adds to the attention logits of all layers; None for most. Only methods before the LLM may."""
+        return None
+
+    def edits(self, layers: int) -> Sequence[AttentionEdit]:
+        """What it changes in the attention of a model's `layers`, whatever is pruned; asked of each stage's method."""
+        return ()
+
+    def check(self, grid: Grid, count: int) -> None:  # noqa: B027 - most methods take any image
+        """Raise MethodError where `count` tokens of such an image or clip cannot be chosen, as `select` would.
+
+        Servers ask before they take in an image, because by the time of `select` it runs together with others.
+        """
+
+    @property
+    def counts_by_content(self) -> bool:
+        """Whether `counts` finds how many tokens to keep, which ``keep="auto"`` asks for."""
+        return type(self).counts is not Method.counts
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        """How many tokens of each pool to keep, by what it shows: (B,) long; None where a method has no rule for it.
+
+        With ``keep="auto"`` it is asked before `select`, of the same tokens. A pool's count must not depend on the
+        other pools of the batch; it is clamped to the number of tokens that are there and, unless a method
+        `may_drop_all`, to 1.
+        """
+        return None
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        """Choose tokens of each pool.
+
+        It runs without autocast, and `tokens` come as `VisualTokens.single` makes them, whatever the caller gave.
+
+        Args:
+            tokens: a padded batch of B pools.
+            count: (B,) long, how many to keep of each; the returned mask has exactly that many true per row.
+        """
+
+
+_SINGLE = "_in_single_precision"  # marks what is wrapped already
+
+
+def _in_single_precision(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`select` or `counts` of a method, run in float32 whatever surrounds the call and whatever it is given."""
+    chosen = full_precision(choose)
+
+    def single(given: Any) -> Any:
+        return given.single() if isinstance(given, VisualTokens) else given
+
+    @functools.wraps(choose)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return chosen(*map(single, args), **{name: single(given) for name, given in kwargs.items()})
+
+    setattr(run, _SINGLE, True)
+    return run

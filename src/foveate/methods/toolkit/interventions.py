@@ -1,0 +1,67 @@
+"""What a method may ask of the language model beside dropping tokens: other attention, or fewer experts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """In one layer, tokens of the prompt attend otherwise to the visual tokens of its images.
+
+    It is the weights behind the softmax that change, and nothing is normalised anew. What is generated attends as ever.
+
+    Args:
+        layer: zero-based decoder layer.
+        rows: whose attention it is, that of the prompt's ``"text"`` or of its ``"visual"`` tokens.
+        share: of the visual tokens that are there, the first ``share`` of them (rounded down) lose their weight.
+        moved: ``"nowhere"``, or ``"first"`` to the first visual token.
+        of: whose visual tokens these are: of each ``"image"``, or those of all images of the ``"prompt"`` together.
+    """
+
+    layer: int
+    rows: Literal["text", "visual"]
+    share: float = 1.0
+    moved: Literal["nowhere", "first"] = "nowhere"
+    of: Literal["image", "prompt"] = "image"
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """In all layers a key weighs as many tokens as it stands for, and attention of the prompt fades less with distance.
+
+    To each logit the logarithm of the key's size is added: 1 for text, for a visual token how many were merged into it.
+    In the first layer each visual token has the same size instead, that of its image over the number kept of it.
+
+    Args:
+        ceiling: above 1; ``log(ceiling - decay)`` is added, too, for the queries of a prompt with images, where `decay`
+            is the rotary decay between the positions of query and key. None: nothing for distance.
+    """
+
+    ceiling: float | None = 2.0
+
+
+Reading = Literal["number", "width"]
+
+
+@dataclass(frozen=True)
+class ExpertCut:
+    """Visual tokens go through less of their experts, from a layer on; the prompt's text is untouched.
+
+    Args:
+        layer: zero-based, the first layer with fewer.
+        share: in (0, 1], how much is left.
+        reading: ``"number"`` leaves the best of the k experts that the router chose for a token, ``share * k`` of them
+            rounded, at least 1, with the sum of the k weights where the router normalises them; ``"width"`` leaves the
+            k experts, of each the first ``share`` of its intermediate channels.
+    """
+
+    layer: int
+    share: float
+    reading: Reading
+
+    def left(self, number: int) -> int:
+        """How many of so many experts, or of so many intermediate channels, are left."""
+        return max(1, math.floor(self.share * number + 0.5))

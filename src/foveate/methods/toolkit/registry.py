@@ -1,0 +1,95 @@
+"""The registry that finds methods by name: foveate's own and those of installed packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ...errors import MethodError, near_miss
+from .base import Method
+
+_PACKAGE = "foveate.methods"
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+ENTRY_POINTS = "foveate.methods"
+
+
+def register_method(name: str) -> Callable[[M], M]:
+    """Class decorator: make a Method available as ``foveate.get_method(name)``.
+
+    Raises:
+        MethodError: when the name is taken by another class or is not lower-case.
+    """
+
+    def add(cls: M) -> M:
+        taken = _METHODS.get(name)
+        if name != name.lower() or not name:
+            raise MethodError(f"method name {name!r} must be lower-case.")
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise MethodError(
+                f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another."
+            )
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under `name`, imported on first use.
+
+    Raises:
+        MethodError: for an unknown name, with the nearest known one.
+    """
+    if name not in _METHODS:
+        _load_all()
+    if name not in _METHODS:
+        raise MethodError(f"unknown method {name!r}{near_miss(name, _METHODS)}")
+    return _METHODS[name]
+
+
+def get_method(name: str | Method, **hyperparameters: Any) -> Method:
+    """A method by name with its hyperparameters, e.g. ``get_method("idpruner", balance=0.7)``.
+
+    Raises:
+        MethodError: for an unknown name or hyperparameter, or a value that the method refuses.
+    """
+    if isinstance(name, Method):
+        return name.with_settings(**hyperparameters) if hyperparameters else name
+    if not isinstance(name, str):
+        raise MethodError(f"{name!r} is not a method; give a name such as 'idpruner', or a Method.")
+    cls = method_class(name)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in hyperparameters:
+        if key not in fields:
+            raise MethodError(f"{name} has no hyperparameter {key!r}{near_miss(key, fields)}")
+    for key, field in fields.items():
+        if key not in hyperparameters and field.default is field.default_factory is dataclasses.MISSING:
+            raise MethodError(f"{name}: needs a value for {key}, which has no default; give {key}=...")
+    return cls(**hyperparameters)
+
+
+def method_names() -> list[str]:
+    """All method names, sorted: foveate's own and those of installed packages."""
+    _load_all()
+    return sorted(_METHODS)
+
+
+def counting_methods() -> list[str]:
+    """The names of the methods that ``keep="auto"`` works with."""
+    return [name for name in method_names() if _METHODS[name].counts is not Method.counts]
+
+
+def _load_all() -> None:
+    package = importlib.import_module(_PACKAGE)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{_PACKAGE}.{module.name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in _METHODS:
+            register_method(entry.name)(entry.load())

@@ -1,0 +1,102 @@
+"""Budgets on the way to a budget, for methods that prune in several stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...budget import Budget
+
+_MANY = 10**6  # tokens of an image so large that no stage is bound by them
+
+
+@dataclass(frozen=True)
+class _Stage(Budget):
+    """What one of several stages leaves, where `keep` is the budget of all of them."""
+
+    def __str__(self) -> str:
+        if self.by_content:
+            return super().__str__()
+        left = self.count(_MANY)
+        return f"{left / _MANY:.4g}" if isinstance(self.keep, float) else f"{left} tokens"
+
+
+@dataclass(frozen=True)
+class _PartOfTheWay(_Stage):
+    """``n * (k / n) ** way`` of n tokens where the whole budget leaves k of them."""
+
+    way: float = 1.0
+
+    def count(self, tokens: int) -> int:
+        last = super().count(tokens)
+        if not last:
+            return 0
+        ratio = self.keep if isinstance(self.keep, float) else last / tokens
+        return min(tokens, max(last, math.floor(tokens * ratio**self.way + 0.5)))
+
+    def __str__(self) -> str:
+        return super().__str__() if isinstance(self.keep, float) else f"n * ({self.keep} / n) ^ {self.way:.4g} tokens"
+
+
+@dataclass(frozen=True)
+class _Multiple(_Stage):
+    """So many times what the whole budget leaves of n tokens, at least that and at most all."""
+
+    times: float = 1.0
+
+    def count(self, tokens: int) -> int:
+        last = super().count(tokens)
+        if not last or self.by_content:
+            return last
+        exact = self.keep * tokens if isinstance(self.keep, float) else last
+        return min(tokens, max(last, math.floor(exact * self.times + 0.5)))
+
+
+def proportional(budget: Budget, shares: Sequence[float]) -> list[Budget]:
+    """The budget of each stage, in proportion to falling `shares`; the last is `budget`."""
+    parts = [_Multiple(budget.keep, budget.scope, share / shares[-1]) for share in shares[:-1]]
+    return [*parts, budget]
+
+
+@dataclass(frozen=True)
+class _ShareOfAverage(_Stage):
+    """What one of several stages leaves of n tokens where the whole budget is their average over a model's layers.
+
+    Args:
+        shares: falling, of all stages, in proportion.
+        passed: share of the layers that each stage's tokens pass; with the rest of the layers they add up to 1.
+        stage: which of the stages it is.
+    """
+
+    shares: tuple[float, ...] = (1.0,)
+    passed: tuple[float, ...] = (1.0,)
+    stage: int = 0
+
+    def count(self, tokens: int) -> int:
+        if tokens <= 0 or self.by_content:
+            return super().count(tokens)
+        average = self.keep if isinstance(self.keep, float) else super().count(tokens) / tokens
+        for whole in range(len(self.shares)):  # stages that leave all tokens, because the others cannot make it up
+            rest = average - sum(self.passed[:whole])
+            scale = rest / sum(s * p for s, p in zip(self.shares[whole:], self.passed[whole:], strict=True))
+            if scale * self.shares[whole] <= 1:
+                break
+        share = min(1.0, scale * self.shares[self.stage])
+        return min(tokens, max(1, math.floor(share * tokens + 0.5)))
+
+
+def averaged(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
+    """The budgets of stages at the layers `starts`, the first 0, whose average over a model's `layers` is `budget`.
+
+    What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves
+    all, and the others more. Counts are rounded.
+    """
+    passed = tuple((end - start) / layers for start, end in zip(starts, [*starts[1:], layers], strict=True))
+    return [_ShareOfAverage(budget.keep, budget.scope, tuple(shares), passed, i) for i in range(len(starts))]
+
+
+def gradual(budget: Budget, stages: int) -> list[Budget]:
+    """The budget of each stage, of the unpruned image: each shrinks it by the same factor, and the last is `budget`."""
+    parts = [_PartOfTheWay(budget.keep, budget.scope, stage / stages) for stage in range(1, stages)]
+    return [*parts, budget]

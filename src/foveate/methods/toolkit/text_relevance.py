@@ -1,0 +1,60 @@
+"""What methods that read the prompt's text share: images beside their text, and the sign of relevance.
+
+Checkpoints hold no text tower of CLIP, so these methods compare visual tokens as the language model reads them with
+the input embeddings of the prompt's text (in a later turn on the same cache, of that turn's text).
+
+Between CLIP's patches and sentences the patches that matter have the lower cosine, for which reason CDPruner, TRIM and
+EADP negate it. Nobody has settled the sign between projected tokens and input embeddings: EADP's own port to Qwen keeps
+the minus, OpenVINO's port of CDPruner drops it. Here it is a field, and the plus by default; docs/provenance.md tells
+what either does to the bundled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...tokens import Cue, VisualTokens
+
+Sign = Literal["plus", "minus"]
+SIGNS = {"plus": 1.0, "minus": -1.0}
+
+
+def by_image(tokens: VisualTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each pool the places of its tokens (n,), those tokens (n, d) and its text (m, d), in float32.
+
+    Without padding, so that a pool's choice cannot depend on its neighbours, not even by rounding.
+    """
+    for row, real in enumerate(tokens.valid):
+        places = real.nonzero()[:, 0]
+        yield places, tokens.features[row, places].float(), tokens.text(row).float()
+
+
+def relevance_of(tokens: VisualTokens, sign: Sign, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(B, N) float32: what `measure` makes of each pool's tokens (n, d) and text (m, d), signed; zero on padding."""
+    out = torch.zeros(tokens.features.shape[:2], dtype=torch.float32, device=tokens.features.device)
+    for row, (places, visual, text) in enumerate(by_image(tokens)):
+        out[row, places] = SIGNS[sign] * measure(visual, text)
+    return out
+
+
+def attention_of_text(tokens: VisualTokens) -> Tensor:
+    """(B, N) float32: the attention that the text behind an image pays to each token in the LLM layer below.
+
+    The mean over heads and text; zero on padding, and everywhere where no text follows.
+    """
+    attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
+    assert follows is not None
+    out = torch.zeros(attention.shape[:2], dtype=torch.float32, device=attention.device)
+    for row, size in enumerate(tokens.sizes):
+        if follows[row].any():
+            out[row, :size] = attention[row, :size][..., follows[row]].float().mean((1, 2))
+    return out
+
+
+def mean_of(text: Tensor) -> Tensor:
+    """(d,): the mean of (m, d); zero without text, which makes all tokens equally relevant."""
+    return text.sum(0) / max(len(text), 1)

@@ -1,0 +1,68 @@
+"""What methods have in common that work before the LLM and inside it, too."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from ...budget import Budget
+from .base import Method, ModelFacts, Stage
+from .schedules import averaged
+from .validation import check_layer_of, check_range, check_whole
+
+
+@dataclass(frozen=True)
+class BothPlaces(Method):
+    """A method with a stage before the LLM, which `select` is, and others inside it, or changes of attention there.
+
+    Args:
+        inside: whether it works inside the LLM, too. Without, it is a method before the LLM like any other, which runs
+            in vLLM and in `foveate.prune_inputs`, and inside the LLM by `AtLayer`.
+    """
+
+    stage = Stage.BOTH
+
+    inside: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.inside:
+            object.__setattr__(self, "stage", Stage.BEFORE_LLM)
+
+
+@dataclass(frozen=True)
+class TwoStages(BothPlaces):
+    """A method that prunes once before the LLM and once inside it, where `keep` is the average over the layers.
+
+    Args:
+        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        ratio: what the second stage keeps of what the first one left, in (0, 1].
+    """
+
+    layer: int | None = None
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer is not None:
+            check_whole(self.name, "layer", self.layer, 1)
+        check_range(self.name, "ratio", self.ratio, 0, 1)
+
+    @abstractmethod
+    def second_stage(self) -> Method:
+        """The method that prunes inside the LLM."""
+
+    def middle(self, layers: int) -> int:
+        """The layer whose input the second stage shortens in a model of so many `layers`, where none is given."""
+        return layers // 2
+
+    def load(self, facts: ModelFacts) -> Method:
+        if self.inside and self.layer is not None:
+            check_layer_of(self.name, self.layer, facts)
+        return self
+
+    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+        if not self.inside:
+            return super().stages(layers, budget)
+        layer = self.middle(layers) if self.layer is None else self.layer
+        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
+        return [(self, 0, first), (self.second_stage(), layer, second)]

@@ -1,0 +1,48 @@
+"""What methods have in common that wrap another one: they need what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ...tokens import Cue, EncoderReading, Grid
+from .base import Method, ModelFacts
+from .notes import Note
+from .registry import get_method
+
+
+@dataclass(frozen=True)
+class Wrapper(Method):
+    """A method around another.
+
+    Args:
+        method: the wrapped method, by name or with its hyperparameters.
+    """
+
+    method: str | Method
+
+    @property
+    def inner(self) -> Method:
+        """The wrapped method."""
+        return get_method(self.method)
+
+    @property
+    def needs(self) -> frozenset[Cue]:
+        return self.inner.needs
+
+    @property
+    def encoder_readings(self) -> tuple[EncoderReading, ...]:
+        return self.inner.encoder_readings
+
+    @property
+    def llm_readings(self) -> tuple[int, ...]:
+        return self.inner.llm_readings
+
+    @property
+    def note(self) -> Note | None:
+        return self.inner.note
+
+    def load(self, facts: ModelFacts) -> Method:
+        return replace(self, method=self.inner.bind(facts))
+
+    def check(self, grid: Grid, count: int) -> None:
+        self.inner.check(grid, count)

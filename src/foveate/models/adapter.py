@@ -1,0 +1,246 @@
+"""What a model adapter is: where the visual tokens of one family come out, and which cues it can give."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..importance.attention import attention_received, attention_row
+from ..tokens import AttentionKind, Cue, Grid
+from .moe import MoeBlock, moe_block
+
+# The runtime takes these off the sequence of any model that runs in transformers. No adapter lists them, because
+# servers ask adapters, too, and encode images without knowing the prompt.
+FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS, Cue.TEXT_STATES, Cue.LAST_NORM})
+
+# What the vision encoder is listened to for.
+FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS, Cue.PADDING})
+
+# A language model with experts gives these, whatever the family; the adapter of such a family lists them.
+FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
+
+# Where no CLS token's row is read, attention is averaged over the queries of an image or frame: over all of them, as
+# the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of
+# the patches. Qwen2.5-VL has so many in an image of 4096 tokens; benchmarks/cue_sampling.py tells the cost.
+MOST_QUERIES = 16384
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention function.
+
+    Args:
+        query: (B, H, L, hd), post-rotary.
+        key: (B, Hkv, S, hd), likewise.
+        scaling: of the logits.
+        value: (B, Hkv, S, hd); in the language model only.
+        mask: as the kernel is given it, or None.
+        window: over how many keys a query looks back where the kernel itself knows; None: over all.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    value: Tensor | None = None
+    mask: Tensor | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """Rows that the language model adds to the hidden states of its visual tokens, after each of its first layers.
+
+    Args:
+        mask: name of its keyword argument that marks those tokens, (B, L) bool.
+        rows: name of its keyword argument with a list of (n, d) tensors, one a layer, a row for each marked token.
+        layers: how many layers are followed by rows.
+    """
+
+    mask: str
+    rows: str
+    layers: int
+
+
+class ModelAdapter(ABC):
+    """Where one model family's visual tokens come out and which cues it can give. Knows no method.
+
+    Args:
+        model: the ``...ForConditionalGeneration`` model.
+
+    Attributes:
+        encoder_queries: over at most how many queries of an image or frame the attention that a patch receives is
+            averaged, evenly spread; over all where there are no more.
+    """
+
+    encoder_queries: int = MOST_QUERIES
+    model_type: ClassVar[str]
+    class_name: ClassVar[str]
+    relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE - FROM_ROUTER
+    leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model  # Any: torch's stubs take every attribute of a module for a tensor
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 - most families have nothing to check
+        """Raise ModelError for a variant of the family that this adapter cannot serve."""
+
+    @classmethod
+    def lineage(cls) -> tuple[str, ...]:
+        """The family and its relatives, for `ModelFacts`."""
+        return (cls.model_type, *cls.relatives)
+
+    @property
+    def base(self) -> Any:
+        """The module that reads `input_ids` and pixels and merges both (a pre-hook here sees the prompt)."""
+        return self.model.model
+
+    @property
+    def text(self) -> Any:
+        """The language model: called with `inputs_embeds`, has `.layers` whose attention is `.self_attn`."""
+        return self.base.language_model
+
+    @property
+    def deepstack(self) -> DeepStack | None:
+        """What the language model adds to visual tokens beside their embeddings; None in most families."""
+        return None
+
+    def moe(self) -> list[MoeBlock | None]:
+        """The experts of each decoder layer; None for a dense one."""
+        return [moe_block(layer) for layer in self.text.layers]
+
+    @property
+    def given(self) -> frozenset[Cue]:
+        """The cues that this very model gives: those of its family, and those of routers where it has any."""
+        return self.cues | (FROM_ROUTER if any(self.moe()) else frozenset())
+
+    @property
+    @abstractmethod
+    def vision(self) -> Any:
+        """The vision encoder; called once per modality and forward."""
+
+    @property
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module whose first input are the vision features before projection."""
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the vision encoder's attention, all heads together."""
+        return self.model.config.vision_config.hidden_size
+
+    def token_modules(self) -> list[nn.Module]:
+        """Vision modules that run once per LLM token; all others run once per position of the encoder."""
+        return [self.projector]
+
+    @abstractmethod
+    def token_ids(self) -> dict[str, int]:
+        """Placeholder token id of each modality."""
+
+    @abstractmethod
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        """Layout of every image and clip of a forward, in prompt order, from its keyword arguments."""
+
+    @abstractmethod
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `grids` reads, recovered from a call of the vision encoder (generate may encode images beforehand)."""
+
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """(n, p) pixels in [0, 1] of each LLM token, per image, from the arguments of the encoder; raster order."""
+        raise NotImplementedError
+
+    def encoder_grids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        """The layout of each image or clip of one encoder pass."""
+        raise NotImplementedError
+
+    def encoder_order(self, grid: Grid) -> Tensor:
+        """(n,) long: the raster index of each LLM token in the order in which the encoder's blocks see them."""
+        return torch.arange(len(grid))
+
+    @abstractmethod
+    def attention_modules(self) -> dict[int, nn.Module]:
+        """The vision attention modules that attend to whole images or frames, by number of their layer, from 0.
+
+        The last of them is that of ENCODER_ATTENTION; none behind the layer that makes the visual features is there.
+        """
+
+    def attention_module(self) -> nn.Module:
+        """The vision attention module whose attention is the ENCODER_ATTENTION cue."""
+        return self.attention_at(1.0)
+
+    def attention_at(self, depth: float) -> nn.Module:
+        """The nearest of `attention_modules` to a depth in [0, 1], of two the deeper one; see EncoderReading."""
+        modules = self.attention_modules()
+        place = depth * max(modules)
+        return modules[min(modules, key=lambda layer: (abs(layer - place), -layer))]
+
+    @abstractmethod
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        """What `kind` reads of each LLM token, (n,) per image, from the calls of one module in one encoder pass."""
+
+    @abstractmethod
+    def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
+        """Vision features before projection, (n, e) per image, from the projector's input."""
+
+    def padding(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: list[Grid]) -> list[Tensor]:
+        """(n,) bool per image: tokens that show nothing but padding, from the encoder's arguments; none in most."""
+        return [torch.zeros(len(grid), dtype=torch.bool) for grid in grids]
+
+    @abstractmethod
+    def patches(self, grid: Grid) -> int:
+        """Positions that the vision encoder processes for one image or clip."""
+
+    def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
+        """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of it."""
+        return [self.patches(grid) ** 2] * len(self.vision_layers())
+
+    def embedding_modules(self) -> list[nn.Module]:
+        """Vision modules that see all patches, even those that are left out of the encoder's blocks."""
+        return []
+
+    @abstractmethod
+    def vision_layers(self) -> list[Any]:
+        """The layers of the vision encoder, in order."""
+
+
+def pooled_mean(values: Tensor, group: int) -> Tensor:
+    """Mean over runs of `group` neighbours along the first dimension."""
+    return values.reshape(-1, group, *values.shape[1:]).mean(1)
+
+
+def checked_queries(queries: object) -> int:
+    """`queries`, as `ModelAdapter.encoder_queries`; raises ModelError unless it is a whole number of at least 1."""
+    if not isinstance(queries, int) or isinstance(queries, bool) or queries < 1:
+        raise ModelError(
+            f"encoder_queries={queries!r} must be a whole number of at least 1; leave it out to average over all "
+            f"queries of an image, up to {MOST_QUERIES}."
+        )
+    return queries
+
+
+def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool, queries: int = MOST_QUERIES) -> Tensor:
+    """(B, n) what `kind` reads of each patch; with `cls`, position 0 is a CLS token, which is none of them.
+
+    Attention received is averaged over at most `queries` queries, evenly spread.
+    """
+    if kind == "keys":
+        return call.key.float().square().sum((1, 3)).sqrt()[:, int(cls) :]
+    if cls and kind == "cls":
+        everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
+        return attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]
+    return attention_received(call.query, call.key, call.scaling, queries)[:, int(cls) :]
+
+
+def layers_behind(index: int, layers: list[Any]) -> list[Any]:
+    """The first layers, up to the one that made ``hidden_states[index]``: 0 is the embedding, -1 the last layer's."""
+    return layers[: max(index, 1) if index >= 0 else len(layers) + index + 1]

@@ -1,0 +1,83 @@
+"""The registry that finds the adapter of a live model."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..errors import ModelError
+from ..tokens import Cue
+from .adapter import FROM_SEQUENCE, ModelAdapter
+
+ENTRY_POINTS = "foveate.models"
+
+A = TypeVar("A", bound=type[ModelAdapter])
+_ADAPTERS: dict[str, type[ModelAdapter]] = {}
+
+
+def register_model(cls: A) -> A:
+    """Class decorator: serve models whose ``config.model_type`` is the adapter's `model_type`."""
+    _ADAPTERS[cls.model_type] = cls
+    return cls
+
+
+def adapter_of(model: nn.Module) -> ModelAdapter:
+    """The adapter of a live model.
+
+    Raises:
+        ModelError: when no adapter serves this model, listing those that are supported.
+    """
+    _load_all()
+    outer: Any = model
+    unwrapped = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
+    adapter = _ADAPTERS.get(str(model_type))
+    if adapter is None or not hasattr(unwrapped, "model"):
+        known = ", ".join(f"{a.class_name} ({a.model_type})" for a in _ADAPTERS.values())
+        raise ModelError(
+            f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}. "
+            "CONTRIBUTING.md shows how to add one in one file."
+        )
+    return adapter(unwrapped)
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    """A row of `supported_models()`."""
+
+    model_type: str
+    class_name: str
+    modalities: tuple[str, ...]
+    cues: tuple[Cue, ...]
+    leaves_out_patches: bool = False
+    lineage: tuple[str, ...] = ()  # the family and those whose published settings suit it, nearest first
+
+
+def supported_models() -> list[SupportedModel]:
+    """Every model family that foveate can prune."""
+    _load_all()
+    return sorted((_row(adapter) for adapter in _ADAPTERS.values()), key=lambda row: row.model_type)
+
+
+def _row(adapter: type[ModelAdapter]) -> SupportedModel:
+    cues = sorted(adapter.cues | FROM_SEQUENCE, key=lambda cue: cue.name)
+    row = (adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
+    return SupportedModel(*row, adapter.leaves_out_patches, adapter.lineage())
+
+
+def _load_all() -> None:
+    for name in _builtin_modules():
+        importlib.import_module(f"{__package__}.{name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        register_model(entry.load())
+
+
+def _builtin_modules() -> Iterator[str]:
+    package = importlib.import_module(__package__)
+    return (module.name for module in pkgutil.iter_modules(package.__path__))

@@ -1,0 +1,1 @@
+"""The selectors on a GPU, each greedy selection in one launch."""

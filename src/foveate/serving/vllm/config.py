@@ -1,0 +1,125 @@
+"""One model on one server: its settings, its family, its methods, and what its set-up does not allow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import ModelError, RequestError
+from ...methods import ModelFacts
+from ...tokens import Cue
+from .bound_methods import MethodShelf
+from .family import Family
+from .request import PruneRequest, ServerSettings
+
+FACT = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
+
+# Cues that no model gives in vLLM, and why.
+NEVER = {
+    Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
+    Cue.ENCODER_READINGS: "the plugin listens to one layer only",
+    Cue.PADDING: "the plugin does not look at pixels",
+}
+
+
+class PruningServer:
+    """What the processor (in the API process) and the model (in the engine) both ask.
+
+    Args:
+        family_class: of the model.
+        model_config: vLLM's.
+        model: vLLM's model in the engine, None elsewhere.
+
+    Raises:
+        FoveateError: when the server's settings are wrong, or ask for what its set-up rules out.
+    """
+
+    def __init__(self, family_class: type[Family], model_config: Any, model: Any = None) -> None:
+        config = model_config.hf_config
+        limits: Mapping[str, str] = getattr(config, FACT, {})
+        _check_processor_defaults(getattr(model_config, "multimodal_config", None))
+        self.settings = ServerSettings.read(getattr(config, "foveate", None), os.environ)
+        self.refusal: str | None = limits.get("all")
+        self.family: Family | None = None
+        try:
+            self.family = family_class(config, model)
+        except ModelError as error:
+            self.refusal = str(error)
+        else:
+            self.family.adapter.encoder_queries = self.settings.encoder_queries
+        text = config.get_text_config()
+        lineage = family_class.adapter_class.lineage()
+        facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)
+        given = frozenset() if self.family is None else self.family.adapter.cues
+        missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
+        missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NEVER.items()}
+        if "encoder" in limits:
+            missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
+        self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)
+        self.resolve({})  # a default that cannot work stops the server
+
+    @property
+    def known_family(self) -> Family:
+        """The family, where requests can be pruned."""
+        assert self.family is not None
+        return self.family
+
+    @property
+    def prunes(self) -> bool:
+        """Whether requests can be pruned at all."""
+        return self.refusal is None
+
+    def resolve(self, asked: Mapping[str, Any]) -> PruneRequest | None:
+        """What to do for a request's keyword arguments; None when everything is kept.
+
+        Raises:
+            FoveateError: for what cannot be done, before any image is touched.
+        """
+        family = Family if self.family is None else self.family
+        request = self.settings.resolve(asked, family.clip_scopes[0])
+        if request is not None:
+            if self.refusal is not None:
+                raise ModelError(self.refusal)
+            self.shelf.get(request.method)
+        return request
+
+
+def _check_processor_defaults(multimodal: Any) -> None:
+    for key in getattr(multimodal, "mm_processor_kwargs", None) or {}:
+        if key.startswith("foveate"):
+            raise RequestError(
+                f"vLLM hands --mm-processor-kwargs, and with them {key!r}, to transformers, which does not prune; "
+                """give defaults by --hf-overrides '{"foveate": {"method": "idpruner", "keep": 0.25}}'."""
+            )
+
+
+def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
+    """What a server's set-up rules out, as sentences: ``"all"`` pruning, or what hears the ``"encoder"``."""
+    limits: dict[str, str] = {}
+    multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
+    compilation = vllm_config.compilation_config
+    again = "start the server without it to prune images."
+    if multimodal is not None and multimodal.is_multimodal_pruning_enabled():
+        limits["all"] = f"vLLM's own video pruning (--video-pruning-rate) is on; {again}"
+    elif getattr(compilation, "cudagraph_mm_encoder", False):
+        limits["all"] = f"the vision encoder runs in CUDA graphs (cudagraph_mm_encoder), past the pruning; {again}"
+    elif getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+        limits["all"] = f"LoRA in the vision tower counts an image's tokens by its placeholders; {again}"
+    elif mrope and parallel.pipeline_parallel_size > 1:
+        limits["all"] = f"pipeline parallelism does not hand M-RoPE positions of pruned images to later ranks; {again}"
+    elif mrope and getattr(parallel, "enable_dbo", False):
+        limits["all"] = f"dual batch overlap (--enable-dbo) cuts a step in two, but not its positions; {again}"
+    elif mrope and vllm_config.speculative_config is not None:
+        limits["all"] = f"draft models cannot read the positions of pruned images; speculative decoding is on; {again}"
+    if multimodal is not None and multimodal.mm_encoder_tp_mode == "data":
+        limits["encoder"] = (
+            "with mm_encoder_tp_mode='data' each rank encodes other images; use 'weights', or a method that reads "
+            "features only, such as 'divprune'."
+        )
+    elif getattr(compilation, "compile_mm_encoder", False):
+        limits["encoder"] = (
+            "a compiled vision encoder (compile_mm_encoder) cannot be listened to; start the server without it, or use "
+            "a method that reads features only, such as 'divprune'."
+        )
+    return limits

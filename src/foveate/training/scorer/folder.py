@@ -1,0 +1,98 @@
+"""The folder of a scorer's training: what it resumes from, its log, and its result."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...files import appending, write_text
+from ...importance import LearnedScorer
+from ..checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint
+from .model import TrainableScorer
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """Means over the questions of one step, and what it was done with.
+
+    `agreement` is the share of the soft mask that lies on the tokens that top-k would keep.
+    """
+
+    step: int
+    steps: int
+    answer_loss: float
+    constraint: float
+    agreement: float
+    constraint_weight: float
+    learning_rate: float
+
+
+class ScorerFolder:
+    """``scorer.safetensors``, ``log.jsonl`` (a `StepLog` a line), ``training.json`` and ``checkpoint.pt``.
+
+    Args:
+        path: the folder; made when something is written.
+        settings: names and plain values of all that decides the result.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path, self._settings = path, json.loads(json.dumps(settings))
+        self._scorer, self._card = path / "scorer.safetensors", path / "training.json"
+        self._log, self._checkpoint = path / "log.jsonl", path / "checkpoint.pt"
+        self._started = time.monotonic()
+
+    def resume(self, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint, where there is one, into both; how many steps are done.
+
+        Raises:
+            TrainingError: when the folder holds a training with other settings, or something that is none.
+        """
+        if not self._checkpoint.exists():
+            require_own(self._path, {self._log.name})
+            return 0
+        state = load_checkpoint(self._checkpoint, "settings")
+        for name, value in self._settings.items():
+            if (was := state["settings"].get(name)) != value:
+                raise TrainingError(
+                    f"{self._path} holds a training with {name} {was!r}, not {value!r}; give another folder, the same "
+                    "settings, or delete it."
+                )
+        scorer.load_state_dict(state["scorer"])
+        optimizer.load_state_dict(state["optimizer"])
+        self._started -= state["seconds"]
+        return int(state["step"])
+
+    def begin(self, step: int) -> None:
+        """Drop what the log says of `step` and later steps, which are done again."""
+        if self._log.exists():
+            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self._log, "".join(lines[:step]))
+
+    def log(self, entry: StepLog) -> None:
+        """Add a line to the log."""
+        with appending(self._log) as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+
+    def save(self, step: int, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> None:
+        """Write the checkpoint of a training of which `step` steps are done."""
+        done = {"settings": self._settings, "step": step, "seconds": self._seconds}
+        save_checkpoint(self._checkpoint, {**done, "scorer": scorer.state_dict(), "optimizer": optimizer.state_dict()})
+
+    def finish(self, scorer: TrainableScorer) -> None:
+        """Write the result, and beside it how it was made."""
+        scorer.save(self._scorer)
+        card = {**self._settings, "seconds": round(self._seconds, 1), "torch": torch.__version__}
+        write_text(self._card, json.dumps(card, indent=2) + "\n")
+
+    def learned(self) -> LearnedScorer:
+        """The result, as methods load it."""
+        return LearnedScorer.load(self._scorer)
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started

@@ -1,0 +1,177 @@
+"""Train an importance scorer for a frozen model, after VisionSelector (arXiv 2510.16598).
+
+Loss of a step, mean over its questions: the cross-entropy of the answer under the soft mask, plus the binary
+cross-entropy that draws the soft mask to the hard top-k, whose weight rises linearly over the training.
+
+Deviations from the released recipe: each question weighs the same, however long its answer; each image or clip is a
+pool of its own (see `Budget`), where the reference takes all images of a batch together; the scorer learns in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from ...data.prompts import placed
+from ...importance import LearnedScorer
+from ...models import ModelAdapter, adapter_of
+from ..checkpoint import TrainingError
+from .data import Example, answer_losses, batch_of
+from .folder import ScorerFolder, StepLog
+from .model import TrainableScorer
+from .recipe import ScorerRecipe
+from .soft_mask import SoftMask, soft_mask
+
+S = TypeVar("S")
+
+
+def train_scorer(
+    model: nn.Module,
+    encode: Callable[[S], Example],
+    samples: Sequence[S],
+    recipe: ScorerRecipe,
+    out: Path,
+    *,
+    facts: dict[str, Any] | None = None,
+    padding: int = 0,
+    micro_batch: int = 1,
+    save_every: int = 50,
+    on_step: Callable[[StepLog], None] | None = None,
+    accelerator: Any = None,
+) -> LearnedScorer:
+    """Train a scorer in a folder, or go on with the training whose checkpoint lies there.
+
+    A training that was killed goes on from its latest checkpoint and, on the same machine, ends in the same scorer, bit
+    for bit. Started by ``accelerate launch``, each process learns from its share of every step's questions with a copy
+    of the model; their gradients are summed. What `out` holds in the end says `ScorerFolder`.
+
+    Args:
+        model: a supported model on the device of this process; frozen meanwhile, unchanged afterwards.
+        encode: makes an example of a sample, such as `example_of` with a processor.
+        samples: what to learn from, at least one.
+        recipe: what decides the result.
+        out: the folder; made if need be.
+        facts: more that decides the result (which model, which data): noted, and compared when a training goes on.
+        padding: a token id to pad prompts with.
+        micro_batch: questions in one forward; more are faster and take more memory.
+        save_every: steps between checkpoints.
+        on_step: called after every step, in the main process.
+        accelerator: an ``accelerate.Accelerator``, or None for a new one.
+
+    Raises:
+        TrainingError: without samples or ``accelerate``, for an attention that takes no soft mask, when the folder
+            holds a training with other settings, or when the loss is no longer finite.
+    """
+    if not samples:
+        raise TrainingError("there is nothing to learn from; give data with at least one question.")
+    accelerator = accelerator or make_accelerator()
+    steps = recipe.steps(len(samples))
+    folder = ScorerFolder(out, {**asdict(recipe), "samples": len(samples), **(facts or {})})
+    adapter = adapter_of(model)
+    _check_attention(recipe, adapter)
+    width = adapter.model.config.get_text_config().hidden_size
+    scorer = TrainableScorer(width, recipe.width, seed=recipe.seed).to(accelerator.device)
+    optimizer = torch.optim.AdamW(scorer.parameters(), weight_decay=0.0)
+    done = folder.resume(scorer, optimizer)
+    main = accelerator.is_main_process
+    if main:
+        folder.begin(done)
+    with _frozen(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
+        learner = Learner(model, mask, scorer, encode, padding, micro_batch, accelerator)
+        for step in range(done, steps):
+            weight, rate = recipe.weight(step, steps), recipe.rate(step, steps)
+            means = learner.gradients([samples[pick] for pick in recipe.picks(step, len(samples))], weight)
+            if not all(map(math.isfinite, means)):
+                raise TrainingError(f"the loss is not finite in step {step}; lower the learning rate.")
+            nn.utils.clip_grad_norm_(scorer.parameters(), recipe.max_norm)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            if not main:
+                continue
+            folder.log(entry := StepLog(step, steps, *means, weight, rate))
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                folder.save(step + 1, scorer, optimizer)
+            if on_step is not None:
+                on_step(entry)
+    if main:
+        folder.finish(scorer)
+    accelerator.wait_for_everyone()
+    return folder.learned()
+
+
+@dataclass(frozen=True)
+class Learner(Generic[S]):
+    """What turns the samples of a step into the scorer's gradients; arguments as `train_scorer`."""
+
+    model: nn.Module
+    mask: SoftMask
+    scorer: TrainableScorer
+    encode: Callable[[S], Example]
+    padding: int
+    micro_batch: int
+    accelerator: Any
+
+    def gradients(self, samples: Sequence[S], weight: float) -> tuple[float, float, float]:
+        """Leave the gradients of the mean loss over `samples`, of all processes, in the scorer.
+
+        Returns:
+            means over the samples: loss of the answers, constraint, agreement (see `StepLog`).
+        """
+        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(3, device=self.accelerator.device)
+        for parameter in self.scorer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for start in range(0, len(mine), self.micro_batch):
+            examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
+            inputs, labels = batch_of(examples, self.padding)
+            answers = answer_losses(self.model, placed(inputs, self.model), labels)
+            masked = self.mask.take()
+            loss = (answers + weight * masked.constraint).sum() / len(samples)
+            loss.backward()
+            sums += torch.stack([part.detach().sum() for part in (answers, masked.constraint, masked.agreement)])
+        for parameter in self.scorer.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        answer, constraint, agreement = (self.accelerator.reduce(sums, "sum") / len(samples)).tolist()
+        return answer, constraint, agreement
+
+
+def make_accelerator() -> Any:
+    """This process's place among those that ``accelerate launch`` started; alone, it has the GPU, or else the CPU.
+
+    Raises:
+        TrainingError: when ``accelerate`` is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise TrainingError("training needs accelerate (foveate[train]); run: pip install accelerate.") from None
+    return Accelerator()
+
+
+def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
+    kind = str(adapter.text.config._attn_implementation)
+    if recipe.gate == "attention" and kind not in ("sdpa", "eager"):
+        raise TrainingError(
+            f"gate='attention' needs attention that takes a mask of any values, which {kind!r} does not; load the "
+            "model with attn_implementation='sdpa', or use gate='embeddings'."
+        )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for any weight of the model, and no dropout; both as before on exit."""
+    wanted, training = {p: p.requires_grad for p in model.parameters()}, model.training
+    model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, needs in wanted.items():
+            parameter.requires_grad_(needs)

@@ -1,0 +1,1 @@
+"""The models of the testbed, trained from scratch on drawn scenes."""

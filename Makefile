@@ -40,7 +40,7 @@ triton: setup
 	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton
 
 test-kernels: triton
-	$(BIN)/python -m pytest tests/selection/test_gpu_kernels.py
+	$(BIN)/python -m pytest tests/selection/triton/test_greedy.py
 
 # The environments lie outside the checkout (once: about 2 minutes, 2.2 GB; PyTorch from PyPI brings CUDA, 3 GB more).
 test-transformers:

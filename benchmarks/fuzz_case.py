@@ -16,7 +16,7 @@ from fuzz_oracles import TIGHT, blinded, causal, check_counts, expect, pruned, s
 from torch import Tensor
 
 import foveate
-import zoo
+import tiny_models as zoo
 
 Inputs = dict[str, Any]
 SITUATIONS: dict[str, tuple[Callable[[Case], None], int]] = {}

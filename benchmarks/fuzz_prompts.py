@@ -18,7 +18,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.methods import Stage
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import method_class

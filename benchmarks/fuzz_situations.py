@@ -29,7 +29,7 @@ from fuzz_oracles import TIGHT, Wrong, blinded, causal, check_counts, expect, pr
 from torch import Tensor
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.runtime.compat import cache_of_output
 
 

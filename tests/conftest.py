@@ -9,8 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-import zoo as zoo_module
-from zoo import Zoo
+import tiny_models as zoo_module
+from tiny_models import Zoo
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give, above all beside other workers
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import random_models
 
-import zoo
+import tiny_models as zoo
 
 
 @pytest.mark.parametrize(

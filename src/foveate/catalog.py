@@ -19,11 +19,14 @@ from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
 from .models import SupportedModel, supported_models
 from .models.adapter import FROM_ROUTER
-from .runtime.planner import lacks_cues, takes_whole_images
-from .serving.vllm.config import NEVER
 from .tokens import Cue
 
 _LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
+NOT_IN_VLLM = {
+    Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
+    Cue.ENCODER_READINGS: "the plugin listens to one layer only",
+    Cue.PADDING: "the plugin does not look at pixels",
+}
 _SECTIONS = ("Deviations", "Cost class", "Cost")
 
 
@@ -168,7 +171,7 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
 
 
 def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
-    return next((f"no: {why}" for cue, why in NEVER.items() if cue in needs), None)
+    return next((f"no: {why}" for cue, why in NOT_IN_VLLM.items() if cue in needs), None)
 
 
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:
@@ -229,3 +232,17 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def lacks_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
+    """The model cannot give what the method reads."""
+    lacking = ", ".join(sorted(cue.value for cue in missing))
+    return f"{model} cannot give what {method} needs: {lacking}; choose another method."
+
+
+def takes_whole_images(model: str, method: str) -> str:
+    """Patches cannot be left out of the model's vision encoder."""
+    return (
+        f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images of one size; use a "
+        "method that prunes before the LLM, such as 'divprune'."
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import pytest
-from commands import assert_one_sentence, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cli import checkpoint_files as checkpoints
+from cli.run_command import assert_one_sentence, run
 from foveate.data.loading import Session
 from foveate.testbed import scenes
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_one_sentence, run
 from PIL import Image
 from safetensors.torch import save_file
 
 import foveate
+from cli.run_command import assert_one_sentence, run
 from foveate.data.samples import read_samples
 from foveate.importance import AttentionPrior
 from foveate.testbed import bundled_path, scenes

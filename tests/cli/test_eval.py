@@ -6,12 +6,12 @@ import io
 import json
 from pathlib import Path
 
-import checkpoints
 import pytest
-from commands import run
 from rich.console import Console
 from typer.testing import Result
 
+from cli import checkpoint_files as checkpoints
+from cli.run_command import run
 from foveate.cli.evaluated import Estimate, show
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results

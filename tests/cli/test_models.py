@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
-from commands import assert_one_sentence, run
 from PIL import Image
 
-import zoo as zoo_module
+import tiny_models as zoo_module
+from cli import checkpoint_files as checkpoints
+from cli.run_command import assert_one_sentence, run
 from foveate.data.loading import Session
 from foveate.importance import AttentionPrior, default_prior_path
 from foveate.testbed import encode, load_bundled, scenes

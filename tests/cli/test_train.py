@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
-from commands import run
 
-import zoo as zoo_module
+import tiny_models as zoo_module
+from cli import checkpoint_files as checkpoints
+from cli.run_command import run
 from foveate.data.loading import Session
 from foveate.importance import LearnedScorer
 from foveate.testbed import scenes

@@ -1,4 +1,4 @@
-"""The golden data of the selection rules (tests/data/methods.npz): what the authors' released code keeps."""
+"""The golden data of the selection rules (tests/golden_files/methods.npz): what the authors' released code keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foveate.methods import ModelFacts
 from foveate.models import supported_models
 from foveate.tokens import Grid
 
-FILE = Path(__file__).parents[1] / "data" / "methods.npz"
+FILE = Path(__file__).parents[1] / "golden_files" / "methods.npz"
 
 
 @dataclass

@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-import zoo
+import tiny_models as zoo
 from foveate import attach, compose, prune
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.adatp import segments
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import kept
+from methods.example_tokens import kept
 from runtime.helpers import gap, generate, logits, single
 
 

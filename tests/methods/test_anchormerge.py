@@ -8,7 +8,7 @@ from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.anchormerge import middles
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, chosen, kept
+from methods.example_tokens import FEATURES, chosen, kept
 
 
 def naive(features, base, groups, sign):

@@ -8,7 +8,7 @@ import torch
 from foveate.methods import get_method
 from foveate.methods.cdpruner import CDPruner
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import RELEVANCE, kept, toy
+from methods.example_tokens import RELEVANCE, kept, toy
 from selection import oracles
 
 

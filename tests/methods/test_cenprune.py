@@ -11,7 +11,7 @@ from foveate.methods import get_method
 from foveate.methods.toolkit.centring import centred, distinctiveness
 from foveate.selection import dpp
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, RELEVANCE, kept, toy
+from methods.example_tokens import FEATURES, RELEVANCE, kept, toy
 
 
 def naive_divprune_plus(features, count):

@@ -9,6 +9,8 @@ from foveate.errors import MethodError
 from foveate.importance import AttentionPrior
 from foveate.methods import ModelFacts, get_method
 from foveate.tokens import Cue, Grid, VisualTokens
+from methods.by_hand import X, Y, Z
+from methods.by_hand import kept as kept_by_hand
 
 FACTS = ModelFacts("toy", 8, 6)
 GRID = Grid(6, 7)
@@ -139,3 +141,12 @@ def test_a_file_may_be_called_as_one_likes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     AttentionPrior(torch.ones(2, 2), 2, "toy", 1, "p").save("shallow")
     assert isinstance(get_method("d2pruner", prior="./shallow").bind(FACTS).prior, AttentionPrior)
+
+
+def test_d2pruner_divides_by_the_prior():
+    prior = AttentionPrior(torch.tensor([[4.0, 1.0, 1.0, 1.0]]), 2, "m", 1, "p")
+    cue = {"llm_attention": [0.4, 0.3, 0.2, 0.25]}
+    assert kept_by_hand(get_method("d2pruner", prior=prior, pivots=1.0), [X, X, Y, Z], 2, **cue) == [1, 3]
+    assert kept_by_hand(get_method("d2pruner", debias=False, pivots=1.0), [X, X, Y, Z], 2, **cue) == [0, 1]
+    independent = get_method("d2pruner", debias=False, pivots=0.0)
+    assert kept_by_hand(independent, [X, X, Y, Z], 2, **cue) == [0, 3]

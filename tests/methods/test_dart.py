@@ -5,12 +5,12 @@ import torch
 from torch.nn.functional import normalize
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.dart import with_least_alike
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, kept, text
+from methods.example_tokens import FEATURES, kept, text
 
 # What needs no model: pivots by their own states, and none from the text.
 ALONE = {"pivots_by": "states", "text_pivots": 0, "normed": False}

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from foveate.methods import get_method
 from foveate.methods.eadp import facilities, smoothed
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, RELEVANCE, kept
+from methods.example_tokens import FEATURES, RELEVANCE, kept
 
 
 def cosine(a, b):

@@ -1,4 +1,4 @@
-"""Every case of tests/data/methods.npz, the authors' outputs, is held against foveate, or of a method that it lacks."""
+"""Every case of tests/golden_files/methods.npz is held against foveate, or is of a method that it lacks."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import torch
 
 from foveate.methods import get_method
 from foveate.tokens import VisualTokens
+from methods.example_tokens import chosen, kept
 from methods.golden import cases, facts
-from methods.toy import chosen, kept
 
 
 def shown(case, name="features"):

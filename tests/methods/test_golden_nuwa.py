@@ -10,10 +10,10 @@ from foveate.budget import Budget
 from foveate.methods import get_method
 from foveate.methods.nuwa import NuwaInside
 from foveate.tokens import Cue, Grid, VisualTokens
+from methods.example_tokens import chosen, kept
 from methods.golden import cases, facts
-from methods.toy import chosen, kept
 from runtime.helpers import logits, single, visual
-from runtime.test_inside_cues import eager
+from runtime.test_cues_inside_llm import eager
 
 QWEN = facts("qwen2.5-vl")
 

@@ -6,8 +6,8 @@ import torch
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.prunesid import components, quotas
 from foveate.tokens import Cue, Grid, VisualTokens
+from methods.example_tokens import kept
 from methods.golden import cases, facts
-from methods.toy import kept
 
 
 @pytest.mark.parametrize("case", [*cases("prunesid", "llava"), *cases("prunesid", "qwen2-vl")])

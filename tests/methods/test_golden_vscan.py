@@ -6,8 +6,8 @@ import torch
 from foveate.importance.attention import attention_row
 from foveate.methods import get_method
 from foveate.tokens import Cue, Grid, VisualTokens
+from methods.example_tokens import chosen, kept
 from methods.golden import cases, facts
-from methods.toy import chosen, kept
 
 # Where a case cannot be met index for index: what holds in its place is tested below.
 DEVIATES = {

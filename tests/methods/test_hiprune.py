@@ -7,7 +7,7 @@ from foveate.methods import get_method
 from foveate.methods.hiprune import beside
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import EncoderReading, Grid, VisualTokens
-from methods.toy import FEATURES, RELEVANCE, SALIENCY, kept
+from methods.example_tokens import FEATURES, RELEVANCE, SALIENCY, kept
 
 
 def readings(middle, last, grid):

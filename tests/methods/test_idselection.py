@@ -7,7 +7,7 @@ import torch
 
 from foveate.methods import get_method
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import SALIENCY, kept, toy
+from methods.example_tokens import SALIENCY, kept, toy
 
 
 def naive(features, importance, count, gamma, clamp):

@@ -13,7 +13,7 @@ from foveate.methods.mmgvid import Guide, peaks, segments
 from foveate.methods.toolkit.apportion import spent
 from foveate.selection.batch import prepare
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, kept, toy
+from methods.example_tokens import FEATURES, kept, toy
 
 
 def cosine(a, b):

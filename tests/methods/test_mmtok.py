@@ -8,7 +8,7 @@ import torch
 from foveate.methods import get_method
 from foveate.methods.toolkit.max_coverage import covering
 from foveate.tokens import Cue, Grid, VisualTokens
-from methods.toy import kept, toy
+from methods.example_tokens import kept, toy
 
 
 def softmax(values):

@@ -15,8 +15,8 @@ from foveate.methods.nuwa import nearness
 from foveate.methods.toolkit.regions import rank_within
 from foveate.models import adapter_of
 from foveate.tokens import EncoderReading, Grid, VisualTokens
-from methods.toy import FEATURES, SALIENCY, chosen, kept, toy
-from models.spying import shown
+from methods.example_tokens import FEATURES, SALIENCY, chosen, kept, toy
+from models.attention_spy import shown
 from runtime.helpers import logits, single
 
 

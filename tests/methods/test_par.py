@@ -7,7 +7,7 @@ from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.par import connected
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, kept
+from methods.example_tokens import FEATURES, kept
 
 
 def at(*degrees):

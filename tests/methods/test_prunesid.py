@@ -8,7 +8,7 @@ import torch
 from foveate.methods import get_method
 from foveate.methods.prunesid import components, quotas, survivors
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import kept
+from methods.example_tokens import kept
 
 
 def naive(features, attention, count, qwen=False):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.errors import MethodError, ModelError
 from foveate.methods import get_method
 from foveate.methods.anchormerge import AnchorMerge
 from foveate.runtime.compat import cache_of_output
 from foveate.tokens import Selection, VisualTokens
 from runtime.helpers import TEXTS, assert_generates_alike, cached, gap, generate, logits, pair, single, visual
-from zoo import Zoo
+from tiny_models import Zoo
 
 
 @dataclass(frozen=True)

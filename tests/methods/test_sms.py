@@ -10,7 +10,7 @@ from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.sms import knee
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import kept, toy
+from methods.example_tokens import kept, toy
 from runtime.helpers import logits, single
 
 

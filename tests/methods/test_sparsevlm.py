@@ -12,7 +12,7 @@ from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.sparsevlm import groups, raters_of, unrecycled
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import chosen, kept
+from methods.example_tokens import chosen, kept
 from runtime.helpers import logits, single
 
 

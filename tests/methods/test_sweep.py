@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.catalog import facts_of
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import Stage, get_method, method_names
-from zoo import Zoo
+from tiny_models import Zoo
 
 KEEP = foveate.Budget(0.3)
 CLIPS_ONLY = {"evs"}

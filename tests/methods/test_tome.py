@@ -5,7 +5,7 @@ import torch
 
 from foveate.methods import get_method
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import chosen, toy
+from methods.example_tokens import chosen, toy
 
 
 def groups(target):

@@ -7,7 +7,7 @@ from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import kept, toy
+from methods.example_tokens import kept, toy
 
 
 def naive(features, relevance, count, diversity, coverage, normalise):

@@ -7,7 +7,7 @@ import torch
 from foveate.methods import get_method
 from foveate.methods.trim import outliers
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import FEATURES, chosen, kept, text, toy
+from methods.example_tokens import FEATURES, chosen, kept, text, toy
 
 
 def test_the_toy():

@@ -6,7 +6,7 @@ import torch
 from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import chosen, kept, toy
+from methods.example_tokens import chosen, kept, toy
 
 
 def test_the_toy():

@@ -18,7 +18,7 @@ from foveate.methods import ModelFacts, get_method
 from foveate.methods.visipruner import VisiPruner
 from foveate.tokens import Cue, Grid, VisualTokens
 from runtime.helpers import gap, generate, logits, pair, single, visual
-from zoo import Zoo, _llm, _scaled, llava
+from tiny_models import Zoo, _llm, _scaled, llava
 
 
 def parts_of(*layers: list[tuple[float, float]]) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from foveate.methods import get_method
 from foveate.tokens import Grid, VisualTokens
-from methods.toy import kept, toy
+from methods.example_tokens import kept, toy
 
 
 def naive(features, attention, count, important, drop_most=8):

@@ -6,7 +6,7 @@ import torch
 from foveate.budget import Budget
 from foveate.methods import get_method
 from foveate.tokens import Cue, EncoderReading, Grid, VisualTokens
-from methods.toy import FEATURES, RELEVANCE, SALIENCY, chosen, kept
+from methods.example_tokens import FEATURES, RELEVANCE, SALIENCY, chosen, kept
 
 
 def seen(features, shallow, deep, grid):

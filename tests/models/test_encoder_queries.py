@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.errors import ModelError
 from foveate.models.adapter import MOST_QUERIES, AttentionCall, patch_attention
-from zoo import Zoo
+from tiny_models import Zoo
 
-from .spying import Spy
+from .attention_spy import Spy
 from .test_qwen2_5_vl import attention_by_hand
 
 

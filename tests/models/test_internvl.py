@@ -9,11 +9,11 @@ import torch
 import transformers as tf
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.models import adapter_of
-from zoo import Zoo
+from tiny_models import Zoo
 
-from .spying import shown
+from .attention_spy import shown
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 import transformers as tf
 
 import foveate
-import zoo
+import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.models.llava import border
 from foveate.tokens import Cue, Grid
-from zoo import Zoo
+from tiny_models import Zoo
 
-from .spying import Spy, shown
+from .attention_spy import Spy, shown
 
 
 def two_images(llava: Zoo) -> dict[str, torch.Tensor]:

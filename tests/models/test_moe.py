@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.models import adapter_of, supported_models
 from foveate.tokens import Cue
-from zoo import Zoo
+from tiny_models import Zoo
 
 
 def test_experts_of_each_layer() -> None:

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.vision_utils import get_vision_window_index
 
-import zoo
+import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.models.adapter import MOST_QUERIES
 from foveate.models.qwen2_5_vl import window_order
 from foveate.tokens import Grid
-from zoo import Zoo
+from tiny_models import Zoo
 
-from .qwen import most_moved_by_painting, received_by_hand
-from .spying import shown
+from .attention_spy import shown
+from .qwen_helpers import most_moved_by_painting, received_by_hand
 
 SIDES = st.integers(1, 9)
 

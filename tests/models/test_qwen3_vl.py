@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-import zoo
+import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.models.adapter import MOST_QUERIES
 from foveate.runtime.prompt import locate
 from foveate.tokens import Grid
-from zoo import Zoo
+from tiny_models import Zoo
 
-from .qwen import most_moved_by_painting, received_by_hand
-from .spying import shown
+from .attention_spy import shown
+from .qwen_helpers import most_moved_by_painting, received_by_hand
 
 
 @pytest.fixture

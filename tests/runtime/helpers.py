@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-import zoo
-from zoo import Zoo
+import tiny_models as zoo
+from tiny_models import Zoo
 
 TEXTS = ["what is in the picture?", "a red square on a blue"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import cached, gap, generate, logits, pair, single
 

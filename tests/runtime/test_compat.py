@@ -17,7 +17,7 @@ from packaging.version import Version
 import foveate
 from foveate.runtime import compat
 from foveate.runtime.compat import TESTED, cache_of_output
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import cached, gap, generate, logits, single
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import gap, generate, single
 

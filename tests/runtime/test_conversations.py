@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import TEXTS, cached, gap, generate, logits, pair, single
 

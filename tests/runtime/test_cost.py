@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveate
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import pair, single
 

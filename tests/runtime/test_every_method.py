@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods import Stage, method_names
 from foveate.methods.toolkit.registry import method_class
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import fuzz
 
-import zoo
+import tiny_models as zoo
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -7,7 +7,7 @@ import torch
 
 from foveate.models.adapter import AttentionCall
 from foveate.runtime.hooks import AttentionObserver
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import logits, pair
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.grouping import TokenGroups
 from foveate.models import adapter_of
 from foveate.runtime.prompt import locate
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import pair, visual
 

@@ -11,7 +11,7 @@ import torch
 
 import foveate
 from foveate.runtime.timing import Stopwatch
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import generate, logits, pair, single, visual
 

@@ -12,13 +12,13 @@ import transformers as tf
 from torch import Tensor, nn
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods import Method, Stage
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from foveate.selection import topk
 from foveate.tokens import Cue, Selection, VisualTokens
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import cached, generate, logits, pair, single, visual
 

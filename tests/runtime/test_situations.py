@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import gap, generate, logits, pair, single, visual
 

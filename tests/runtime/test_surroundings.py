@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods import method_names
 from surroundings import surrounded
-from zoo import Zoo
+from tiny_models import Zoo
 
 from .helpers import generate, logits, single
 from .test_every_method import attached

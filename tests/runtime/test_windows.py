@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
 
 from .helpers import gap, generate, logits, pair, single

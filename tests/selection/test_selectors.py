@@ -13,7 +13,7 @@ from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, rando
 from foveate.tokens import Grid
 from selection import oracles
 
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "selection.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden_files" / "selection.npz")
 FEATURE_SELECTORS = {
     "mmr": lambda x, w, k, valid=None: mmr(x, w, k, 0.5, valid),
     "maxmin": lambda x, w, k, valid=None: maxmin(x, k, valid),

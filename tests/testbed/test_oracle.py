@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.data.boxes import Box
 from foveate.errors import MethodError
 from foveate.methods import method_names
 from foveate.testbed.oracle import Oracle, ranked
-from foveate.testbed.questions import Box
 from foveate.tokens import Grid, VisualTokens
 
 

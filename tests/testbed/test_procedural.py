@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.data.boxes import box_of, iou
 from foveate.testbed import sources
 from foveate.testbed.architectures import MODELS, tokenizer
 from foveate.testbed.layout import PATTERN, Item
 from foveate.testbed.lexicon import COLOURS, NOUNS, PHRASES, SIDES, plural, words
 from foveate.testbed.procedural import CELL, KINDS, Scene, generate
-from foveate.testbed.questions import FAMILIES, Question, box_of, iou
+from foveate.testbed.questions import FAMILIES, Question
 from foveate.testbed.sources import SPLITS, TestbedError, handwriting, photos
 
 MANY = 60

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.testbed.questions import Box, box_of, iou, write_box
+from foveate.data.boxes import Box, box_of, iou
+from foveate.testbed.questions import write_box
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.models import adapter_of
-from zoo import Zoo
+from tiny_models import Zoo
 
 
 def entering(zoo: Zoo, batch: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import foveate
-import zoo as zoo_module
+import tiny_models as zoo_module
 from foveate.tokens import Grid
 from foveate.visualize import flows, overlay, readable, tile_layout, watched
 

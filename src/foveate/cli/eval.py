@@ -94,6 +94,7 @@ def evaluate(
     from rich.console import Console
 
     from ..api import attach
+    from ..data.askable import askable
     from ..evaluation.advice import advice
     from ..evaluation.gate import failures
     from ..evaluation.plots import require_extra, write_report
@@ -103,7 +104,6 @@ def evaluate(
     from ..evaluation.runs import BASELINES, spelled
     from ..evaluation.storage import require_evaluation
     from ..methods.toolkit.notes import unannounced
-    from ..testbed.askable import askable
 
     require_extra()  # before hours are spent
     require_folder(output, "-o", [] if dataset is None else [dataset])

@@ -54,8 +54,8 @@ def scorer(
     ] = False,
 ) -> None:
     """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
+    from ..data.askable import askable
     from ..data.samples import usable_samples
-    from ..testbed.askable import askable
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
 
     recipe = ScorerRecipe(

@@ -98,7 +98,7 @@ class Session:
         if self.bundled:
             side = min(image.size)  # as `testbed.fitted` crops it, but in the picture's own resolution
             return ImageOps.fit(to_rgb(image), (side, side))
-        from ..visualize import seen
+        from .geometry import seen
 
         return seen(image, self.processor.image_processor)
 

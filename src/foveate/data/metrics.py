@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from ..testbed.questions import OVERLAP, box_of, iou
+from .boxes import OVERLAP, box_of, iou
 from .samples import Metric, Sample
 
 _WORD = re.compile(r"(?<!\w)-?\d+(?:,\d{3})*(?:\.\d+)*\w*|\w+")  # a number with what belongs to it, or a word

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import FoveateError, ModelError
 from ..testbed.bundled import bundled_path
 from ..testbed.bundled import encode as encode_bundled
-from ..testbed.limits import check_question, explained, fitting
+from .limits import check_question, explained, fitting
 
 
 class Prompt(NamedTuple):
@@ -41,7 +41,7 @@ def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[
 def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
     """Inputs of one prompt, unpadded, on the CPU, in the checkpoint's own chat format where it has one.
 
-    Pictures of any mode and size go in as `foveate.testbed.limits.fitting` makes them.
+    Pictures of any mode and size go in as `foveate.data.limits.fitting` makes them.
 
     Raises:
         ModelError: when a clip is shown to a model of images, or the processor fails.

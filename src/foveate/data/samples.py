@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from ..errors import FoveateError, near_miss
-from ..testbed.questions import Box, box_of
+from .boxes import Box, box_of
 from .images import image_files, open_image, to_rgb
 
 Metric = Literal["exact", "contains", "iou"]

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..budget import AUTO, Budget
+from ..data.boxes import box_of
 from ..data.prompts import Prompt, encode
 from ..errors import MethodError
 from ..methods import Method, Provenance
 from ..models import adapter_of
-from ..testbed.questions import box_of
 from ..tokens import Grid, Selection, VisualTokens
 
 _FILLED = 0.9  # of a budget, at least, where a shape that fills it less would be nearer to the picture's

@@ -7,7 +7,7 @@ be expected of two models.
 Drawing scenes anew mostly blurs an order, so that the correlations of the draws lie below what was found, by about as
 much as that lies below the correlation of endless questions. The interval of two models therefore holds the percentiles
 of the draws and, turned around what was found, those of the basic bootstrap (Davison and Hinkley 1997, section 5.2).
-`tests/evaluation/test_agreement.py` counts how often it holds the truth.
+`tests/evaluation/test_rank_agreement.py` counts how often it holds the truth.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..budget import Budget, Scope
+from ..catalog import lacks_cues, takes_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, get_method
 from ..methods import Stage as Where
@@ -274,17 +275,3 @@ def _check_positions(positions: str, text_config: Any, inside: bool) -> None:
     rope = getattr(text_config, "rope_parameters", None) or {}
     if positions == "compact" and (inside or "mrope_section" in rope):
         raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")
-
-
-def lacks_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
-    """The model cannot give what the method reads."""
-    lacking = ", ".join(sorted(cue.value for cue in missing))
-    return f"{model} cannot give what {method} needs: {lacking}; choose another method."
-
-
-def takes_whole_images(model: str, method: str) -> str:
-    """Patches cannot be left out of the model's vision encoder."""
-    return (
-        f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images of one size; use a "
-        "method that prunes before the LLM, such as 'divprune'."
-    )

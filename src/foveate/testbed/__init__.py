@@ -1,7 +1,7 @@
 """The testbed: a tiny trained model with its scenes, and procedural scenes in any number, all offline."""
 
+from ..data.limits import QuestionError
 from .bundled import Scene, SceneQuestion, answer, answers, bundled_path, encode, fitted, load_bundled, scenes
-from .limits import QuestionError
 from .procedural import generate
 from .shipped import shipped_models
 from .suite import samples

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.boxes import Box
 from .clips import direction
 from .documents import scale_box
 from .layout import PATTERN, Item
 from .lexicon import COLOURS, NOUNS, PHRASES, SHAPES, SIDES, SIGN, TILE, article, plural
-from .questions import Box, Question, write_box
+from .questions import Question, write_box
 
 MOST_COUNTED = 4
 _APART = 8  # pixels, at least, between two things in both directions, for a relation to be asked

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from ..data.images import to_rgb
-from .limits import QuestionError
+from ..data.limits import QuestionError
 
 SIDE = 112  # pixels; the processor does not resize
 FORMS = (

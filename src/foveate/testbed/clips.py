@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.boxes import Box
 from . import drawing
 from .layout import PATTERN, Drawing, Item, free_place, rectangle
 from .lexicon import COLOURS, DIRECTIONS, SHAPES
 from .objects import draw_pattern
-from .questions import Box
 
 _STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 

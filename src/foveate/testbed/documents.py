@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.boxes import Box
 from . import drawing
 from .layout import BAR, LINE, Drawing, Item, rectangle
 from .lexicon import COLOURS, DIGITS
 from .objects import LETTER_PITCH, sign_text, write
-from .questions import Box
 
 _DOT = 8  # pixels
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .questions import Box
+from ..data.boxes import Box
 
 PATTERN, LINE, BAR = "pattern", "line", "bar"  # drawn things beside the nouns of the lexicon
 

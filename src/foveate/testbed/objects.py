@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data.boxes import Box
 from . import drawing
 from .layout import PATTERN, Drawing, Item, free_place, rectangle
 from .lexicon import COLOURS, DIGITS, LETTERS, SHAPES, SIGN, TILE, words
-from .questions import Box
 
 LETTER_PITCH = 9  # pixels, at least, from letter to letter
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.boxes import Box
 from ..errors import MethodError
 from ..methods.toolkit.base import Method, Provenance
 from ..selection import maxmin
 from ..tokens import Grid, Selection, VisualTokens
 from .procedural import CELL
-from .questions import Box
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pictures of what pruning keeps, drawn with Pillow only."""
 
+from ..data.geometry import seen, tile_layout
 from .comparison import Panel, comparison
-from .geometry import seen, tile_layout
 from .merging import flows, watched
 from .overlay import overlay, readable
 

@@ -12,7 +12,7 @@ import transformers as tf
 from PIL import Image
 
 import foveate
-import zoo
+import tiny_models as zoo
 
 STEPS = 6
 

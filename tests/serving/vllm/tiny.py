@@ -12,8 +12,8 @@ from pathlib import Path
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-import zoo as zoo_module
-from zoo import Zoo
+import tiny_models as zoo_module
+from tiny_models import Zoo
 
 NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 _HEAD_DIM = 64  # vLLM's attention on CPUs has kernels from 32 on; real models have 64 or 128

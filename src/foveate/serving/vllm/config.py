@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...catalog import NOT_IN_VLLM
 from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
 from ...tokens import Cue
@@ -16,11 +17,6 @@ from .request import PruneRequest, ServerSettings
 FACT = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
 
 # Cues that no model gives in vLLM, and why.
-NEVER = {
-    Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
-    Cue.ENCODER_READINGS: "the plugin listens to one layer only",
-    Cue.PADDING: "the plugin does not look at pixels",
-}
 
 
 class PruningServer:
@@ -53,7 +49,7 @@ class PruningServer:
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)
         given = frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
-        missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NEVER.items()}
+        missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NOT_IN_VLLM.items()}
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.boxes import Box
 from ...testbed.layout import BAR, LINE, PATTERN, Item
 from ...testbed.lexicon import COLOURS, DIGITS, LETTERS, NOUNS
 from ...testbed.procedural import CELL, Scene
-from ...testbed.questions import LARGEST, STEP, Box, steps
+from ...testbed.questions import LARGEST, STEP, steps
 
 THINGS = (*NOUNS, LINE, BAR)
 CHARACTERS = LETTERS + DIGITS

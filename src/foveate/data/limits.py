@@ -1,0 +1,90 @@
+"""What a model's processor cannot take: pictures are made to fit where that is right, and refused by name elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..errors import FoveateError, ModelError
+from .images import PictureError, name_of, to_rgb
+
+_LONGEST = 32  # times as long as wide: of more, a processor that crops to the centre would not see the ends anyway
+
+
+class QuestionError(FoveateError, ValueError):
+    """The question has a word that the model does not know, or one that stands for a picture."""
+
+
+def placeholders(processor: Any) -> list[str]:
+    """The texts that stand for a picture or a clip in the prompts of a model with this processor."""
+    tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    return [str(token) for token in tokens if token]
+
+
+def check_question(processor: Any, question: str) -> None:
+    """Raise QuestionError where a question holds a text that the processor takes for a picture or a clip."""
+    for token in placeholders(processor):
+        if token in question:
+            raise QuestionError(
+                f"the question holds {token!r}, which stands for a picture in this model's prompts; leave it out: "
+                "the pictures go before the question by themselves."
+            )
+
+
+def fitting(processor: Any, picture: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it, in a size that the processor takes.
+
+    A processor that pads pictures without resizing them gets larger ones scaled down; one that crops to the centre gets
+    the middle of those that are very long. Others get the whole.
+
+    Raises:
+        PictureError: when it cannot be shown.
+    """
+    picture = to_rgb(picture)
+    images = getattr(processor, "image_processor", None)
+    if (room := padded_to(images)) is not None:
+        scale = min(room[0] / picture.width, room[1] / picture.height)
+        if scale < 1:
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            return _named(picture, picture.resize(size, Image.Resampling.BICUBIC))
+    if getattr(images, "do_center_crop", False) and getattr(images, "do_resize", False):
+        short = min(picture.size)
+        # an even number of pixels less, so that the centre stays where it is
+        left, top = (max(0, length - _LONGEST * short) // 2 for length in picture.size)
+        if left or top:
+            return _named(picture, picture.crop((left, top, picture.width - left, picture.height - top)))
+    return picture
+
+
+def padded_to(image_processor: Any) -> tuple[int, int] | None:
+    """Width and height that an image processor pads pictures to as they are; None for one that resizes or does not."""
+    size = getattr(image_processor, "pad_size", None)
+    if not size or not getattr(image_processor, "do_pad", False) or getattr(image_processor, "do_resize", False):
+        return None
+    return size["width"], size["height"]
+
+
+def explained(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:
+    """What to say when a processor fails on pictures: which of them it cannot take, and why."""
+    for number, picture in enumerate(pictures, 1):
+        try:
+            processor.image_processor(images=[picture], return_tensors="pt")
+        except Exception as reason:  # processors raise nearly everything
+            name = name_of(picture, f"picture {number} of the prompt")
+            return PictureError(
+                f"{name}: the model's processor cannot take a picture of {picture.width} x {picture.height} pixels "
+                f"({_first_line(reason)}); crop or scale it."
+            )
+    return ModelError(f"the model's processor cannot make inputs of this prompt ({_first_line(error)}).")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _named(picture: Image.Image, made: Image.Image) -> Image.Image:
+    made.filename = name_of(picture, "")  # type: ignore[attr-defined]
+    return made

@@ -1,0 +1,56 @@
+"""Small checkpoints on disk, as people have them: with a processor, a tokenizer and a chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import tiny_models as zoo_module
+from foveate.testbed import bundled_path
+
+LLAVA_TEMPLATE = (
+    "<bos> {% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+QWEN_TEMPLATE = (
+    "<s>{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+INTERNVL_TEMPLATE = (
+    "<s>{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def llava(folder: Path) -> Path:
+    """The bundled model as a LLaVA checkpoint with a chat template, and without the prior."""
+    shutil.copytree(bundled_path(), folder, ignore=shutil.ignore_patterns("foveate-prior-*"))
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+    return folder
+
+
+def qwen(folder: Path) -> Path:
+    """The tiny random Qwen2.5-VL, saved as its checkpoints on the hub are."""
+    zoo = zoo_module.qwen2_5_vl()
+    for part in (zoo.model, zoo.tokenizer, zoo.processor.image_processor):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}))
+    return folder
+
+
+def internvl(folder: Path) -> Path:
+    """The tiny random InternVL, saved as its checkpoints on the hub are; images are cut into at most six tiles."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    zoo = zoo_module.internvl()
+    images = GotOcr2ImageProcessorPil(size={"height": 112, "width": 112}, min_patches=1, max_patches=6)
+    for part in (zoo.model, zoo.tokenizer, images):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(INTERNVL_TEMPLATE)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "InternVLProcessor"}))
+    return folder

@@ -1,0 +1,68 @@
+"""The launch for attention rows: on a CPU as Triton interprets it, in a process of its own, and on a GPU where there is
+one (`PYTHONPATH=src python -m pytest -m gpu tests/importance`)."""
+
+import pytest
+import torch
+
+from foveate.importance import attention_row
+from foveate.importance.attention import attention_weights
+from triton_interpreter import interpreted
+
+pytest.importorskip("triton")
+
+# Sequences, query heads, key heads, keys, width of a head, room beside the keys in their cache.
+CASES = ((1, 1, 1, 1, 4, 0), (2, 4, 2, 65, 8, 0), (2, 6, 2, 130, 24, 7), (3, 4, 4, 64, 16, 3))
+
+
+def scene(case, device="cpu", dtype=torch.float32):
+    """A query, keys that are a view of a cache laid out by token, and which of them it may see."""
+    batch, heads, kv_heads, length, depth, room = case
+    generator = torch.Generator().manual_seed(length)
+    query = torch.randn(batch, heads, depth, generator=generator).to(device, dtype)
+    cache = torch.full((batch, length + room, kv_heads, depth), torch.nan)
+    cache[:, :length] = torch.randn(batch, length, kv_heads, depth, generator=generator)
+    visible = torch.rand(batch, length, generator=generator) > 0.3
+    visible[:, 0] = True
+    return query, cache.to(device, dtype).transpose(1, 2)[:, :, :length], visible.to(device)
+
+
+def rows(query, key, visible):
+    """The same by the weights of all heads, in torch."""
+    return attention_weights(query[:, :, None], key, 0.3, visible[:, None])[:, :, 0].mean(1)
+
+
+def compare():
+    from foveate.importance.attention_triton import attention_logits
+
+    for case in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
+            query, key, visible = scene(case, dtype=dtype)
+            logits = attention_logits(query, key, 0.3).masked_fill(~visible[:, None], -torch.inf)
+            torch.testing.assert_close(logits.softmax(-1).mean(1), rows(query, key, visible))
+    by_depth = torch.randn(2, 2, 8, 9).mT  # its last dimension is not the fastest
+    query = torch.randn(2, 4, 8)
+    torch.testing.assert_close(attention_logits(query, by_depth, 1.0), attention_logits(query, by_depth.clone(), 1.0))
+    assert attention_logits(query, by_depth[:, :, :0], 1.0).shape == (2, 4, 0)
+    torch.library.opcheck(attention_logits, (query, by_depth, 1.0))
+    print("compared")
+
+
+@pytest.mark.slow
+def test_the_interpreted_launch_equals_torch():
+    done = interpreted(__file__)
+    assert done.returncode == 0 and "compared" in done.stdout, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", [*CASES, (8, 28, 4, 1328, 128, 100)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(case, dtype):
+    query, key, visible = scene(case, "cuda", dtype)
+    row = attention_row(query, key, 0.3, visible)
+    torch.testing.assert_close(row, rows(query, key, visible))
+    assert row.equal(attention_row(query, key, 0.3, visible))
+
+
+if __name__ == "__main__":
+    compare()

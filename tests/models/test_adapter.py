@@ -1,0 +1,34 @@
+"""Finding the adapter of a live model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from foveate.models import adapter_of
+from tiny_models import Zoo
+
+
+def test_supported_models_are_listed() -> None:
+    listed = {row.model_type: row for row in foveate.supported_models()}
+    assert listed["llava"].modalities == ("image",)
+    assert listed["qwen2_5_vl"].modalities == ("image", "video")
+
+
+def test_an_unsupported_model_hears_which_ones_are_supported() -> None:
+    with pytest.raises(foveate.ModelError, match=r"Linear.*has no foveate adapter.*LlavaForConditionalGeneration"):
+        adapter_of(torch.nn.Linear(2, 2))
+
+
+def test_the_inner_model_without_a_head_is_refused(zoo: Zoo) -> None:
+    with pytest.raises(foveate.ModelError, match="has no foveate adapter"):
+        adapter_of(zoo.model.model)
+
+
+def test_a_wrapped_model_is_unwrapped(llava: Zoo) -> None:
+    class Wrapped(torch.nn.Module):  # as PEFT wraps models
+        def get_base_model(self) -> torch.nn.Module:
+            return llava.model
+
+    assert adapter_of(Wrapped()).model is llava.model

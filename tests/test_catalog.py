@@ -1,0 +1,163 @@
+"""What is told of each method, on the command line and in the docs, and that it is true."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny_models as zoo
+from foveate import catalog as facts
+from foveate.catalog import Hyperparameter, facts_of
+from foveate.cli import app
+from foveate.errors import FoveateError
+from foveate.importance import LearnedScorer
+from foveate.methods import Method, Provenance, get_method, method_names, register_method
+from foveate.methods.toolkit import base
+from foveate.models import SupportedModel, supported_models
+from foveate.models.llava import LlavaAdapter
+from foveate.serving.vllm.config import PruningServer
+from foveate.serving.vllm.family import Family
+from foveate.tokens import Cue, Grid
+
+
+class LlavaFamily(Family):
+    """LLaVA without vLLM: what its server allows hangs on the adapter alone, and no image is processed."""
+
+    adapter_class = LlavaAdapter
+
+    def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
+        raise NotImplementedError
+
+    def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+
+    @register_method("toy")
+    @dataclass(frozen=True)
+    class Toy(Method):
+        """A toy.
+
+        Args:
+            whole: first line
+                and second: with a colon.
+            choice: one | other.
+
+        Raises:
+            Nothing: ever.
+        """
+
+        provenance = Provenance("none", "none", "of the class")
+
+        whole: int
+        choice: Literal["left", "right"] | None = None
+        pair: tuple[int, ...] = (1, 2)
+        other: dict[str, int] = dataclasses.field(default_factory=dict)
+
+        def select(self, tokens: Any, count: Any) -> Any:
+            raise NotImplementedError
+
+    return Toy
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_nothing_is_left_untold(name: str) -> None:
+    one = facts_of(name)
+    assert one.summary and one.facts["paper"] and one.facts["deviations"] and one.facts["reference code"]
+    assert all(field.description for field in one.hyperparameters)
+    result = CliRunner().invoke(app, ["methods", name])
+    assert result.exit_code == 0, result.output
+    said = "".join(result.stdout.split())
+    for text in (one.summary, one.about, *one.facts.values()):
+        assert "".join(text.split()) in said
+    assert all(field.name in said for field in one.hyperparameters)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
+    config = zoo.llava().model.config
+    scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
+    fields = {"visionselector": {"scorer": scorer}}.get(name, {})
+    config = SimpleNamespace(**{**config.__dict__, "get_text_config": config.get_text_config, "foveate": None})
+    config.foveate = {"hyperparameters": {name: fields}}
+    server = PruningServer(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
+    told = facts_of(name).facts["vLLM"]
+    if told.startswith("yes"):
+        server.resolve({"foveate_method": name, "foveate_keep": 0.5})
+        assert told.endswith('"auto"') == get_method(name, **fields).counts_by_content
+    else:
+        with pytest.raises(FoveateError, match=r"foveate\.prune"):
+            server.resolve({"foveate_method": name, "foveate_keep": 0.5})
+
+
+def test_docstrings_are_taken_apart(toy: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Toy: a toy.\n\nPaper: none.\nIt does\nnothing.\nDeviations: many\nmore.\nCost class: O(1).\n"
+    monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", text)
+    one = facts_of("toy")
+    assert (one.summary, one.about) == ("Toy: a toy.", "Paper: none. It does nothing.")
+    assert one.facts["needs"] == "a value for whole, which has no default; give whole="
+    assert (one.facts["deviations"], one.facts["cost"]) == ("many more.", "O(1).")
+    assert one.hyperparameters == (
+        Hyperparameter("whole", "int", "required", "first line and second: with a colon."),
+        Hyperparameter("choice", "'left' | 'right' | None", "None", "one | other."),
+        Hyperparameter("pair", "tuple[int, ...]", "(1, 2)", ""),
+        Hyperparameter("other", "dict[str, int]", "{}", ""),
+    )
+    monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", None)
+    one = facts_of("toy")
+    assert one.summary == "A toy." and one.facts["deviations"] == "of the class"
+
+
+def test_models_that_lack_a_cue_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [SupportedModel("a", "Blind", ("image",), ()), SupportedModel("b", "Seeing", ("image",), tuple(Cue))]
+    monkeypatch.setattr(facts, "supported_models", lambda: rows)
+    assert facts_of("scope").facts["models"] == "all but Blind (no encoder attention, encoder features)"
+    assert facts_of("divprune").facts["models"] == "all that foveate supports"
+
+
+def test_a_wrong_name_ends_in_one_sentence() -> None:
+    result = CliRunner().invoke(app, ["methods", "idprune"])
+    assert result.exit_code == 2 and result.stderr.startswith("foveate: unknown method 'idprune'; did you mean")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_models_tell_the_methods_that_they_refuse() -> None:
+    by_type = {row.model_type: row for row in supported_models()}
+    assert facts.refused_by(by_type["llava"]) == ["fastmmoe", "pixelprune"]
+    assert facts.refused_by(by_type["qwen2_5_vl"]) == ["fastmmoe"]
+    assert facts.refused_by(by_type["qwen3_vl_moe"]) == []
+    for name in method_names():
+        told = facts_of(name).facts["models"].partition(", and others")[0]
+        for row in by_type.values():
+            named, exceptions = row.class_name in told, told.startswith("all")
+            assert (named == exceptions) == (name in facts.refused_by(row)), (name, row.class_name)
+
+
+def test_published_settings_are_told_by_family() -> None:
+    one = facts_of("visionzip")
+    (share,) = [field for field in one.hyperparameters if field.name == "contextual"]
+    assert share.default == repr(10 / 64)
+    by_family = {family: settings.values for settings in one.published for family in settings.families}
+    assert set(by_family) == {row.model_type for row in supported_models()}
+    for row in supported_models():
+        bound = get_method("visionzip").published_for(row.lineage)
+        assert by_family[row.model_type] == {name: repr(getattr(bound, name)) for name in by_family["llava"]}
+    assert by_family["llava"]["contextual"] != by_family["qwen2_5_vl"]["contextual"] == "0.05"
+    assert facts_of("random").published == ()
+    for name in method_names():
+        assert not any("(" in field.default and " on " in field.default for field in facts_of(name).hyperparameters)
+
+
+def test_the_command_line_shows_published_settings() -> None:
+    result = CliRunner().invoke(app, ["methods", "visionzip"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and "Published settings" in result.output and "qwen2_5_vl" in result.output
+    assert "Published settings" not in CliRunner().invoke(app, ["methods", "divprune"]).output

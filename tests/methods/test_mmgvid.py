@@ -11,7 +11,7 @@ from foveate.errors import MethodError
 from foveate.methods import get_method
 from foveate.methods.mmgvid import Guide, peaks, segments
 from foveate.methods.toolkit.apportion import spent
-from foveate.selection.batch import prepare
+from foveate.selection.batch import prepare_batch
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import FEATURES, kept, toy
 
@@ -208,9 +208,9 @@ def test_a_padded_batch_at_once():
     tokens = VisualTokens(features, ((Grid(2, 4, 5),), (Grid(3, 3, 2), Grid(2, 3))))
     alive = torch.arange(40) % 7 > 0
     count, valid = torch.tensor([17, 9]), tokens.valid & alive
-    pools = replace(prepare(count, valid, features=features), places=tokens.coordinates)
+    batch = replace(prepare_batch(count, valid, features=features), places=tokens.coordinates)
     core = get_method("mmgvid")._keep
-    assert torch.equal(core(pools), pools.select(core))
+    assert torch.equal(core(batch), batch.select(core))
 
 
 def test_what_it_refuses():

@@ -31,8 +31,8 @@ from torch.nn.functional import cosine_similarity
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.batch import ranking
-from ..selection.similarity import snapped
+from ..selection.batch import order_by_score
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.apportion import spent
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
@@ -140,7 +140,7 @@ class AdaTp(Method):
             segment: (n,) long, of each token.
             places: (n, 3) long, frame, row and column.
         """
-        order = ranking(scores[None], torch.ones_like(scores, dtype=torch.bool)[None])[0]
+        order = order_by_score(scores[None], torch.ones_like(scores, dtype=torch.bool)[None])[0]
         if not self.local:
             return order
         _, row, column = places.unbind(1)
@@ -157,5 +157,5 @@ def frame_means(features: Tensor, frame: Tensor) -> Tensor:
 
 def segments(means: Tensor, boundary: float) -> Tensor:
     """(F,) long: the number of each frame's segment, from 0, given the frames (F, d)."""
-    ends = snapped(cosine_similarity(means[:-1], means[1:])) < boundary
+    ends = snap_near_one(cosine_similarity(means[:-1], means[1:])) < boundary
     return torch.cat([ends.new_zeros(1, dtype=torch.long), ends.long().cumsum(0)])

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 from ..errors import MethodError
 from ..selection.batch import require
-from ..selection.similarity import snapped
+from ..selection.similarity import snap_near_one
 from ..tokens import Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Stage
 from .toolkit.merging import group_size, itself
@@ -90,7 +90,7 @@ class AnchorMerge(Wrapper):
     @staticmethod
     def _cosines(features: Tensor) -> Tensor:
         unit = normalize(features.float(), dim=-1)
-        return snapped(unit @ unit.mT)
+        return snap_near_one(unit @ unit.mT)
 
     def anchors_of(self, cosines: Tensor, count: int) -> Tensor:
         """(n,) bool: the anchors among tokens with these cosines (n, n)."""

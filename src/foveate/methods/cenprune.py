@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..selection.batch import Pools, marked, prepare
+from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .divprune import DivPrune
@@ -65,24 +65,24 @@ class CenPrune(Wrapper):
         if isinstance(inner, DivPrune):
             seed = inner.select(tokens, valid.sum(1).clamp_max(1)).keep
             weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
-            pools = prepare(count, valid, scores=weight, features=features)
-            return Selection(pools.select(_weighted_maxmin))
+            batch = prepare_batch(count, valid, scores=weight, features=features)
+            return Selection(batch.select(_weighted_maxmin))
         encoded = tokens.encoder_features
         if encoded is not None:
             encoded = centred(encoded, valid, self.standardise)
         return inner.select(replace(tokens, features=features, encoder_features=encoded), count)
 
 
-def _weighted_maxmin(pools: Pools) -> Tensor:
+def _weighted_maxmin(batch: TokenBatch) -> Tensor:
     """First the highest weight, then always argmax of ``weight * distance to the nearest picked``."""
-    assert pools.scores is not None
-    cosines = Cosines(pools.unit())
-    left, order = pools.valid.clone(), pools.counts.new_zeros(len(pools.valid), pools.steps)
-    nearest = torch.full_like(pools.scores, -1)
-    pick = pools.scores.masked_fill(~left, -torch.inf).argmax(-1)
-    for step in range(pools.steps):
+    assert batch.scores is not None
+    cosines = Cosines(batch.unit())
+    left, order = batch.valid.clone(), batch.counts.new_zeros(len(batch.valid), batch.steps)
+    nearest = torch.full_like(batch.scores, -1)
+    pick = batch.scores.masked_fill(~left, -torch.inf).argmax(-1)
+    for step in range(batch.steps):
         order[:, step] = pick
         left.scatter_(1, pick[:, None], False)
         torch.maximum(nearest, cosines.of(pick), out=nearest)
-        pick = (pools.scores * (1 - nearest)).masked_fill_(~left, -torch.inf).argmax(-1)
-    return marked(order, pools)
+        pick = (batch.scores * (1 - nearest)).masked_fill_(~left, -torch.inf).argmax(-1)
+    return mask_from_order(order, batch)

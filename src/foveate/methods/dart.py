@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MethodError
-from ..selection.batch import Pools, prepare, ranking
-from ..selection.similarity import snapped
+from ..selection.batch import TokenBatch, order_by_score, prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.published import published
@@ -100,13 +100,13 @@ class Dart(Method):
         # The words follow the tokens of each row, marked by a score below 0, so that both stay together as rows are
         # cut out of the batch.
         mark = torch.full(real.shape, -1.0, dtype=torch.float32, device=norms.device)
-        pools = prepare(
+        batch = prepare_batch(
             count,
             torch.cat([valid, real], 1),
             features=torch.cat([features, words], 1),
             scores=torch.cat([norms, mark], 1),
         )
-        return Selection(pools.select(self._keep)[:, : valid.shape[1]])
+        return Selection(batch.select(self._keep)[:, : valid.shape[1]])
 
     def _compared(self, tokens: VisualTokens, states: Tensor) -> Tensor:
         """Hidden states (B, n, d) as they are compared: a norm's own scale of each token changes no cosine."""
@@ -123,25 +123,25 @@ class Dart(Method):
             real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         norms = tokens.text_keys if self.pivots_by == "keys" else _length(states)
         assert norms is not None
-        order = ranking(norms.float().masked_fill(~real, 0), real)[:, : self.text_pivots]
+        order = order_by_score(norms.float().masked_fill(~real, 0), real)[:, : self.text_pivots]
         there = real.gather(1, order)
         chosen = states.take_along_dim(order[..., None], 1).masked_fill(~there[..., None], 0)
         return self._compared(tokens, chosen), there
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None and pools.scores is not None
-        word = pools.scores < 0
-        visual = pools.valid & ~word
-        pivots = ranking(pools.scores.masked_fill(word, -1), visual)[:, : self.pivots]
-        used = torch.arange(pivots.shape[1], device=pivots.device) < torch.minimum(pools.counts, visual.sum(1))[:, None]
-        keep = torch.zeros_like(pools.valid).scatter(1, pivots, used)
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.features is not None and batch.scores is not None
+        word = batch.scores < 0
+        visual = batch.valid & ~word
+        pivots = order_by_score(batch.scores.masked_fill(word, -1), visual)[:, : self.pivots]
+        used = torch.arange(pivots.shape[1], device=pivots.device) < torch.minimum(batch.counts, visual.sum(1))[:, None]
+        keep = torch.zeros_like(batch.valid).scatter(1, pivots, used)
         # Words come behind all tokens, in the order in which they are pivots.
-        words = ranking(torch.zeros_like(pools.scores), word & pools.valid)[:, : int(word.any(0).sum())]
+        words = order_by_score(torch.zeros_like(batch.scores), word & batch.valid)[:, : int(word.any(0).sum())]
         references = torch.cat([pivots, words], 1)
-        there = torch.cat([used, (word & pools.valid).gather(1, words)], 1)
-        unit = pools.unit()
-        cosines = snapped(unit.take_along_dim(references[..., None], 1) @ unit.mT)
-        budget = pools.counts - keep.sum(1)
+        there = torch.cat([used, (word & batch.valid).gather(1, words)], 1)
+        unit = batch.unit()
+        cosines = snap_near_one(unit.take_along_dim(references[..., None], 1) @ unit.mT)
+        budget = batch.counts - keep.sum(1)
         return with_least_alike(cosines, keep, visual, self._parts(budget, there))
 
     def _parts(self, budget: Tensor, there: Tensor) -> Tensor:

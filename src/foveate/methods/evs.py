@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.similarity import snapped
+from ..selection.similarity import snap_near_one
 from ..tokens import Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
@@ -55,7 +55,9 @@ class Evs(Method):
                 self.check(grid, len(grid))
                 step, stop = grid.rows * grid.columns, start + len(grid)
                 clip = tokens.features[row, start:stop].float()
-                change[row, start + step : stop] = 1 - snapped(cosine_similarity(clip[step:], clip[:-step], dim=-1))
+                change[row, start + step : stop] = 1 - snap_near_one(
+                    cosine_similarity(clip[step:], clip[:-step], dim=-1)
+                )
                 start, first = stop, first + step
             self._check_budget(budget, first, start)
         return Selection(topk(change, count, valid=tokens.valid))

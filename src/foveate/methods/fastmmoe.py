@@ -33,7 +33,7 @@ from torch.nn.functional import cosine_similarity
 from ..budget import Budget
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.similarity import snapped
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.interventions import ExpertCut, Reading
@@ -153,7 +153,7 @@ class FastMMoE(Method):
         size = member.sum(1)
         mean = member @ router / size[:, None]
         alike = member @ cosine_similarity(router, mean[groups], dim=-1) / size
-        redundancy = snapped(alike.masked_fill(size == 1, 0))
+        redundancy = snap_near_one(alike.masked_fill(size == 1, 0))
         importance = member @ attention / size
         importance = importance / importance.max().clamp_min(torch.finfo(torch.float32).tiny)
         score = self.balance * redundancy - (1 - self.balance) * importance

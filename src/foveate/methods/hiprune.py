@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..selection.batch import marked, prepare, ranking
+from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.published import published
@@ -73,18 +73,18 @@ class HiPrune(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         middle, last = tokens.cue(Cue.ENCODER_READINGS).unbind(-1)
-        pools = prepare(count, tokens.valid, scores=middle)
-        objects, summary = pools.scores, prepare(count, tokens.valid, scores=last).scores
+        batch = prepare_batch(count, tokens.valid, scores=middle)
+        objects, summary = batch.scores, prepare_batch(count, tokens.valid, scores=last).scores
         assert objects is not None and summary is not None
-        number = (pools.counts.double() * self.anchors / 5).round()  # .5 to the even number, as the reference does
+        number = (batch.counts.double() * self.anchors / 5).round()  # .5 to the even number, as the reference does
         best = torch.arange(objects.shape[1], device=objects.device) < number[:, None]
-        anchors = torch.zeros_like(pools.valid).scatter(1, ranking(objects, pools.valid), best)
-        near = (beside if self.neighbours == "image" else around)(anchors, tokens.grids) & pools.valid
+        anchors = torch.zeros_like(batch.valid).scatter(1, order_by_score(objects, batch.valid), best)
+        near = (beside if self.neighbours == "image" else around)(anchors, tokens.grids) & batch.valid
         # By score, and then by group, anchors first, then buffers: two stable sorts, the more important one last.
-        order = ranking(torch.where(near, objects, summary), pools.valid)
-        group = torch.where(anchors, 0, torch.where(near, 1, 2)).masked_fill(~pools.valid, 3)
+        order = order_by_score(torch.where(near, objects, summary), batch.valid)
+        group = torch.where(anchors, 0, torch.where(near, 1, 2)).masked_fill(~batch.valid, 3)
         order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
-        return Selection(marked(order, pools))
+        return Selection(mask_from_order(order, batch))
 
 
 def beside(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.batch import Pools, ordinals, prepare, require
+from ..selection.batch import TokenBatch, count_valid_before, prepare_batch, require
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.published import published
@@ -57,39 +57,39 @@ class HoloV(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
-        pools = prepare(count, tokens.valid, scores=attention)
-        assert pools.scores is not None
-        require(pools.scores >= 0, "holov needs attention of at least 0")
-        return Selection(pools.select(self._keep))
+        batch = prepare_batch(count, tokens.valid, scores=attention)
+        assert batch.scores is not None
+        require(batch.scores >= 0, "holov needs attention of at least 0")
+        return Selection(batch.select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.scores is not None
-        batch, width = pools.valid.shape
-        total = pools.valid.sum(1, keepdim=True)
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.scores is not None
+        images, width = batch.valid.shape
+        total = batch.valid.sum(1, keepdim=True)
         if self.chunks is None:
-            parts = (1024 / 576 * total.double() / pools.counts[:, None].clamp_min(1)).long().clamp_min(1)
+            parts = (1024 / 576 * total.double() / batch.counts[:, None].clamp_min(1)).long().clamp_min(1)
         else:
             parts = torch.full_like(total, self.chunks)
         most = int(parts.max())
         short, long_ones = total // parts, total % parts
-        place, edge = ordinals(pools.valid), long_ones * (short + 1)
+        place, edge = count_valid_before(batch.valid), long_ones * (short + 1)
         chunk = torch.where(
             place < edge, place // (short + 1), long_ones + (place - edge).clamp_min(0) // short.clamp_min(1)
         )
-        chunk = chunk.masked_fill(~pools.valid, most)  # padding has a chunk of its own, which gets nothing
-        empty = torch.zeros(batch, most + 1, dtype=torch.float32, device=place.device)
-        size = empty.scatter_add(1, chunk, torch.ones_like(pools.scores))[:, :-1]
-        mass = empty.scatter_add(1, chunk, pools.scores)[:, :-1]
-        share = allotted(mass / size.clamp_min(1), size.long(), pools.counts)
+        chunk = chunk.masked_fill(~batch.valid, most)  # padding has a chunk of its own, which gets nothing
+        empty = torch.zeros(images, most + 1, dtype=torch.float32, device=place.device)
+        size = empty.scatter_add(1, chunk, torch.ones_like(batch.scores))[:, :-1]
+        mass = empty.scatter_add(1, chunk, batch.scores)[:, :-1]
+        share = allotted(mass / size.clamp_min(1), size.long(), batch.counts)
 
         # By chunk, and in a chunk by attention: two stable sorts, the more important one last.
-        order = pools.scores.argsort(dim=1, descending=True, stable=True)
+        order = batch.scores.argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, chunk.gather(1, order).argsort(dim=1, stable=True))
         start = size.cumsum(1) - size
         sorted_chunk = chunk.gather(1, order).clamp_max(most - 1)
         rank = torch.arange(width, device=place.device) - start.long().gather(1, sorted_chunk)
         best = rank < share.gather(1, sorted_chunk)
-        return torch.zeros_like(pools.valid).scatter(1, order, best) & pools.valid
+        return torch.zeros_like(batch.valid).scatter(1, order, best) & batch.valid
 
 
 def allotted(score: Tensor, size: Tensor, count: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.batch import Pools, marked, prepare
+from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
@@ -57,17 +57,17 @@ class IdSelection(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
-        return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
+        return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.scores is not None
-        low = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
-        high = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
-        original = (pools.scores - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
-        cosines = Cosines(pools.unit())
-        left, value = pools.valid.clone(), original.clone()
-        order = torch.zeros(len(left), pools.steps, dtype=torch.long, device=left.device)
-        for step in range(pools.steps):
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.scores is not None
+        low = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
+        high = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
+        original = (batch.scores - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        cosines = Cosines(batch.unit())
+        left, value = batch.valid.clone(), original.clone()
+        order = torch.zeros(len(left), batch.steps, dtype=torch.long, device=left.device)
+        for step in range(batch.steps):
             worth = torch.where(value > 0, value, original - 2) if self.clamp else value
             pick = worth.masked_fill(~left, -torch.inf).argmax(-1, keepdim=True)
             order[:, step] = pick[:, 0]
@@ -76,4 +76,4 @@ class IdSelection(Method):
             value = value - likeness * value.gather(1, pick)
             if self.clamp:
                 value = value.clamp_(min=0)
-        return marked(order, pools)
+        return mask_from_order(order, batch)

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..selection.batch import Pools, prepare
-from ..selection.similarity import snapped
+from ..selection.batch import TokenBatch, prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Selection, VisualTokens
 from .toolkit.apportion import spent
 from .toolkit.base import Method, Provenance
@@ -72,17 +72,17 @@ class MmgVid(Method):
         check_choice("mmgvid", "gain", self.gain, ("paper", "port"))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        pools = prepare(count, tokens.valid, features=tokens.features)
-        return Selection(replace(pools, places=tokens.coordinates).select(self._keep))
+        batch = prepare_batch(count, tokens.valid, features=tokens.features)
+        return Selection(replace(batch, places=tokens.coordinates).select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None and pools.places is not None
-        keep = torch.zeros_like(pools.valid)
-        for row, count in enumerate(pools.counts.tolist()):  # frames and segments are others for each clip
-            real = pools.valid[row].nonzero()[:, 0]
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.features is not None and batch.places is not None
+        keep = torch.zeros_like(batch.valid)
+        for row, count in enumerate(batch.counts.tolist()):  # frames and segments are others for each clip
+            real = batch.valid[row].nonzero()[:, 0]
             if count:
-                sizes = pools.places[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
-                frames = pools.features[row, real].float().split(sizes)
+                sizes = batch.places[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
+                frames = batch.features[row, real].float().split(sizes)
                 keep[row, real[self._picks(frames, count)]] = True
         return keep
 
@@ -128,7 +128,7 @@ def segments(means: Tensor, boundary: float) -> list[int]:
 
     A frame that would be a segment alone joins the more similar of the frames beside it; of equal ones the earlier.
     """
-    alike = snapped(cosine_similarity(means[:-1], means[1:])).tolist()
+    alike = snap_near_one(cosine_similarity(means[:-1], means[1:])).tolist()
     ends = [cosine < boundary for cosine in alike]  # whether a segment ends between frames t and t + 1
     for t in range(len(means)):
         sides = [i for i in (t - 1, t) if 0 <= i < len(ends)]

@@ -40,8 +40,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..selection import topk
-from ..selection.batch import prepare
-from ..selection.similarity import snapped
+from ..selection.batch import prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Stage
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
@@ -149,14 +149,14 @@ class Nuwa(TwoStages):
         features, attention = features_of(tokens, self.features), tokens.cue(Cue.ENCODER_ATTENTION)
         keys = tokens.cue(Cue.ENCODER_READINGS)[..., 0] if self.encoder_readings else attention
         salience = attention * keys if self.salience == "attention_keys" else attention
-        pools = prepare(count, tokens.valid, scores=salience, features=features)
-        assert pools.scores is not None
-        rank = pools.scores if self.pillars_by == "salience" else keys
-        keep, mix = torch.zeros_like(pools.valid), []
+        batch = prepare_batch(count, tokens.valid, scores=salience, features=features)
+        assert batch.scores is not None
+        rank = batch.scores if self.pillars_by == "salience" else keys
+        keep, mix = torch.zeros_like(batch.valid), []
         coordinates = tokens.coordinates
-        for row, (pool, budget) in enumerate(zip(tokens.grids, pools.counts.tolist(), strict=True)):
-            real = pools.valid[row].nonzero()[:, 0]
-            salience, places = pools.scores[row, real], coordinates[row, real]
+        for row, (pool, budget) in enumerate(zip(tokens.grids, batch.counts.tolist(), strict=True)):
+            real = batch.valid[row].nonzero()[:, 0]
+            salience, places = batch.scores[row, real], coordinates[row, real]
             kept = self.benchmark(salience, places, budget) if budget else torch.zeros_like(real, dtype=torch.bool)
             reach = [self._reach(grid.rows, grid.columns) for grid in pool for _ in range(len(grid))]
             of_kept = torch.tensor(reach, dtype=torch.float32, device=real.device)[real[kept]]
@@ -193,7 +193,7 @@ class Nuwa(TwoStages):
         if len(index) == len(kept):
             return own
         unit = normalize(features.float(), dim=-1)
-        around = snapped(unit[kept] @ unit.mT).clamp_min(0) * near
+        around = snap_near_one(unit[kept] @ unit.mT).clamp_min(0) * near
         around = torch.where(own > 0, 1.0, around)
         around = around / around.sum(1, keepdim=True)
         if self.rule == "sum":

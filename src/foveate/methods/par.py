@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.batch import prepare
-from ..selection.similarity import snapped
+from ..selection.batch import prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
@@ -64,7 +64,7 @@ class Par(Method):
         return frozenset({Cue.TEXT_EMBEDDINGS})
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        prepare(count, tokens.valid, features=tokens.features)  # refuses what is not finite
+        prepare_batch(count, tokens.valid, features=tokens.features)  # refuses what is not finite
         keep = torch.zeros_like(tokens.valid)
         for row, (places, visual, text) in enumerate(by_image(tokens)):
             if len(places):
@@ -74,15 +74,15 @@ class Par(Method):
     def order(self, visual: Tensor, text: Tensor) -> Tensor:
         """(n,) long: tokens (n, d) from the first choice to the last, given the text (m, d); both float32."""
         unit = normalize(visual, dim=-1)
-        cosines = snapped(unit @ unit.mT)
+        cosines = snap_near_one(unit @ unit.mT)
         cluster = connected(cosines >= self.edge)
         keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], dtype=torch.float32, device=unit.device).index_add_(
             0, cluster, unit
         )
         keys = normalize(keys, dim=-1)
-        likeness = snapped(keys @ normalize(text, dim=-1).mT)
+        likeness = snap_near_one(keys @ normalize(text, dim=-1).mT)
         relevance = SIGNS[self.sign] * likeness.amax(1) if len(text) else keys.new_zeros(len(keys))
-        nearness = snapped((unit * keys[cluster]).sum(1))
+        nearness = snap_near_one((unit * keys[cluster]).sum(1))
         chosen: list[Tensor] = []
         rest: list[Tensor] = []
         for number in relevance.argsort(descending=True, stable=True).tolist():

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.batch import Pools, prepare
-from ..selection.similarity import snapped
+from ..selection.batch import TokenBatch, prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
@@ -86,16 +86,16 @@ class PruneSid(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION) if self.order == "attention" else None
-        return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
+        return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None
-        keep = torch.zeros_like(pools.valid)
-        for row, count in enumerate(pools.counts.tolist()):  # the number of components is another for each budget
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.features is not None
+        keep = torch.zeros_like(batch.valid)
+        for row, count in enumerate(batch.counts.tolist()):  # the number of components is another for each budget
             if count:
-                real = pools.valid[row].nonzero()[:, 0]
-                scores = None if pools.scores is None else pools.scores[row, real]
-                keep[row, real] = self._of_image(pools.features[row, real].float(), scores, count)
+                real = batch.valid[row].nonzero()[:, 0]
+                scores = None if batch.scores is None else batch.scores[row, real]
+                keep[row, real] = self._of_image(batch.features[row, real].float(), scores, count)
         return keep
 
     def _of_image(self, tokens: Tensor, attention: Tensor | None, count: int) -> Tensor:
@@ -105,7 +105,7 @@ class PruneSid(Method):
         order = (weight if attention is None else attention).argsort(descending=True, stable=True)
         tokens, group = tokens[order], group[order]
         unit = normalize(tokens, dim=-1)
-        cosines = snapped(unit @ unit.mT)
+        cosines = snap_near_one(unit @ unit.mT)
         total, own = cosines.sum(), cosines.diagonal().sum()
         mean = (total - own) / max(1, n * (n - 1)) if self.mean == "pairs" else (total + own) / (2 * n * n)
         rho = max(18 * budget / n, self.least_rho)

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 from ..errors import MethodError
 from ..selection import topk
-from ..selection.similarity import snapped
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Stage
 from .toolkit.registry import register_method
@@ -89,7 +89,7 @@ class Sms(TwoStages):
             inside, frame = features[row, real].float(), frames[row, real]
             member = (frame.unique()[:, None] == frame).float()
             cosines = normalize(member @ inside, dim=-1) @ normalize(inside, dim=-1).mT
-            out[row, real] = snapped((cosines * member).sum(0))
+            out[row, real] = snap_near_one((cosines * member).sum(0))
         return out
 
 

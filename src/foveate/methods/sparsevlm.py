@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.batch import ranking
+from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.density_peaks import Guide, peaks
@@ -112,7 +112,7 @@ class SparseVlm(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid = tokens.valid
-        order = ranking(self.ratings(tokens), valid)
+        order = order_by_score(self.ratings(tokens), valid)
         if not self.recycle:
             return Selection(_first(order, count) & valid)
         both = zip(valid.sum(1).tolist(), count.tolist(), strict=True)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..selection.batch import prepare
-from ..selection.similarity import snapped
+from ..selection.batch import prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
@@ -54,11 +54,11 @@ class ToMe(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features = features_of(tokens, self.features)
-        pools = prepare(count, tokens.valid, features=features)
-        target = torch.full(pools.valid.shape, -1, dtype=torch.long, device=features.device)
+        batch = prepare_batch(count, tokens.valid, features=features)
+        target = torch.full(batch.valid.shape, -1, dtype=torch.long, device=features.device)
         # Row by row: the shape of each step is another for each image.
-        for row, budget in enumerate(pools.counts.tolist()):
-            real = pools.valid[row].nonzero()[:, 0]
+        for row, budget in enumerate(batch.counts.tolist()):
+            real = batch.valid[row].nonzero()[:, 0]
             target[row, real] = real[merged(features[row, real].float(), budget)]
         keep = target == torch.arange(target.shape[1], device=target.device)
         return Selection(keep, target, 1 / group_size(target))
@@ -77,7 +77,7 @@ def merged(values: Tensor, count: int) -> Tensor:
         here = everyone[: len(root)]
         even, odd = here[0::2], here[1::2]
         unit = normalize(values, dim=-1)
-        cosines = snapped(unit[even] @ unit[odd].mT)
+        cosines = snap_near_one(unit[even] @ unit[odd].mT)
         partner = cosines.argmax(1)
         by_likeness = cosines.amax(1).argsort(descending=True, stable=True)
         away = by_likeness[: min(len(root) - count, len(odd))]

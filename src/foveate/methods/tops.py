@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.batch import Pools, marked, prepare
-from ..selection.similarity import snapped
+from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .sparsevlm import SparseVlm
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
@@ -110,25 +110,25 @@ class Tops(BothPlaces):
         return first, max(first + 1, layers * 24 // 32)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        pools = prepare(count, tokens.valid, scores=self.relevance(tokens), features=tokens.features)
-        return Selection(pools.select(self._keep))
+        batch = prepare_batch(count, tokens.valid, scores=self.relevance(tokens), features=tokens.features)
+        return Selection(batch.select(self._keep))
 
     def relevance(self, tokens: VisualTokens) -> Tensor:
         """(B, N): how much each token matters by itself; anything on padding."""
         return tokens.cue(Cue.ENCODER_ATTENTION)
 
-    def _keep(self, pools: Pools) -> Tensor:
-        relevance = pools.scores
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        relevance = batch.scores
         assert relevance is not None
-        unit = pools.unit()
-        cosines = snapped(unit @ unit.mT)
-        batch = torch.arange(len(unit), device=unit.device)
-        left = pools.valid.clone()
+        unit = batch.unit()
+        cosines = snap_near_one(unit @ unit.mT)
+        image = torch.arange(len(unit), device=unit.device)
+        left = batch.valid.clone()
         nearest = torch.full_like(relevance, -1)
-        order = torch.zeros(len(unit), pools.steps, dtype=torch.long, device=unit.device)
+        order = torch.zeros(len(unit), batch.steps, dtype=torch.long, device=unit.device)
         gain = torch.empty_like(cosines)
         pick = relevance.masked_fill(~left, -torch.inf).argmax(-1)
-        for step in range(pools.steps):
+        for step in range(batch.steps):
             if step:
                 # Rows of the symmetric matrix are the candidates, columns what they would cover.
                 torch.sub(cosines, nearest[:, None, :], out=gain)
@@ -138,8 +138,8 @@ class Tops(BothPlaces):
                 pick = score.masked_fill_(~left, -torch.inf).argmax(-1)
             order[:, step] = pick
             left.scatter_(1, pick[:, None], False)
-            torch.maximum(nearest, cosines[batch, pick], out=nearest)
-        return marked(order, pools)
+            torch.maximum(nearest, cosines[image, pick], out=nearest)
+        return mask_from_order(order, batch)
 
     def _normal(self, term: Tensor, left: Tensor) -> Tensor:
         """A term (B, N) on the scale of the others, over the tokens that are left; 0 for terms that are the same."""

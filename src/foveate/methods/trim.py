@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..selection import topk
-from ..selection.batch import ranking
+from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.merging import group_size, itself
@@ -60,7 +60,7 @@ class Trim(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, scores = tokens.valid, self.scores(tokens)
         keep = topk(scores, count, valid=valid)
-        last = ranking(scores, valid).gather(1, (count - 1).clamp_min(0)[:, None])
+        last = order_by_score(scores, valid).gather(1, (count - 1).clamp_min(0)[:, None])
         rest = (valid & ~keep).scatter(1, last, valid.gather(1, last))
         target = torch.where(rest, last, itself(keep))
         return Selection(keep, target, 1 / group_size(target))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection.batch import Pools, prepare
+from ..selection.batch import TokenBatch, prepare_batch
 from ..tokens import Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
@@ -54,16 +54,16 @@ class VidCom2(Method):
             raise MethodError("vidcom2: temperature=0 must be above 0.")
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        pools = prepare(count, tokens.valid, features=tokens.features)
-        return Selection(replace(pools, places=tokens.coordinates).select(self._keep))
+        batch = prepare_batch(count, tokens.valid, features=tokens.features)
+        return Selection(replace(batch, places=tokens.coordinates).select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.features is not None and pools.places is not None
-        keep = torch.zeros_like(pools.valid)
-        for row, count in enumerate(pools.counts.tolist()):  # the number of frames is another for each clip
-            real = pools.valid[row].nonzero()[:, 0]
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.features is not None and batch.places is not None
+        keep = torch.zeros_like(batch.valid)
+        for row, count in enumerate(batch.counts.tolist()):  # the number of frames is another for each clip
+            real = batch.valid[row].nonzero()[:, 0]
             if count:
-                order = self._order(pools.features[row, real].float(), pools.places[row, real, 0], count)
+                order = self._order(batch.features[row, real].float(), batch.places[row, real, 0], count)
                 keep[row, real[order[:count]]] = True
         return keep
 

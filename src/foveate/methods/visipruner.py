@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection.batch import ranking
+from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.interventions import AttentionEdit
@@ -158,5 +158,5 @@ class VisiPruner(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         length = tokens.cue(Cue.LLM_CONTRIBUTIONS)[:, :, -1, 2 if self.relative else 1]
-        rank = ranking(length, tokens.valid).argsort(-1)
+        rank = order_by_score(length, tokens.valid).argsort(-1)
         return Selection((rank < count[:, None]) & tokens.valid)

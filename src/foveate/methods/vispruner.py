@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..selection.batch import Pools, prepare, ranking
-from ..selection.similarity import snapped
+from ..selection.batch import TokenBatch, order_by_score, prepare_batch
+from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
@@ -59,13 +59,13 @@ class VisPruner(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         features = features_of(tokens, self.features)
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
-        return Selection(prepare(count, tokens.valid, scores=attention, features=features).select(self._keep))
+        return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
-    def _keep(self, pools: Pools) -> Tensor:
-        assert pools.scores is not None
-        keep = torch.zeros_like(pools.valid)
-        unit, order = pools.unit(), ranking(pools.scores, pools.valid)
-        sizes, counts = pools.valid.sum(1).tolist(), pools.counts.tolist()
+    def _keep(self, batch: TokenBatch) -> Tensor:
+        assert batch.scores is not None
+        keep = torch.zeros_like(batch.valid)
+        unit, order = batch.unit(), order_by_score(batch.scores, batch.valid)
+        sizes, counts = batch.valid.sum(1).tolist(), batch.counts.tolist()
         # The length of the list, and so each round's shape, is another for each image.
         for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
             important = int(count * self.important)
@@ -79,7 +79,7 @@ class VisPruner(Method):
         left = torch.arange(len(unit), device=unit.device)
         if count == 0:
             return left[:0]
-        cosines = snapped(unit @ unit.mT)
+        cosines = snap_near_one(unit @ unit.mT)
         while len(left) > count:
             drop = min(self.round_size, len(left) - count, len(left) // 2)
             even, odd = left[0::2], left[1::2]

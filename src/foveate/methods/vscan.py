@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..selection import topk
-from ..selection.batch import marked, prepare, ranking
+from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Stage
 from .toolkit.merging import group_size, itself, nearest
@@ -96,21 +96,21 @@ class VScan(TwoStages):
         return VScanInside(self.rotary)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        pools = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))
-        shallow = prepare(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_READINGS)[..., 0]).scores
-        assert pools.scores is not None and shallow is not None
-        local, coordinates = torch.zeros_like(pools.valid), tokens.coordinates
-        for row, budget in enumerate(pools.counts.tolist()):
+        batch = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))
+        shallow = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_READINGS)[..., 0]).scores
+        assert batch.scores is not None and shallow is not None
+        local, coordinates = torch.zeros_like(batch.valid), tokens.coordinates
+        for row, budget in enumerate(batch.counts.tolist()):
             wanted = int(budget * self.local)
             if wanted:
-                real = pools.valid[row].nonzero()[:, 0]
+                real = batch.valid[row].nonzero()[:, 0]
                 if self.windows == "same":
                     window = region_of(coordinates[row, real], self.window)
                 else:
                     window = full_windows(tokens.grids[row], self.window).to(real.device)[real]
                 local[row, real] = self._local(window, shallow[row, real], wanted)
-        keep = marked(ranking(pools.scores.masked_fill(local, torch.inf), pools.valid), pools)
-        target = torch.maximum(itself(keep), nearest(tokens.features, keep, pools.valid & ~keep))
+        keep = mask_from_order(order_by_score(batch.scores.masked_fill(local, torch.inf), batch.valid), batch)
+        target = torch.maximum(itself(keep), nearest(tokens.features, keep, batch.valid & ~keep))
         return Selection(keep, target, 1 / group_size(target))
 
     def _local(self, window: Tensor, shallow: Tensor, wanted: int) -> Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import Pools, marked
+from .batch import TokenBatch, mask_from_order
 from .cpu import for_device
 from .similarity import NEVER, Cosines
 
 
-def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
+def spread(batch: TokenBatch, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
     """Pick `first`, then again and again argmax of ``bonus - penalty * (max similarity to the picked)``.
 
     Args:
-        pools: the tokens and counts.
+        batch: the tokens and counts.
         cosines: between the tokens, finite everywhere.
         first: (B,) long, the first pick of each row.
         bonus: (B, N) float32, or one number for all tokens.
@@ -25,19 +25,19 @@ def spread(pools: Pools, cosines: Cosines, first: Tensor, bonus: Tensor | float,
     """
     fused = for_device(first)
     if fused is not None and cosines.matrix is not None:
-        worth = torch.where(pools.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
-        return fused.spread(cosines.matrix, worth, first, pools.counts, penalty)
-    batch, width = pools.valid.shape
-    open_bonus = cosines.unit.new_full((batch, width), -torch.inf)
-    open_bonus = torch.where(pools.valid, bonus, open_bonus)
-    nearest = cosines.unit.new_full((batch, width), NEVER)
+        worth = torch.where(batch.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
+        return fused.spread(cosines.matrix, worth, first, batch.counts, penalty)
+    images, width = batch.valid.shape
+    open_bonus = cosines.unit.new_full((images, width), -torch.inf)
+    open_bonus = torch.where(batch.valid, bonus, open_bonus)
+    nearest = cosines.unit.new_full((images, width), NEVER)
     value = torch.empty_like(nearest)
-    order = torch.zeros(batch, pools.steps, dtype=torch.long, device=first.device)
+    order = torch.zeros(images, batch.steps, dtype=torch.long, device=first.device)
     pick = first
-    for step in range(pools.steps):
+    for step in range(batch.steps):
         order[:, step] = pick
         open_bonus.scatter_(1, pick[:, None], -torch.inf)  # never again
         torch.maximum(nearest, cosines.of(pick), out=nearest)
         torch.add(open_bonus, nearest, alpha=-penalty, out=value)
         pick = value.argmax(-1)
-    return marked(order, pools)
+    return mask_from_order(order, batch)

@@ -17,8 +17,8 @@ from .similarity import EPSILON, Cosines
 
 
 @dataclass(frozen=True)
-class Pools:
-    """A checked batch of pools: B rows of N tokens, of which `valid` are real.
+class TokenBatch:
+    """The checked arguments of a selector, as a padded batch: B images of N tokens, of which `valid` are real.
 
     Args:
         valid: (B, N) bool.
@@ -56,7 +56,7 @@ class Pools:
             matrix = fused.gram(self.features.contiguous(), self.lengths.reciprocal(), self.valid.contiguous())
         return Cosines(self.unit(), matrix)
 
-    def select(self, core: Callable[[Pools], Tensor]) -> Tensor:
+    def select(self, core: Callable[[TokenBatch], Tensor]) -> Tensor:
         """The keep mask that `core` gives, (B, N) or (N,) as the caller's input was.
 
         On a GPU the whole padded batch goes through `core` at once. On a CPU each row goes through alone and without
@@ -76,7 +76,7 @@ class Pools:
                     keep[row, inside] = core(self._row(row, inside, steps))[0]
         return keep if self.batched else keep[0]
 
-    def _row(self, row: int, inside: slice | Tensor, steps: int) -> Pools:
+    def _row(self, row: int, inside: slice | Tensor, steps: int) -> TokenBatch:
         def cut(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[row][inside][None]
 
@@ -93,14 +93,14 @@ class Pools:
         )
 
 
-def prepare(
+def prepare_batch(
     count: int | Tensor,
     valid: Tensor | None,
     *,
     scores: Tensor | None = None,
     features: Tensor | None = None,
     read_features: bool = True,
-) -> Pools:
+) -> TokenBatch:
     """Check a selector's arguments and bring them to (B, N) and (B, N, d).
 
     `read_features=False` takes only the shape from the features. An int `count`, or a tensor on the CPU, costs no
@@ -126,8 +126,8 @@ def prepare(
         raise SelectionError(f"valid must be a bool mask, got {valid.dtype}.")
 
     batched = len(shape) == 2
-    batch, width = shape if batched else (1, shape[0])
-    real = torch.ones(batch, width, dtype=torch.bool, device=device) if valid is None else valid.view(batch, width)
+    images, width = shape if batched else (1, shape[0])
+    real = torch.ones(images, width, dtype=torch.bool, device=device) if valid is None else valid.view(images, width)
     counts = _counts(count, real, everything_valid=valid is None)
     counted = _filled(counts, device)
     if real.is_cuda and valid is not None:
@@ -138,12 +138,12 @@ def prepare(
         )
     checked_scores = rows = lengths = None
     if scores is not None:
-        checked_scores = scores.detach().reshape(batch, width).float()
+        checked_scores = scores.detach().reshape(images, width).float()
         _require_finite(checked_scores, valid, "scores must be finite (no NaN or infinity)")
         if valid is not None:
             checked_scores = checked_scores.masked_fill(~real, 0)
     if features is not None and read_features:
-        rows = features.detach().reshape(batch, width, features.shape[-1])
+        rows = features.detach().reshape(images, width, features.shape[-1])
         if rows.dtype == torch.float64:
             rows = rows.float()
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
@@ -155,7 +155,7 @@ def prepare(
         )
         lengths = norms + EPSILON
     steps = max(counts, default=0)
-    return Pools(real, counted, steps, valid is not None, batched, checked_scores, rows, lengths)
+    return TokenBatch(real, counted, steps, valid is not None, batched, checked_scores, rows, lengths)
 
 
 def require(good: Tensor, message: str) -> None:
@@ -174,42 +174,42 @@ def _require_finite(values: Tensor, valid: Tensor | None, message: str) -> None:
     require(good if valid is None else good | ~valid.view_as(good), message)
 
 
-def marked(order: Tensor, pools: Pools) -> Tensor:
+def mask_from_order(order: Tensor, batch: TokenBatch) -> Tensor:
     """Keep mask (B, N) from token indices (B, >= steps): the first `counts` of each row are kept."""
-    batch, width = pools.valid.shape
-    late = torch.arange(order.shape[1], device=order.device) >= pools.counts[:, None]
+    images, width = batch.valid.shape
+    late = torch.arange(order.shape[1], device=order.device) >= batch.counts[:, None]
     # What comes after the count goes to a column that is cut off, as it must not unmark a token kept before.
-    keep = torch.zeros(batch, width + 1, dtype=torch.bool, device=order.device)
+    keep = torch.zeros(images, width + 1, dtype=torch.bool, device=order.device)
     return keep.scatter_(1, order.masked_fill(late, width), True)[:, :width]
 
 
-def ranking(scores: Tensor, valid: Tensor) -> Tensor:
+def order_by_score(scores: Tensor, valid: Tensor) -> Tensor:
     """Token indices (B, N) from the highest score to the lowest, ties by index, padding last."""
     return scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
-def ordinals(valid: Tensor) -> Tensor:
+def count_valid_before(valid: Tensor) -> Tensor:
     """(B, N) long: how many valid tokens come before each token."""
     return (valid.cumsum(-1) - 1).clamp_min(0)
 
 
 def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[int]:
-    batch, width = valid.shape
+    images, width = valid.shape
     if isinstance(count, Tensor):
-        if count.dtype.is_floating_point or count.dtype == torch.bool or count.shape not in ((), (batch,)):
+        if count.dtype.is_floating_point or count.dtype == torch.bool or count.shape not in ((), (images,)):
             raise SelectionError(
-                f"count must be an int or an int tensor of shape ({batch},), got {count.dtype} {tuple(count.shape)}."
+                f"count must be an int or an int tensor of shape ({images},), got {count.dtype} {tuple(count.shape)}."
             )
-        counts = count.expand(batch).tolist()
+        counts = count.expand(images).tolist()
     elif isinstance(count, int) and not isinstance(count, bool):
-        counts = [count] * batch
+        counts = [count] * images
     else:
         raise SelectionError(f"count must be an int or an int tensor, got {count!r}.")
 
     if valid.is_cuda and not everything_valid:  # how many there are is checked by the device
         available = [width if wanted else 0 for wanted in counts]
     else:
-        available = [width] * batch if everything_valid else valid.sum(-1).tolist()
+        available = [width] * images if everything_valid else valid.sum(-1).tolist()
     for row, (wanted, present_here) in enumerate(zip(counts, available, strict=True)):
         if wanted > present_here:
             raise SelectionError(f"count {wanted} is more than the {present_here} valid tokens of row {row}.")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..devices import full_precision
 from ..errors import SelectionError
-from .batch import Pools, marked, prepare, require
+from .batch import TokenBatch, mask_from_order, prepare_batch, require
 from .cpu import for_device
 from .cpu.coverage import cover
 from .cpu.dispatch import covered
@@ -43,32 +43,32 @@ def coverage(
         return keep
     if not alpha >= 0:
         raise SelectionError(f"alpha must be at least 0, got {alpha}.")
-    pools = prepare(count, valid, features=features, scores=scores)
-    assert pools.scores is not None
-    require(pools.scores >= 0, "coverage needs scores of at least 0")
+    batch = prepare_batch(count, valid, features=features, scores=scores)
+    assert batch.scores is not None
+    require(batch.scores >= 0, "coverage needs scores of at least 0")
 
-    def core(pools: Pools) -> Tensor:
-        assert pools.scores is not None
-        return covered(pools, pools.scores**alpha) if pools.valid.is_cpu else reference(pools, alpha)
+    def core(batch: TokenBatch) -> Tensor:
+        assert batch.scores is not None
+        return covered(batch, batch.scores**alpha) if batch.valid.is_cpu else reference(batch, alpha)
 
-    return pools.select(core)
+    return batch.select(core)
 
 
-def reference(pools: Pools, alpha: float) -> Tensor:
+def reference(batch: TokenBatch, alpha: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    assert pools.scores is not None
-    cosines, weight = pools.cosines(), pools.scores**alpha
+    assert batch.scores is not None
+    cosines, weight = batch.cosines(), batch.scores**alpha
     if cosines.matrix is None:
-        return _bounded(pools, cosines.unit, weight)
-    closed = ~pools.valid
+        return _bounded(batch, cosines.unit, weight)
+    closed = ~batch.valid
     fused = for_device(weight)
     if fused is not None:
         gains = (cosines.matrix.clamp(min=0).sum(-1) * weight).masked_fill_(closed, -torch.inf)
-        return fused.cover(cosines.matrix, weight, gains, pools.counts)
+        return fused.cover(cosines.matrix, weight, gains, batch.counts)
     reached = torch.zeros_like(weight)
-    order = torch.zeros(len(weight), pools.steps, dtype=torch.long, device=weight.device)
+    order = torch.zeros(len(weight), batch.steps, dtype=torch.long, device=weight.device)
     added = torch.empty_like(cosines.matrix)
-    for step in range(pools.steps):
+    for step in range(batch.steps):
         # S is symmetric: rows are the candidates here, so that the sum runs along memory.
         torch.sub(cosines.matrix, reached[:, None, :], out=added)
         gain = added.clamp_(min=0).sum(-1).mul_(weight).masked_fill_(closed, -torch.inf)
@@ -76,14 +76,14 @@ def reference(pools: Pools, alpha: float) -> Tensor:
         order[:, step] = pick
         closed.scatter_(1, pick[:, None], True)
         torch.maximum(reached, cosines.of(pick), out=reached)
-    return marked(order, pools)
+    return mask_from_order(order, batch)
 
 
-def _bounded(pools: Pools, unit: Tensor, weight: Tensor) -> Tensor:
+def _bounded(batch: TokenBatch, unit: Tensor, weight: Tensor) -> Tensor:
     """The same in O(N * d) memory, one row after the other; what comes next is read back by the host, on a GPU too."""
-    keep = torch.zeros_like(pools.valid)
-    for row, count in enumerate(pools.counts.tolist()):
-        real = pools.valid[row].nonzero()[:, 0]
+    keep = torch.zeros_like(batch.valid)
+    for row, count in enumerate(batch.counts.tolist()):
+        real = batch.valid[row].nonzero()[:, 0]
         if count:
             tokens = Rows(unit[row, real], torch.ones_like(weight[row, real]))
             keep[row, real[cover(tokens, None, weight[row, real], count).to(real.device)]] = True

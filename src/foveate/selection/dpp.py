@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..devices import full_precision
-from .batch import Pools, marked, prepare
+from .batch import TokenBatch, mask_from_order, prepare_batch
 from .cpu import for_device
 from .cpu.dispatch import volume
 from .cpu.dpp import SPANNED, worth
@@ -39,34 +39,34 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
         keep: Tensor = torch.ops.foveate.dpp(features, relevance, *apart(count), valid)
         return keep
 
-    def core(pools: Pools) -> Tensor:
-        return volume(pools, scaled_relevance(pools)) if pools.valid.is_cpu else reference(pools)
+    def core(batch: TokenBatch) -> Tensor:
+        return volume(batch, scaled_relevance(batch)) if batch.valid.is_cpu else reference(batch)
 
-    return prepare(count, valid, features=features, scores=relevance).select(core)
+    return prepare_batch(count, valid, features=features, scores=relevance).select(core)
 
 
-def scaled_relevance(pools: Pools) -> Tensor:
+def scaled_relevance(batch: TokenBatch) -> Tensor:
     """(B, N) float32, from 1e-6 to 1 over the valid tokens; all 1 where they are equal."""
-    assert pools.scores is not None
-    lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
-    highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
-    return (pools.scores - lowest + 1e-6) / (highest - lowest + 1e-6)
+    assert batch.scores is not None
+    lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
+    highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
+    return (batch.scores - lowest + 1e-6) / (highest - lowest + 1e-6)
 
 
-def reference(pools: Pools) -> Tensor:
+def reference(batch: TokenBatch) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    relevance = scaled_relevance(pools)
-    cosines = pools.cosines()
-    batch, width, depth = cosines.unit.shape
-    rank = min(pools.steps, depth)  # no more tokens than dimensions are independent
+    relevance = scaled_relevance(batch)
+    cosines = batch.cosines()
+    images, width, depth = cosines.unit.shape
+    rank = min(batch.steps, depth)  # no more tokens than dimensions are independent
     outside = cosines.unit.square().sum(-1)
     fused = for_device(relevance)
     if fused is not None and cosines.matrix is not None:
-        return fused.volume(cosines.matrix, relevance, outside, pools.valid.contiguous(), pools.counts, rank)
-    factor = relevance.new_zeros(batch, rank, width)  # of S: the relevance separates from the determinant
-    open_ = pools.valid.clone()
-    order = torch.zeros(batch, pools.steps, dtype=torch.long, device=relevance.device)
-    for step in range(pools.steps):
+        return fused.volume(cosines.matrix, relevance, outside, batch.valid.contiguous(), batch.counts, rank)
+    factor = relevance.new_zeros(images, rank, width)  # of S: the relevance separates from the determinant
+    open_ = batch.valid.clone()
+    order = torch.zeros(images, batch.steps, dtype=torch.long, device=relevance.device)
+    for step in range(batch.steps):
         value, adds = worth(relevance, outside)
         pick = value.masked_fill_(~open_, -torch.inf).argmax(-1, keepdim=True)
         order[:, step] = pick[:, 0]
@@ -81,4 +81,4 @@ def reference(pools: Pools) -> Tensor:
             outside = outside - row.square()
         else:
             outside.zero_()
-    return marked(order, pools)
+    return mask_from_order(order, batch)

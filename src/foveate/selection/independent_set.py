@@ -13,7 +13,7 @@ from torch import Tensor
 from ..devices import full_precision
 from ..errors import SelectionError
 from ..tokens import Grid, as_grid
-from .batch import Pools, marked, prepare, ranking, require
+from .batch import TokenBatch, mask_from_order, order_by_score, prepare_batch, require
 from .cpu import for_device
 from .cpu.dispatch import kept, rows_of
 from .cpu.independent_set import independent
@@ -119,32 +119,32 @@ def independent_set(
         if number < 0:
             raise SelectionError(f"{name} must be at least 0, got {number}.")
     rule = (pivots, threshold, spatial_weight, pivots_suppress, spatial, radius, least_pivots)
-    pools = prepare(count, valid, features=features, scores=scores)
+    batch = prepare_batch(count, valid, features=features, scores=scores)
 
-    def core(pools: Pools) -> Tensor:
-        if pools.valid.is_cpu:
-            return _among_few(pools, Rule(*rule))
-        return reference(pools, *rule)
+    def core(batch: TokenBatch) -> Tensor:
+        if batch.valid.is_cpu:
+            return _among_few(batch, Rule(*rule))
+        return reference(batch, *rule)
 
-    return replace(pools, places=_places(grid, pools)).select(core)
+    return replace(batch, places=_places(grid, batch)).select(core)
 
 
-def reference(pools: Pools, *settings: Any) -> Tensor:
+def reference(batch: TokenBatch, *settings: Any) -> Tensor:
     """The keep mask (B, N), step by step, with the `settings` of a `Rule`; every path picks the same."""
     rule = Rule(*settings)
-    assert pools.scores is not None
-    cosines = pools.cosines()
-    batch, width = pools.valid.shape
-    order = ranking(pools.scores, pools.valid)
-    quotas = rule.quotas(pools.counts)
+    assert batch.scores is not None
+    cosines = batch.cosines()
+    images, width = batch.valid.shape
+    order = order_by_score(batch.scores, batch.valid)
+    quotas = rule.quotas(batch.counts)
     # One key says all: candidates come first, then the suppressed, each by rank, and last what is gone.
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
     gone = 3 * width
     is_pivot = ranks < quotas[:, None]
-    key = ranks.masked_fill(is_pivot | ~pools.valid, gone)
-    rows = torch.arange(batch, device=order.device)[:, None]
+    key = ranks.masked_fill(is_pivot | ~batch.valid, gone)
+    rows = torch.arange(images, device=order.device)[:, None]
 
-    places = pools.places
+    places = batch.places
     assert places is not None
 
     def near(cosines: Tensor, some: Tensor) -> Tensor:
@@ -160,30 +160,30 @@ def reference(pools: Pools, *settings: Any) -> Tensor:
     fused = for_device(key)
     if fused is not None and cosines.matrix is not None:
         edges = near(cosines.matrix, places)
-        return is_pivot | fused.suppress(edges, key.int(), pools.counts - quotas)
+        return is_pivot | fused.suppress(edges, key.int(), batch.counts - quotas)
     picks = order.clone()  # the pivots are in place already
     # Rows of one batch may have different numbers of pivots: then start where all are still at theirs.
-    for step in range(rule.quota(pools.steps) if batch == 1 else 0, pools.steps):
+    for step in range(rule.quota(batch.steps) if images == 1 else 0, batch.steps):
         free = step >= quotas
         pick = torch.where(free, key.argmin(-1), order[:, step])
         picks[:, step] = pick
         beside = near(cosines.of(pick)[:, None], places[rows, pick[:, None]])[:, 0]
         key += width * (beside & (key < width) & free[:, None])
         key.scatter_(1, pick[:, None], gone)
-    return marked(picks, pools)
+    return mask_from_order(picks, batch)
 
 
-def _among_few(pools: Pools, rule: Rule) -> Tensor:
+def _among_few(batch: TokenBatch, rule: Rule) -> Tensor:
     """The same for one image on a CPU, which compares only what may be taken."""
-    assert pools.scores is not None and pools.places is not None
-    places = pools.places[0]
+    assert batch.scores is not None and batch.places is not None
+    places = batch.places[0]
 
     def near(cosines: Tensor, some: Tensor, others: Tensor) -> Tensor:
         return rule.mixed(cosines, places[some], places[others]) > rule.threshold
 
-    rows, order = rows_of(pools), ranking(pools.scores, pools.valid)[0]
-    taken = independent(rows, order, rule.quota(pools.steps), pools.steps, near, rule.pivots_suppress)
-    return kept(pools, rows, taken, None)
+    rows, order = rows_of(batch), order_by_score(batch.scores, batch.valid)[0]
+    taken = independent(rows, order, rule.quota(batch.steps), batch.steps, near, rule.pivots_suppress)
+    return kept(batch, rows, taken, None)
 
 
 def _grids(grid: Grid | Sequence[int] | Sequence[Grid | Sequence[int]]) -> Grid | list[Grid]:
@@ -201,26 +201,26 @@ def _grid_apart(grid: GridLike) -> tuple[list[int], Tensor | None]:
     return [n for one in grids for n in (one.frames, one.rows, one.columns)], None
 
 
-def _places(grid: GridLike, pools: Pools) -> Tensor:
+def _places(grid: GridLike, batch: TokenBatch) -> Tensor:
     """(B, N, 3) long: frame, row and column of every token, from any of the forms that `grid` may have."""
-    batch, width = pools.valid.shape
-    device = pools.valid.device
+    images, width = batch.valid.shape
+    device = batch.valid.device
     if isinstance(grid, Tensor):
-        if grid.shape not in ((width, 3), (batch, width, 3)) or grid.is_floating_point():
+        if grid.shape not in ((width, 3), (images, width, 3)) or grid.is_floating_point():
             raise SelectionError(
-                f"a grid tensor must be long, ({width}, 3) or ({batch}, {width}, 3), "
+                f"a grid tensor must be long, ({width}, 3) or ({images}, {width}, 3), "
                 f"got {grid.dtype} {tuple(grid.shape)}."
             )
-        return grid.to(device).long().expand(batch, width, 3)
+        return grid.to(device).long().expand(images, width, 3)
 
     found = _grids(grid)
-    grids = [found] * batch if isinstance(found, Grid) else found
-    if len(grids) != batch:
-        raise SelectionError(f"the list of grids must have one per row, {batch}, got {len(grids)}.")
-    places = torch.full((batch, width, 3), -1, dtype=torch.long, device=device)
+    grids = [found] * images if isinstance(found, Grid) else found
+    if len(grids) != images:
+        raise SelectionError(f"the list of grids must have one per row, {images}, got {len(grids)}.")
+    places = torch.full((images, width, 3), -1, dtype=torch.long, device=device)
     for row, one in enumerate(grids):
         if len(one) > width:
             raise SelectionError(f"grid {one} of row {row} has {len(one)} tokens, the row only {width}.")
         places[row, : len(one)] = one.coordinates(device)
-    require((places[..., 0] >= 0) | ~pools.valid, "the grid must cover every valid token")
+    require((places[..., 0] >= 0) | ~batch.valid, "the grid must cover every valid token")
     return places

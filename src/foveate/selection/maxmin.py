@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..devices import full_precision
 from ._greedy import spread
-from .batch import Pools, prepare
+from .batch import TokenBatch, prepare_batch
 from .cpu.dispatch import diverse
 from .ops import apart
 from .similarity import NEVER, Cosines
@@ -35,24 +35,24 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
         keep: Tensor = torch.ops.foveate.maxmin(features, *apart(count), valid)
         return keep
 
-    def core(pools: Pools) -> Tensor:
-        return diverse(pools, None, None, 1.0) if pools.valid.is_cpu else reference(pools)
+    def core(batch: TokenBatch) -> Tensor:
+        return diverse(batch, None, None, 1.0) if batch.valid.is_cpu else reference(batch)
 
-    return prepare(count, valid, features=features).select(core)
+    return prepare_batch(count, valid, features=features).select(core)
 
 
-def reference(pools: Pools) -> Tensor:
+def reference(batch: TokenBatch) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    cosines = pools.cosines()
-    isolation = 1 - cosines.nearest(pools.valid)
-    first = isolation.masked_fill(~pools.valid, -torch.inf).argmax(-1)
+    cosines = batch.cosines()
+    isolation = 1 - cosines.nearest(batch.valid)
+    first = isolation.masked_fill(~batch.valid, -torch.inf).argmax(-1)
     # Two that are nearest to each other are equally isolated; rounding must not decide between them.
-    other = _neighbour(pools, cosines, first)
-    first = torch.where(_neighbour(pools, cosines, other) == first, torch.minimum(first, other), first)
-    return spread(pools, cosines, first, 1.0, 1.0)
+    other = _neighbour(batch, cosines, first)
+    first = torch.where(_neighbour(batch, cosines, other) == first, torch.minimum(first, other), first)
+    return spread(batch, cosines, first, 1.0, 1.0)
 
 
-def _neighbour(pools: Pools, cosines: Cosines, token: Tensor) -> Tensor:
+def _neighbour(batch: TokenBatch, cosines: Cosines, token: Tensor) -> Tensor:
     """(B,) long: the valid token nearest to one token (B,) of each row; itself where it is alone."""
-    beside = cosines.of(token).masked_fill(~pools.valid, NEVER - 1).scatter_(1, token[:, None], NEVER)
+    beside = cosines.of(token).masked_fill(~batch.valid, NEVER - 1).scatter_(1, token[:, None], NEVER)
     return beside.argmax(-1)

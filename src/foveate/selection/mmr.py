@@ -8,7 +8,7 @@ from torch import Tensor
 from ..devices import full_precision
 from ..errors import SelectionError
 from ._greedy import spread
-from .batch import Pools, prepare
+from .batch import TokenBatch, prepare_batch
 from .cpu.dispatch import diverse
 from .ops import apart
 
@@ -42,29 +42,29 @@ def mmr(
     if not 0 <= balance <= 1:
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 
-    def core(pools: Pools) -> Tensor:
-        first, scaled = _scaled(pools)
+    def core(batch: TokenBatch) -> Tensor:
+        first, scaled = _scaled(batch)
         if first.is_cpu:
-            return diverse(pools, int(first), balance * scaled[0], 1 - balance)
-        return reference(pools, balance)
+            return diverse(batch, int(first), balance * scaled[0], 1 - balance)
+        return reference(batch, balance)
 
-    return prepare(count, valid, features=features, scores=importance).select(core)
+    return prepare_batch(count, valid, features=features, scores=importance).select(core)
 
 
-def reference(pools: Pools, balance: float) -> Tensor:
+def reference(batch: TokenBatch, balance: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    first, scaled = _scaled(pools)
-    return spread(pools, pools.cosines(), first, balance * scaled, 1 - balance)
+    first, scaled = _scaled(batch)
+    return spread(batch, batch.cosines(), first, balance * scaled, 1 - balance)
 
 
-def _scaled(pools: Pools) -> tuple[Tensor, Tensor]:
+def _scaled(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
-    assert pools.scores is not None
-    if pools.padded:
-        lowest = pools.scores.masked_fill(~pools.valid, torch.inf).amin(-1, keepdim=True)
-        highest = pools.scores.masked_fill(~pools.valid, -torch.inf).amax(-1, keepdim=True)
+    assert batch.scores is not None
+    if batch.padded:
+        lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
+        highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
     else:
-        lowest, highest = pools.scores.aminmax(dim=-1, keepdim=True)
-    scaled = (pools.scores - lowest) / (highest - lowest + 1e-6)
-    ranked = scaled.masked_fill(~pools.valid, -torch.inf) if pools.padded else scaled
+        lowest, highest = batch.scores.aminmax(dim=-1, keepdim=True)
+    scaled = (batch.scores - lowest) / (highest - lowest + 1e-6)
+    ranked = scaled.masked_fill(~batch.valid, -torch.inf) if batch.padded else scaled
     return ranked.argmax(-1), scaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import Pools, marked, ordinals, prepare, ranking
+from .batch import TokenBatch, count_valid_before, mask_from_order, order_by_score, prepare_batch
 from .ops import apart
 
 
@@ -31,10 +31,12 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
         keep: Tensor = torch.ops.foveate.random(features, *apart(count), valid, seed)
         return keep
 
-    def core(pools: Pools) -> Tensor:
+    def core(batch: TokenBatch) -> Tensor:
         # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.
         generator = torch.Generator().manual_seed(seed)
-        stream = torch.rand(pools.valid.shape[1], generator=generator, dtype=torch.float64, device="cpu")
-        return marked(ranking(stream.to(pools.valid.device)[ordinals(pools.valid)], pools.valid), pools)
+        stream = torch.rand(batch.valid.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+        return mask_from_order(
+            order_by_score(stream.to(batch.valid.device)[count_valid_before(batch.valid)], batch.valid), batch
+        )
 
-    return prepare(count, valid, features=features, read_features=False).select(core)
+    return prepare_batch(count, valid, features=features, read_features=False).select(core)

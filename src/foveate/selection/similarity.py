@@ -24,7 +24,7 @@ PANEL = 48  # columns: of half a product two or more times as many at a time, so
 LANES = 16
 
 
-def snapped(cosines: Tensor) -> Tensor:
+def snap_near_one(cosines: Tensor) -> Tensor:
     """The same tensor, in which what rounding cannot tell from 1 is 1."""
     return cosines.masked_fill_(cosines > NEAR_ONE, 1)
 
@@ -41,20 +41,20 @@ class Cosines:
         self.unit = unit
         self.batch = torch.arange(len(unit), device=unit.device)
         if matrix is None and unit.shape[1] <= DENSE_LIMIT:
-            matrix = snapped(unit @ unit.mT)
+            matrix = snap_near_one(unit @ unit.mT)
         self.matrix = matrix
 
     def of(self, tokens: Tensor) -> Tensor:
         """(B, N) float32: the cosines of one token (B,) of each row to all."""
         if self.matrix is not None:
             return self.matrix[self.batch, tokens]
-        return snapped((self.unit @ self.unit[self.batch, tokens, :, None])[..., 0])
+        return snap_near_one((self.unit @ self.unit[self.batch, tokens, :, None])[..., 0])
 
     def between(self, start: int, stop: int) -> Tensor:
         """(B, stop - start, N) float32: the cosines of some tokens to all. Not to be written to."""
         if self.matrix is not None:
             return self.matrix[:, start:stop]
-        return snapped(self.unit[:, start:stop] @ self.unit.mT)
+        return snap_near_one(self.unit[:, start:stop] @ self.unit.mT)
 
     def nearest(self, valid: Tensor) -> Tensor:
         """(B, N) float32: the highest cosine to another valid token, -2 where there is none."""
@@ -102,11 +102,11 @@ class Rows:
 
     def cosines(self, others: Rows) -> Tensor:
         """(N, M) float32: all tokens against M others."""
-        return snapped(self.raw(others))
+        return snap_near_one(self.raw(others))
 
     def highest(self, others: Rows) -> Tensor:
         """(N,) float32: the highest cosine of each token to any of the others."""
-        return snapped(self.raw(others).amax(1))
+        return snap_near_one(self.raw(others).amax(1))
 
     def raw(self, others: Rows, out: Tensor | None = None) -> Tensor:
         """(N, M) float32: `cosines` that rounding may have put beside 1, for all that takes the highest of them."""
@@ -131,9 +131,9 @@ class Rows:
         np.fill_diagonal(numbers, NEVER)
         nearest = cosines.amax(1)
         if nearest.amax() > NEAR_ONE:
-            snapped(cosines)
+            snap_near_one(cosines)
         np.fill_diagonal(numbers, np.where(own > NEAR_ONE, 1, own))  # a token of zeros is not even like itself
-        return cosines, snapped(nearest)
+        return cosines, snap_near_one(nearest)
 
     def _half(self) -> Tensor:
         """`raw` of all with all, of which one side of the diagonal is multiplied out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import Pools, marked, ordinals, prepare
+from .batch import TokenBatch, count_valid_before, mask_from_order, prepare_batch
 from .ops import apart
 
 
@@ -27,11 +27,11 @@ def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
         keep: Tensor = torch.ops.foveate.stride(features, *apart(count), valid)
         return keep
 
-    def core(pools: Pools) -> Tensor:
-        present = pools.valid.sum(-1, keepdim=True)
-        steps = torch.arange(pools.steps, device=present.device)
+    def core(batch: TokenBatch) -> Tensor:
+        present = batch.valid.sum(-1, keepdim=True)
+        steps = torch.arange(batch.steps, device=present.device)
         # In integers: (i + 0.5) * n / count without rounding. A row without tokens divides by 1 and marks nothing.
-        kept = marked((2 * steps + 1) * present // (2 * pools.counts[:, None].clamp_min(1)), pools)
-        return kept.gather(1, ordinals(pools.valid)) & pools.valid
+        kept = mask_from_order((2 * steps + 1) * present // (2 * batch.counts[:, None].clamp_min(1)), batch)
+        return kept.gather(1, count_valid_before(batch.valid)) & batch.valid
 
-    return prepare(count, valid, features=features, read_features=False).select(core)
+    return prepare_batch(count, valid, features=features, read_features=False).select(core)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import marked, prepare, ranking
+from .batch import mask_from_order, order_by_score, prepare_batch
 from .ops import apart
 
 
@@ -26,7 +26,7 @@ def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Te
     if torch.compiler.is_compiling():
         keep: Tensor = torch.ops.foveate.topk(scores, *apart(count), valid)
         return keep
-    pools = prepare(count, valid, scores=scores)
-    assert pools.scores is not None
-    keep = marked(ranking(pools.scores, pools.valid), pools)
-    return keep if pools.batched else keep[0]
+    batch = prepare_batch(count, valid, scores=scores)
+    assert batch.scores is not None
+    keep = mask_from_order(order_by_score(batch.scores, batch.valid), batch)
+    return keep if batch.batched else keep[0]

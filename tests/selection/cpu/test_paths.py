@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
 from foveate.selection import similarity as cosine
-from foveate.selection.batch import prepare
+from foveate.selection.batch import prepare_batch
 from foveate.selection.coverage import reference as coverage_reference
 from foveate.selection.cpu import coverage as covering
 from foveate.selection.cpu import dispatch as cpu
@@ -65,8 +65,8 @@ def test_mmr_and_maxmin_equal_the_reference(path, kind, n, d):
     for count in (2, min(n // 4, distinct)) if n > 100 else (1, min(n - 1, distinct)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cosine, "DENSE_LIMIT", 10**6)
-            by_relevance = mmr_reference(prepare(count, None, features=x, scores=w), 0.5)[0]
-            by_distance = maxmin_reference(prepare(count, None, features=x))[0]
+            by_relevance = mmr_reference(prepare_batch(count, None, features=x, scores=w), 0.5)[0]
+            by_distance = maxmin_reference(prepare_batch(count, None, features=x))[0]
         assert mmr(x, w, count).equal(by_relevance)
         assert maxmin(x, count).equal(by_distance)
 
@@ -79,8 +79,8 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
     distinct = 5 if kind == "constant" else len(x.unique(dim=0))
     spots = torch.stack([torch.arange(n) // 200, torch.arange(n) % 200 // 20, torch.arange(n) % 20], -1)
     for count in (1, min(n // 4, distinct), min(n - 1, distinct)):
-        by_volume = dpp_reference(prepare(count, None, features=x, scores=w))[0]
-        by_cover = coverage_reference(prepare(count, None, features=x, scores=w), 1.0)[0]
+        by_volume = dpp_reference(prepare_batch(count, None, features=x, scores=w))[0]
+        by_cover = coverage_reference(prepare_batch(count, None, features=x, scores=w), 1.0)[0]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cosine, "DENSE_LIMIT", limit)
             assert dpp(x, w, count).equal(by_volume)
@@ -91,8 +91,8 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
         (n - 1, 0.2, 0.1, 0.5, True),
         (n - 1, 0.5, 0.1, 0.2, False),
     ):
-        pools = replace(prepare(count, None, features=x, scores=w), places=spots[None])
-        expected = independent_reference(pools, pivots, threshold, weight, suppress)[0]
+        batch = replace(prepare_batch(count, None, features=x, scores=w), places=spots[None])
+        expected = independent_reference(batch, pivots, threshold, weight, suppress)[0]
         assert independent_set(x, w, count, spots, pivots, threshold, weight, None, suppress).equal(expected)
 
 
@@ -109,11 +109,11 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
     x, w = scene(kind, n, d, seed)
     count = draw.draw(st.integers(1, n))
     few = min(count, max(1, d // 2))  # near the rank, rounding decides what still adds a direction
-    pools, small = (prepare(k, None, features=x, scores=w) for k in (count, few))
+    batch, small = (prepare_batch(k, None, features=x, scores=w) for k in (count, few))
     expected = (
-        mmr_reference(pools, 0.5),
-        maxmin_reference(pools),
-        coverage_reference(pools, 1.0),
+        mmr_reference(batch, 0.5),
+        maxmin_reference(batch),
+        coverage_reference(batch, 1.0),
         dpp_reference(small),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -177,15 +177,15 @@ def test_bounded_memory_picks_the_same(name, kind, monkeypatch):
     x, w = scene(kind, 300, 48, 3)
     x, w = torch.stack([x, x.flip(0)]), torch.stack([w, w.flip(0)])
     select = {
-        "mmr": lambda: mmr_reference(prepare(60, None, features=x, scores=w), 0.5),
-        "maxmin": lambda: maxmin_reference(prepare(60, None, features=x)),
+        "mmr": lambda: mmr_reference(prepare_batch(60, None, features=x, scores=w), 0.5),
+        "maxmin": lambda: maxmin_reference(prepare_batch(60, None, features=x)),
         "independent_set": lambda: independent_set(x, w, 60, (15, 20), 0.3, 0.4, 0.3, pivots_suppress=True),
         "coverage": lambda: coverage(x, w, 60),
         "dpp": lambda: dpp(x, w, 40),
     }[name]
     expected = select()
     monkeypatch.setattr(cosine, "DENSE_LIMIT", 100)
-    for module in ("cosine", "independent_set", "coverage"):
+    for module in ("similarity", "independent_set", "coverage"):
         monkeypatch.setattr(f"foveate.selection.{module}.CHUNK", 64, raising=False)
     assert select().equal(expected)
 

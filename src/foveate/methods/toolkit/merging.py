@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ...devices import full_precision
 from ...selection.batch import require
-from ...selection.similarity import CHUNK, snapped
+from ...selection.similarity import CHUNK, snap_near_one
 from ...tokens import Selection
 
 
@@ -56,7 +56,7 @@ def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:
         if len(here):
             unit = normalize(tokens[here].float(), dim=-1)
             for part in there.split(CHUNK):
-                cosines = snapped(normalize(tokens[part].float(), dim=-1) @ unit.mT)
+                cosines = snap_near_one(normalize(tokens[part].float(), dim=-1) @ unit.mT)
                 target[row, part] = here[cosines.argmax(-1)]
     return target
 

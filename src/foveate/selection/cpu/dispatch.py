@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import similarity as cosine
-from ..batch import Pools
+from ..batch import TokenBatch
 from ..similarity import EPSILON, Rows
 from . import coverage as covering
 from . import dpp as determinant
@@ -21,11 +21,11 @@ from .lazy_greedy import LEADERS
 SMALL_POOL = 700
 
 
-def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: float) -> Tensor:
+def diverse(batch: TokenBatch, first: int | None, bonus: Tensor | None, penalty: float) -> Tensor:
     """The keep mask of the greedy loop of `_greedy.spread`.
 
     Args:
-        pools: one image, without padding.
+        batch: one image, without padding.
         first: the first pick; None for the most isolated token.
         bonus: (N,) float32; None for 1.
         penalty: how much likeness counts.
@@ -33,10 +33,10 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
     Returns:
         (1, N) bool.
     """
-    width, steps = pools.valid.shape[1], pools.steps
+    width, steps = batch.valid.shape[1], batch.steps
     if steps == width:
-        return torch.ones_like(pools.valid)
-    rows = rows_of(pools)
+        return torch.ones_like(batch.valid)
+    rows = rows_of(batch)
     value = torch.ones(width, dtype=torch.float32, device="cpu") if bonus is None else bonus
     half = 2 * steps > width or (first is None and width <= SMALL_POOL + 2 * steps)
     if width <= LEADERS or rows.small or (half and width <= cosine.DENSE_LIMIT):
@@ -45,39 +45,39 @@ def diverse(pools: Pools, first: int | None, bonus: Tensor | None, penalty: floa
         if first is None:
             first = isolated_dense(cosines, nearest)
         picks = blocked.spread_dense(cosines, value, first, penalty, steps)
-        return kept(pools, rows, picks, value if alike else None)
+        return kept(batch, rows, picks, value if alike else None)
     first, met = most_isolated(rows) if first is None else (first, None)
     picks = blocked.spread(rows, value, first, penalty, steps, met)
-    return kept(pools, rows, picks, value)
+    return kept(batch, rows, picks, value)
 
 
-def volume(pools: Pools, relevance: Tensor) -> Tensor:
+def volume(batch: TokenBatch, relevance: Tensor) -> Tensor:
     """(1, N) bool keep mask of the greedy loop of `dpp`: one image, without padding, and its relevance (1, N)."""
-    assert pools.lengths is not None
-    rows = rows_of(pools)
-    outside = (1 - EPSILON / pools.lengths[0]).square()  # a unit vector is as short as a length is small
-    picks = determinant.maximise(rows, relevance[0], outside, pools.steps)
-    return kept(pools, rows, picks, relevance[0] if len(rows) > determinant.DENSE else None)
+    assert batch.lengths is not None
+    rows = rows_of(batch)
+    outside = (1 - EPSILON / batch.lengths[0]).square()  # a unit vector is as short as a length is small
+    picks = determinant.maximise(rows, relevance[0], outside, batch.steps)
+    return kept(batch, rows, picks, relevance[0] if len(rows) > determinant.DENSE else None)
 
 
-def covered(pools: Pools, weight: Tensor) -> Tensor:
+def covered(batch: TokenBatch, weight: Tensor) -> Tensor:
     """(1, N) bool keep mask of the greedy loop of `coverage`: one image, without padding, and its weights (1, N)."""
-    rows = rows_of(pools)
+    rows = rows_of(batch)
     width = len(rows)
     cosines = rows.among()[0] if width <= cosine.DENSE_LIMIT else None
-    picks = covering.cover(rows, cosines, weight[0], pools.steps)
-    return kept(pools, rows, picks, weight[0] if width > covering.DENSE else None)
+    picks = covering.cover(rows, cosines, weight[0], batch.steps)
+    return kept(batch, rows, picks, weight[0] if width > covering.DENSE else None)
 
 
-def rows_of(pools: Pools) -> Rows:
+def rows_of(batch: TokenBatch) -> Rows:
     """The tokens of a single image."""
-    assert pools.features is not None and pools.lengths is not None
-    return Rows.measured(pools.features[0].float(), pools.lengths[0])
+    assert batch.features is not None and batch.lengths is not None
+    return Rows.measured(batch.features[0].float(), batch.lengths[0])
 
 
-def kept(pools: Pools, rows: Rows, picks: Tensor, score: Tensor | None) -> Tensor:
+def kept(batch: TokenBatch, rows: Rows, picks: Tensor, score: Tensor | None) -> Tensor:
     """(1, N) bool keep mask of these picks; of tokens equal in features and `score` the first, unless it is None."""
-    keep = np.zeros(pools.valid.shape, dtype=bool)
+    keep = np.zeros(batch.valid.shape, dtype=bool)
     keep[0, picks.numpy()] = True
     for twins in [] if score is None else _twins(rows, score):
         keep[0, twins] = np.arange(len(twins)) < keep[0, twins].sum()

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..similarity import CHUNK, LANES, NEVER, Rows, aligned, snapped
+from ..similarity import CHUNK, LANES, NEVER, Rows, aligned, snap_near_one
 from .lazy_greedy import Floats, Indices
 from .similarity_cache import Met
 
@@ -143,7 +143,7 @@ class _Search:
         """Take in the cosines (T, O) of T tokens to O others, but for rounding near 1."""
         self.met.note(tokens, others, cosines)
         for some, side in ((tokens, 1), (others, 0)):
-            self._nearest[some] = np.maximum(self._nearest[some], snapped(cosines.amax(side)).numpy())
+            self._nearest[some] = np.maximum(self._nearest[some], snap_near_one(cosines.amax(side)).numpy())
 
     def _lowest(self, tokens: Indices, size: int) -> Indices:
         return np.sort(np.argpartition(self._nearest[tokens], size)[:size])

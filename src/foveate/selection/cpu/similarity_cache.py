@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..similarity import NEVER, snapped
+from ..similarity import NEVER, snap_near_one
 from .lazy_greedy import Floats, Indices
 
 NARROW = 48  # tokens: what others learnt of fewer is too little to be worth looking up
@@ -49,4 +49,4 @@ class Met:
             _, others, cosines = self._sides[side]
             some = places[side]
             highest[others] = np.maximum(highest[others], cosines[some[some >= 0]].max(0))
-        return snapped(torch.from_numpy(highest))
+        return snap_near_one(torch.from_numpy(highest))

@@ -18,7 +18,7 @@ from foveate.cli import app
 from foveate.errors import FoveateError
 from foveate.importance import LearnedScorer
 from foveate.methods import Method, Provenance, get_method, method_names, register_method
-from foveate.methods.toolkit import base
+from foveate.methods.toolkit import registry
 from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.config import PruningServer
@@ -40,7 +40,7 @@ class LlavaFamily(Family):
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
-    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
     @register_method("toy")
     @dataclass(frozen=True)

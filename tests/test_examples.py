@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from foveate.methods.toolkit import base
+from foveate.methods.toolkit import registry
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    base.method_names()  # loads them all
-    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))  # what an example registers must not outlive it
+    registry.method_names()  # loads them all
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # what an example registers must not outlive it
     runpy.run_path(str(path))
     assert capsys.readouterr().out
 

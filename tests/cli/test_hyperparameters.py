@@ -12,12 +12,12 @@ from foveate.cli.errors import InputError
 from foveate.cli.hyperparameters import configured
 from foveate.errors import MethodError
 from foveate.methods import Method, Provenance, register_method
-from foveate.methods.toolkit import base
+from foveate.methods.toolkit import registry
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
-    monkeypatch.setattr(base, "_METHODS", dict(base._METHODS))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
     @register_method("toy")
     @dataclass(frozen=True)

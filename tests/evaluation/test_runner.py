@@ -116,7 +116,7 @@ def test_what_is_written_is_read(done: tuple[Results, Path], tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from evaluation import test_evaluate as here
+from evaluation import test_runner as here
 from pathlib import Path
 def advance(done, whole):
     if done >= 60:

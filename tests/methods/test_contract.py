@@ -9,7 +9,7 @@ from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import ModelFacts, Stage, get_method, method_names
-from foveate.methods.toolkit import base
+from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import counting_methods, method_class
 from foveate.tokens import Grid, VisualTokens
@@ -198,7 +198,7 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
 
 
 def test_a_hyperparameter_without_a_default_is_asked_for(monkeypatch):
-    monkeypatch.setattr(base, "_METHODS", {**base._METHODS, "atlayer": AtLayer})
+    monkeypatch.setattr(registry, "_METHODS", {**registry._METHODS, "atlayer": AtLayer})
     with pytest.raises(MethodError, match="atlayer: needs a value for method, which has no default"):
         get_method("atlayer", layer=2)
 

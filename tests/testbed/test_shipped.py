@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.data import samples
+from foveate.testbed import samples
 from foveate.data.loading import Session
 from foveate.data.metrics import is_right
 from foveate.data.prompts import Prompt, decode, encode

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.training.scorer import soft_topk
+from foveate.training import soft_topk
 
 
 def pools(dtype=torch.float64):

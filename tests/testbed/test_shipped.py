@@ -11,13 +11,12 @@ import pytest
 import torch
 
 import foveate
-from foveate.testbed import samples
 from foveate.data.loading import Session
 from foveate.data.metrics import is_right
 from foveate.data.prompts import Prompt, decode, encode
 from foveate.importance import find_prior, find_scorer
 from foveate.models import adapter_of
-from foveate.testbed import shipped_models
+from foveate.testbed import samples, shipped_models
 from foveate.testbed.procedural import DATA_VERSION
 from foveate.testbed.questions import families_seen
 

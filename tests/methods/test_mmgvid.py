@@ -1,7 +1,6 @@
 """MMG-Vid: segments, budgets and peaks by hand, and an implementation over lists."""
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -208,7 +207,7 @@ def test_a_padded_batch_at_once():
     tokens = VisualTokens(features, ((Grid(2, 4, 5),), (Grid(3, 3, 2), Grid(2, 3))))
     alive = torch.arange(40) % 7 > 0
     count, valid = torch.tensor([17, 9]), tokens.valid & alive
-    batch = replace(prepare_batch(count, valid, features=features), places=tokens.coordinates)
+    batch = prepare_batch(count, valid, features=features).with_coordinates(tokens.coordinates)
     core = get_method("mmgvid")._keep
     assert torch.equal(core(batch), batch.select(core))
 

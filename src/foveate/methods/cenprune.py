@@ -75,7 +75,6 @@ class CenPrune(Wrapper):
 
 def _weighted_maxmin(batch: TokenBatch) -> Tensor:
     """First the highest weight, then always argmax of ``weight * distance to the nearest picked``."""
-    assert batch.scores is not None
     cosines = Cosines(batch.unit())
     left, order = batch.valid.clone(), batch.counts.new_zeros(len(batch.valid), batch.steps)
     nearest = torch.full_like(batch.scores, -1)

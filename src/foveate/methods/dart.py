@@ -129,7 +129,6 @@ class Dart(Method):
         return self._compared(tokens, chosen), there
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.features is not None and batch.scores is not None
         word = batch.scores < 0
         visual = batch.valid & ~word
         pivots = order_by_score(batch.scores.masked_fill(word, -1), visual)[:, : self.pivots]

@@ -58,12 +58,10 @@ class HoloV(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         attention = tokens.cue(Cue.ENCODER_ATTENTION)
         batch = prepare_batch(count, tokens.valid, scores=attention)
-        assert batch.scores is not None
         require(batch.scores >= 0, "holov needs attention of at least 0")
         return Selection(batch.select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.scores is not None
         images, width = batch.valid.shape
         total = batch.valid.sum(1, keepdim=True)
         if self.chunks is None:

@@ -18,7 +18,7 @@ Cost class: one n x n product per frame of n tokens, frame by frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
@@ -73,15 +73,14 @@ class MmgVid(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, features=tokens.features)
-        return Selection(replace(batch, places=tokens.coordinates).select(self._keep))
+        return Selection(batch.with_coordinates(tokens.coordinates).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.features is not None and batch.places is not None
         keep = torch.zeros_like(batch.valid)
         for row, count in enumerate(batch.counts.tolist()):  # frames and segments are others for each clip
             real = batch.valid[row].nonzero()[:, 0]
             if count:
-                sizes = batch.places[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
+                sizes = batch.coordinates[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
                 frames = batch.features[row, real].float().split(sizes)
                 keep[row, real[self._picks(frames, count)]] = True
         return keep

@@ -150,7 +150,6 @@ class Nuwa(TwoStages):
         keys = tokens.cue(Cue.ENCODER_READINGS)[..., 0] if self.encoder_readings else attention
         salience = attention * keys if self.salience == "attention_keys" else attention
         batch = prepare_batch(count, tokens.valid, scores=salience, features=features)
-        assert batch.scores is not None
         rank = batch.scores if self.pillars_by == "salience" else keys
         keep, mix = torch.zeros_like(batch.valid), []
         coordinates = tokens.coordinates

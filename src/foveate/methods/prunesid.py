@@ -89,12 +89,11 @@ class PruneSid(Method):
         return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.features is not None
         keep = torch.zeros_like(batch.valid)
         for row, count in enumerate(batch.counts.tolist()):  # the number of components is another for each budget
             if count:
                 real = batch.valid[row].nonzero()[:, 0]
-                scores = None if batch.scores is None else batch.scores[row, real]
+                scores = batch.scores[row, real] if batch.has("scores") else None
                 keep[row, real] = self._of_image(batch.features[row, real].float(), scores, count)
         return keep
 

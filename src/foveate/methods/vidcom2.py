@@ -15,7 +15,7 @@ Cost class: O(N d), no loop over tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,15 +55,14 @@ class VidCom2(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, features=tokens.features)
-        return Selection(replace(batch, places=tokens.coordinates).select(self._keep))
+        return Selection(batch.with_coordinates(tokens.coordinates).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.features is not None and batch.places is not None
         keep = torch.zeros_like(batch.valid)
         for row, count in enumerate(batch.counts.tolist()):  # the number of frames is another for each clip
             real = batch.valid[row].nonzero()[:, 0]
             if count:
-                order = self._order(batch.features[row, real].float(), batch.places[row, real, 0], count)
+                order = self._order(batch.features[row, real].float(), batch.coordinates[row, real, 0], count)
                 keep[row, real[order[:count]]] = True
         return keep
 

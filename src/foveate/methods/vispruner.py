@@ -62,7 +62,6 @@ class VisPruner(Method):
         return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        assert batch.scores is not None
         keep = torch.zeros_like(batch.valid)
         unit, order = batch.unit(), order_by_score(batch.scores, batch.valid)
         sizes, counts = batch.valid.sum(1).tolist(), batch.counts.tolist()

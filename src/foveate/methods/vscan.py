@@ -98,7 +98,7 @@ class VScan(TwoStages):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))
         shallow = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_READINGS)[..., 0]).scores
-        assert batch.scores is not None and shallow is not None
+        assert shallow is not None
         local, coordinates = torch.zeros_like(batch.valid), tokens.coordinates
         for row, budget in enumerate(batch.counts.tolist()):
             wanted = int(budget * self.local)

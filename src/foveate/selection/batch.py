@@ -1,17 +1,17 @@
-"""What every selector checks and prepares: shapes, counts, finite values, float32, cosine normalisation."""
+"""What every selector checks and prepares: shapes, counts, finite values, float32, norms."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import SelectionError
-from . import similarity as cosine
+from . import similarity
 from .cpu import for_device
 from .similarity import EPSILON, Cosines
 
@@ -20,16 +20,15 @@ from .similarity import EPSILON, Cosines
 class TokenBatch:
     """The checked arguments of a selector, as a padded batch: B images of N tokens, of which `valid` are real.
 
+    `prepare_batch` makes it. What a selector was not given, its batch does not have: reading it raises LookupError.
+
     Args:
         valid: (B, N) bool.
-        counts: (B,) long, how many to keep of each row.
+        counts: (B,) long, how many tokens to keep of each image.
         steps: the largest of the counts, known on the host.
         padded: whether some tokens may not be real.
         batched: whether the caller gave a batch, and so gets one back.
-        scores: (B, N) float32, zero on padding; or None.
-        features: (B, N, d), any float dtype, unspecified on padding; or None.
-        lengths: (B, N) float32, the positive lengths of the features; or None.
-        places: (B, N, 3) long, frame, row and column of each token; or None.
+        data: the tensors that were given, by name; see the properties.
     """
 
     valid: Tensor
@@ -37,60 +36,83 @@ class TokenBatch:
     steps: int
     padded: bool
     batched: bool
-    scores: Tensor | None = None
-    features: Tensor | None = None
-    lengths: Tensor | None = None
-    places: Tensor | None = None
+    data: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, N) float32, zero on padding."""
+        return self._given("scores")
+
+    @property
+    def features(self) -> Tensor:
+        """(B, N, d), any float dtype but float64, unspecified on padding."""
+        return self._given("features")
+
+    @property
+    def norms(self) -> Tensor:
+        """(B, N) float32, the norms of the features, a little more than 0 at least."""
+        return self._given("norms")
+
+    @property
+    def coordinates(self) -> Tensor:
+        """(B, N, 3) long, frame, row and column of each token."""
+        return self._given("coordinates")
+
+    def has(self, name: str) -> bool:
+        """Whether there are ``"scores"``, ``"features"``, ``"norms"`` or ``"coordinates"``."""
+        return name in self.data
+
+    def with_coordinates(self, coordinates: Tensor) -> TokenBatch:
+        """The same batch with the coordinates (B, N, 3) of its tokens."""
+        return replace(self, data={**self.data, "coordinates": coordinates})
 
     def unit(self) -> Tensor:
         """(B, N, d) float32, the features at unit length, zero on padding."""
-        assert self.features is not None and self.lengths is not None
-        unit = self.features.float() / self.lengths[..., None]
+        unit = self.features.float() / self.norms[..., None]
         return unit.masked_fill_(~self.valid[..., None], 0) if unit.is_cuda else unit
 
     def cosines(self) -> Cosines:
         """Of the tokens. On a GPU features of 16 bits are multiplied as they came, many times as fast as in float32."""
-        assert self.features is not None and self.lengths is not None
         fused, matrix = for_device(self.valid), None
-        if fused is not None and self.features.itemsize == 2 and self.valid.shape[1] <= cosine.DENSE_LIMIT:
-            matrix = fused.gram(self.features.contiguous(), self.lengths.reciprocal(), self.valid.contiguous())
+        if fused is not None and self.features.itemsize == 2 and self.valid.shape[1] <= similarity.DENSE_LIMIT:
+            matrix = fused.gram(self.features.contiguous(), self.norms.reciprocal(), self.valid.contiguous())
         return Cosines(self.unit(), matrix)
 
-    def select(self, core: Callable[[TokenBatch], Tensor]) -> Tensor:
-        """The keep mask that `core` gives, (B, N) or (N,) as the caller's input was.
+    def select(self, choose: Callable[[TokenBatch], Tensor]) -> Tensor:
+        """The keep mask that `choose` gives, (B, N) or (N,) as the caller's input was.
 
-        On a GPU the whole padded batch goes through `core` at once. On a CPU each row goes through alone and without
-        its padding, so that a row's choice cannot depend on its neighbours, not even by rounding.
+        On a GPU the whole padded batch goes through `choose` at once. On a CPU each image goes through alone and
+        without its padding, so that its choice cannot depend on its neighbours, not even by rounding.
         """
         if self.steps == 0:
             keep = torch.zeros_like(self.valid)
         elif self.valid.is_cuda or (len(self.valid) == 1 and not self.padded):
-            keep = core(self)
+            keep = choose(self)
         else:
             keep = torch.zeros_like(self.valid)
-            for row, steps in enumerate(self.counts.tolist()):
+            for image, steps in enumerate(self.counts.tolist()):
                 if steps:
-                    real = self.valid[row]
-                    # Whole rows are views; only padded rows are copied.
-                    inside = slice(None) if bool(real.all()) else real.nonzero()[:, 0]
-                    keep[row, inside] = core(self._row(row, inside, steps))[0]
+                    valid = self.valid[image]
+                    # Whole images are views; only padded ones are copied.
+                    real = slice(None) if bool(valid.all()) else valid.nonzero()[:, 0]
+                    keep[image, real] = choose(self._single(image, real, steps))[0]
         return keep if self.batched else keep[0]
 
-    def _row(self, row: int, inside: slice | Tensor, steps: int) -> TokenBatch:
-        def cut(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[row][inside][None]
-
+    def _single(self, image: int, real: slice | Tensor, steps: int) -> TokenBatch:
+        """One image as a batch without padding."""
         return replace(
             self,
-            valid=self.valid[row][inside][None],
-            counts=self.counts[row : row + 1],
+            valid=self.valid[image][real][None],
+            counts=self.counts[image : image + 1],
             steps=steps,
             padded=False,
-            scores=cut(self.scores),
-            features=cut(self.features),
-            lengths=cut(self.lengths),
-            places=cut(self.places),
+            data={name: tensor[image][real][None] for name, tensor in self.data.items()},
         )
+
+    def _given(self, name: str) -> Tensor:
+        if name not in self.data:
+            raise LookupError(f"this batch was prepared without {name}.")
+        return self.data[name]
 
 
 def prepare_batch(
@@ -103,12 +125,54 @@ def prepare_batch(
 ) -> TokenBatch:
     """Check a selector's arguments and bring them to (B, N) and (B, N, d).
 
-    `read_features=False` takes only the shape from the features. An int `count`, or a tensor on the CPU, costs no
-    host synchronisation; a `count` on the GPU is read back once, because it is the length of the greedy loop.
+    An int `count`, or a tensor on the CPU, costs no host synchronisation; a `count` on the GPU is read back once,
+    because it is the length of the greedy loop.
+
+    Args:
+        count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where an image has none).
+        valid: bool (N,) or (B, N), true on real tokens; all are when None.
+        scores: (N,) or (B, N), any float dtype.
+        features: (N, d) or (B, N, d), any float dtype.
+        read_features: False takes only the shape from the features.
+
+    Returns:
+        The batch, with the scores and features that were given.
 
     Raises:
         SelectionError: on shapes that do not fit, counts that cannot be met, and values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> batch = prepare_batch(2, None, scores=torch.tensor([0.1, 0.7, 0.4]))
+        >>> mask_from_order(order_by_score(batch.scores, batch.valid), batch).tolist()
+        [[False, True, True]]
     """
+    shape, device = _check_shapes(valid, scores, features)
+    batched = len(shape) == 2
+    images, width = shape if batched else (1, shape[0])
+    real = torch.ones(images, width, dtype=torch.bool, device=device) if valid is None else valid.view(images, width)
+    counts = _read_counts(count, real, everything_valid=valid is None)
+    counts_there = _counts_tensor(counts, device)
+    if real.is_cuda and valid is not None:
+        present = real.sum(-1)
+        torch._assert_async(
+            ((counts_there <= present) & ((counts_there > 0) | (present == 0))).all(),
+            "count must be between 1 and the number of valid tokens of each row",
+        )
+    data = {}
+    if scores is not None:
+        data["scores"] = _check_scores(scores.detach().reshape(images, width).float(), valid)
+    if features is not None and read_features:
+        vectors = features.detach().reshape(images, width, features.shape[-1])
+        data["features"] = vectors.float() if vectors.dtype == torch.float64 else vectors
+        data["norms"] = _check_norms(data["features"], valid)
+    return TokenBatch(real, counts_there, max(counts, default=0), valid is not None, batched, data)
+
+
+def _check_shapes(
+    valid: Tensor | None, scores: Tensor | None, features: Tensor | None
+) -> tuple[torch.Size, torch.device]:
+    """The shape of the tokens, (N,) or (B, N), and where they are."""
     if features is not None and features.ndim not in (2, 3):
         raise SelectionError(f"features must be (N, d) or (B, N, d), got {tuple(features.shape)}.")
     if scores is not None and scores.ndim not in (1, 2):
@@ -124,38 +188,23 @@ def prepare_batch(
             raise SelectionError(f"{name} must be {tuple(shape)} like the tokens, got {tuple(given.shape)}.")
     if valid is not None and valid.dtype != torch.bool:
         raise SelectionError(f"valid must be a bool mask, got {valid.dtype}.")
+    return shape, device
 
-    batched = len(shape) == 2
-    images, width = shape if batched else (1, shape[0])
-    real = torch.ones(images, width, dtype=torch.bool, device=device) if valid is None else valid.view(images, width)
-    counts = _counts(count, real, everything_valid=valid is None)
-    counted = _filled(counts, device)
-    if real.is_cuda and valid is not None:
-        present = real.sum(-1)
-        torch._assert_async(
-            ((counted <= present) & ((counted > 0) | (present == 0))).all(),
-            "count must be between 1 and the number of valid tokens of each row",
-        )
-    checked_scores = rows = lengths = None
-    if scores is not None:
-        checked_scores = scores.detach().reshape(images, width).float()
-        _require_finite(checked_scores, valid, "scores must be finite (no NaN or infinity)")
-        if valid is not None:
-            checked_scores = checked_scores.masked_fill(~real, 0)
-    if features is not None and read_features:
-        rows = features.detach().reshape(images, width, features.shape[-1])
-        if rows.dtype == torch.float64:
-            rows = rows.float()
-        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
-        # The norm is finite exactly when all of a token is, so that the features need not be read twice.
-        _require_finite(
-            norms,
-            valid,
-            "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)",
-        )
-        lengths = norms + EPSILON
-    steps = max(counts, default=0)
-    return TokenBatch(real, counted, steps, valid is not None, batched, checked_scores, rows, lengths)
+
+def _check_scores(scores: Tensor, valid: Tensor | None) -> Tensor:
+    """The same scores (B, N), zero on padding."""
+    _require_finite(scores, valid, "scores must be finite (no NaN or infinity)")
+    return scores if valid is None else scores.masked_fill(~valid.view_as(scores), 0)
+
+
+def _check_norms(features: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N) float32, the norms of the features, a little more than 0 so that all can be divided by them."""
+    norms = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+    # The norm is finite exactly when all of a token is, so that the features need not be read twice.
+    _require_finite(
+        norms, valid, "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)"
+    )
+    return norms + EPSILON
 
 
 def require(good: Tensor, message: str) -> None:
@@ -193,7 +242,7 @@ def count_valid_before(valid: Tensor) -> Tensor:
     return (valid.cumsum(-1) - 1).clamp_min(0)
 
 
-def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[int]:
+def _read_counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[int]:
     images, width = valid.shape
     if isinstance(count, Tensor):
         if count.dtype.is_floating_point or count.dtype == torch.bool or count.shape not in ((), (images,)):
@@ -218,7 +267,7 @@ def _counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[
     return counts
 
 
-def _filled(counts: list[int], device: torch.device) -> Tensor:
+def _counts_tensor(counts: list[int], device: torch.device) -> Tensor:
     """(B,) long. On a GPU by fills, one for each run of equal counts, as a copy from the host would wait for it."""
     if device.type == "cpu":
         return torch.tensor(counts, dtype=torch.long, device=device)

@@ -44,11 +44,9 @@ def coverage(
     if not alpha >= 0:
         raise SelectionError(f"alpha must be at least 0, got {alpha}.")
     batch = prepare_batch(count, valid, features=features, scores=scores)
-    assert batch.scores is not None
     require(batch.scores >= 0, "coverage needs scores of at least 0")
 
     def core(batch: TokenBatch) -> Tensor:
-        assert batch.scores is not None
         return covered(batch, batch.scores**alpha) if batch.valid.is_cpu else reference(batch, alpha)
 
     return batch.select(core)
@@ -56,7 +54,6 @@ def coverage(
 
 def reference(batch: TokenBatch, alpha: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    assert batch.scores is not None
     cosines, weight = batch.cosines(), batch.scores**alpha
     if cosines.matrix is None:
         return _bounded(batch, cosines.unit, weight)

@@ -47,7 +47,6 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
 
 def scaled_relevance(batch: TokenBatch) -> Tensor:
     """(B, N) float32, from 1e-6 to 1 over the valid tokens; all 1 where they are equal."""
-    assert batch.scores is not None
     lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
     highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
     return (batch.scores - lowest + 1e-6) / (highest - lowest + 1e-6)

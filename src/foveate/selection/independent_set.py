@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -126,13 +126,12 @@ def independent_set(
             return _among_few(batch, Rule(*rule))
         return reference(batch, *rule)
 
-    return replace(batch, places=_places(grid, batch)).select(core)
+    return batch.with_coordinates(_places(grid, batch)).select(core)
 
 
 def reference(batch: TokenBatch, *settings: Any) -> Tensor:
     """The keep mask (B, N), step by step, with the `settings` of a `Rule`; every path picks the same."""
     rule = Rule(*settings)
-    assert batch.scores is not None
     cosines = batch.cosines()
     images, width = batch.valid.shape
     order = order_by_score(batch.scores, batch.valid)
@@ -144,7 +143,7 @@ def reference(batch: TokenBatch, *settings: Any) -> Tensor:
     key = ranks.masked_fill(is_pivot | ~batch.valid, gone)
     rows = torch.arange(images, device=order.device)[:, None]
 
-    places = batch.places
+    places = batch.coordinates
     assert places is not None
 
     def near(cosines: Tensor, some: Tensor) -> Tensor:
@@ -175,8 +174,7 @@ def reference(batch: TokenBatch, *settings: Any) -> Tensor:
 
 def _among_few(batch: TokenBatch, rule: Rule) -> Tensor:
     """The same for one image on a CPU, which compares only what may be taken."""
-    assert batch.scores is not None and batch.places is not None
-    places = batch.places[0]
+    places = batch.coordinates[0]
 
     def near(cosines: Tensor, some: Tensor, others: Tensor) -> Tensor:
         return rule.mixed(cosines, places[some], places[others]) > rule.threshold

@@ -59,7 +59,6 @@ def reference(batch: TokenBatch, balance: float) -> Tensor:
 
 def _scaled(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
-    assert batch.scores is not None
     if batch.padded:
         lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
         highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)

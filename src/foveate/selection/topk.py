@@ -27,6 +27,5 @@ def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Te
         keep: Tensor = torch.ops.foveate.topk(scores, *apart(count), valid)
         return keep
     batch = prepare_batch(count, valid, scores=scores)
-    assert batch.scores is not None
     keep = mask_from_order(order_by_score(batch.scores, batch.valid), batch)
     return keep if batch.batched else keep[0]

@@ -1,7 +1,5 @@
 """Every fast path picks what the reference picks, whatever the size, the duplicates and the memory."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -91,7 +89,7 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
         (n - 1, 0.2, 0.1, 0.5, True),
         (n - 1, 0.5, 0.1, 0.2, False),
     ):
-        batch = replace(prepare_batch(count, None, features=x, scores=w), places=spots[None])
+        batch = prepare_batch(count, None, features=x, scores=w).with_coordinates(spots[None])
         expected = independent_reference(batch, pivots, threshold, weight, suppress)[0]
         assert independent_set(x, w, count, spots, pivots, threshold, weight, None, suppress).equal(expected)
 

@@ -53,9 +53,8 @@ def diverse(batch: TokenBatch, first: int | None, bonus: Tensor | None, penalty:
 
 def volume(batch: TokenBatch, relevance: Tensor) -> Tensor:
     """(1, N) bool keep mask of the greedy loop of `dpp`: one image, without padding, and its relevance (1, N)."""
-    assert batch.lengths is not None
     rows = rows_of(batch)
-    outside = (1 - EPSILON / batch.lengths[0]).square()  # a unit vector is as short as a length is small
+    outside = (1 - EPSILON / batch.norms[0]).square()  # a unit vector is as short as a length is small
     picks = determinant.maximise(rows, relevance[0], outside, batch.steps)
     return kept(batch, rows, picks, relevance[0] if len(rows) > determinant.DENSE else None)
 
@@ -71,8 +70,7 @@ def covered(batch: TokenBatch, weight: Tensor) -> Tensor:
 
 def rows_of(batch: TokenBatch) -> Rows:
     """The tokens of a single image."""
-    assert batch.features is not None and batch.lengths is not None
-    return Rows.measured(batch.features[0].float(), batch.lengths[0])
+    return Rows.measured(batch.features[0].float(), batch.norms[0])
 
 
 def kept(batch: TokenBatch, rows: Rows, picks: Tensor, score: Tensor | None) -> Tensor:

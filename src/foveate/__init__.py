@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BudgetError,
+    ConfigError,
     FoveateError,
     MethodError,
     ModelError,
@@ -22,6 +23,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
     from .budget import Budget
+    from .config import PruningConfig
     from .methods.toolkit.base import Method, Provenance, Stage
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
@@ -36,6 +38,7 @@ _LAZY = {
     "Method": ".methods",
     "Provenance": ".methods",
     "Pruning": ".runtime",
+    "PruningConfig": ".config",
     "Report": ".runtime",
     "Selection": ".tokens",
     "Stage": ".methods",
@@ -56,6 +59,7 @@ _ROOMS = {"evaluation", "importance", "methods", "models", "runtime", "selection
 __all__ = [
     "Budget",
     "BudgetError",
+    "ConfigError",
     "Cue",
     "EncoderReading",
     "FoveateError",
@@ -65,6 +69,7 @@ __all__ = [
     "ModelError",
     "Provenance",
     "Pruning",
+    "PruningConfig",
     "Report",
     "RequestError",
     "RuntimeStateError",

@@ -2,59 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .budget import Scope
+from .config import PruningConfig
 from .errors import MethodError, ModelError, RuntimeStateError
 from .methods import Method, Stage, get_method
 from .models import adapter_of
 from .models.adapter import MOST_QUERIES, checked_queries
 from .runtime.engine import Pruning, is_pruned
 from .runtime.planner import KeepLike, MethodLike, compose, plan
+from .runtime.seams.before_llm import Positions
 
 __all__ = ["attach", "compose", "prune", "prune_inputs"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _configurable(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function take a `PruningConfig` as its `method`, which then says all that comes behind it.
+
+    Done around the function, where what the caller wrote can be told from a default of the same value.
+    """
+    signature = inspect.signature(function)
+    before = list(signature.parameters)[: list(signature.parameters).index("method") + 1]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        config = given["method"]
+        if not isinstance(config, PruningConfig):
+            return function(*args, **kwargs)
+        hyperparameters = given.pop("hyperparameters", {})
+        beside = [name for name in (*given, *hyperparameters) if name not in before]
+        if beside:
+            raise MethodError(
+                f"{function.__name__}: a PruningConfig says everything itself; leave out {', '.join(beside)}, or "
+                "change the configuration by dataclasses.replace."
+            )
+        return function(**{**given, **config.arguments()})  # type: ignore[call-arg]
+
+    return call
+
+
+@_configurable
 def prune(
     model: nn.Module,
-    method: MethodLike | Sequence[MethodLike],
+    method: MethodLike | Sequence[str | Method] | PruningConfig,
     keep: KeepLike | Sequence[KeepLike] = 0.25,
     *,
-    scope: Scope = "image",
-    positions: Literal["keep", "compact"] = "keep",
+    scope: Scope | None = None,
+    positions: Positions = "original",
     encoder_queries: int = MOST_QUERIES,
     **hyperparameters: Any,
 ) -> Pruning:
     """Prune the visual tokens of a transformers model, from now on until ``.detach()``.
 
-    The result is a context manager, too, which detaches on exit, whatever happens inside::
+    The result is a context manager, too, which detaches on exit, whatever happens inside:
 
-        with foveate.prune(model, "idpruner", keep=0.25) as pruning:
-            model.generate(**inputs)
-        print(pruning.report())
+    >>> model, inputs = example()
+    >>> with foveate.prune(model, "idpruner", keep=0.25) as pruning:
+    ...     output = model.generate(**inputs, max_new_tokens=4)
+    >>> pruning.report().tokens_before, pruning.report().tokens
+    (196, 49)
 
     Several threads may call the pruned model at once.
 
     Args:
         model: a supported model (see `foveate.supported_models`).
         method: a method's name or instance; or a list of them, at most one before the vision encoder, one before the
-            LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget.
+            LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget; or a
+            `PruningConfig`, which takes the place of all other arguments.
         keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
             refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
             Of a method that prunes at several layers it is what is left after the last one, or the average over the
             layers, as the method says; with `compose` it is always the average.
         scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
-            of a clip has one, or all images of a prompt share one.
-        positions: ``"keep"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
+            of a clip has one, or all images of a prompt share one. None is the scope of a `Budget` that is given as
+            `keep`, else ``"image"``.
+        positions: ``"original"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
             unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
         encoder_queries: how many queries the attention received in the vision encoder is averaged over, in models
             without a CLS token: all of an image or frame up to this number, else so many, evenly spread. Fewer are
             faster and choose less like the authors' code, which takes all.
-        hyperparameters: fields of the method, where `method` is one name.
+        hyperparameters: fields of the method, where `method` is one.
 
     Raises:
         FoveateError: for anything that cannot work, before the model is changed.
@@ -68,32 +106,38 @@ def prune(
 
 attach = prune
 
-_OPTIONS = ("scope", "positions", "encoder_queries")  # of `prune`, which are no hyperparameters
-
 
 class _Stop(Exception):
     """Leaves the forward as soon as the language model's inputs are known."""
 
 
+@_configurable
 @torch.no_grad()
 def prune_inputs(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    method: str | Method,
+    method: str | Method | PruningConfig,
     keep: KeepLike = 0.25,
-    **options: Any,
+    *,
+    scope: Scope | None = None,
+    positions: Positions = "original",
+    encoder_queries: int = MOST_QUERIES,
+    **hyperparameters: Any,
 ) -> dict[str, Tensor]:
     """Encode the images, merge them into the prompt and drop visual tokens, without running the language model.
 
     Args:
         model: a supported model; it is unchanged afterwards.
         inputs: what the processor returned.
-        method: a method before the LLM.
+        method: a method before the LLM, or a `PruningConfig` of one, which takes the place of all further arguments.
         keep: see `Budget`.
-        options: `scope`, `positions`, `encoder_queries` and hyperparameters as for `prune`.
+        scope: as for `prune`.
+        positions: as for `prune`; those that are returned.
+        encoder_queries: as for `prune`.
+        hyperparameters: fields of the method.
 
     Returns:
-        ``inputs_embeds`` (B, W, d), ``position_ids`` (B, W) or (3, B, W) at the original positions, and
+        ``inputs_embeds`` (B, W, d), ``position_ids`` (B, W) or (3, B, W), and
         ``attention_mask`` (B, W), left-padded: ready for ``model.generate(**result)`` or ``model(**result)``.
 
     Raises:
@@ -113,8 +157,7 @@ def prune_inputs(
         )
     if not isinstance(method, (str, Method)):
         raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")
-    fields = {k: v for k, v in options.items() if k not in _OPTIONS}
-    method = get_method(method, **fields)
+    method = get_method(method, **hyperparameters)
     if method.stage not in (Stage.BEFORE_ENCODER, Stage.BEFORE_LLM):
         fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
         raise MethodError(f"{method.name} works inside the LLM, which shortened inputs do not tell of; {fix}.")
@@ -124,8 +167,7 @@ def prune_inputs(
         found.update(kwargs)
         raise _Stop
 
-    rest = {k: v for k, v in options.items() if k in _OPTIONS}
-    with prune(model, method, keep, **rest) as pruning:
+    with prune(model, method, keep, scope=scope, positions=positions, encoder_queries=encoder_queries) as pruning:
         handle = pruning.text.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             model(**{**inputs, "use_cache": False})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,25 +17,39 @@ _HELP = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """How much to keep of each image (or, with ``scope="prompt"``, of all images of a prompt together).
+
+    >>> Budget("25%").count(576)
+    144
+    >>> Budget(64, scope="prompt")
+    Budget(keep=64, scope='prompt')
 
     Args:
         keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens); scalars of
             NumPy and PyTorch count as these. Strings may also spell a fraction (``"0.25"``) or a count (``"144"``).
             The int 1 is refused, because it could mean one token or everything. ``"auto"`` lets the method count: how
             many tokens of an image stay depends on what it shows, and is known only when the image is encoded.
+            Another `Budget` stands for itself.
         scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them.
+            None is the scope of the budget that is given as `keep`, else ``"image"``.
 
     Raises:
-        BudgetError: when `keep` or `scope` is anything else.
+        BudgetError: when `keep` or `scope` is anything else, or `scope` is not that of the budget given as `keep`.
     """
 
     keep: float | int | str
     scope: Scope = "image"
 
-    def __post_init__(self) -> None:
+    def __init__(self, keep: float | int | str | Budget, scope: Scope | None = None) -> None:
+        if isinstance(keep, Budget):
+            scope, keep = common_scope([keep], scope), keep.keep
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "scope", "image" if scope is None else scope)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:  # also of subclasses, whose fields are more
         if self.scope not in get_args(Scope):
             raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt'.")
         object.__setattr__(self, "keep", _parse(self.keep))
@@ -67,10 +81,40 @@ class Budget:
         """Tokens kept of each pool of `sizes`."""
         return [self.count(size) for size in sizes]
 
+    @property
+    def label(self) -> str:
+        """The budget as tables write it: ``25%``, a number of tokens, or ``auto``."""
+        return f"{100 * self.keep:.4g}%" if isinstance(self.keep, float) else str(self.keep)
+
     def __str__(self) -> str:
         if self.by_content:
             return AUTO
         return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
+
+
+def common_scope(keeps: Iterable[object], scope: Scope | None = None) -> Scope:
+    """The one scope of what is kept.
+
+    Args:
+        keeps: budgets, and values that are none and have no scope.
+        scope: what was asked for beside them, if anything.
+
+    Returns:
+        That of the budgets, or `scope`; ``"image"`` where neither says.
+
+    Raises:
+        BudgetError: where two of them differ.
+    """
+    for budget in keeps:
+        if not isinstance(budget, Budget):
+            continue
+        if scope is not None and scope != budget.scope:
+            raise BudgetError(
+                f"scope={scope!r} and {budget!r} contradict each other; give the scope once, in the budget or "
+                "beside it."
+            )
+        scope = budget.scope
+    return "image" if scope is None else scope
 
 
 def _parse(keep: object) -> float | int | str:

@@ -14,6 +14,10 @@ class BudgetError(FoveateError, ValueError):
     """The `keep` value is not a fraction, a percentage or a token count."""
 
 
+class ConfigError(FoveateError, ValueError):
+    """A pruning configuration cannot be read or written."""
+
+
 class SelectionError(FoveateError, ValueError):
     """A selector was given tensors that it cannot choose from."""
 

@@ -31,7 +31,7 @@ from .report import Report, StageReport, account_of
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
 from .seams.base import Seam, Stage
 from .seams.before_encoder import BeforeEncoder
-from .seams.before_llm import BeforeLlm
+from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
 from .seams.experts import FewerExperts, check_routers, cut_of
 from .seams.inside_llm import InsideLlm
@@ -46,10 +46,10 @@ class Pruning:
     Args:
         adapter: of the model.
         stages: that drop something, by rising layer.
-        positions: ``"keep"`` or ``"compact"``.
+        positions: ``"original"`` or ``"compact"``.
     """
 
-    def __init__(self, adapter: ModelAdapter, stages: Sequence[Stage], positions: str) -> None:
+    def __init__(self, adapter: ModelAdapter, stages: Sequence[Stage], positions: Positions) -> None:
         warn_if_untested()
         self._adapter, self._stages = adapter, tuple(stages)
         self._stack, self._hooks = CallStack(), Hooks()
@@ -138,7 +138,7 @@ class Pruning:
 
     # -- what is put in place
 
-    def _made(self, bias: LogitBias | None, positions: str) -> list[Seam]:
+    def _made(self, bias: LogitBias | None, positions: Positions) -> list[Seam]:
         """The seams in the order in which they act."""
         adapter, text = self._adapter, self._adapter.text
         by_layer = {stage.layer: stage for stage in self._stages}

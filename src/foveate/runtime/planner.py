@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from ..budget import Budget, Scope
+from ..budget import Budget, Scope, common_scope
 from ..catalog import lacks_cues, takes_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, get_method
@@ -17,6 +17,7 @@ from ..models.adapter import FROM_ENCODER, FROM_SEQUENCE
 from ..tokens import Cue
 from .cues import OF_THE_LAYER_BELOW, OF_THE_LAYER_ITSELF
 from .seams.base import Stage
+from .seams.before_llm import Positions
 
 Stages = list[tuple[Method, int, Budget]]  # as `Method.stages` gives them: method, layer, budget of the unpruned image
 _ROUNDING = 1e-9  # by which a share may exceed 1 because of floating point
@@ -108,7 +109,7 @@ def compose(*methods: str | Method, ratio: float = 0.5) -> Composition:
 
 
 MethodLike = str | Method | Composition
-KeepLike = float | int | str
+KeepLike = float | int | str | Budget
 
 
 def facts_of(adapter: ModelAdapter) -> ModelFacts:
@@ -120,7 +121,12 @@ def facts_of(adapter: ModelAdapter) -> ModelFacts:
 
 
 def plan(
-    adapter: ModelAdapter, method: Any, keep: Any, scope: Scope, positions: str, hyperparameters: dict[str, Any]
+    adapter: ModelAdapter,
+    method: Any,
+    keep: Any,
+    scope: Scope | None,
+    positions: Positions,
+    hyperparameters: dict[str, Any],
 ) -> list[Stage]:
     """The stages that the arguments of `foveate.prune` ask for and that drop something, by rising layer.
 
@@ -129,6 +135,7 @@ def plan(
     Raises:
         FoveateError: for anything that cannot work.
     """
+    scope = common_scope(keep if isinstance(keep, (list, tuple)) else [keep], scope)
     text_config, facts = adapter.model.config.get_text_config(), facts_of(adapter)
     by_layer: dict[int, Stage] = {}
     for bound, layer, budget in _wanted(adapter, facts, method, keep, scope, hyperparameters):
@@ -144,6 +151,23 @@ def plan(
     if stages and stages[0].layer < 0:
         _check_unencoded(stages[0].method, [stage.method for stage in stages[1:]])
     return stages
+
+
+def paired(method: Any, keep: Any) -> list[tuple[str | Method, Any]]:
+    """Each method that is asked for with what it is to keep.
+
+    Raises:
+        MethodError: for what is not a method, and where there are more of the one than of the other.
+    """
+    names = list(method) if isinstance(method, (list, tuple)) else [method]
+    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
+    if not names or not all(isinstance(name, (str, Method)) for name in names):
+        raise MethodError(
+            f"method={method!r} is not a method; give a name, a foveate.get_method(...), or a list of them."
+        )
+    if len(keeps) != len(names):
+        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
+    return list(zip(names, keeps, strict=True))
 
 
 def _twice(first: Method, second: Method, layer: int) -> str:
@@ -165,21 +189,14 @@ def _wanted(
         whole, parts = method.check(Budget(keep, scope)), method.methods
         stages = _wanted(adapter, facts, parts, [keep] * len(parts), scope, hyperparameters)
         return method.shared(whole, stages, facts.layers)
-    names = list(method) if isinstance(method, (list, tuple)) else [method]
-    keeps = list(keep) if isinstance(keep, (list, tuple)) else [keep] * len(names)
-    if not names or not all(isinstance(name, (str, Method)) for name in names):
-        raise MethodError(
-            f"method={method!r} is not a method; give a name, a foveate.get_method(...), or a list of them."
-        )
-    if len(keeps) != len(names):
-        raise MethodError(f"give one keep value for each method: got {len(keeps)} for {len(names)}.")
-    if len(names) > 1 and hyperparameters:
+    pairs = paired(method, keep)
+    if len(pairs) > 1 and hyperparameters:
         raise MethodError(
             "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
         )
     wanted: Stages = []
     given: Stages = []
-    for name, amount in zip(names, keeps, strict=True):
+    for name, amount in pairs:
         budget = Budget(amount, scope)
         made = get_method(name, **hyperparameters)
         if budget.by_content and not made.counts_by_content:
@@ -270,8 +287,8 @@ def _check_layer(method: Method, layer: int, layers: int) -> None:
 
 
 def _check_positions(positions: str, text_config: Any, inside: bool) -> None:
-    if positions not in ("keep", "compact"):
-        raise FoveateError(f"positions={positions!r} is unknown; use 'keep' or 'compact'.")
+    if positions not in get_args(Positions):
+        raise FoveateError(f"positions={positions!r} is unknown; use 'original' or 'compact'.")
     rope = getattr(text_config, "rope_parameters", None) or {}
     if positions == "compact" and (inside or "mrope_section" in rope):
-        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'keep'.")
+        raise ModelError("positions='compact' works before the LLM and with 1-D positions only; use 'original'.")

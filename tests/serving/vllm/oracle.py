@@ -78,7 +78,7 @@ class Oracle:
         settings |= {"suppress_tokens": self.placeholders, "return_dict_in_generate": True, "output_logits": True}
         keep = case.asked.get("foveate_keep", 1.0)
         method = case.asked.get("foveate_method", "idpruner")
-        positions = "keep" if self.zoo.mrope else "compact"
+        positions = "original" if self.zoo.mrope else "compact"
         scope = case.asked.get("foveate_scope", "frame" if self.name == "qwen3_vl" else "image")
         with torch.no_grad(), foveate.prune(self.model, method, keep=keep, scope=scope, positions=positions) as pruning:
             out = self.model.generate(**inputs, **settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +14,18 @@ from ..masks import shorten_own
 from ..state import ForwardState
 from .base import Seam, Stage
 
+Positions = Literal["original", "compact"]  # see `foveate.prune`
+
 
 class BeforeLlm(Seam):
     """Shortens the embeddings that enter the language model.
 
     Args:
         stage: what prunes here; None where only the cache, or the encoder, lacks tokens.
-        positions: ``"keep"`` or ``"compact"``, see `foveate.prune`.
+        positions: ``"original"`` or ``"compact"``, see `foveate.prune`.
     """
 
-    def __init__(self, stage: Stage | None, positions: str) -> None:
+    def __init__(self, stage: Stage | None, positions: Positions) -> None:
         self.stage, self._positions = stage, positions
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:

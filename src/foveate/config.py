@@ -1,0 +1,216 @@
+"""PruningConfig: all that `foveate.prune` is told beside the model, as data that can be saved and sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from .budget import Budget, Scope, common_scope
+from .errors import ConfigError, FoveateError, near_miss
+from .methods import Method, get_method
+from .methods.toolkit.settings import method_data, method_of
+from .models.adapter import MOST_QUERIES, checked_queries
+from .runtime.planner import Composition, KeepLike, MethodLike, compose, paired
+from .runtime.seams.before_llm import Positions
+
+FILE_NAME = "foveate_config.json"
+VERSION = 1  # of the data; rises when older foveate could not read it
+_EXAMPLE = '{"method": "idpruner", "keep": 0.25}'
+
+
+@dataclass(frozen=True, eq=False)
+class PruningConfig:
+    """A method, its hyperparameters and a budget, as one object that `foveate.prune` takes.
+
+    >>> config = foveate.PruningConfig(foveate.get_method("idpruner", balance=0.7), keep=0.1)
+    >>> config.to_dict()
+    {'version': 1, 'method': {'name': 'idpruner', 'balance': 0.7}, 'keep': 0.1}
+    >>> foveate.PruningConfig.from_dict({"method": "divprune", "keep": "25%"}).keep
+    0.25
+
+    The same data configures the command line (``--config``) and a vLLM server
+    (``--hf-overrides '{"foveate": {...}}'``). Two configurations are equal where they prune alike.
+
+    Args:
+        method: a method's name or instance, a list of them, or a `compose`; kept as instances.
+        keep: how much of each image to keep, see `Budget`; one value for each method of a list.
+        scope: as for `foveate.prune`; None is the scope of a `Budget` given as `keep`, else ``"image"``.
+        positions: as for `foveate.prune`.
+        encoder_queries: as for `foveate.prune`.
+
+    Raises:
+        FoveateError: for a method, budget or option that cannot be.
+    """
+
+    method: MethodLike | Sequence[str | Method] = "idpruner"
+    keep: KeepLike | Sequence[KeepLike] = 0.25
+    scope: Scope | None = None
+    positions: Positions = "original"
+    encoder_queries: int = field(default=MOST_QUERIES)
+
+    def __post_init__(self) -> None:
+        method, keep = self.method, self.keep
+        scope = common_scope(keep if isinstance(keep, (list, tuple)) else [keep], self.scope)
+        found: Any
+        kept: Any
+        if isinstance(method, Composition):
+            found, kept = method, method.check(Budget(keep, scope)).keep  # type: ignore[arg-type]
+        else:
+            pairs = [(get_method(one), Budget(amount, scope).keep) for one, amount in paired(method, keep)]
+            several = isinstance(method, (list, tuple))
+            found = tuple(one for one, _ in pairs) if several else pairs[0][0]
+            kept = tuple(amount for _, amount in pairs) if isinstance(keep, (list, tuple)) else pairs[0][1]
+        if self.positions not in get_args(Positions):
+            raise ConfigError(f"positions={self.positions!r} is unknown; use 'original' or 'compact'.")
+        checked_queries(self.encoder_queries)
+        for name, value in (("method", found), ("keep", kept), ("scope", scope)):
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruningConfig):
+            return NotImplemented
+        return self is other or self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> str:
+        """What two equal configurations share; settings that follow the model differ from those that are given."""
+        try:
+            return json.dumps(self.to_dict(), sort_keys=True)
+        except FoveateError:  # something in memory, which is like itself alone
+            return repr(id(self))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `foveate.prune` that this configuration stands for, `model` excepted."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """This configuration as JSON data, without what has its default.
+
+        Returns:
+            ``version`` of the data; ``method``: a name, ``{"name": ..., **hyperparameters}``, a list of these, or
+            ``{"compose": [...], "ratio": ...}``; ``keep``: a number, ``"auto"``, or a list of these; and ``scope``,
+            ``positions`` and ``encoder_queries`` where they are not the defaults.
+
+        Raises:
+            MethodError: for a method that is not registered, and for a hyperparameter that is held in memory.
+        """
+        method, keep = self.method, self.keep
+        told: Any
+        if isinstance(method, Composition):
+            told = {"compose": [method_data(one) for one in method.methods], "ratio": method.ratio}
+        elif isinstance(method, tuple):
+            told = [method_data(one) for one in method]
+        else:
+            assert isinstance(method, Method)  # since __post_init__
+            told = method_data(method)
+        data = {"version": VERSION, "method": told, "keep": list(keep) if isinstance(keep, tuple) else keep}
+        usual = {"scope": "image", "positions": "original", "encoder_queries": MOST_QUERIES}
+        rest = {name: getattr(self, name) for name in usual}
+        return data | {name: value for name, value in rest.items() if value != usual[name]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruningConfig:
+        """The configuration of such data as `to_dict` returns; keys that are left out have their defaults.
+
+        Raises:
+            FoveateError: for an unknown key, method or hyperparameter, a value that cannot be, and for data that a
+                newer foveate wrote.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"a pruning configuration is a mapping such as {_EXAMPLE}, not {data!r}.")
+        _check_version(data.get("version", VERSION))
+        known = ("version", "method", "keep", "scope", "positions", "encoder_queries")
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"a pruning configuration has no key {key!r}{near_miss(str(key), known)}")
+        told: Any = {name: data[name] for name in known[2:] if name in data}
+        if "method" in data:
+            told["method"] = _method(data["method"])
+        return cls(**told)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write ``foveate_config.json`` into a folder, such as a checkpoint's, and return its path.
+
+        Raises:
+            ConfigError: where it cannot be written.
+            MethodError: as of `to_dict`.
+        """
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        path = Path(folder) / FILE_NAME
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {path} ({error.strerror}); give another folder.") from None
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> PruningConfig:
+        """Read a configuration from a folder that holds ``foveate_config.json``, or from a JSON file.
+
+        Raises:
+            FoveateError: where there is none, and as of `from_dict`.
+        """
+        place = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        return cls.from_dict(read_json(place))
+
+
+def read_json(path: Path) -> Any:
+    """The data in a JSON file, strictly: no key twice, and no numbers that are none.
+
+    Raises:
+        ConfigError: where there is no such file, or it holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"no pruning configuration can be read at {path} ({error.strerror}); write one with save_pretrained."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text, but a pruning configuration is JSON such as {_EXAMPLE}.") from None
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); write it as {_EXAMPLE}.") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} comes twice")
+        found[key] = value
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _check_version(version: Any) -> None:
+    if type(version) is not int or version < 1:
+        raise ConfigError(f"version={version!r} is not a version of pruning configurations; leave it out, or write 1.")
+    if version > VERSION:
+        raise ConfigError(
+            f"this pruning configuration has version {version}, and this foveate reads up to {VERSION}; update foveate."
+        )
+
+
+def _method(data: Any) -> Any:
+    """A method, a tuple of them or a composition, from data."""
+    if isinstance(data, (list, tuple)):
+        return tuple(method_of(one) for one in data)
+    if not isinstance(data, Mapping) or "compose" not in data:
+        return method_of(data)
+    for key in data:
+        if key not in ("compose", "ratio"):
+            raise ConfigError(f"a composition has no key {key!r}{near_miss(str(key), ('compose', 'ratio'))}")
+    if not isinstance(data["compose"], (list, tuple)):
+        raise ConfigError(f'compose={data["compose"]!r} is not a list of methods, such as ["divprune", "fastv"].')
+    return compose(*map(method_of, data["compose"]), **({"ratio": data["ratio"]} if "ratio" in data else {}))

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from foveate.selection.similarity import EPSILON, Rows
+from foveate.selection.similarity import EPSILON, TokenFeatures
 
 
 def cosine(features):
@@ -12,8 +12,8 @@ def cosine(features):
     return unit @ unit.T
 
 
-def rows(features):
-    return Rows.measured(features, features.norm(dim=-1) + EPSILON)
+def token_features(features):
+    return TokenFeatures.from_norms(features, features.norm(dim=-1) + EPSILON)
 
 
 def first_best(values, allowed):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, random, stride, topk
-from foveate.selection import similarity as cosine
-from foveate.selection.cpu import dispatch as cpu
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, random, similarity, stride, topk
+from foveate.selection.cpu import dispatch
 from surroundings import SURROUNDINGS, nothing_leaks
 
 SELECTORS = {
@@ -26,9 +25,9 @@ def test_choices_are_the_same(monkeypatch, selector, blocked):
     n = 40
     if blocked:  # the paths that many tokens take
         n = 300
-        monkeypatch.setattr(cosine, "SMALL_PRODUCT", 0)
-        monkeypatch.setattr(cosine, "DENSE_LIMIT", 0)
-        monkeypatch.setattr(cpu, "SMALL_POOL", -(10**6))
+        monkeypatch.setattr(similarity, "SMALL_PRODUCT", 0)
+        monkeypatch.setattr(similarity, "DENSE_LIMIT", 0)
+        monkeypatch.setattr(dispatch, "DENSE_MAXMIN", -(10**6))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 32, generator=generator) + torch.randn(1, 32, generator=generator)
     x[n // 2 : n // 2 + 10] = x[:10]  # copies are told apart in other ways

@@ -1,4 +1,4 @@
-"""The greedy loop of MMR and max-min as its formula reads: a token's bonus against its likeness to the picked."""
+"""The greedy loop of MMR and max-min as its formula reads: a token's bonus against its similarity to the picked."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from .cpu import for_device
 from .similarity import NEVER, Cosines
 
 
-def spread(batch: TokenBatch, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
-    """Pick `first`, then again and again argmax of ``bonus - penalty * (max similarity to the picked)``.
+def greedy_mmr(batch: TokenBatch, cosines: Cosines, first: Tensor, bonus: Tensor | float, penalty: float) -> Tensor:
+    """Pick `first`, then again and again argmax of ``bonus - penalty * (max cosine to the picked)``.
 
     Args:
         batch: the tokens and counts.
         cosines: between the tokens, finite everywhere.
-        first: (B,) long, the first pick of each row.
+        first: (B,) long, the first pick of each image.
         bonus: (B, N) float32, or one number for all tokens.
-        penalty: how much likeness counts.
+        penalty: weight of the similarity.
 
     Returns:
         (B, N) bool keep mask.
     """
     fused = for_device(first)
     if fused is not None and cosines.matrix is not None:
-        worth = torch.where(batch.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
-        return fused.spread(cosines.matrix, worth, first, batch.counts, penalty)
+        value = torch.where(batch.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
+        return fused.greedy_mmr(cosines.matrix, value, first, batch.counts, penalty)
     images, width = batch.valid.shape
     open_bonus = cosines.unit.new_full((images, width), -torch.inf)
     open_bonus = torch.where(batch.valid, bonus, open_bonus)
-    nearest = cosines.unit.new_full((images, width), NEVER)
-    value = torch.empty_like(nearest)
+    highest = cosines.unit.new_full((images, width), NEVER)
+    value = torch.empty_like(highest)
     order = torch.zeros(images, batch.steps, dtype=torch.long, device=first.device)
     pick = first
     for step in range(batch.steps):
         order[:, step] = pick
-        open_bonus.scatter_(1, pick[:, None], -torch.inf)  # never again
-        torch.maximum(nearest, cosines.of(pick), out=nearest)
-        torch.add(open_bonus, nearest, alpha=-penalty, out=value)
+        open_bonus.scatter_(1, pick[:, None], -torch.inf)  # a token is picked once
+        torch.maximum(highest, cosines.of(pick), out=highest)
+        torch.add(open_bonus, highest, alpha=-penalty, out=value)
         pick = value.argmax(-1)
     return mask_from_order(order, batch)

@@ -15,6 +15,8 @@ from . import similarity
 from .cpu import for_device
 from .similarity import EPSILON, Cosines
 
+__all__ = ["TokenBatch", "count_valid_before", "mask_from_order", "order_by_score", "prepare_batch", "require"]
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -29,6 +31,12 @@ class TokenBatch:
         padded: whether some tokens may not be real.
         batched: whether the caller gave a batch, and so gets one back.
         data: the tensors that were given, by name; see the properties.
+
+    Example:
+        >>> import torch
+        >>> batch = prepare_batch(2, None, features=torch.randn(5, 8))
+        >>> batch.select(lambda batch: mask_from_order(order_by_score(batch.norms, batch.valid), batch)).shape
+        torch.Size([5])
     """
 
     valid: Tensor
@@ -208,7 +216,16 @@ def _check_norms(features: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def require(good: Tensor, message: str) -> None:
-    """Raise SelectionError naming the first row and token where `good` (B, N) is false; asynchronously on a GPU."""
+    """Raise SelectionError, with this message and the first token of fault, unless all of `good` (B, N) is true.
+
+    On a GPU the check is asynchronous, so that the host does not wait: a fault ends in an error of CUDA.
+
+    Example:
+        >>> import torch
+        >>> require(torch.tensor([[True, False]]), "scores must be at least 0")
+        Traceback (most recent call last):
+        foveate.errors.SelectionError: scores must be at least 0: see row 0, token 1.
+    """
     if good.is_cuda:
         torch._assert_async(good.all(), message)
     elif not bool(good.all()):
@@ -224,7 +241,21 @@ def _require_finite(values: Tensor, valid: Tensor | None, message: str) -> None:
 
 
 def mask_from_order(order: Tensor, batch: TokenBatch) -> Tensor:
-    """Keep mask (B, N) from token indices (B, >= steps): the first `counts` of each row are kept."""
+    """The keep mask of the first tokens of an order, as many of each image as its count says.
+
+    Args:
+        order: (B, M) long, token indices; M is at least the largest count.
+        batch: whose counts these are.
+
+    Returns:
+        (B, N) bool.
+
+    Example:
+        >>> import torch
+        >>> batch = prepare_batch(2, None, features=torch.zeros(4, 8))
+        >>> mask_from_order(torch.tensor([[3, 1, 0, 2]]), batch).tolist()
+        [[False, True, False, True]]
+    """
     images, width = batch.valid.shape
     late = torch.arange(order.shape[1], device=order.device) >= batch.counts[:, None]
     # What comes after the count goes to a column that is cut off, as it must not unmark a token kept before.
@@ -233,12 +264,37 @@ def mask_from_order(order: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def order_by_score(scores: Tensor, valid: Tensor) -> Tensor:
-    """Token indices (B, N) from the highest score to the lowest, ties by index, padding last."""
+    """Token indices from the highest score to the lowest, ties by index, padding last.
+
+    Args:
+        scores: (B, N), any float dtype.
+        valid: (B, N) bool.
+
+    Returns:
+        (B, N) long.
+
+    Example:
+        >>> import torch
+        >>> order_by_score(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[True, True, False]])).tolist()
+        [[1, 0, 2]]
+    """
     return scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
 def count_valid_before(valid: Tensor) -> Tensor:
-    """(B, N) long: how many valid tokens come before each token."""
+    """How many valid tokens come before each valid token: its index without the padding.
+
+    Args:
+        valid: (B, N) bool.
+
+    Returns:
+        (B, N) long; unspecified, but at least 0, on padding.
+
+    Example:
+        >>> import torch
+        >>> count_valid_before(torch.tensor([[True, False, True, True]]))[0, [0, 2, 3]].tolist()
+        [0, 1, 2]
+    """
     return (valid.cumsum(-1) - 1).clamp_min(0)
 
 

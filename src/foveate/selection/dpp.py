@@ -1,4 +1,8 @@
-"""Greedy MAP of a conditional determinantal point process (CDPruner, arXiv 2506.10967)."""
+"""Greedy MAP of a conditional determinantal point process (CDPruner, arXiv 2506.10967).
+
+By an incremental Cholesky factor: Chen, Zhang & Zhou 2018, "Fast greedy MAP inference for determinantal point process",
+arXiv 1709.05135.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ from torch import Tensor
 from ..devices import full_precision
 from .batch import TokenBatch, mask_from_order, prepare_batch
 from .cpu import for_device
-from .cpu.dispatch import volume
-from .cpu.dpp import SPANNED, worth
-from .ops import apart
+from .cpu.dispatch import select_dpp
+from .cpu.dpp import SPANNED, marginal_value
+from .ops import COUNT, register, split_count
 
 
 @full_precision
@@ -18,10 +22,11 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
     """Pick again and again the token that most increases the determinant of the kernel of the picked.
 
     With cosine similarity S and the relevance r min-max normalised over the valid tokens, the kernel is
-    ``L = diag(r) S diag(r)``. The growth of its determinant by a token is r squared times the token's share outside
-    the span of the picked, kept up to date by an incremental Cholesky factor. Tokens that would add nothing, because
-    they are copies, lie in the span or have no relevance, come last, by relevance. Ties go to the lowest index.
-    Paper: CDPruner, arXiv 2506.10967; greedy algorithm: arXiv 1709.05135. Memory: O(N * min(count, d)) for the factor.
+    ``L = diag(r) S diag(r)``. A token multiplies its determinant by r squared times the squared length of
+    the token's unit vector outside the span of the picked, which an incremental Cholesky factor keeps up to date.
+    Tokens that would add nothing, because they are copies, lie in the span or have no relevance, come last, by
+    relevance. Ties go to the lowest index.
+    Memory: O(N * min(count, d)) for the factor. Papers: CDPruner, arXiv 2506.10967; Chen et al. 2018, arXiv 1709.05135.
 
     Args:
         features: (N, d) or (B, N, d), any float dtype.
@@ -34,18 +39,24 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
 
     Raises:
         SelectionError: on shapes or counts that do not fit, or values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+        >>> dpp(features, torch.tensor([1.0, 0.9, 0.5, 0.0]), count=2).tolist()
+        [True, False, True, False]
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.dpp(features, relevance, *apart(count), valid)
+        keep: Tensor = torch.ops.foveate.dpp(features, relevance, *split_count(count), valid)
         return keep
 
-    def core(batch: TokenBatch) -> Tensor:
-        return volume(batch, scaled_relevance(batch)) if batch.valid.is_cpu else reference(batch)
+    def choose(batch: TokenBatch) -> Tensor:
+        return select_dpp(batch, scale_relevance(batch)) if batch.valid.is_cpu else reference(batch)
 
-    return prepare_batch(count, valid, features=features, scores=relevance).select(core)
+    return prepare_batch(count, valid, features=features, scores=relevance).select(choose)
 
 
-def scaled_relevance(batch: TokenBatch) -> Tensor:
+def scale_relevance(batch: TokenBatch) -> Tensor:
     """(B, N) float32, from 1e-6 to 1 over the valid tokens; all 1 where they are equal."""
     lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
     highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
@@ -54,30 +65,33 @@ def scaled_relevance(batch: TokenBatch) -> Tensor:
 
 def reference(batch: TokenBatch) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    relevance = scaled_relevance(batch)
+    relevance = scale_relevance(batch)
     cosines = batch.cosines()
     images, width, depth = cosines.unit.shape
     rank = min(batch.steps, depth)  # no more tokens than dimensions are independent
-    outside = cosines.unit.square().sum(-1)
+    residual = cosines.unit.square().sum(-1)
     fused = for_device(relevance)
     if fused is not None and cosines.matrix is not None:
-        return fused.volume(cosines.matrix, relevance, outside, batch.valid.contiguous(), batch.counts, rank)
+        return fused.greedy_dpp(cosines.matrix, relevance, residual, batch.valid.contiguous(), batch.counts, rank)
     factor = relevance.new_zeros(images, rank, width)  # of S: the relevance separates from the determinant
     open_ = batch.valid.clone()
     order = torch.zeros(images, batch.steps, dtype=torch.long, device=relevance.device)
     for step in range(batch.steps):
-        value, adds = worth(relevance, outside)
+        value, adds = marginal_value(relevance, residual)
         pick = value.masked_fill_(~open_, -torch.inf).argmax(-1, keepdim=True)
         order[:, step] = pick[:, 0]
         open_.scatter_(1, pick, False)
         if step < rank:
             here = factor[:, :step]
-            along = (here.gather(2, pick[:, None].expand(-1, step, 1)).mT @ here)[:, 0]
-            root = outside.gather(1, pick).clamp_min(SPANNED).sqrt()
+            projection = (here.gather(2, pick[:, None].expand(-1, step, 1)).mT @ here)[:, 0]
+            root = residual.gather(1, pick).clamp_min(SPANNED).sqrt()
             # A pick that adds no direction must not be divided by its rounding error.
-            row = torch.where(adds.gather(1, pick), (cosines.of(pick[:, 0]) - along) / root, 0)
+            row = torch.where(adds.gather(1, pick), (cosines.of(pick[:, 0]) - projection) / root, 0)
             factor[:, step] = row
-            outside = outside - row.square()
+            residual = residual - row.square()
         else:
-            outside.zero_()
+            residual.zero_()
     return mask_from_order(order, batch)
+
+
+register(dpp, f"Tensor features, Tensor relevance, {COUNT}, Tensor? valid")

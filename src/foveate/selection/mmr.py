@@ -1,4 +1,7 @@
-"""Greedy maximal marginal relevance: importance and diversity in balance (IDPruner, arXiv 2602.13315)."""
+"""Greedy maximal marginal relevance: importance and diversity in balance.
+
+Carbonell & Goldstein 1998, "The use of MMR, diversity-based reranking"; for visual tokens IDPruner, arXiv 2602.13315.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from torch import Tensor
 
 from ..devices import full_precision
 from ..errors import SelectionError
-from ._greedy import spread
+from ._greedy import greedy_mmr
 from .batch import TokenBatch, prepare_batch
-from .cpu.dispatch import diverse
-from .ops import apart
+from .cpu.dispatch import select_mmr
+from .ops import COUNT, register, split_count
 
 
 @full_precision
@@ -21,7 +24,7 @@ def mmr(
 
     Each later pick is ``argmax of balance * importance - (1 - balance) * (max cosine to the picked)``, with the
     importance min-max normalised over the valid tokens; ties go to the lowest index.
-    Paper: IDPruner, arXiv 2602.13315.
+    Papers: Carbonell & Goldstein, SIGIR 1998; IDPruner, arXiv 2602.13315.
 
     Args:
         features: (N, d) or (B, N, d), any float dtype.
@@ -35,29 +38,35 @@ def mmr(
 
     Raises:
         SelectionError: on shapes or counts that do not fit, a balance outside [0, 1], or values that are not finite.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # the first two are copies
+        >>> mmr(features, torch.tensor([0.9, 0.8, 0.1]), count=2).tolist()
+        [True, False, True]
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.mmr(features, importance, *apart(count), balance, valid)
+        keep: Tensor = torch.ops.foveate.mmr(features, importance, *split_count(count), balance, valid)
         return keep
     if not 0 <= balance <= 1:
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 
-    def core(batch: TokenBatch) -> Tensor:
-        first, scaled = _scaled(batch)
+    def choose(batch: TokenBatch) -> Tensor:
+        first, scaled = _scale_importance(batch)
         if first.is_cpu:
-            return diverse(batch, int(first), balance * scaled[0], 1 - balance)
+            return select_mmr(batch, int(first), balance * scaled[0], 1 - balance)
         return reference(batch, balance)
 
-    return prepare_batch(count, valid, features=features, scores=importance).select(core)
+    return prepare_batch(count, valid, features=features, scores=importance).select(choose)
 
 
 def reference(batch: TokenBatch, balance: float) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    first, scaled = _scaled(batch)
-    return spread(batch, batch.cosines(), first, balance * scaled, 1 - balance)
+    first, scaled = _scale_importance(batch)
+    return greedy_mmr(batch, batch.cosines(), first, balance * scaled, 1 - balance)
 
 
-def _scaled(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def _scale_importance(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
     if batch.padded:
         lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
@@ -67,3 +76,6 @@ def _scaled(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     scaled = (batch.scores - lowest) / (highest - lowest + 1e-6)
     ranked = scaled.masked_fill(~batch.valid, -torch.inf) if batch.padded else scaled
     return ranked.argmax(-1), scaled
+
+
+register(mmr, f"Tensor features, Tensor importance, {COUNT}, float balance, Tensor? valid")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .batch import TokenBatch, count_valid_before, mask_from_order, order_by_score, prepare_batch
-from .ops import apart
+from .ops import COUNT, register, split_count
 
 
 def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -26,12 +26,18 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
 
     Raises:
         SelectionError: on shapes or counts that do not fit.
+
+    Example:
+        >>> import torch
+        >>> keep = random(torch.zeros(100, 4), count=25, seed=1)
+        >>> int(keep.sum()), keep.equal(random(torch.zeros(100, 4), count=25, seed=1))
+        (25, True)
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.random(features, *apart(count), valid, seed)
+        keep: Tensor = torch.ops.foveate.random(features, *split_count(count), valid, seed)
         return keep
 
-    def core(batch: TokenBatch) -> Tensor:
+    def choose(batch: TokenBatch) -> Tensor:
         # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.
         generator = torch.Generator().manual_seed(seed)
         stream = torch.rand(batch.valid.shape[1], generator=generator, dtype=torch.float64, device="cpu")
@@ -39,4 +45,7 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
             order_by_score(stream.to(batch.valid.device)[count_valid_before(batch.valid)], batch.valid), batch
         )
 
-    return prepare_batch(count, valid, features=features, read_features=False).select(core)
+    return prepare_batch(count, valid, features=features, read_features=False).select(choose)
+
+
+register(random, f"Tensor features, {COUNT}, Tensor? valid, int seed")

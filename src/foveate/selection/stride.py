@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .batch import TokenBatch, count_valid_before, mask_from_order, prepare_batch
-from .ops import apart
+from .ops import COUNT, register, split_count
 
 
 def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -22,16 +22,24 @@ def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
 
     Raises:
         SelectionError: on shapes or counts that do not fit.
+
+    Example:
+        >>> import torch
+        >>> stride(torch.zeros(8, 4), count=2).nonzero()[:, 0].tolist()
+        [2, 6]
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.stride(features, *apart(count), valid)
+        keep: Tensor = torch.ops.foveate.stride(features, *split_count(count), valid)
         return keep
 
-    def core(batch: TokenBatch) -> Tensor:
+    def choose(batch: TokenBatch) -> Tensor:
         present = batch.valid.sum(-1, keepdim=True)
         steps = torch.arange(batch.steps, device=present.device)
-        # In integers: (i + 0.5) * n / count without rounding. A row without tokens divides by 1 and marks nothing.
-        kept = mask_from_order((2 * steps + 1) * present // (2 * batch.counts[:, None].clamp_min(1)), batch)
-        return kept.gather(1, count_valid_before(batch.valid)) & batch.valid
+        # In integers: (i + 0.5) * n / count without rounding. A row without tokens divides by 1 and keeps nothing.
+        mask = mask_from_order((2 * steps + 1) * present // (2 * batch.counts[:, None].clamp_min(1)), batch)
+        return mask.gather(1, count_valid_before(batch.valid)) & batch.valid
 
-    return prepare_batch(count, valid, features=features, read_features=False).select(core)
+    return prepare_batch(count, valid, features=features, read_features=False).select(choose)
+
+
+register(stride, f"Tensor features, {COUNT}, Tensor? valid")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .batch import mask_from_order, order_by_score, prepare_batch
-from .ops import apart
+from .ops import COUNT, register, split_count
 
 
 def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -22,10 +22,18 @@ def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Te
 
     Raises:
         SelectionError: on shapes or counts that do not fit, or scores that are not finite.
+
+    Example:
+        >>> import torch
+        >>> topk(torch.tensor([0.2, 0.9, 0.5, 0.9]), count=2).tolist()
+        [False, True, False, True]
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.topk(scores, *apart(count), valid)
+        keep: Tensor = torch.ops.foveate.topk(scores, *split_count(count), valid)
         return keep
     batch = prepare_batch(count, valid, scores=scores)
     keep = mask_from_order(order_by_score(batch.scores, batch.valid), batch)
     return keep if batch.batched else keep[0]
+
+
+register(topk, f"Tensor scores, {COUNT}, Tensor? valid")

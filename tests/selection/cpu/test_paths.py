@@ -7,22 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.selection import coverage, dpp, independent_set, maxmin, mmr
-from foveate.selection import similarity as cosine
+from foveate.selection import coverage, dpp, independent_set, maxmin, mmr, similarity
 from foveate.selection.batch import prepare_batch
 from foveate.selection.coverage import reference as coverage_reference
-from foveate.selection.cpu import coverage as covering
-from foveate.selection.cpu import dispatch as cpu
-from foveate.selection.cpu import dpp as determinant
-from foveate.selection.cpu import farthest_seed as isolated
-from foveate.selection.cpu.farthest_seed import most_isolated
+from foveate.selection.cpu import coverage as cpu_coverage
+from foveate.selection.cpu import dispatch
+from foveate.selection.cpu import dpp as cpu_dpp
+from foveate.selection.cpu import farthest_seed as seed_search
+from foveate.selection.cpu.farthest_seed import farthest_seed
 from foveate.selection.dpp import reference as dpp_reference
+from foveate.selection.independent_set import NeighbourRule
 from foveate.selection.independent_set import reference as independent_reference
 from foveate.selection.maxmin import reference as maxmin_reference
 from foveate.selection.mmr import reference as mmr_reference
 from foveate.selection.similarity import NEVER
 from selection import oracles
-from selection.oracles import rows
+from selection.oracles import token_features
 
 KINDS = ("noise", "clusters", "copies", "positive", "one-hot", "constant")
 
@@ -48,10 +48,10 @@ def scene(kind, n, d, seed):
 @pytest.fixture(params=["whole", "half", "blocked"])
 def path(request, monkeypatch):
     """Each of the ways through the CPU path, by its thresholds."""
-    monkeypatch.setattr(cosine, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
-    monkeypatch.setattr(cpu, "SMALL_POOL", -(10**6) if request.param == "blocked" else 10**6)
+    monkeypatch.setattr(similarity, "SMALL_PRODUCT", 1e12 if request.param == "whole" else 0)
+    monkeypatch.setattr(dispatch, "DENSE_MAXMIN", -(10**6) if request.param == "blocked" else 10**6)
     if request.param == "blocked":
-        monkeypatch.setattr(cosine, "DENSE_LIMIT", 0)
+        monkeypatch.setattr(similarity, "DENSE_LIMIT", 0)
     return request.param
 
 
@@ -62,7 +62,7 @@ def test_mmr_and_maxmin_equal_the_reference(path, kind, n, d):
     distinct = 5 if kind == "constant" else len(x.unique(dim=0))
     for count in (2, min(n // 4, distinct)) if n > 100 else (1, min(n - 1, distinct)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cosine, "DENSE_LIMIT", 10**6)
+            patch.setattr(similarity, "DENSE_LIMIT", 10**6)
             by_relevance = mmr_reference(prepare_batch(count, None, features=x, scores=w), 0.5)[0]
             by_distance = maxmin_reference(prepare_batch(count, None, features=x))[0]
         assert mmr(x, w, count).equal(by_relevance)
@@ -80,7 +80,7 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
         by_volume = dpp_reference(prepare_batch(count, None, features=x, scores=w))[0]
         by_cover = coverage_reference(prepare_batch(count, None, features=x, scores=w), 1.0)[0]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cosine, "DENSE_LIMIT", limit)
+            patch.setattr(similarity, "DENSE_LIMIT", limit)
             assert dpp(x, w, count).equal(by_volume)
             assert coverage(x, w, count).equal(by_cover)
     for count, pivots, threshold, weight, suppress in (
@@ -90,7 +90,7 @@ def test_coverage_dpp_and_independent_set_equal_the_reference(kind, n, d, limit,
         (n - 1, 0.5, 0.1, 0.2, False),
     ):
         batch = prepare_batch(count, None, features=x, scores=w).with_coordinates(spots[None])
-        expected = independent_reference(batch, pivots, threshold, weight, suppress)[0]
+        expected = independent_reference(batch, NeighbourRule(pivots, threshold, weight, suppress))[0]
         assert independent_set(x, w, count, spots, pivots, threshold, weight, None, suppress).equal(expected)
 
 
@@ -107,31 +107,32 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
     x, w = scene(kind, n, d, seed)
     count = draw.draw(st.integers(1, n))
     few = min(count, max(1, d // 2))  # near the rank, rounding decides what still adds a direction
-    batch, small = (prepare_batch(k, None, features=x, scores=w) for k in (count, few))
+    distinct = min(count, len(x.unique(dim=0)))  # beyond it, the gains of coverage are rounding errors
+    batch, covering, small = (prepare_batch(k, None, features=x, scores=w) for k in (count, distinct, few))
     expected = (
         mmr_reference(batch, 0.5),
         maxmin_reference(batch),
-        coverage_reference(batch, 1.0),
+        coverage_reference(covering, 1.0),
         dpp_reference(small),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cosine, "DENSE_LIMIT", 0 if bounded else 8192)
-        patch.setattr(cosine, "SMALL_PRODUCT", 0)
-        for module, name in ((cpu, "SMALL_POOL"), (determinant, "DENSE"), (covering, "DENSE")):
+        patch.setattr(similarity, "DENSE_LIMIT", 0 if bounded else 8192)
+        patch.setattr(similarity, "SMALL_PRODUCT", 0)
+        for module, name in ((dispatch, "DENSE_MAXMIN"), (cpu_dpp, "DENSE"), (cpu_coverage, "DENSE")):
             patch.setattr(module, name, -(10**6))
-        patch.setattr(isolated, "WHOLE", 16)
-        chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, count), dpp(x, w, few)
+        patch.setattr(seed_search, "DENSE", 16)
+        chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, distinct), dpp(x, w, few)
     for keep, by_steps in zip(chosen, expected, strict=True):
         assert keep.equal(by_steps[0])
 
 
-def isolated_rightly(x):
+def is_farthest(x):
     # In float64 and from one side of the diagonal alone, so that what is equal is equal.
     unit = torch.nn.functional.normalize(x.double())
     cosines = (unit @ unit.T).triu(1)
     cosines = (cosines + cosines.T).fill_diagonal_(-2)
     nearest = cosines.amax(1)
-    chosen, _ = most_isolated(rows(x))
+    chosen, _ = farthest_seed(token_features(x))
     if (nearest <= nearest.min() + 1e-6).sum() == 2:  # two that are nearest to each other
         return chosen == int((nearest <= nearest.min() + 1e-6).nonzero()[0])
     return nearest[chosen] <= nearest.min() + 1e-6
@@ -139,33 +140,33 @@ def isolated_rightly(x):
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(257, 700), st.integers(3, 40), st.integers(0, 10**6))
-def test_most_isolated(kind, n, d, seed):
-    assert isolated_rightly(scene(kind, n, d, seed)[0])
+def test_farthest_seed(kind, n, d, seed):
+    assert is_farthest(scene(kind, n, d, seed)[0])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(2, 30), st.integers(2, 40), st.integers(0, 10**6))
-def test_most_isolated_of_few(n, d, seed):
-    assert isolated_rightly(scene("noise", n, d, seed)[0])
+def test_farthest_seed_of_few(n, d, seed):
+    assert is_farthest(scene("noise", n, d, seed)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [100, 1024])
-def test_most_isolated_of_many(kind, chunk, monkeypatch):
-    monkeypatch.setattr(isolated, "CHUNK", chunk)
+def test_farthest_seed_of_many(kind, chunk, monkeypatch):
+    monkeypatch.setattr(seed_search, "CHUNK", chunk)
     for d in (8, 200):
-        assert isolated_rightly(scene(kind, 2100, d, d)[0])
+        assert is_farthest(scene(kind, 2100, d, d)[0])
 
 
-def test_most_isolated_takes_as_many_products_as_the_features_make_it():
+def test_the_farthest_seed_takes_as_many_products_as_the_features_need():
     noise, shared = (torch.randn(2100, 512, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     alike = noise + shared.repeat_interleave(4, 0)[:2100]  # as four neighbours are that show the same thing
     products = []
     for x in (noise, alike):
         with FlopCounterMode(display=False) as counter:
-            chosen, met = most_isolated(rows(x))
+            chosen, cache = farthest_seed(token_features(x))
         products.append(counter.get_total_flops() / (2 * 2100**2 * 512))
-        assert (met.highest(np.array([chosen])) == NEVER).sum() == 1  # it has met all others
+        assert (cache.highest(np.array([chosen])) == NEVER).sum() == 1  # all but the one to itself
     assert products[1] < 0.5 * products[0] < 0.15
 
 
@@ -182,9 +183,9 @@ def test_bounded_memory_picks_the_same(name, kind, monkeypatch):
         "dpp": lambda: dpp(x, w, 40),
     }[name]
     expected = select()
-    monkeypatch.setattr(cosine, "DENSE_LIMIT", 100)
-    for module in ("similarity", "independent_set", "coverage"):
-        monkeypatch.setattr(f"foveate.selection.{module}.CHUNK", 64, raising=False)
+    monkeypatch.setattr(similarity, "DENSE_LIMIT", 100)
+    for module in ("similarity", "cpu.independent_set", "cpu.coverage", "cpu.mmr"):
+        monkeypatch.setattr(f"foveate.selection.{module}.CHUNK", 64)
     assert select().equal(expected)
 
 

@@ -81,7 +81,10 @@ def selectors(width):
 def compare():
     from foveate.selection.triton import greedy as gpu
 
-    ops = {name: getattr(gpu, name) for name in ("gram", "spread", "suppress", "cover", "volume")}
+    ops = {
+        name: getattr(gpu, name)
+        for name in ("gram", "greedy_mmr", "greedy_independent_set", "greedy_coverage", "greedy_dpp")
+    }
     used = {name: mock.Mock(side_effect=on_device(op)) for name, op in ops.items()}
     for case, dtype in (*((case, torch.float32) for case in CASES), *HALVES):
         x, w, counts, valid = scene(*case)
@@ -97,10 +100,10 @@ def compare():
     counts, valid = torch.tensor([3, 5]), torch.ones(2, 9, dtype=torch.bool)
     for name, arguments in {
         "gram": (cosines.half(), weight, valid),
-        "spread": (cosines, weight, counts, counts, 0.5),
-        "suppress": (cosines > 0.5, weight.argsort(-1).int(), counts),
-        "cover": (cosines, weight, cosines.sum(-1), counts),
-        "volume": (cosines, weight, torch.ones_like(weight), valid, counts, 3),
+        "greedy_mmr": (cosines, weight, counts, counts, 0.5),
+        "greedy_independent_set": (cosines > 0.5, weight.argsort(-1).int(), counts),
+        "greedy_coverage": (cosines, weight, cosines.sum(-1), counts),
+        "greedy_dpp": (cosines, weight, torch.ones_like(weight), valid, counts, 3),
     }.items():
         torch.library.opcheck(ops[name], arguments)
     print("compared")

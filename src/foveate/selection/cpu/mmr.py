@@ -1,6 +1,6 @@
-"""MMR and max-min on a CPU: the greedy loop of `_greedy.spread` with only the similarities that it comes to need.
+"""MMR and max-min on a CPU: `_greedy.greedy_mmr` as lazy greedy, with only the similarities that it comes to need.
 
-A token's value is ``bonus - penalty * (max cosine to the picked)``.
+The value of a token is ``bonus - penalty * (max cosine to the picked)``, which can only fall: hence lazy greedy.
 """
 
 from __future__ import annotations
@@ -9,97 +9,127 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..similarity import CHUNK, NEVER, Rows
-from .lazy_greedy import COPIES, Comparing, Floats, Indices, Rival
-from .similarity_cache import Met
+from ..similarity import CHUNK, NEVER, TokenFeatures
+from .lazy_greedy import COPY_CHUNK, FeatureLazyGreedy, Floats, Indices, UpperBound
+from .similarity_cache import SimilarityCache
 
-# What it costs to read a token's features, and to copy them first, in products with another token's.
-READING, COPYING = 12, 24
+# Cost of reading a token's features, and of copying them first, in units of one product with another token's.
+READ_COST, COPY_COST = 12, 24
 
 
-def spread(rows: Rows, bonus: Tensor, first: int, penalty: float, count: int, met: Met | None = None) -> Tensor:
+def lazy_mmr(
+    features: TokenFeatures,
+    bonus: Tensor,
+    first: int,
+    penalty: float,
+    count: int,
+    cache: SimilarityCache | None = None,
+) -> Tensor:
     """The picks of the greedy loop, `first` and then always the highest value; ties to the lowest index.
 
     Args:
-        rows: N tokens.
+        features: N tokens.
         bonus: (N,) float32.
         first: the first pick.
-        penalty: how much likeness counts, at least 0.
+        penalty: weight of the similarity, at least 0.
         count: how many to pick, from 1 to N.
-        met: which cosines are known, if any.
+        cache: cosines that are known already, if any.
 
     Returns:
         (count,) long.
     """
-    return _Spread(rows, bonus, first, penalty, count, met).run()
+    return _LazyMmr(features, bonus, first, penalty, count, cache).run()
 
 
-def spread_dense(cosines: Tensor, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
+def dense_mmr(cosines: Tensor, bonus: Tensor, first: int, penalty: float, count: int) -> Tensor:
     """The same from all cosines (N, N), which are overwritten."""
-    worth = _worth(cosines, bonus, penalty)
-    return torch.from_numpy(np.concatenate([[first], _dense(worth, worth[first].copy(), count - 1)]))
+    pair_values = _pair_values(cosines, bonus, penalty)
+    picks = _pick_dense(pair_values, pair_values[first].copy(), count - 1)
+    return torch.from_numpy(np.concatenate([[first], picks]))
 
 
-class _Spread(Comparing):
-    def __init__(self, rows: Rows, bonus: Tensor, first: int, penalty: float, count: int, met: Met | None) -> None:
-        super().__init__(rows, torch.full_like(bonus, torch.inf), count)
-        self._bonus, self._penalty, self._met = bonus, penalty, met
-        self.took(np.array([first]))
-        if met is None or (met.highest(np.array([first])) == NEVER).sum() > 1:  # more than itself is unknown
-            self._lower(self.bound, rows, bonus, 0)
-        np.maximum(self.seen, 1, out=self.seen)
+class _LazyMmr(FeatureLazyGreedy):
+    def __init__(
+        self,
+        features: TokenFeatures,
+        bonus: Tensor,
+        first: int,
+        penalty: float,
+        count: int,
+        cache: SimilarityCache | None,
+    ) -> None:
+        super().__init__(features, torch.full_like(bonus, torch.inf), count)
+        self._bonus, self._penalty, self._cache = bonus, penalty, cache
+        self.record_picks(np.array([first]))
+        # The cache may know all cosines of the first pick but the one to itself: then there is nothing to compute.
+        if cache is None or (cache.highest(np.array([first])) == NEVER).sum() > 1:
+            self._lower(self.bounds, features, bonus, 0)
+        np.maximum(self.refreshed, 1, out=self.refreshed)
 
-    def took(self, tokens: Indices) -> None:
-        super().took(tokens)
-        if self._met is not None:
-            worth = torch.sub(self._bonus, self._met.highest(tokens), alpha=self._penalty)
-            torch.minimum(self.bound, worth, out=self.bound)
+    def record_picks(self, tokens: Indices) -> None:
+        super().record_picks(tokens)
+        if self._cache is not None:  # cached cosines lower bounds for free, which saves refreshes
+            value = torch.sub(self._bonus, self._cache.highest(tokens), alpha=self._penalty)
+            torch.minimum(self.bounds, value, out=self.bounds)
 
-    def learn(self, tokens: Tensor, start: int) -> None:
-        alike = self.done - start + READING
-        if len(self.rows) * alike < len(tokens) * (alike + COPYING):
-            self._lower(self.bound, self.rows, self._bonus, start)  # of all, as that costs less than to choose
+    def lower_bounds(self, tokens: Tensor, start: int) -> None:
+        cost = self.num_picked - start + READ_COST
+        if len(self.features) * cost < len(tokens) * (cost + COPY_COST):
+            self._lower(self.bounds, self.features, self._bonus, start)  # all tokens in place beat a copy of some
             return
-        for part in tokens.split(COPIES):
-            bound = self.bound[part]
-            self._lower(bound, self.rows[part], self._bonus[part], start)
-            self.bound[part] = bound
+        for part in tokens.split(COPY_CHUNK):
+            bounds = self.bounds[part]
+            self._lower(bounds, self.features[part], self._bonus[part], start)
+            self.bounds[part] = bounds
 
-    def _lower(self, bound: Tensor, rows: Rows, bonus: Tensor, start: int) -> None:
-        for stop in range(self.done, start, -CHUNK):
-            nearest = rows.highest(self.filled(max(start, stop - CHUNK), stop))  # those met before change nothing
-            torch.minimum(bound, torch.sub(bonus, nearest, alpha=self._penalty), out=bound)
+    def _lower(self, bounds: Tensor, features: TokenFeatures, bonus: Tensor, start: int) -> None:
+        for stop in range(self.num_picked, start, -CHUNK):
+            # Earlier picks, which alignment adds, are in these bounds already and change nothing.
+            highest = features.highest(self.picked_aligned(max(start, stop - CHUNK), stop))
+            torch.minimum(bounds, torch.sub(bonus, highest, alpha=self._penalty), out=bounds)
 
-    def contest(self, leaders: Indices, room: int) -> Indices:
-        tokens = torch.from_numpy(leaders)
-        rows = self.rows[tokens]
-        worth = _worth(rows.among()[0], self._bonus[tokens], self._penalty)
-        value = self.value[leaders]
-        new = _dense(worth, value, room, self.rival(leaders), leaders)
-        self.value[leaders] = value
-        return new
+    def pick_among(self, candidates: Indices, limit: int) -> Indices:
+        tokens = torch.from_numpy(candidates)
+        cosines, _ = self.features[tokens].pairwise_cosines()
+        values = self.values[candidates]
+        picks = _pick_dense(
+            _pair_values(cosines, self._bonus[tokens], self._penalty),
+            values,
+            limit,
+            self.bound_outside(candidates),
+            candidates,
+        )
+        self.values[candidates] = values
+        return picks
 
 
-def _worth(cosines: Tensor, bonus: Tensor, penalty: float) -> Floats:
-    """(N, N), in place of the cosines: what token j is worth beside token i, minus infinity for i itself.
+def _pair_values(cosines: Tensor, bonus: Tensor, penalty: float) -> Floats:
+    """(N, N), in place of the cosines: the value of token j if i were the only pick, minus infinity for i itself.
 
-    The value of a token is the lowest of its column over the picked rows: rounding keeps the order, so that the
+    The value of a token is the lowest of its column over the rows of the picks: rounding keeps the order, so that the
     minimum here has the very bits of ``bonus - penalty * (max cosine)``.
     """
-    worth: Floats = torch.sub(bonus, cosines, alpha=penalty, out=cosines).numpy()
-    np.fill_diagonal(worth, -np.inf)
-    return worth
+    values: Floats = torch.sub(bonus, cosines, alpha=penalty, out=cosines).numpy()
+    np.fill_diagonal(values, -np.inf)
+    return values
 
 
-def _dense(
-    worth: Floats, value: Floats, count: int, rival: Rival | None = None, index: Indices | None = None
+def _pick_dense(
+    pair_values: Floats,
+    values: Floats,
+    count: int,
+    outside: UpperBound | None = None,
+    index: Indices | None = None,
 ) -> Indices:
-    """Up to `count` picks for as long as they are ahead of the rival; `value` is overwritten. No `index`, no rival."""
+    """Up to `count` picks, while they are above the bound `outside`, if any; `values` is overwritten.
+
+    `index` has the tokens' own indices, which decide ties with the bound.
+    """
     picks: list[int] = []
     while len(picks) < count:
-        pick = int(value.argmax())
-        if rival is not None and index is not None and rival.beats(value[pick], index[pick]):
+        pick = int(values.argmax())
+        if outside is not None and index is not None and outside.exceeds(values[pick], index[pick]):
             break
         picks.append(pick)
-        np.minimum(value, worth[pick], out=value)
+        np.minimum(values, pair_values[pick], out=values)
     return np.array(picks, dtype=np.int64)

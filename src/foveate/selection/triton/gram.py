@@ -56,7 +56,7 @@ def gram(features: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
         valid: (B, N) bool, contiguous.
 
     Returns:
-        (B, N, N) float32, zero on padding; what rounding cannot tell from 1 is 1.
+        (B, N, N) float32, zero on padding; cosines near 1 are 1, as after `similarity.snap_near_one`.
     """
     batch, width, depth = features.shape
     cosines = inverse.new_empty(batch, width, width)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import foveate
 from foveate.testbed.bundled import answer, load_bundled, scenes
+
+import foveate
 
 
 def main(prefix: str) -> None:

@@ -54,7 +54,7 @@ _LAZY = {
     "supported_models": ".models",
 }
 
-_ROOMS = {"evaluation", "importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
+_ROOMS = {"data", "evaluation", "importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
 
 __all__ = [
     "Budget",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..data.images import open_image
-from ..data.loading import BUNDLED, MODEL_HELP, Session
+from ..data.limits import unknown_words
+from ..data.loading import MODEL_HELP, LoadedModel, load
+from ..data.shipped import DEFAULT
 from .errors import InputError
 from .hyperparameters import SETTINGS, configured
 from .tables import show
@@ -27,10 +29,10 @@ def ask(
         list[str],
         typer.Argument(
             metavar="IMAGE... QUESTION",
-            help="One or several pictures, then the question; the bundled model knows forms like 'colour star'.",
+            help="One or several pictures, then the question, such as 'How many stars are there?'.",
         ),
     ],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
     method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
     keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "25%",
     settings: SETTINGS = None,
@@ -51,9 +53,10 @@ def ask(
         raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
     budget, (chosen,) = Budget(keep), configured([method], settings or ())
     pictures = [open_image(Path(path)) for path in images]
-    session = Session.load(model)
+    session = load(model)
     inputs = session.inputs(pictures, question)
     console, progress = Console(), Console(stderr=True)
+    warn_of_unknown_words(session, question)
     panels, full = [], None
     if compare:
         with progress.status("Answering with all tokens"):
@@ -71,6 +74,13 @@ def ask(
     panels.append(Panel(Text(text or "(no answer)"), title=title, border_style="green"))
     console.print(Columns(panels, equal=True, width=max(32, console.width // 2 - 2) if compare else None))
     show(console, _savings(pruned, full))
+
+
+def warn_of_unknown_words(session: LoadedModel, question: str) -> None:
+    """Say on stderr which words of the question the model cannot read; small models know few."""
+    if unknown := unknown_words(session.processor.tokenizer, question):
+        shown = ", ".join(map(repr, unknown))
+        typer.echo(f"The model does not know {shown}; ask what it was trained for, or another --model.", err=True)
 
 
 def _savings(pruned: Report, full: Report | None) -> Table:

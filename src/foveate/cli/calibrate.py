@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..data.images import PictureError, image_files, open_image
-from ..data.loading import MODEL_HELP, TESTBED, Session
+from ..data.loading import MODEL_HELP, TESTBED, load
 from .errors import InputError
 from .paths import FORCE, require_file
 from .view import default_prompt
@@ -51,7 +51,7 @@ def calibrate(
         require_file(cache_folder() / "priors" / "prior.safetensors", "foveate's cache", "prior.safetensors")
     console = Console(stderr=True)
     _check(files, open_image, console)
-    session = Session.load(model)
+    session = load(model)
     asked = default_prompt(session) if prompt is None else prompt
     _check(files, lambda path: session.inputs([open_image(path)], asked), console)
     count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())

@@ -1,16 +1,17 @@
-"""``foveate demo``: the bundled model on its scenes, with and without pruning, offline and in under a minute."""
+"""``foveate demo``: a small model on drawn scenes, with and without pruning, offline and in under a minute."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.loading import BUNDLED, Session
+from ..data.loading import LoadedModel, load
+from ..data.metrics import agrees
+from ..data.shipped import DEFAULT
 from ..files import write_picture, write_text
 from .hyperparameters import configured
 from .paths import FORCE, require_file, require_folder, require_picture
@@ -20,7 +21,7 @@ from .view import kept_panels
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..testbed import Scene, SceneQuestion
+    from ..testbed import Question, Scene
 
     Run = tuple[str, float]  # method, keep
 
@@ -29,10 +30,6 @@ KEEPS = (0.25, 0.10)
 _UNPRUNED: Run = ("stride", 1.0)
 _BATCH = 25
 _SAMPLES = 7
-_WORDS = (
-    "The model's words: d8 is the handwritten digit 8 and n2 the number two; r3 c2 is the cell in row 3 and column 2, "
-    "counted from 0 at the top left; nw, ne, sw and se say where the first thing lies, seen from the second."
-)
 
 
 def demo(
@@ -41,7 +38,7 @@ def demo(
     ] = Path("foveate-demo"),
     force: FORCE = False,
 ) -> None:
-    """Show what pruning keeps and what it costs, on the bundled tiny model."""
+    """Show what pruning keeps and what it costs, on a small model that comes with foveate."""
     from rich.console import Console
 
     from ..methods.toolkit.notes import unannounced
@@ -56,11 +53,11 @@ def demo(
         require_picture(picture, "--out", force=force)
     questions, text = out / "scenes" / "questions.jsonl", _lines(known, pictures)
     require_file(questions, "--out", "questions.jsonl", force=force or _holds(questions, text))
-    session = Session.load(BUNDLED)
+    session = load(DEFAULT)
     asked = [(scene, question) for scene in known for question in scene.questions]
     console.print(
-        f"{len(asked)} questions about {len(known)} held-out scenes, asked of a tiny model (1.6 M parameters, 64 "
-        "words) trained for such scenes only. It shows how pruning works, not how well it does on photos."
+        f"{len(asked)} questions about {len(known)} held-out scenes, asked of {DEFAULT} (2.4 M parameters), which was "
+        "trained on such scenes only. It shows how pruning works, not how well it does on photos."
     )
     with unannounced():  # of the same methods again and again
         given = _answers(session, asked)
@@ -70,10 +67,8 @@ def demo(
     write_text(questions, text)
     show(console, _accuracy(given, [question.answer for _, question in asked]))
     show(console, _samples(given, asked))
-    console.print(_WORDS)
-    first = known[0].questions[0].question
     console.print("Ask the first scene yourself:", style="bold")
-    typer.echo(f'foveate ask {pictures[0]} "{first}" --keep 25% --compare')
+    typer.echo(f'foveate ask {pictures[0]} "{_sentence(_to_ask(known[0]).text)}" --keep 25% --compare')
     console.print("What is kept of it:", style="bold")
     typer.echo(str(path))
 
@@ -81,7 +76,12 @@ def demo(
 def _lines(known: Sequence[Scene], pictures: Sequence[Path]) -> str:
     """The questions about the scenes, as `foveate eval --dataset` and `foveate train scorer --data` read them."""
     entries = (
-        {"image": picture.name, **asdict(question)}
+        {
+            "image": picture.name,
+            "family": question.family,
+            "question": _sentence(question.text),
+            "answer": question.answer,
+        }
         for scene, picture in zip(known, pictures, strict=True)
         for question in scene.questions
     )
@@ -93,17 +93,17 @@ def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_bytes() == text.encode()
 
 
-def _answers(session: Session, asked: list[tuple[Scene, SceneQuestion]]) -> dict[Run, list[str]]:
+def _answers(session: LoadedModel, asked: list[tuple[Scene, Question]]) -> dict[Run, list[str]]:
     """All answers of every run."""
     from rich.console import Console
     from rich.progress import Progress
 
     from ..api import prune
+    from ..data import Prompt, answers
     from ..methods import get_method
-    from ..testbed import answers
 
     runs = [_UNPRUNED, *((method, keep) for keep in KEEPS for method in METHODS)]
-    prompts = [([scene.image], question.question) for scene, question in asked]
+    prompts = [Prompt([scene.image], question.text) for scene, question in asked]
     given: dict[Run, list[str]] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Asking", total=len(runs) * len(prompts))
@@ -124,7 +124,7 @@ def _accuracy(given: dict[Run, list[str]], truth: list[str]) -> Table:
     from rich.table import Table
 
     def score(run: Run) -> str:
-        right = sum(said == true for said, true in zip(given[run], truth, strict=True))
+        right = sum(agrees("exact", said, true) for said, true in zip(given[run], truth, strict=True))
         return f"{right}/{len(truth)} ({right / len(truth):.1%})"
 
     table = Table(title="Right answers", title_justify="left")
@@ -136,8 +136,8 @@ def _accuracy(given: dict[Run, list[str]], truth: list[str]) -> Table:
     return table
 
 
-def _samples(given: dict[Run, list[str]], asked: list[tuple[Scene, SceneQuestion]]) -> Table:
-    """One question of each family: the truth, and what each run answered; wrong answers in red."""
+def _samples(given: dict[Run, list[str]], asked: list[tuple[Scene, Question]]) -> Table:
+    """One question of each family: the truth, and the answers with all and with fewest tokens; wrong ones in red."""
     from rich.table import Table
     from rich.text import Text
 
@@ -145,23 +145,33 @@ def _samples(given: dict[Run, list[str]], asked: list[tuple[Scene, SceneQuestion
     for index, (_, question) in enumerate(asked):
         families.setdefault(question.family, index)
     table = Table(title="Some of the answers (!: wrong)", title_justify="left")
-    for heading in ("question", "truth"):
-        table.add_column(heading, no_wrap=True)
-    for method, keep in given:
-        table.add_column("all tokens" if (method, keep) == _UNPRUNED else f"{method} {keep:.0%}")
+    fewest = min(KEEPS)
+    shown = [_UNPRUNED, *((method, fewest) for method in METHODS)]
+    for heading in ("question", "truth", "all tokens", *(f"{method} {fewest:.0%}" for method in METHODS)):
+        table.add_column(heading)
     for index in list(families.values())[:_SAMPLES]:
         question = asked[index][1]
-        said = (answers[index] for answers in given.values())
-        judged = (Text(one) if one == question.answer else Text(f"{one} !", style="red") for one in said)
-        table.add_row(question.question, question.answer, *judged)
+        said = (given[run][index] for run in shown)
+        judged = (Text(one) if agrees("exact", one, question.answer) else Text(f"{one} !", style="red") for one in said)
+        table.add_row(_sentence(question.text), question.answer, *judged)
     return table
 
 
-def _draw(session: Session, scene: Scene, path: Path) -> None:
+def _to_ask(scene: Scene) -> Question:
+    """One of a scene's questions, to count something if possible."""
+    return next((question for question in scene.questions if question.family == "counting"), scene.questions[0])
+
+
+def _sentence(question: str) -> str:
+    """The question as people write it; the model reads it alike."""
+    return question[0].upper() + question[1:]
+
+
+def _draw(session: LoadedModel, scene: Scene, path: Path) -> None:
     """The scene, and what idpruner keeps at each ratio, with random beside the last."""
     from ..visualize import comparison
 
-    question, methods = scene.questions[0].question, configured(METHODS, ())
+    question, methods = _to_ask(scene).text, configured(METHODS, ())
     first, *others = KEEPS
     panels = kept_panels(session, scene.image, question, methods[:1], first)
     for keep in others:

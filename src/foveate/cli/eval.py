@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..data.loading import BUNDLED, MODEL_HELP, TESTBED, Session
+from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
+from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
 from .evaluated import announce, bar, left_out, show
@@ -27,11 +28,9 @@ ALL = "all"
 
 
 def evaluate(
-    model: Annotated[
-        str | None, typer.Option(help=MODEL_HELP, show_default="testbed-llava for the testbed, else bundled")
-    ] = None,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
     suite: Annotated[
-        str | None, typer.Option(help="testbed: generated scenes; bundled: the scenes of `foveate demo`.")
+        str | None, typer.Option(help="testbed: generated scenes; scenes: those of `foveate demo`.")
     ] = None,
     dataset: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
@@ -116,9 +115,7 @@ def evaluate(
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     wanted = _parts(families, "--families") if families else None
     own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
-    if model is None:
-        model = f"{TESTBED}-llava" if suite == TESTBED else BUNDLED
-    session = Session.load(model)
+    session = load(model)
     if methods.strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):
             with nullcontext() if budget == keeps[0] else unannounced():
@@ -148,7 +145,7 @@ def evaluate(
 
 def pair(name: str) -> tuple[Any, Any]:
     """A model and its processor, for each worker."""
-    session = Session.load(name)
+    session = load(name)
     return session.model, session.processor
 
 
@@ -206,7 +203,7 @@ def _dataset(
 
 
 def _suite(
-    name: str, questions: int | None, seed: int, families: Sequence[str] | None, gate: bool, session: Session
+    name: str, questions: int | None, seed: int, families: Sequence[str] | None, gate: bool, session: LoadedModel
 ) -> Suite:
     """Raises EvaluationError for an unknown family."""
     from ..evaluation.gate import QUESTIONS

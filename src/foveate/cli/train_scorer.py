@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.loading import MODEL_HELP, TESTBED, Session
+from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
 from .errors import going_on
 from .paths import require_folder
 
@@ -73,7 +73,7 @@ def scorer(
     require_folder(out, "--out", [] if data == TESTBED else [Path(data)])
     read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
-    session = Session.load(model)
+    session = load(model)
     if read:
         read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
     questions = read or _generated(session, samples, seed)
@@ -105,7 +105,7 @@ def scorer(
         typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
 
 
-def _generated(session: Session, count: int, seed: int) -> list[Sample]:
+def _generated(session: LoadedModel, count: int, seed: int) -> list[Sample]:
     """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
     from ..models import adapter_of
     from ..testbed.questions import families_seen

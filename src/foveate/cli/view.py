@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from ..data.images import open_image
-from ..data.loading import BUNDLED, MODEL_HELP, Session
+from ..data.limits import unknown_words
+from ..data.loading import MODEL_HELP, LoadedModel, load
+from ..data.shipped import DEFAULT
 from ..files import write_picture
 from .errors import InputError
 from .hyperparameters import SETTINGS, configured
 from .paths import FORCE, require_picture
+
+_GENERAL = "Please describe the image."
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +37,7 @@ def view(
     settings: SETTINGS = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = BUNDLED,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
     force: FORCE = False,
 ) -> None:
     """Draw which visual tokens of a picture each method keeps."""
@@ -46,19 +50,20 @@ def view(
         raise InputError("--methods names no method; give some, such as idpruner,random.")
     budget, chosen = Budget(keep), configured(names, settings or ())
     picture = open_image(image)
-    session = Session.load(model)
+    session = load(model)
     asked = default_prompt(session) if question is None else question
     write_picture(output, comparison(kept_panels(session, picture, asked, chosen, budget.keep)))
     typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
 
 
-def default_prompt(session: Session) -> str:
-    """A prompt that the model understands, for when the user gives none."""
-    return "colour star" if session.bundled else "Please describe the image."
+def default_prompt(session: LoadedModel) -> str:
+    """A prompt of words that the model knows, for when the user gives none."""
+    unknown = unknown_words(session.processor.tokenizer, _GENERAL)
+    return "How many things are in the picture?" if unknown else _GENERAL
 
 
 def kept_panels(
-    session: Session, picture: Image.Image, question: str, methods: Sequence[Method], keep: float | int | str
+    session: LoadedModel, picture: Image.Image, question: str, methods: Sequence[Method], keep: float | int | str
 ) -> list[Panel]:
     """The picture as the model sees it, then one panel for what each method keeps."""
     from rich.console import Console

@@ -11,7 +11,6 @@ from PIL import Image
 from ..errors import FoveateError
 from .images import image_size
 from .limits import check_question, explained, fitting
-from .prompts import is_bundled
 from .samples import BadLine, Sample, in_order, samples_file, unusable
 
 _LONG, _SMALL = 8, 32  # times as long as wide, pixels of a side: processors are asked about such pictures only
@@ -45,8 +44,6 @@ def askable(
 
 
 def _fault(processor: Any, sample: Sample, sizes: dict[tuple[int, int], str]) -> str:
-    if is_bundled(processor):
-        return ""  # whose own way of cutting pictures takes any; words are told of as they are asked
     try:
         check_question(processor, sample.question)
     except FoveateError as error:

@@ -14,9 +14,34 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..models import ModelAdapter
+from ..models import ModelAdapter, adapter_of
 
 _KINDS = {"image": 1, "video": 2}  # as Qwen-VL reads its 3-D positions off ``mm_token_type_ids``
+
+
+def load_processor(name: str, model: Any, cached: bool = False) -> Any:
+    """The checkpoint's processor; without torchvision, which those of video models need, a `StillProcessor`.
+
+    Args:
+        name: a folder or an id of the hub.
+        model: loaded from there.
+        cached: look for files of the hub on this machine only.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import is_torchvision_available
+
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error).lower():
+            raise
+    except AttributeError:  # transformers 5.16 asks for the module of InternVL's video processor, which is None
+        if is_torchvision_available():
+            raise
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    return StillProcessor(tokenizer, images, adapter_of(model))
 
 
 class StillProcessor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ _LONGEST = 32  # times as long as wide: of more, a processor that crops to the c
 
 
 class QuestionError(FoveateError, ValueError):
-    """The question has a word that the model does not know, or one that stands for a picture."""
+    """The question holds a text that stands for a picture in the model's prompts."""
 
 
 def placeholders(processor: Any) -> list[str]:
@@ -31,6 +32,18 @@ def check_question(processor: Any, question: str) -> None:
                 f"the question holds {token!r}, which stands for a picture in this model's prompts; leave it out: "
                 "the pictures go before the question by themselves."
             )
+
+
+def unknown_words(tokenizer: Any, question: str) -> list[str]:
+    """The words of a question that a tokenizer of words has none for; empty for those that can write anything.
+
+    Upper case is taken for lower case, as chat templates of such tokenizers do.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    words = dict.fromkeys(re.findall(r"[\w'-]+", question))
+    if unknown is None:
+        return []
+    return [word for word in words if unknown in tokenizer(word.lower(), add_special_tokens=False)["input_ids"]]
 
 
 def fitting(processor: Any, picture: Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import FoveateError, ModelError
-from ..testbed.bundled import bundled_path
-from ..testbed.bundled import encode as encode_bundled
 from .limits import check_question, explained, fitting
 
 
@@ -30,7 +27,7 @@ def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[
     Raises:
         ModelError: when pictures of one batch cannot lie in one tensor, or a clip is shown to a model of images.
         PictureError: when a picture cannot be shown, or the processor cannot take it.
-        QuestionError: when the bundled model does not know a word, or the question holds a model's placeholder.
+        QuestionError: when the question holds a model's placeholder.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -46,10 +43,8 @@ def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
     Raises:
         ModelError: when a clip is shown to a model of images, or the processor fails.
         PictureError: when a picture cannot be shown, or the processor cannot take it.
-        QuestionError: when the bundled model does not know a word, or the question holds a model's placeholder.
+        QuestionError: when the question holds a model's placeholder.
     """
-    if is_bundled(processor):
-        return dict(encode_bundled(processor, [(prompt.pictures, prompt.question)]))
     check_question(processor, prompt.question)
     pictures = [fitting(processor, picture) for picture in prompt.pictures]
     try:
@@ -82,11 +77,6 @@ def _processed(processor: Any, prompt: Prompt) -> dict[str, Any]:
 def decode(processor: Any, ids: Tensor) -> list[str]:
     """The texts of generated ids (B, A)."""
     return [str(text).strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-
-
-def is_bundled(processor: Any) -> bool:
-    """Whether a processor is that of the bundled model, which has a prompt format of its own."""
-    return Path(str(getattr(processor.tokenizer, "name_or_path", ""))) == bundled_path()
 
 
 def collate(prompts: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..data.samples import BadLine, Metric, Sample, usable_samples
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
 from ..testbed.questions import FAMILIES, families_seen
+from ..testbed.suite import sample as asked_about
 from ..testbed.suite import samples as generated
 
 TESTBED_QUESTIONS = 140  # twenty of each family of stills: all methods at four budgets take minutes
@@ -130,21 +131,14 @@ def chosen(
     return tuple(left)
 
 
-def _bundled(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
+def _scenes(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
     samples = [
-        Sample(
-            id=f"{place}-{number}",
-            question=asked.question,
-            answers=(asked.answer,),
-            pictures=(scene.image,),
-            family=asked.family,
-            group=str(place),
-        )
+        asked_about(question, scene.frames, str(place), number)
         for place, scene in enumerate(scenes())
-        for number, asked in enumerate(scene.questions)
+        for number, question in enumerate(scene.questions)
     ]
     left = chosen(samples, questions, seed, families)
-    return Suite("bundled", "The twelve drawn scenes that come with foveate.", left)
+    return Suite("scenes", "The twelve drawn scenes that come with foveate.", left)
 
 
 def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
@@ -163,5 +157,5 @@ def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, c
 
 SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None, bool], Suite]] = {
     "testbed": _testbed,
-    "bundled": _bundled,
+    "scenes": _scenes,
 }

@@ -1,23 +1,9 @@
-"""The testbed: a tiny trained model with its scenes, and procedural scenes in any number, all offline."""
+"""The testbed: small trained models, scenes that come with them, and generated scenes in any number, all offline."""
 
-from ..data.limits import QuestionError
-from .bundled import Scene, SceneQuestion, answer, answers, bundled_path, encode, fitted, load_bundled, scenes
-from .procedural import generate
-from .shipped import shipped_models
+from ..data.shipped import load_shipped, shipped_models
+from .procedural import Scene, generate
+from .questions import Question
+from .shipped import scenes
 from .suite import samples
 
-__all__ = [
-    "QuestionError",
-    "Scene",
-    "SceneQuestion",
-    "answer",
-    "answers",
-    "bundled_path",
-    "encode",
-    "fitted",
-    "generate",
-    "load_bundled",
-    "samples",
-    "scenes",
-    "shipped_models",
-]
+__all__ = ["Question", "Scene", "generate", "load_shipped", "samples", "scenes", "shipped_models"]

@@ -17,7 +17,7 @@ def clip(rng: np.random.Generator, split: str, height: int, width: int) -> Drawi
     """A clip of 4, 6 or 8 frames; its shapes differ, each of another colour."""
     frames = int(rng.integers(2, 5)) * 2
     change = int(rng.integers(1, frames))  # the first frame in the new colour
-    canvas = drawing.backdrop(rng, split, height, width)
+    canvas, photo = drawing.backdrop(rng, split, height, width)
     colours = rng.permutation(list(COLOURS)).tolist()
     nouns = rng.permutation(list(SHAPES)).tolist()
     taken: list[Box] = []
@@ -60,7 +60,7 @@ def clip(rng: np.random.Generator, split: str, height: int, width: int) -> Drawi
             side = int(item.boxes[frame][2]) - x
             drawing.paint(drawn, drawing.shape(item.noun, side), tint[frame >= change], x, y)
         pictures.append(drawing.as_image(drawn))
-    return Drawing(tuple(pictures), tuple(items))
+    return Drawing(tuple(pictures), tuple(items), photo)
 
 
 def direction(item: Item) -> str:

@@ -9,16 +9,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .lexicon import COLOURS
-from .sources import FONTS, font, handwriting, photos
+from .sources import FONTS, font, handwriting, photo_names, photos
 
 Canvas = np.ndarray  # (height, width, 3) float32, 0..255
 _FINE = 4  # shapes are drawn this many times larger, then averaged: smooth edges
 PATTERNS = 4
 
 
-def backdrop(rng: np.random.Generator, split: str, height: int, width: int) -> Canvas:
-    """A cut-out of a photograph of the split, mirrored, turned, and changed in brightness and colour."""
-    photo = photos(split)[rng.integers(len(photos(split)))]
+def backdrop(rng: np.random.Generator, split: str, height: int, width: int) -> tuple[Canvas, str]:
+    """A cut-out of a photograph of the split, mirrored, turned, changed in brightness and colour; and its name."""
+    number = int(rng.integers(len(photos(split))))
+    photo = photos(split)[number]
     zoom = rng.uniform(1.0, 2.0)
     tall, wide = height * zoom, width * zoom
     x, y = rng.uniform(0, photo.width - wide), rng.uniform(0, photo.height - tall)
@@ -30,7 +31,7 @@ def backdrop(rng: np.random.Generator, split: str, height: int, width: int) -> C
         canvas = canvas[..., rng.permutation(3)]
         if rng.random() < 0.5:
             canvas = canvas[::-1]
-    return np.ascontiguousarray(canvas * rng.uniform(0.55, 1.15) + rng.uniform(-15, 15))
+    return np.ascontiguousarray(canvas * rng.uniform(0.55, 1.15) + rng.uniform(-15, 15)), photo_names(split)[number]
 
 
 def ink(rng: np.random.Generator, colour: str) -> np.ndarray:

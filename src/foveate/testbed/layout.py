@@ -53,10 +53,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Frames and what they show."""
+    """Frames, what they show, and the name of the photograph behind it; paper has none."""
 
     frames: tuple[Image.Image, ...]
     items: tuple[Item, ...]
+    photo: str = ""
 
 
 def free_place(

@@ -14,7 +14,7 @@ LETTER_PITCH = 9  # pixels, at least, from letter to letter
 
 def objects(rng: np.random.Generator, split: str, height: int, width: int, crowded: bool = False) -> Drawing:
     """A photograph of the split with things on it, off any grid; `crowded`: as many as find room, most with text."""
-    canvas = drawing.backdrop(rng, split, height, width)
+    canvas, photo = drawing.backdrop(rng, split, height, width)
     share = height * width / 112**2
     wanted = rng.uniform(20, 40) if crowded else rng.uniform(5, 13)
     palette = rng.permutation(list(COLOURS))[: rng.integers(4, len(COLOURS) + 1)].tolist()
@@ -32,7 +32,7 @@ def objects(rng: np.random.Generator, split: str, height: int, width: int, crowd
         if item := draw(rng, canvas, split, noun, colour, taken):
             items.append(item)
             taken.append(item.box)
-    return Drawing((drawing.as_image(canvas),), tuple(items))
+    return Drawing((drawing.as_image(canvas),), tuple(items), photo)
 
 
 def _noun(rng: np.random.Generator, items: list[Item], crowded: bool) -> str:

@@ -29,13 +29,24 @@ _QUESTIONS = 16  # of a scene, at most
 class Scene:
     """A picture, or a clip of 4 to 8 frames, and what is asked about it.
 
-    The sides of frames are multiples of 8 pixels, at most 112.
+    Attributes:
+        kind: one of `KINDS`.
+        frames: RGB, of one size; the sides are multiples of 8 pixels, at most 112.
+        items: what is drawn, and where.
+        questions: what is asked about it, with the true answers.
+        photo: what scikit-image calls the photograph behind; empty for pages and charts, which are on paper.
     """
 
     kind: str
     frames: tuple[Image.Image, ...]
     items: tuple[Item, ...]
     questions: tuple[Question, ...]
+    photo: str = ""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture; of a clip, its first frame."""
+        return self.frames[0]
 
 
 def generate(
@@ -70,7 +81,8 @@ def generate(
         raise TestbedError(f"kind {kind!r} must be one of {', '.join(KINDS)}.")
     height, width = size or draw_size(rng, kind)
     drawn = _draw(rng, kind, split, height, width, crowded)
-    return Scene(kind, drawn.frames, drawn.items, ask(rng, kind, drawn.items, (height, width), wanted, lessons))
+    asked = ask(rng, kind, drawn.items, (height, width), wanted, lessons)
+    return Scene(kind, drawn.frames, drawn.items, asked, drawn.photo)
 
 
 def _draw(rng: np.random.Generator, kind: str, split: str, height: int, width: int, crowded: bool) -> Drawing:

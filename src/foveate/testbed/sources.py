@@ -61,6 +61,11 @@ def _package(name: str, project: str) -> ModuleType:
         raise TestbedError(f"procedural scenes need {project} (foveate[testbed]); run: pip install {_ALL}.") from error
 
 
+def photo_names(split: str) -> tuple[str, ...]:
+    """What scikit-image calls the photographs of a split, in the order of `photos`."""
+    return tuple(_PHOTOS[split])
+
+
 @functools.cache
 def photos(split: str) -> tuple[Image.Image, ...]:
     """The photographs of a split, RGB."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.prompts import Prompt, collate, encode_one, is_bundled, left_padded
+from ...data.prompts import Prompt, collate, encode_one, left_padded
 from ...data.samples import Sample
 from ..checkpoint import TrainingError
 
@@ -50,9 +50,7 @@ def answer_ids(processor: Any, prompt: Prompt, answer: str) -> Tensor:
         raise TrainingError(
             "the model's tokenizer has no end token (eos_token), so that answers would not end; set it."
         )
-    text = answer
-    if not is_bundled(processor) and getattr(processor, "chat_template", None):
-        text = _turn(processor, prompt, answer)
+    text = _turn(processor, prompt, answer) if getattr(processor, "chat_template", None) else answer
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not set(ids) - {end}:
         raise TrainingError(f"the model's tokenizer makes nothing of the answer {answer!r}; leave this sample out.")

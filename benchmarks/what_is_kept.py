@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 import foveate
-from foveate.data.loading import Session
+from foveate.data.loading import LoadedModel, load
 from foveate.data.prompts import Prompt, encode
 from foveate.methods import prunesid
 from foveate.models import adapter_of
@@ -34,11 +34,11 @@ def scenes(seed: int, number: int) -> list[Scene]:
     return [generate("test", seed, index, "objects") for index in range(number)]
 
 
-def inputs_of(session: Session, scene: Scene) -> dict[str, Tensor]:
+def inputs_of(session: LoadedModel, scene: Scene) -> dict[str, Tensor]:
     return encode(session.model, session.processor, [Prompt(scene.frames, QUESTION)])
 
 
-def shows_a_thing(session: Session, scene: Scene, inputs: dict[str, Tensor]) -> Tensor:
+def shows_a_thing(session: LoadedModel, scene: Scene, inputs: dict[str, Tensor]) -> Tensor:
     """(N,) bool: whether the middle of a token lies in a thing; false on what a processor pads."""
     (grid,) = adapter_of(session.model).grids(inputs)["image"]
     width, height = scene.frames[0].size
@@ -48,7 +48,7 @@ def shows_a_thing(session: Session, scene: Scene, inputs: dict[str, Tensor]) -> 
     return shown.flatten()
 
 
-def share_of_things(session: Session, method: str, asked: list[dict[str, Tensor]], shown: list[Tensor]) -> float:
+def share_of_things(session: LoadedModel, method: str, asked: list[dict[str, Tensor]], shown: list[Tensor]) -> float:
     """Of the tokens kept of all pictures, those that show a thing."""
     kept = []
     for inputs in asked:
@@ -81,7 +81,7 @@ def main() -> None:
     things = Table("model", "all tokens", *METHODS, title="Share that shows a thing, at 10 %; 30 scenes of seed 5")
     suppressed = Table("model", *(f"{keep:.0%}" for keep in BUDGETS), title="PruneSID suppresses; 20 scenes of seed 7")
     for name in shipped_models():
-        session, pictures = Session.load(name), scenes(5, 30)
+        session, pictures = load(name), scenes(5, 30)
         asked = [inputs_of(session, scene) for scene in pictures]
         shown = [shows_a_thing(session, *pair) for pair in zip(pictures, asked, strict=True)]
         shares = [torch.cat(shown).float().mean().item()]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import foveate
+from foveate.data import answer
 from foveate.methods import Method, Provenance, register_method
 from foveate.selection import topk
-from foveate.testbed.bundled import answer, load_bundled, scenes
+from foveate.testbed import load_shipped, scenes
 from foveate.tokens import Selection, VisualTokens
 
 
@@ -28,11 +29,11 @@ class Norm(Method):
         return Selection(topk(scores, count, valid=tokens.valid))
 
 
-model, processor = load_bundled()
+model, processor = load_shipped()
 right = {"norm": 0, "idpruner": 0}
 asked = [(scene.image, question) for scene in scenes()[:3] for question in scene.questions]
 for name in right:
     with foveate.prune(model, name, keep=0.1):
         for image, question in asked:
-            right[name] += answer(model, processor, image, question.question) == question.answer
+            right[name] += answer(model, processor, image, question.text) == question.answer
 print({name: f"{count} of {len(asked)} right" for name, count in right.items()})

@@ -1,14 +1,15 @@
-"""Ask the bundled model about a bundled scene, with all of its visual tokens and with a quarter of them.
+"""Ask a small model about a drawn scene, with all of its visual tokens and with a quarter of them.
 
 Usage: python examples/quickstart.py
 """
 
 import foveate
-from foveate.testbed.bundled import encode, load_bundled, scenes
+from foveate.data import Prompt, encode
+from foveate.testbed import load_shipped, scenes
 
-model, processor = load_bundled()  # any supported transformers model and its processor will do
+model, processor = load_shipped()  # any supported transformers model and its processor will do
 scene = scenes()[0]
-inputs = encode(processor, [([scene.image], "colour circle")])  # what processor(images=..., text=...) returns
+inputs = encode(model, processor, [Prompt([scene.image], "How many red things are there?")])
 length = inputs["input_ids"].shape[1]
 
 

@@ -1,4 +1,4 @@
-"""Check an installed wheel: it is imported from where it was installed, and it prunes a bundled scene.
+"""Check an installed wheel: it is imported from where it was installed, and it prunes a scene that comes with it.
 
 Usage: python wheel_check.py PREFIX, with the prefix of the environment that holds the wheel.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from foveate.testbed.bundled import answer, load_bundled, scenes
-
 import foveate
+from foveate.data import answer
+from foveate.testbed import load_shipped, scenes
 
 
 def main(prefix: str) -> None:
@@ -18,14 +18,15 @@ def main(prefix: str) -> None:
     home = Path(foveate.__file__).resolve()
     if not home.is_relative_to(Path(prefix).resolve()):
         raise SystemExit(f"foveate was imported from {home}, not from the wheel in {prefix}")
-    model, processor = load_bundled()
+    model, processor = load_shipped()
     scene = scenes()[0]
+    asked = scene.questions[0]
     with foveate.prune(model, "divprune", keep=0.25) as pruning:
-        given = answer(model, processor, scene.image, scene.questions[0].question)
+        given = answer(model, processor, scene.image, asked.text)
         report = pruning.report()
-    if (report.tokens_before, report.tokens) != (196, 49) or not given:
-        raise SystemExit(f"expected an answer from 49 of 196 tokens, got {given!r} from {report}")
-    print(f"wheel ok: foveate {foveate.__version__}, {scene.questions[0].question!r} -> {given!r}; {report}")
+    if (report.tokens_before, report.tokens) != (196, 49) or given != asked.answer:
+        raise SystemExit(f"expected {asked.answer!r} from 49 of 196 tokens, got {given!r} from {report}")
+    print(f"wheel ok: foveate {foveate.__version__}, {asked.text!r} -> {given!r}; {report}")
 
 
 if __name__ == "__main__":

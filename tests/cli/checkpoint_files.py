@@ -7,12 +7,8 @@ import shutil
 from pathlib import Path
 
 import tiny_models as zoo_module
-from foveate.testbed import bundled_path
+from foveate.testbed import shipped_models
 
-LLAVA_TEMPLATE = (
-    "<bos> {% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-)
 QWEN_TEMPLATE = (
     "<s>{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -24,10 +20,11 @@ INTERNVL_TEMPLATE = (
 )
 
 
-def llava(folder: Path) -> Path:
-    """The bundled model as a LLaVA checkpoint with a chat template, and without the prior."""
-    shutil.copytree(bundled_path(), folder, ignore=shutil.ignore_patterns("foveate-prior-*"))
-    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE)
+def llava(folder: Path, dtype: str = "float32") -> Path:
+    """testbed-llava as a LLaVA checkpoint of one's own, without the scorer and the prior that come with it."""
+    shutil.copytree(shipped_models()["testbed-llava"], folder, ignore=shutil.ignore_patterns("foveate-*"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from cli import checkpoint_files as checkpoints
 from cli.run_command import assert_one_sentence, run
-from foveate.data.loading import Session
 from foveate.testbed import scenes
 
 
@@ -25,11 +25,11 @@ def pictures(tmp_path: Path) -> Path:
 def test_all_bad_pictures_are_named_before_the_model_is_loaded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "load", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(sys.modules["foveate.cli.calibrate"], "load", lambda name: pytest.fail("loaded"))
     whole = (pictures / "scene.png").read_bytes()
     (pictures / "broken.png").write_bytes(whole[:-2000])
     (pictures / "text.jpg").write_text("no picture")
-    result = run("calibrate", "bundled", "--images", pictures, "-o", tmp_path / "prior.safetensors")
+    result = run("calibrate", "testbed-llava", "--images", pictures, "-o", tmp_path / "prior.safetensors")
     assert_one_sentence(result, "2 of 3 pictures", "broken.png", "text.jpg")
 
 
@@ -45,10 +45,10 @@ def test_a_picture_that_the_processor_cannot_take_is_named_before_any_is_measure
 def test_a_cache_that_cannot_be_written_is_told_before_the_model_is_loaded(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "load", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(sys.modules["foveate.cli.calibrate"], "load", lambda name: pytest.fail("loaded"))
     (tmp_path / "file").touch()
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "file" / "home"))
-    assert_one_sentence(run("calibrate", "bundled", "--images", pictures), "foveate's cache", "file")
+    assert_one_sentence(run("calibrate", "testbed-llava", "--images", pictures), "foveate's cache", "file")
 
 
 def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,16 @@ def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, m
     save_file({name: tensor + 0.001 for name, tensor in load_file(other).items()}, other, {"format": "pt"})
     monkeypatch.chdir(tmp_path / "A")
     assert run("calibrate", "m", "--images", pictures).exit_code == 0
-    ask = ("ask", pictures / "scene.png", "colour circle", "--method", "d2pruner", "--max-new-tokens", "1", "--model")
+    ask = (
+        "ask",
+        pictures / "scene.png",
+        "What colour is the sign?",
+        "--method",
+        "d2pruner",
+        "--max-new-tokens",
+        "1",
+        "--model",
+    )
     assert run(*ask, "./m/").exit_code == run(*ask, tmp_path / "A" / "m").exit_code == 0
     monkeypatch.chdir(tmp_path / "B")
     assert_one_sentence(run(*ask, "m"), "no attention prior")

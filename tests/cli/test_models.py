@@ -1,4 +1,4 @@
-"""Commands on checkpoints that are not the bundled one: chat templates, rectangular grids, priors of their own."""
+"""Commands on checkpoints that did not come with foveate: chat templates, rectangular grids, priors of their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from PIL import Image
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from cli.run_command import assert_one_sentence, run
-from foveate.data.loading import Session
+from foveate.data.loading import load
 from foveate.importance import AttentionPrior, default_prior_path
-from foveate.testbed import encode, load_bundled, scenes
+from foveate.testbed import load_shipped, scenes
+
+COLOUR = "What colour is the sign?"
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +37,21 @@ def scene(tmp_path: Path) -> Path:
 
 
 def test_a_llava_with_a_chat_template_gets_the_prompt_of_the_template(llava: Path) -> None:
-    image, processor = scenes()[0].image, load_bundled()[1]
-    session = Session.load(str(llava))
-    assert not session.bundled
+    image, processor = scenes()[0].image, load_shipped()[1]
+    session = load(str(llava))
     for images in ([image], [image, scenes()[1].image]):
-        made, wanted = session.inputs(images, "colour circle"), encode(processor, [(images, "colour circle")])
-        assert torch.equal(made["input_ids"], wanted["input_ids"])
-        assert torch.equal(made["pixel_values"], wanted["pixel_values"].to(session.model.dtype))
+        made = session.inputs(images, COLOUR)
+        shown = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        words = processor.tokenizer(COLOUR.lower(), add_special_tokens=False)["input_ids"]
+        wanted = [processor.tokenizer.bos_token_id, *[processor.image_token_id] * 196 * len(images), *words]
+        assert made["input_ids"].tolist() == [wanted]
+        assert torch.equal(made["pixel_values"], shown.to(session.model.dtype))
 
 
 def test_ask_a_llava_with_a_chat_template(llava: Path, scene: Path) -> None:
-    result = run("ask", scene, "colour circle", "--model", llava, "--keep", "25%", "--compare")
+    result = run("ask", scene, COLOUR, "--model", llava, "--keep", "25%", "--compare")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("blue") == 2
+    assert result.stdout.count("red") == 2
     assert "49 of 196" in result.stdout
 
 
@@ -59,7 +63,7 @@ def test_a_qwen_without_torchvision_gets_the_prompt_of_the_template(
 
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", no_torchvision)
     images = [zoo_module.picture(56, 84), zoo_module.picture(112, 56, seed=1)]
-    made = Session.load(str(qwen)).inputs(images, "what is it?")
+    made = load(str(qwen)).inputs(images, "what is it?")
     wanted = zoo_module.inputs(zoo_module.qwen2_5_vl(), [images], ["what is it?"])
     assert made.keys() == wanted.keys()
     assert all(torch.equal(made[key], wanted[key]) for key in wanted)
@@ -71,7 +75,7 @@ def test_another_import_error_is_no_reason_to_do_without(qwen: Path, monkeypatch
 
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", broken)
     with pytest.raises(Exception, match=r"cannot load the model .*cannot import name 'x'"):
-        Session.load(str(qwen))
+        load(str(qwen))
 
 
 def test_ask_and_view_a_qwen(qwen: Path, tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ def test_a_prior_of_another_model_or_layer_is_one_sentence(llava: Path, scene: P
     path = tmp_path / "prior.safetensors"
     for model, layer, words in (("owner/other", 2, "measured on owner/other"), ("shapes-llava", 3, "layer 3")):
         AttentionPrior(torch.ones(14, 14), layer, model, 1, "p").save(path)
-        result = run("ask", scene, "colour circle", "--model", llava, "--method", "d2pruner", "--set", f"prior={path}")
+        result = run("ask", scene, COLOUR, "--model", llava, "--method", "d2pruner", "--set", f"prior={path}")
         assert result.exit_code == 2
         assert words in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
@@ -119,7 +123,7 @@ def test_without_a_network_the_cache_has_to_do(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("tried again"))
-    result = run("ask", scene, "colour circle", "--model", "owner/not-in-the-cache")
+    result = run("ask", scene, COLOUR, "--model", "owner/not-in-the-cache")
     assert_one_sentence(result, "the hub cannot be reached", "owner/not-in-the-cache")
 
     asked: list[bool] = []
@@ -130,7 +134,7 @@ def test_without_a_network_the_cache_has_to_do(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", look)
     monkeypatch.setattr("foveate.importance.checkpoints.checkpoint_folder", lambda name: tmp_path)
-    assert_one_sentence(run("ask", scene, "colour circle", "--model", "owner/in-the-cache"), "looked")
+    assert_one_sentence(run("ask", scene, COLOUR, "--model", "owner/in-the-cache"), "looked")
     assert asked == [True]
 
 
@@ -148,7 +152,11 @@ def test_panels_say_budget_merging_and_cropping(monkeypatch: pytest.MonkeyPatch)
     from foveate.cli.view import kept_panels
 
     methods = configured(["random", "avgpool"], ())
-    panels = kept_panels(Session.load("bundled"), Image.new("RGB", (200, 100)), "colour star", methods, 0.25)
+    session = load("testbed-llava")
+    crop = {"do_pad": False, "do_resize": True, "size": {"shortest_edge": 112}, "do_center_crop": True}
+    for name, value in crop.items():  # as LLaVA-1.5 shows its model pictures
+        setattr(session.processor.image_processor, name, value)
+    panels = kept_panels(session, Image.new("RGB", (200, 100)), COLOUR, methods, 0.25)
     assert [panel[:2] for panel in panels] == [
         ("centre of the original", "196 visual tokens; the rest is cropped off"),
         ("random, 25%", "keeps 49 of 196 tokens"),

@@ -75,7 +75,7 @@ def test_no_command_overwrites_a_photograph(tmp_path: Path) -> None:
     before = [path.read_bytes() for path in (photo, other, page)]
     results = Path(__file__).parents[2] / "results"
     view = ("view", photo, "--methods", "random", "-o")
-    calibrate = ("calibrate", "bundled", "--images", photo.parent, "-o")
+    calibrate = ("calibrate", "testbed-llava", "--images", photo.parent, "-o")
     for command in ((*view, photo), (*calibrate, photo), (*view, photo, "--force"), (*calibrate, photo, "--force")):
         assert_one_sentence(run(*command), "a.png", "is what is read")
     for command in ((*view, other), (*calibrate, other), ("leaderboard", results, "-o", page)):
@@ -93,17 +93,17 @@ def test_commands_look_first(tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
     for command in (
-        ("calibrate", "bundled", "--images", "testbed", "-o", tmp_path),
+        ("calibrate", "testbed-llava", "--images", "testbed", "-o", tmp_path),
         ("leaderboard", "results", "-o", tmp_path),
         ("view", "photo.png", "-o", notes / "x.png"),
         ("demo", "--out", notes),
-        ("eval", "--suite", "bundled", "--methods", "stride", "-o", notes),
-        ("train", "scorer", "--model", "bundled", "--data", notes, "--out", notes / "x"),
+        ("eval", "--suite", "scenes", "--methods", "stride", "-o", notes),
+        ("train", "scorer", "--model", "testbed-llava", "--data", notes, "--out", notes / "x"),
     ):
         assert_one_sentence(run(*command), "folder")
     data = tmp_path / "log.jsonl"
     data.write_text("{}")
-    for command in (("train", "scorer", "--model", "bundled", "--data", data, "--out", tmp_path),):
+    for command in (("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", tmp_path),):
         assert_one_sentence(run(*command), "holds log.jsonl, which is read")
     data.unlink()
     assert notes.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

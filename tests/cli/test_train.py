@@ -17,7 +17,7 @@ import torch
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from cli.run_command import run
-from foveate.data.loading import Session
+from foveate.data.loading import load
 from foveate.importance import LearnedScorer
 from foveate.testbed import scenes
 
@@ -31,33 +31,35 @@ def written(folder: Path, lines: Sequence[dict]) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve questions about three of the bundled scenes."""
+    """Twelve questions about three of the scenes."""
     folder, lines = tmp_path_factory.mktemp("data"), []
     for number, scene in enumerate(scenes()[:3]):
         scene.image.save(folder / f"{number}.png")
-        lines += [{"image": f"{number}.png", "question": q.question, "answer": q.answer} for q in scene.questions[:4]]
+        lines += [{"image": f"{number}.png", "question": q.text, "answer": q.answer} for q in scene.questions[:4]]
     return written(folder, lines)
 
 
-def test_a_scorer_for_the_bundled_model(data: Path, tmp_path: Path) -> None:
+def test_a_scorer_for_a_shipped_model(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "scorer"
-    result = run("train", "scorer", "--model", "bundled", "--data", data, "--out", out, *FEW)
+    result = run("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", out, *FEW)
     assert result.exit_code == 0, result.output
     assert "12 questions in 3 steps" in result.stdout
     assert LearnedScorer.load(out).hidden_size == 128
     card = json.loads((out / "training.json").read_text())
-    assert (card["model"], card["keep"], card["gate"], card["samples"]) == ("bundled", 0.2, "attention", 12)
-    asked = run("ask", data.parent / "0.png", "colour circle", "--method", "idpruner", "--set", f"scorer={out}")
+    assert (card["model"], card["keep"], card["gate"], card["samples"]) == ("testbed-llava", 0.2, "attention", 12)
+    asked = run(
+        "ask", data.parent / "0.png", "What colour is the sign?", "--method", "idpruner", "--set", f"scorer={out}"
+    )
     assert asked.exit_code == 0, asked.output
-    other = run("train", "scorer", "--model", "bundled", "--data", data, "--out", out, *FEW, "--keep", "10%")
+    other = run("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", out, *FEW, "--keep", "10%")
     assert other.exit_code == 2
     assert "holds a training with keep 0.2, not 0.1" in other.stderr
 
 
 @pytest.mark.parametrize("gate", ["attention", "embeddings"])
 def test_a_scorer_for_a_llava_in_half_precision(data: Path, tmp_path: Path, gate: str) -> None:
-    model, out = checkpoints.llava(tmp_path / "shapes-llava"), tmp_path / "scorer"
-    assert Session.load(str(model)).model.dtype == torch.bfloat16
+    model, out = checkpoints.llava(tmp_path / "shapes-llava", "bfloat16"), tmp_path / "scorer"
+    assert load(str(model)).model.dtype == torch.bfloat16
     step = ("--epochs", 0.34, *FEW)
     result = run("train", "scorer", "--model", model, "--data", data, "--out", out, "--gate", gate, *step)
     assert result.exit_code == 0, result.output
@@ -84,7 +86,6 @@ def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("--data", "absent.jsonl"), "absent.jsonl"),
-        (("--data", "testbed"), "does not know the word"),
         (("--keep", "100%"), "leaves nothing to learn"),
         (("--keep", "many"), "is not a number"),
         (("--gate", "tokens"), "gate='tokens' is unknown"),
@@ -94,7 +95,7 @@ def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
-    options = {"--model": "bundled", "--data": data, "--out": tmp_path / "out", "--samples": 8}
+    options = {"--model": "testbed-llava", "--data": data, "--out": tmp_path / "out", "--samples": 8}
     options |= dict([arguments])
     result = run("train", "scorer", *(part for pair in options.items() for part in pair))
     assert result.exit_code == 2
@@ -104,7 +105,7 @@ def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: t
 
 
 def command(data: Path, out: Path, *launcher: str) -> list[str]:
-    options = ("--model", "bundled", "--data", data, "--out", out, "--epochs", 2, *FEW)
+    options = ("--model", "testbed-llava", "--data", data, "--out", out, "--epochs", 2, *FEW)
     return [sys.executable, *launcher, "-m", "foveate", "train", "scorer", *map(str, options)]
 
 

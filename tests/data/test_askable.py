@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from foveate.data.askable import askable
-from foveate.data.loading import Session
+from foveate.data.loading import LoadedModel, load
 from foveate.data.prompts import Prompt, encode_one
 from foveate.data.samples import Sample, SampleError, read_samples
 
@@ -17,8 +17,8 @@ SIZES = {"fine": (56, 84), "wide": (3000, 4), "tall": (1, 499), "strip": (900, 9
 
 
 @pytest.fixture(scope="module")
-def qwen() -> Session:
-    return Session.load("testbed-qwen2.5-vl")
+def qwen() -> LoadedModel:
+    return load("testbed-qwen2.5-vl")
 
 
 def written(folder: Path, *lines: tuple[str, str]) -> list[Sample]:
@@ -29,7 +29,7 @@ def written(folder: Path, *lines: tuple[str, str]) -> list[Sample]:
     return read_samples(folder)
 
 
-def test_lines_are_named_all_of_them(qwen: Session, tmp_path: Path) -> None:
+def test_lines_are_named_all_of_them(qwen: LoadedModel, tmp_path: Path) -> None:
     samples = written(
         tmp_path, ("fine", "colour?"), ("fine", "<|image_pad|> colour?"), ("wide", "colour?"), ("fine", "<|video_pad|>")
     )
@@ -56,11 +56,11 @@ def test_lines_are_named_all_of_them(qwen: Session, tmp_path: Path) -> None:
         askable(qwen.processor, samples[1:], [], tmp_path, skip_bad=True)  # nothing would be left
 
 
-@pytest.mark.parametrize("name", ["bundled", "testbed-llava", "testbed-qwen2.5-vl"])
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen2.5-vl"])
 @pytest.mark.parametrize("picture", SIZES)
 def test_what_is_found_askable_can_be_asked_and_the_other_cannot(name: str, picture: str, tmp_path: Path) -> None:
-    processor = Session.load(name).processor
-    samples = written(tmp_path, ("fine", "colour star"), (picture, "colour star"))
+    processor = load(name).processor
+    samples = written(tmp_path, ("fine", "how many stars are there?"), (picture, "how many stars are there?"))
     left, bad = askable(processor, samples, [], tmp_path, skip_bad=True)
     assert len(left) + len(bad) == 2
     for sample in samples:

@@ -13,7 +13,7 @@ from PIL import Image
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from foveate.data.fallback_processor import StillProcessor
-from foveate.data.loading import Session
+from foveate.data.loading import load
 from foveate.data.prompts import Prompt, encode
 from foveate.errors import ModelError
 from foveate.models import adapter_of
@@ -103,7 +103,7 @@ def test_placeholders_that_nothing_is_shown_for_are_refused() -> None:
 
 
 def test_tiles_of_an_image_lie_behind_each_other_in_one_frame(tmp_path: Path) -> None:
-    session = Session.load(str(checkpoints.internvl(tmp_path / "internvl")))
+    session = load(str(checkpoints.internvl(tmp_path / "internvl")))
     wide, small = zoo_module.picture(112, 224), zoo_module.picture(56, 56)
     inputs = session.inputs([wide, small], "what?")
     assert inputs["pixel_values"].shape[0] == 4  # two tiles and the whole, and the small one

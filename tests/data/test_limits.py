@@ -13,27 +13,26 @@ from PIL import Image
 
 import tiny_models as zoo_module
 from foveate.data.images import PictureError
-from foveate.data.limits import fitting
-from foveate.data.loading import Session
+from foveate.data.limits import QuestionError, fitting
+from foveate.data.loading import LoadedModel, load
 from foveate.data.prompts import Prompt, encode_one
 from foveate.errors import FoveateError, ModelError
-from foveate.testbed import QuestionError
 
 SQUARE = {"height": 56, "width": 56}
 
 
 @pytest.fixture(scope="module")
-def llava() -> Session:
-    return Session.load("testbed-llava")
+def llava() -> LoadedModel:
+    return load("testbed-llava")
 
 
 @pytest.fixture(scope="module")
-def qwen() -> Session:
-    return Session.load("testbed-qwen2.5-vl")
+def qwen() -> LoadedModel:
+    return load("testbed-qwen2.5-vl")
 
 
 @pytest.mark.parametrize("size", [(512, 512), (113, 20), (3000, 4), (1, 499)])
-def test_a_processor_that_only_pads_gets_large_pictures_scaled_down(llava: Session, size: tuple[int, int]) -> None:
+def test_a_processor_that_only_pads_gets_large_pictures_scaled_down(llava: LoadedModel, size: tuple[int, int]) -> None:
     inputs = llava.inputs([Image.new("RGB", size, (200, 30, 30))], "What colour is the star?")
     assert inputs["pixel_values"].shape == (1, 3, 112, 112)
     shown = (inputs["pixel_values"][0] != 0).any(0)
@@ -41,7 +40,7 @@ def test_a_processor_that_only_pads_gets_large_pictures_scaled_down(llava: Sessi
     assert [int(shown.any(axis).sum()) for axis in (0, 1)] == want
 
 
-def test_what_fits_is_not_touched(llava: Session) -> None:
+def test_what_fits_is_not_touched(llava: LoadedModel) -> None:
     for size in ((112, 112), (40, 20)):
         picture = Image.new("RGB", size)
         assert fitting(llava.processor, picture) is picture
@@ -58,14 +57,14 @@ def test_the_middle_of_very_long_pictures_is_what_a_crop_to_the_centre_leaves() 
         assert (given[0] - given[1]).abs().max() < 0.02
 
 
-def test_pictures_of_any_mode_are_shown_as_viewers_show_them(llava: Session, qwen: Session) -> None:
+def test_pictures_of_any_mode_are_shown_as_viewers_show_them(llava: LoadedModel, qwen: LoadedModel) -> None:
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     for session in (llava, qwen):
         made, white = (session.inputs([one], "What?") for one in (clear, Image.new("RGB", (64, 64), "white")))
         assert torch.equal(made["pixel_values"], white["pixel_values"])
 
 
-def test_a_picture_that_a_processor_cannot_take_is_named(qwen: Session) -> None:
+def test_a_picture_that_a_processor_cannot_take_is_named(qwen: LoadedModel) -> None:
     fine, wide = Image.new("RGB", (56, 56)), Image.new("RGB", (3000, 4))
     with pytest.raises(PictureError, match=r"picture 2 of the prompt: .* 3000 x 4 pixels .*aspect ratio"):
         qwen.inputs([fine, wide], "What?")
@@ -76,7 +75,9 @@ def test_a_picture_that_a_processor_cannot_take_is_named(qwen: Session) -> None:
         encode_one(qwen.processor, Prompt([wide, wide], "What?", video=True))
 
 
-def test_a_processor_that_fails_otherwise_ends_in_a_sentence(qwen: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_fails_otherwise_ends_in_a_sentence(
+    qwen: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise StopIteration
 
@@ -85,7 +86,7 @@ def test_a_processor_that_fails_otherwise_ends_in_a_sentence(qwen: Session, monk
         qwen.inputs([Image.new("RGB", (56, 56))], "What?")
 
 
-def test_placeholders_in_a_question_are_refused(llava: Session, qwen: Session) -> None:
+def test_placeholders_in_a_question_are_refused(llava: LoadedModel, qwen: LoadedModel) -> None:
     picture = Image.new("RGB", (56, 56))
     cases: list[tuple[Any, list[str]]] = [(llava, ["<image>"]), (qwen, ["<|image_pad|>", "<|video_pad|>"])]
     for session, tokens in cases:

@@ -20,7 +20,7 @@ from foveate.evaluation.baselines import Corner, downsampled, enlarged, smaller
 from foveate.evaluation.inference import Examinee
 from foveate.evaluation.runs import Run
 from foveate.models import adapter_of
-from foveate.testbed import load_bundled, scenes
+from foveate.testbed import load_shipped, scenes
 from foveate.tokens import Grid, VisualTokens
 
 
@@ -53,8 +53,11 @@ def test_the_corner_is_kept() -> None:
 
 
 def test_a_fixed_tower_sees_the_picture_in_its_corner() -> None:
-    model, processor = load_bundled()
-    prompts = [Prompt([scenes()[0].image], "colour circle"), Prompt([scenes()[1].image], "colour star")]
+    model, processor = load_shipped()
+    prompts = [
+        Prompt([scenes()[0].image], "what colour is the sign?"),
+        Prompt([scenes()[1].image], "how many stars are there?"),
+    ]
     inputs = encode(model, processor, prompts)
     made, method, keep, factors = downsampled(model, processor, prompts, inputs, "25%")
     assert factors == [(2.0, 2.0)] * 2
@@ -104,9 +107,9 @@ def test_boxes_are_named_in_the_picture_as_it_was() -> None:
     assert enlarged("<4> <10> <6> <20>", (2.0, 1.5)) == "8 15 12 30"
     assert enlarged("nowhere", (2.0, 1.5)) == "nowhere"
     assert enlarged("0.1 0.2 0.5 1", (2.0, 1.5)) == "0.1 0.2 0.5 1"  # shares of the sides
-    sample = Sample("1", "colour circle", ("1 2 3 4",), (scenes()[0].image,), metric="iou")
+    sample = Sample("1", "what colour is the sign?", ("1 2 3 4",), (scenes()[0].image,), metric="iou")
     known = replace(sample, boxes=(((0.0, 0.0, 8.0, 8.0),),))
-    examinee = Examinee(*load_bundled(), 1)
+    examinee = Examinee(*load_shipped(), 1)
     with patch.object(answering, "decode", lambda *_: ["1 2 3 4", "1 2 3 4"]):
         (cell,) = examinee.cells(0, [sample, known], [Run("downsample", "25%")])
     assert cell.answers == ["2 4 6 8", "2 4 6 8"]

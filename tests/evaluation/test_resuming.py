@@ -23,16 +23,17 @@ from foveate.evaluation.runs import Run
 from foveate.evaluation.storage import ANSWERS, QUESTIONS, locked
 from foveate.evaluation.suites import EvaluationError, Suite, suite
 from foveate.methods import get_method
-from foveate.testbed import load_bundled
+from foveate.testbed import load_shipped
 
-PAIR = load_bundled()
-SAMPLES = suite("bundled").samples
+PAIR = load_shipped()
+# without boxes, with which the oracle would be asked, too
+SAMPLES = tuple(dataclasses.replace(sample, boxes=()) for sample in suite("scenes").samples)
 
 
 def evaluation(samples: Sequence[Sample], methods: Sequence[str], keeps: Sequence[str], **fields: Any) -> Evaluation:
     defaults: dict[str, Any] = {"batch": 4, "max_new_tokens": 4, "random_seeds": 1, "workers": 1}
     made = tuple(map(get_method, methods))
-    return Evaluation(Suite("some", "Some.", tuple(samples)), "bundled", made, tuple(keeps), **defaults | fields)
+    return Evaluation(Suite("some", "Some.", tuple(samples)), "testbed-llava", made, tuple(keeps), **defaults | fields)
 
 
 class Watch:
@@ -50,7 +51,7 @@ class Watch:
 
     def __call__(self, *args: Any, **fields: Any) -> Results:
         self.asked.clear()
-        return evaluate(evaluation(*args, **fields), load_bundled, self.folder, loaded=PAIR)
+        return evaluate(evaluation(*args, **fields), load_shipped, self.folder, loaded=PAIR)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_it_grows_by_all_that_there_is(watch: Watch, tmp_path: Path) -> None:
     watch(SAMPLES[:9], ["divprune", "fastv"], ["25%", "10%"])
     assert not watch.asked
     at_once = evaluate(
-        evaluation(SAMPLES[:9], ["divprune", "fastv"], ["25%", "10%"]), load_bundled, tmp_path / "once", loaded=PAIR
+        evaluation(SAMPLES[:9], ["divprune", "fastv"], ["25%", "10%"]), load_shipped, tmp_path / "once", loaded=PAIR
     )
     assert answers_of(grown) == answers_of(at_once)
     assert [list(run) for run in grown.runs] == [list(run) for run in at_once.runs]
@@ -120,7 +121,7 @@ def test_answers_are_judged_anew(watch: Watch) -> None:
     ]
     after = watch(samples, ["divprune"], ["25%"])
     assert not watch.asked and after.runs[0]["right"] == [1, 1, 1, 1]
-    other = [dataclasses.replace(sample, question="count star") for sample in SAMPLES[:4]]
+    other = [dataclasses.replace(sample, question="how many stars are there?") for sample in SAMPLES[:4]]
     watch(other, ["divprune"], ["25%"])
     assert len(watch.asked) == 4 * 7
 
@@ -144,16 +145,18 @@ def test_a_picture_is_its_content(tmp_path: Path) -> None:
 
 def test_what_cannot_be_asked_is_left_out(watch: Watch) -> None:
     """Named, counted and asked again the next time; the others are answered as without it."""
-    bad = dataclasses.replace(SAMPLES[1], question="what is this", id="bad", where="line 2")
+    bad = dataclasses.replace(SAMPLES[1], question="what is <image>?", id="bad", where="line 2")
     good = [SAMPLES[0], *SAMPLES[2:5]]
     results = watch([SAMPLES[0], bad, *SAMPLES[2:5]], ["divprune"], ["25%"])
     (told,) = results.failed
-    assert told["where"] == "line 2" and "does not know the word 'what'" in told["why"]
+    assert told["where"] == "line 2" and "the question holds '<image>'" in told["why"]
     assert [sample["id"] for sample in results.samples] == [sample.id for sample in good]
     assert all(len(run["answers"]) == len(run["right"]) == 4 for run in results.runs)
     assert results.rows()[0].costs["visual_tokens"] == 196 and Results.load(watch.folder) == results
     text = Report(results).text()
-    assert "4 questions about" in text and "1 more failed (see the end)" in text and "| line 2 | the bundled" in text
+    assert (
+        "4 questions about" in text and "1 more failed (see the end)" in text and "line 2 | the question holds" in text
+    )
     again = watch([SAMPLES[0], bad, *SAMPLES[2:5]], ["divprune"], ["25%"])
     assert not watch.asked and again.failed == results.failed  # it fails before any model runs
     mended = watch(SAMPLES[:5], ["divprune"], ["25%"])
@@ -173,7 +176,7 @@ def test_a_run_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return original(examinee, run, samples, group)
 
     monkeypatch.setattr(Examinee, "_answered", answered)
-    results = evaluate(evaluation(SAMPLES[:4], ["divprune", "fastv"], ["25%"]), load_bundled, tmp_path, loaded=PAIR)
+    results = evaluate(evaluation(SAMPLES[:4], ["divprune", "fastv"], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
     assert len(answers_of(results)["divprune@25%"]) == 4 and not results.failed
     (told,) = results.refused
     assert (
@@ -181,16 +184,16 @@ def test_a_run_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         and told["why"] == f"failed at 1 of 4 questions; {SAMPLES[2].id}: ValueError: odd picture"
     )
     monkeypatch.undo()
-    mended = evaluate(evaluation(SAMPLES[:4], ["fastv"], ["25%"]), load_bundled, tmp_path, loaded=PAIR)
+    mended = evaluate(evaluation(SAMPLES[:4], ["fastv"], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
     assert "fastv@25%" in answers_of(mended)
 
 
 def test_where_nothing_can_be_asked_it_ends_soon(tmp_path: Path) -> None:
-    bad = [dataclasses.replace(SAMPLES[0], question=f"what is {n}", where=f"line {n}") for n in range(30)]
-    with pytest.raises(EvaluationError, match=r"none of the 2 questions could be asked\. line 0: the bundled model"):
-        evaluate(evaluation(bad[:2], [], ["25%"]), load_bundled, tmp_path / "few", loaded=PAIR)
+    bad = [dataclasses.replace(SAMPLES[0], question=f"<image> {n}", where=f"line {n}") for n in range(30)]
+    with pytest.raises(EvaluationError, match=r"none of the 2 questions could be asked\. line 0: the question holds"):
+        evaluate(evaluation(bad[:2], [], ["25%"]), load_shipped, tmp_path / "few", loaded=PAIR)
     with pytest.raises(EvaluationError, match="none of the first 20 questions could be asked"):
-        evaluate(evaluation(bad, [], ["25%"]), load_bundled, tmp_path / "many", loaded=PAIR)
+        evaluate(evaluation(bad, [], ["25%"]), load_shipped, tmp_path / "many", loaded=PAIR)
 
 
 def test_a_folder_of_an_older_foveate_goes_on(watch: Watch) -> None:
@@ -230,7 +233,7 @@ def test_answers_that_are_damaged_can_be_done_without(watch: Watch) -> None:
 
 def test_two_at_once_are_one_too_many(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(EvaluationError, match="another evaluation is at work in"):
-        evaluate(evaluation(SAMPLES[:2], [], ["25%"]), load_bundled, tmp_path, loaded=PAIR)
+        evaluate(evaluation(SAMPLES[:2], [], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
     assert not list(tmp_path.iterdir())
     with locked(tmp_path):
         pass
@@ -289,7 +292,8 @@ def test_long_answers_are_told_of() -> None:
 
 def test_committed_results_are_read() -> None:
     """Whatever a folder may hold today, results of before mean what they meant."""
-    folder = Path(__file__).parents[2] / "results" / "bundled"
+    folder = Path(__file__).parents[2] / "results" / "testbed-llava"
     results = Results.load(folder)
-    assert results.configuration["digest"] == suite("bundled").digest() and not results.failed
+    number, seed = len(results.samples), results.configuration["seed"]
+    assert results.configuration["digest"] == suite("testbed", number, seed).digest() and not results.failed
     assert "skipped" not in json.loads((folder / RESULTS).read_text())

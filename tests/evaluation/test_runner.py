@@ -1,4 +1,4 @@
-"""Whole evaluations on the bundled model: what is answered, kept, gone on with, and refused."""
+"""Whole evaluations on testbed-llava: what is answered, kept, gone on with, and refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import foveate
+from foveate.data import Prompt, answers
 from foveate.data.metrics import is_right
 from foveate.data.samples import Sample
 from foveate.errors import MethodError, ModelError
@@ -29,22 +30,23 @@ from foveate.evaluation.workers import Work, _worker
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.cost import CostModel
-from foveate.testbed import answers, load_bundled
+from foveate.testbed import load_shipped
 
-PAIR = load_bundled()
+PAIR = load_shipped()
 METHODS = ("idpruner", "fastv", "evs")  # before the LLM, inside it, and for clips only
 
 
 def wanted(questions: int = 12, **fields: Any) -> Evaluation:
     defaults: dict[str, Any] = {"batch": 5, "max_new_tokens": 4, "random_seeds": 2, "workers": 1}
-    methods = tuple(map(get_method, METHODS))
-    return Evaluation(suite("bundled", questions), "bundled", methods, ("25%", "20"), **defaults | fields)
+    methods, asked = tuple(map(get_method, METHODS)), suite("scenes", questions)
+    asked = dataclasses.replace(asked, samples=tuple(dataclasses.replace(s, boxes=()) for s in asked.samples))
+    return Evaluation(asked, "testbed-llava", methods, ("25%", "20"), **defaults | fields)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     folder = tmp_path_factory.mktemp("done")
-    return evaluate(wanted(), load_bundled, folder, loaded=PAIR), folder
+    return evaluate(wanted(), load_shipped, folder, loaded=PAIR), folder
 
 
 def test_all_runs_are_there(done: tuple[Results, Path]) -> None:
@@ -66,7 +68,7 @@ def test_answers_are_those_of_one_by_one(done: tuple[Results, Path]) -> None:
             method = run["label"] if run["keep"] else "stride"
             with foveate.prune(PAIR[0], method, keep):
                 expected = [
-                    answers(*PAIR, [((), s.question) if run["label"] == "blind" else (s.open(), s.question)])[0]
+                    answers(*PAIR, [Prompt(() if run["label"] == "blind" else s.open(), s.question)], 4)[0]
                     for s in samples
                 ]
             assert run["answers"] == expected
@@ -78,14 +80,15 @@ def test_costs_are_those_of_the_reports(done: tuple[Results, Path]) -> None:
     by_key = {(row.label, row.keep): row.costs for row in results.rows()}
     samples = wanted().suite.samples
     with foveate.prune(PAIR[0], "fastv", 0.25) as pruning:
-        reports = [answers(*PAIR, [(s.open(), s.question)], 1) and pruning.report() for s in samples]
+        reports = [answers(*PAIR, [Prompt(s.open(), s.question)], 1) and pruning.report() for s in samples]
     cost = by_key["fastv", "25%"]
-    assert cost["visual_tokens"] == (196 + 196 + 49 + 49) / 4
+    assert cost["visual_tokens"] == (196 + 196 + 49 + 49 + 49) / 5
     assert cost["text_flops"] == pytest.approx(sum(one.text_flops for one in reports) / len(samples))
     assert cost["kv_bytes"] == pytest.approx(sum(one.kv_bytes for one in reports) / len(samples))
     assert cost["vision_flops"] == by_key["unpruned", ""]["vision_flops"] == reports[0].vision_flops
     blind = by_key["blind", ""]
-    lengths = [[1 + len(s.question.split()) for s in samples]] * 4
+    tokenizer = PAIR[1].tokenizer
+    lengths = [[1 + len(tokenizer(s.question, add_special_tokens=False)["input_ids"]) for s in samples]] * 5
     assert blind["text_flops"] == pytest.approx(CostModel(adapter_of(PAIR[0])).text_flops(lengths) / len(samples))
     assert blind["visual_tokens"] == blind["vision_flops"] == 0
 
@@ -121,7 +124,7 @@ from pathlib import Path
 def advance(done, whole):
     if done >= 60:
         os.kill(os.getpid(), signal.SIGKILL)
-here.evaluate(here.wanted(), here.load_bundled, Path({folder!r}), advance, here.PAIR)
+here.evaluate(here.wanted(), here.load_shipped, Path({folder!r}), advance, here.PAIR)
 """
 
 
@@ -143,7 +146,7 @@ def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_pat
     model = PAIR[0]
     plain, model.__class__ = type(model), Counting
     try:
-        evaluate(wanted(), load_bundled, tmp_path, lambda *seen: told.append(seen), PAIR)
+        evaluate(wanted(), load_shipped, tmp_path, lambda *seen: told.append(seen), PAIR)
     finally:
         model.__class__ = plain
     _, folder = done
@@ -153,13 +156,13 @@ def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_pat
     assert told[0][0] >= 60 and told[-1] == (12 * runs, 12 * runs)
     refused = 2 * 3  # evs asks the model, too, before it finds out
     assert len(asked) <= 3 * runs - left.count("\n") + refused
-    evaluate(wanted(), load_bundled, tmp_path, loaded=(PAIR[0], None))  # nothing is left to do: no processor is needed
+    evaluate(wanted(), load_shipped, tmp_path, loaded=(PAIR[0], None))  # nothing is left to do: no processor is needed
 
 
 def test_workers_find_the_same(tmp_path: Path) -> None:
     little = dataclasses.replace(wanted(4), methods=(get_method("idpruner"),), keeps=("20",), batch=2)
     for workers in (1, 2):
-        evaluate(dataclasses.replace(little, workers=workers), load_bundled, tmp_path / str(workers), loaded=PAIR)
+        evaluate(dataclasses.replace(little, workers=workers), load_shipped, tmp_path / str(workers), loaded=PAIR)
     for name in (ANSWERS, RESULTS):
         assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
@@ -167,8 +170,8 @@ def test_workers_find_the_same(tmp_path: Path) -> None:
 def test_workers_tell_what_goes_wrong_and_stop_when_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
-    known = suite("bundled").samples[0]
-    unknown = dataclasses.replace(known, question="what is this")
+    known = suite("scenes").samples[0]
+    unknown = dataclasses.replace(known, question="what is <image>?")
     runs = (Run("unpruned"), Run("blind"))
 
     def told(asked: Sample, parent: int) -> list[Any]:
@@ -178,7 +181,7 @@ def test_workers_tell_what_goes_wrong_and_stop_when_alone(monkeypatch: pytest.Mo
 
     cells = told(unknown, os.getppid())
     assert [cell.run for cell in cells[:-1]] == ["unpruned", "blind"] and cells[-1] is None
-    assert all("does not know the word 'what'" in cell.failed[0][1] for cell in cells[:-1])
+    assert all("the question holds '<image>'" in cell.failed[0][1] for cell in cells[:-1])
     first, second, end = told(known, os.getppid())
     assert (first.run, second.run, end) == ("unpruned", "blind", None)
     assert told(known, -1) == []
@@ -195,13 +198,13 @@ def test_another_configuration_is_refused(done: tuple[Results, Path], tmp_path: 
         ),
     ):
         with pytest.raises(EvaluationError, match=said):
-            evaluate(dataclasses.replace(wanted(), **changed), load_bundled, folder, loaded=PAIR)  # type: ignore[arg-type]
+            evaluate(dataclasses.replace(wanted(), **changed), load_shipped, folder, loaded=PAIR)  # type: ignore[arg-type]
     Journal(tmp_path, {"batch": 6})  # one that never got as far as an answer is in nobody's way
     assert Journal(tmp_path, {"batch": 5}).cells == {}
     assert json.loads((tmp_path / "configuration.json").read_text()) == {"batch": 5}
     (tmp_path / "something").touch()
     with pytest.raises(EvaluationError, match="holds no evaluation"):
-        evaluate(wanted(), load_bundled, tmp_path, loaded=PAIR)
+        evaluate(wanted(), load_shipped, tmp_path, loaded=PAIR)
 
 
 def test_damage_is_told(done: tuple[Results, Path], tmp_path: Path) -> None:
@@ -241,16 +244,16 @@ def test_small_models_share_the_cores() -> None:
 
 
 def test_clips_are_refused_where_only_images_are_seen(tmp_path: Path) -> None:
-    sample = dataclasses.replace(suite("bundled").samples[0], video=True)
+    sample = dataclasses.replace(suite("scenes").samples[0], video=True)
     evaluation = dataclasses.replace(wanted(), suite=Suite("clips", "Clips.", (sample,)))
     with pytest.raises(ModelError, match="sees images only"):
-        evaluate(evaluation, load_bundled, tmp_path, loaded=PAIR)
+        evaluate(evaluation, load_shipped, tmp_path, loaded=PAIR)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_oracle_is_told_the_boxes() -> None:
     """It keeps the asked-about corner, which chance does not."""
-    samples = [dataclasses.replace(s, boxes=(((0.0, 0.0, 56.0, 28.0),),)) for s in suite("bundled", 3).samples]
+    samples = [dataclasses.replace(s, boxes=(((0.0, 0.0, 56.0, 28.0),),)) for s in suite("scenes", 3).samples]
     evaluation = dataclasses.replace(wanted(), suite=Suite("boxes", "Boxes.", tuple(samples)))
     runs = [run for run in evaluation.runs if run.key == "oracle@25%"]
     kept = []
@@ -267,16 +270,16 @@ def test_the_oracle_is_told_the_boxes() -> None:
 
 
 def test_suites_and_budgets() -> None:
-    everything = suite("bundled")
-    assert len(everything.samples) == 75 and everything.families[0] == "at"
-    some = suite("bundled", 10, seed=1)
-    assert len(some.samples) == 10 and some.samples == suite("bundled", 10, seed=1).samples
-    assert some.digest() != suite("bundled", 10, seed=2).digest()
-    assert {s.family for s in suite("bundled", families=["count", "at"]).samples} == {"count", "at"}
-    with pytest.raises(EvaluationError, match="did you mean 'count'"):
-        suite("bundled", families=["cuont"])
-    with pytest.raises(EvaluationError, match="did you mean 'bundled'"):
-        suite("bundle")
+    everything = suite("scenes")
+    assert len(everything.samples) == 70 and everything.families[0] == "attributes"
+    some = suite("scenes", 10, seed=1)
+    assert len(some.samples) == 10 and some.samples == suite("scenes", 10, seed=1).samples
+    assert some.digest() != suite("scenes", 10, seed=2).digest()
+    assert {s.family for s in suite("scenes", families=["counting", "charts"]).samples} == {"counting", "charts"}
+    with pytest.raises(EvaluationError, match="did you mean 'counting'"):
+        suite("scenes", families=["couting"])
+    with pytest.raises(EvaluationError, match="did you mean 'scenes'"):
+        suite("scene")
     assert [spelled(keep) for keep in ("25%", "0.125", "144", " 5 %")] == ["25%", "12.5%", "144", "5%"]
     for keep in ("auto", "1.0"):
         with pytest.raises(EvaluationError, match="equal budgets"):
@@ -297,24 +300,27 @@ def test_generated_scenes_are_a_suite() -> None:
 
 
 def test_a_folder_is_a_suite(tmp_path: Path) -> None:
-    for number, sample in enumerate(suite("bundled", 3).samples):
+    for number, sample in enumerate(suite("scenes", 3).samples):
         sample.open()[0].save(tmp_path / f"{number}.png")
-    lines = [{"image": f"{n}.png", "question": "count star", "answer": "n1", "family": f"f{n}"} for n in range(3)]
+    lines = [
+        {"image": f"{n}.png", "question": "how many stars are there?", "answer": "1", "family": f"f{n}"}
+        for n in range(3)
+    ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
     made = dataset(tmp_path, families=["f0", "f2"])
     assert [sample.family for sample in made.samples] == ["f0", "f2"]
     before = made.digest()
-    suite("bundled").samples[-1].open()[0].resize((50, 50)).save(tmp_path / "0.png")
+    suite("scenes").samples[-1].open()[0].resize((50, 50)).save(tmp_path / "0.png")
     assert dataset(tmp_path, families=["f0", "f2"]).digest() != before
 
 
 def test_methods_that_cannot_be_made_are_listed(tmp_path: Path) -> None:
     evaluation = dataclasses.replace(wanted(2), methods=(), keeps=("5%",), unable=(("other", "needs more."),))
-    results = evaluate(evaluation, load_bundled, tmp_path, loaded=PAIR)
+    results = evaluate(evaluation, load_shipped, tmp_path, loaded=PAIR)
     assert results.refused == [{"label": "other", "keep": "", "why": "needs more."}]
 
 
 def test_refusals_are_sentences_of_foveate(done: tuple[Results, Path]) -> None:
     with pytest.raises(MethodError) as error, foveate.prune(PAIR[0], "evs", 0.25):
-        answers(*PAIR, [(suite("bundled").samples[0].open(), "count star")])
+        answers(*PAIR, [Prompt(suite("scenes").samples[0].open(), "how many stars are there?")])
     assert done[0].refused[0]["why"] == str(error.value)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.data.loading import Session
+from foveate.data.loading import load
 from foveate.data.metrics import is_right
 from foveate.data.prompts import Prompt, decode, encode
 from foveate.importance import find_prior, find_scorer
@@ -30,7 +30,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> tuple[Any, Any]:
-    session = Session.load(folder.name)
+    session = load(folder.name)
     return session.model, session.processor
 
 

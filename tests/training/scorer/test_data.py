@@ -9,7 +9,7 @@ import tiny_models as zoo_module
 from foveate.data.prompts import Prompt
 from foveate.data.samples import Sample
 from foveate.errors import ModelError
-from foveate.testbed import load_bundled, scenes
+from foveate.testbed import load_shipped, scenes
 from foveate.training import Example, TrainingError, example_of
 from foveate.training.scorer.data import answer_ids, batch_of
 
@@ -65,12 +65,12 @@ def test_answers_that_cannot_be_learned() -> None:
         Letters(None, "</s>").spelt("")
 
 
-def test_the_bundled_model_is_asked_and_answers_in_its_own_words() -> None:
-    _, processor = load_bundled()
-    example = example_of(processor, Sample("0", "colour star", ("red", "crimson"), (scenes()[0].image,)))
-    text = processor.tokenizer.convert_ids_to_tokens(example.inputs["input_ids"][0, [0, -2, -1]].tolist())
-    assert text == ["<bos>", "colour", "star"]
-    assert processor.tokenizer.convert_ids_to_tokens(example.answer.tolist()) == ["red", "<eos>"]
+def test_a_shipped_model_is_asked_and_answers_in_its_own_words() -> None:
+    _, processor = load_shipped()
+    example = example_of(processor, Sample("0", "Which object is red?", ("star", "asterisk"), (scenes()[0].image,)))
+    text = processor.tokenizer.convert_ids_to_tokens(example.inputs["input_ids"][0, [0, 1, -3, -2, -1]].tolist())
+    assert text == ["<bos>", "<image>", "is", "red", "?"]
+    assert processor.tokenizer.convert_ids_to_tokens(example.answer.tolist()) == ["star", "<eos>"]
 
 
 def test_batches_are_prompts_and_answers_padded_on_the_left() -> None:

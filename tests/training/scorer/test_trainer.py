@@ -15,8 +15,8 @@ from foveate import prune
 from foveate.budget import Budget
 from foveate.data.samples import Sample
 from foveate.importance import LearnedScorer
-from foveate.testbed import load_bundled
-from foveate.testbed.bundled import SIDE
+from foveate.testbed import load_shipped
+from foveate.testbed.questions import LARGEST
 from foveate.training import Example, ScorerRecipe, TrainableScorer, TrainingError, example_of, train_scorer
 from foveate.training.scorer.soft_mask import soft_mask
 from tiny_models import Zoo, inputs, picture
@@ -149,7 +149,7 @@ def test_a_hard_mask_is_pruning_by_the_saved_scorer(zoo: Zoo, tmp_path: Path) ->
     torch.testing.assert_close(masked, pruned, rtol=1e-3, atol=1e-3)
 
 
-# What the bundled model is shown: seven things, each of its own colour, on noise; it is asked what one of them is.
+# What testbed-llava is shown: seven things, each of its own colour, on noise; it is asked what one of them is.
 _COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -166,7 +166,7 @@ _CELLS, _PATCH = 14, 8  # tokens a side, pixels a token
 def scene(seed: int) -> tuple[Sample, torch.Tensor]:
     """A drawing with its question, and which of its 196 tokens show something (28 of them)."""
     rng = np.random.default_rng(seed)
-    noise = rng.normal(rng.uniform(60, 190), 15, (SIDE, SIDE, 3)).clip(0, 255)
+    noise = rng.normal(rng.uniform(60, 190), 15, (LARGEST, LARGEST, 3)).clip(0, 255)
     image = Image.fromarray(noise.astype(np.uint8))
     draw, shown, kinds = ImageDraw.Draw(image), torch.zeros(_CELLS, _CELLS, dtype=torch.bool), {}
     places = rng.permutation(36)[: len(_COLOURS)]
@@ -182,12 +182,12 @@ def scene(seed: int) -> tuple[Sample, torch.Tensor]:
             draw.ellipse((x, y, x + far, y + far), fill=None if kind == "ring" else value, outline=value, width=4)
         shown[row : row + 2, column : column + 2] = True
     asked = list(_COLOURS)[seed % len(_COLOURS)]
-    return Sample(str(seed), f"kind {asked}", (kinds[asked],), (image,)), shown.flatten()
+    return Sample(str(seed), f"which object is {asked}?", (kinds[asked],), (image,)), shown.flatten()
 
 
 def learn(out: Path, steps: int, samples: int) -> tuple[LearnedScorer, float]:
-    """A scorer for the bundled model, and how much the loss fell from the first tenth of the steps to the last."""
-    model, processor = load_bundled()
+    """A scorer for testbed-llava, and how much the loss fell from the first tenth of the steps to the last."""
+    model, processor = load_shipped()
     drawn = [scene(seed)[0] for seed in range(samples)]
     recipe = ScorerRecipe(
         keep=_CHANCE, epochs=8 * steps / samples, batch=8, learning_rate=5e-3, warmup=0.2, constraint=(1.0, 1.0)
@@ -208,7 +208,7 @@ def learn(out: Path, steps: int, samples: int) -> tuple[LearnedScorer, float]:
 
 def share_on_things(scorer: LearnedScorer, scenes: range) -> float:
     """Mean share of the 28 tokens kept that show something; by chance 28 / 196."""
-    model, processor = load_bundled()
+    model, processor = load_shipped()
     found = []
     with torch.no_grad(), prune(model, "visionselector", keep=_CHANCE, scorer=scorer) as pruning:
         for sample, shown in map(scene, scenes):
@@ -217,7 +217,7 @@ def share_on_things(scorer: LearnedScorer, scenes: range) -> float:
     return float(np.mean(found))
 
 
-def test_the_bundled_model_teaches_where_things_are(tmp_path: Path) -> None:
+def test_the_model_teaches_where_things_are(tmp_path: Path) -> None:
     """In a few steps on drawings; drawings that it was not trained on, by the scorer as it was saved."""
     scorer, fell = learn(tmp_path, steps=20, samples=80)
     assert fell > 0.1

@@ -18,15 +18,9 @@ from .methods import Method, Stage, get_method, method_names
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
 from .models import SupportedModel, supported_models
-from .models.adapter import FROM_ROUTER
-from .tokens import Cue
+from .tokens import Cue, Source
 
 _LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
-NOT_IN_VLLM = {
-    Cue.TEXT_EMBEDDINGS: "vLLM encodes an image once for all prompts that hold it",
-    Cue.ENCODER_READINGS: "the plugin listens to one layer only",
-    Cue.PADDING: "the plugin does not look at pixels",
-}
 _SECTIONS = ("Deviations", "Cost class", "Cost")
 
 
@@ -141,7 +135,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     lacking = {row.class_name: spelled(needs - set(row.cues)) for row in known if needs - set(row.cues)}
     if not lacking:
         return "all that foveate supports"
-    if needs & FROM_ROUTER:
+    if needs & Cue.of(Source.ROUTER):
         routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
         return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
     return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
@@ -171,7 +165,7 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
 
 
 def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
-    return next((f"no: {why}" for cue, why in NOT_IN_VLLM.items() if cue in needs), None)
+    return next((f"no: {cue.not_in_vllm}" for cue in Cue if cue in needs and cue.not_in_vllm), None)
 
 
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:

@@ -1,9 +1,9 @@
-"""Images grouped into the pools that share a budget, and the one call of a method for all of them."""
+"""Images in groups that share a budget, and the one call of a method for all of them; for every engine and training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -35,56 +35,84 @@ class Span:
 
 @dataclass(frozen=True)
 class PromptText:
-    """The text of each prompt of a forward, left-padded.
+    """Where the text of each prompt of a forward lies, left-padded.
 
     Args:
-        index: (B, M) long, into the L tokens before any pruning; of which `valid` (B, M) are real.
-        embeddings: (B, M, d) what enters the language model.
-        keys: (B, M) L1 lengths of their keys in the layer below, or None.
-        states: (B, M, d) hidden states that enter the layer, or None.
-        norm: (d,) the weights of the language model's last norm, or None.
+        index: (B, M) long, into the L tokens before any pruning.
+        valid: (B, M) bool, which of them are real.
     """
 
     index: Tensor
     valid: Tensor
-    embeddings: Tensor
-    keys: Tensor | None = None
-    states: Tensor | None = None
-    norm: Tensor | None = None
+
+
+# A cue as it is read: for tokens of images one tensor (n, ...) per span or image, in order; for the text of the prompts
+# (B, M, ...); for the whole model (d,).
+ReadCue = Sequence[Tensor] | Tensor
 
 
 @dataclass(frozen=True)
 class TokenGroups:
-    """The images of a forward, grouped into the pools that share a budget."""
+    """The images of a forward, or of a step of a server, in the groups that share a budget."""
 
     spans: list[list[Span]]
-    counts: list[int]  # upper bounds where the budget is by content
+    counts: list[int]  # how many tokens each keeps; upper bounds where the budget is by content
     by_content: bool = False
 
     @classmethod
     def of(cls, spans: Sequence[Span], budget: Budget) -> TokenGroups:
-        """One pool per image or clip, per frame with ``scope="frame"``, or per prompt with ``scope="prompt"``."""
+        """One group per image or clip, per frame with ``scope="frame"``, or per prompt with ``scope="prompt"``."""
         if budget.scope == "image":
-            pools = [[span] for span in spans]
+            groups = [[span] for span in spans]
         elif budget.scope == "frame":
-            pools = [[frame] for span in spans for frame in span.frames()]
+            groups = [[frame] for span in spans for frame in span.frames()]
         else:
-            pools = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
-        counts = budget.counts([sum(len(s.grid) for s in pool) for pool in pools])
-        return cls(pools, counts, budget.by_content)
+            groups = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
+        counts = budget.counts([sum(len(s.grid) for s in group) for group in groups])
+        return cls(groups, counts, budget.by_content)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens in each group."""
+        return [sum(len(span.grid) for span in group) for group in self.spans]
+
+    @property
+    def grids(self) -> tuple[tuple[Grid, ...], ...]:
+        """The grids of each group, as `VisualTokens` wants them."""
+        return tuple(tuple(span.grid for span in group) for group in self.spans)
 
     @property
     def drops(self) -> bool:
-        """Whether any pool loses a token, or may lose one where the budget is by content."""
+        """Whether any group loses a token, or may lose one where the budget is by content."""
         if self.by_content:
             return bool(self.spans)
-        return any(c < sum(len(s.grid) for s in pool) for pool, c in zip(self.spans, self.counts, strict=True))
+        return any(count < size for count, size in zip(self.counts, self.sizes, strict=True))
 
     def padded_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows (P,) and token indices (P, N), padded with -1, of the pools."""
-        rows = torch.tensor([pool[0].row for pool in self.spans], device=device)
-        flat = [torch.cat([span.index.to(device) for span in pool]) for pool in self.spans]
+        """Rows (P,) and token indices (P, N), padded with -1, of the groups."""
+        rows = torch.tensor([group[0].row for group in self.spans], device=device)
+        flat = [torch.cat([span.index.to(device) for span in group]) for group in self.spans]
         return rows, pad_sequence(flat, batch_first=True, padding_value=-1)
+
+    def padded(self, values: Sequence[Tensor]) -> Tensor:
+        """(P, N, ...): tensors of all tokens, one after the other in the order of the groups, cut and padded.
+
+        Args:
+            values: (n, ...) of each span, or of each image where all groups lie within images.
+
+        Raises:
+            ModelError: where they are not as many as tokens.
+        """
+        sizes = self.sizes
+        if [len(value) for value in values] == sizes:
+            return pad_sequence(list(values), batch_first=True)
+        given = sum(map(len, values))
+        if given != sum(sizes):
+            raise ModelError(
+                f"the encoder gave {given} values for images of {sum(sizes)} tokens; "
+                "prune with images passed to this forward, or use a method without encoder cues."
+            )
+        return pad_sequence(torch.cat(list(values)).split(sizes), batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -92,22 +120,22 @@ class Merge:
     """The merges of a selection, to be applied to the sequence that it was made of, with gradients or without.
 
     Args:
-        at: rows and columns (P, N) of the pools' tokens in the sequence.
+        at: rows and columns (P, N) of the groups' tokens in the sequence.
         alive: (P, N) bool, the tokens that were there.
-        kept: (P, N) bool, those that stay.
+        keep: (P, N) bool, those that stay.
         selection: of the method.
     """
 
     at: tuple[Tensor, Tensor]
     alive: Tensor
-    kept: Tensor
+    keep: Tensor
     selection: Selection
 
     def apply(self, hidden: Tensor) -> Tensor:
         """`hidden` (B, W, d) with the merged values in the place of the kept tokens."""
         features = hidden[self.at].masked_fill(~self.alive[..., None], 0.0)
-        merged = self.selection.merged(features)[self.kept]
-        return hidden.index_put((self.at[0][self.kept], self.at[1][self.kept]), merged)
+        merged = self.selection.merged(features)[self.keep]
+        return hidden.index_put((self.at[0][self.keep], self.at[1][self.keep]), merged)
 
 
 class Choice(NamedTuple):
@@ -133,18 +161,18 @@ def choose(
     groups: TokenGroups,
     hidden: Tensor,
     place: Tensor | None,
-    cues: Mapping[Cue, Sequence[Tensor]],
+    cues: Mapping[Cue, ReadCue],
     text: PromptText | None = None,
 ) -> Choice:
-    """Ask the method once for all pools.
+    """Let the method choose once for all groups of a sequence.
 
     Args:
         method: bound to the model.
-        groups: the pools, with their budgets.
+        groups: with their budgets.
         hidden: (B, W, d), the sequence to be shortened.
         place: (B, L) where each of the prompt's tokens lies in `hidden` now (-1: dropped before), or None for W = L.
-        cues: per cue one tensor (n, ...) per span, in the order of the prompt's spans.
-        text: the prompt's text, for methods that read it; None for others.
+        cues: as they were read; of tokens by span, in the order of the prompt's spans.
+        text: where the prompt's text lies; needed by cues that tell of it.
 
     Raises:
         MethodError: where the method does not keep what it was asked for.
@@ -155,45 +183,63 @@ def choose(
         index = torch.where(index >= 0, place[rows[:, None], index.clamp_min(0)], index)
     alive = index >= 0
     at = (rows[:, None].expand_as(index), index.clamp_min(0))
-    grids = tuple(tuple(span.grid for span in pool) for pool in groups.spans)
-    given = {cue.name.lower(): _pooled(values, groups) for cue, values in cues.items()}
-    if text is not None:
-        last = torch.tensor([int(pool[-1].index[-1]) for pool in groups.spans], device=text.index.device)
-        follows = (text.index[rows] > last[:, None]) & text.valid[rows]
-        given |= {"text_embeddings": text.embeddings[rows], "text_valid": text.valid[rows], "text_follows": follows}
-        if text.keys is not None:
-            given["text_keys"] = text.keys[rows]
-        if text.states is not None:
-            given["text_states"] = text.states[rows]
-        if text.norm is not None:
-            given["last_norm"] = text.norm.expand(len(rows), -1)
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
-    tokens = VisualTokens(features, grids, alive=alive, **given)
+    masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
+    given = {cue: _grouped(groups, rows, read, cue) for cue, read in cues.items()}
+    tokens = VisualTokens(features, groups.grids, given, **masks)
     wanted = _by_content(method, tokens) if groups.by_content else torch.tensor(groups.counts, device=hidden.device)
-    count = torch.minimum(wanted, alive.sum(1))
-    selection = method.select(tokens, count)
-    kept = selection.keep & alive
-    if not torch.equal(kept.sum(1), count):
-        raise MethodError(f"{method.name} kept {kept.sum(1).tolist()} tokens where {count.tolist()} were asked for.")
+    selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
     keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    dropped = alive & ~kept
+    dropped = alive & ~selection.keep
     keep[at[0][dropped], at[1][dropped]] = False
-    merge = None if selection.target is None else Merge(at, alive, kept, selection)
-    return Choice(keep, merge, None if method.bias is None else _sizes(keep, at, alive, count, selection))
+    merge = None if selection.target is None else Merge(at, alive, selection.keep, selection)
+    return Choice(keep, merge, None if method.bias is None else _sizes(keep, at, alive, selection))
 
 
-def _sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, count: Tensor, selection: Selection) -> Tensor:
+def select(method: Method, tokens: VisualTokens, count: Tensor, checked: bool = True) -> Selection:
+    """The one call of a method, whoever asks: a selection of valid tokens with exact counts.
+
+    Args:
+        method: bound to the model.
+        tokens: B groups.
+        count: (B,) long, how many of each to keep.
+        checked: whether counts are checked, for which the host waits for the device.
+
+    Raises:
+        MethodError: where the method does not keep what it was asked for.
+    """
+    selection = method.select(tokens, count)
+    selection = replace(selection, keep=selection.keep & tokens.valid)
+    if checked and not torch.equal(found := selection.keep.sum(1), count):
+        raise MethodError(f"{method.name} kept {found.tolist()} tokens where {count.tolist()} were asked for.")
+    return selection
+
+
+def _grouped(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> Tensor:
+    """A cue as `VisualTokens` wants it: (P, ...), where `rows` (P,) is the prompt of each group."""
+    if not isinstance(read, Tensor):
+        return groups.padded(read)
+    return read[rows] if cue.of_text else read.expand(len(rows), *read.shape)
+
+
+def _text_masks(groups: TokenGroups, rows: Tensor, text: PromptText) -> dict[str, Tensor]:
+    """For each group which entries of its prompt's text are real, and which follow its images."""
+    last = torch.tensor([int(group[-1].index[-1]) for group in groups.spans], device=text.index.device)
+    valid = text.valid[rows]
+    return {"text_valid": valid, "text_follows": (text.index[rows] > last[:, None]) & valid}
+
+
+def _sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selection: Selection) -> Tensor:
     """(B, W, 2): see `Choice`."""
-    sizes = torch.ones(*keep.shape, 2, dtype=torch.float32, device=keep.device)
-    mean = (alive.sum(1).float() / count.clamp_min(1).float())[:, None].expand(alive.shape)
+    sizes, kept = torch.ones(*keep.shape, 2, dtype=torch.float32, device=keep.device), selection.keep
+    mean = (alive.sum(1).float() / kept.sum(1).clamp_min(1).float())[:, None].expand(alive.shape)
     merged = torch.ones_like(mean) if selection.target is None else group_size(selection.target)
-    kept = selection.keep & alive
     sizes[at[0][kept], at[1][kept]] = torch.stack([mean, merged.float()], -1)[kept]
     return sizes
 
 
 def _by_content(method: Method, tokens: VisualTokens) -> Tensor:
-    """How many tokens of each pool the method wants to keep, at least as many as it must leave: (P,) long."""
+    """How many tokens of each group the method wants to keep, at least as many as it must leave: (P,) long."""
     counts = method.counts(tokens)
     if counts is None or counts.shape != tokens.features.shape[:1] or counts.is_floating_point():
         raise MethodError(
@@ -201,15 +247,3 @@ def _by_content(method: Method, tokens: VisualTokens) -> Tensor:
             f"gave {counts}; give keep a fraction such as 0.25 instead."
         )
     return counts.to(tokens.features.device, torch.long).clamp_min(0 if method.may_drop_all else 1)
-
-
-def _pooled(values: Sequence[Tensor], groups: TokenGroups) -> Tensor:
-    """Cue tensors of all spans, in the order of the pools, cut into pools and padded to (P, N, ...)."""
-    sizes = [sum(len(span.grid) for span in pool) for pool in groups.spans]
-    given = sum(map(len, values))
-    if given != sum(sizes):
-        raise ModelError(
-            f"the encoder gave {given} values for images of {sum(sizes)} tokens; "
-            "prune with images passed to this forward, or use a method without encoder cues."
-        )
-    return pad_sequence(torch.cat(list(values)).split(sizes), batch_first=True)

@@ -3,37 +3,194 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from .devices import full_precision
-from .errors import SelectionError
+from .errors import SelectionError, near_miss
+
+
+class Source(enum.Enum):
+    """Where a cue arises. All that foveate must know of a cue to read it, or to refuse it, follows from this."""
+
+    ENCODER = "the vision encoder"
+    PROMPT = "the prompt's tokens as they enter the language model"
+    WEIGHTS = "the weights of the language model"
+    LAYER_BELOW = "the attention of the LLM layer below the one whose input is shortened"
+    LAYERS_BELOW = "the attention of lower LLM layers of the method's choice"
+    LAYER = "the LLM layer whose input is shortened"
+    ROUTER = "the router of experts in that layer"
+
+    @property
+    def not_in_vllm(self) -> str | None:
+        """Why the vLLM plugin gives no cue from here; None where it can."""
+        if self is Source.ENCODER:
+            return None
+        if self is Source.PROMPT:
+            return "vLLM encodes an image once for all prompts that hold it"
+        return "the plugin does nothing inside the LLM"
+
+
+class Kind(enum.Enum):
+    """What the numbers of a cue are, and so in which dtype methods find them."""
+
+    NUMBER = "measurements, in float32"
+    VECTOR = "vectors of the model, which may be in 16 bits"
+    MASK = "bool"
 
 
 class Cue(enum.Enum):
-    """Something that a method can need beyond the token features themselves."""
+    """Something that a method can need beyond the token features themselves.
 
-    ENCODER_ATTENTION = "attention received inside the vision encoder"
-    ENCODER_FEATURES = "vision features before the projector"
-    LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below"
-    LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer"
-    LLM_ATTENTION_UNROTATED = "attention row of the last prompt token, in the same LLM layer, without positions"
-    TEXT_EMBEDDINGS = "input embeddings of the prompt's text"
-    ENCODER_READINGS = "attention received in vision encoder layers of the method's choice"
-    ROUTER_LOGITS = "logits of the router of experts in the same LLM layer"
-    INPUT_EMBEDDINGS = "what entered the language model in the place of hidden states inside it"
-    LLM_TEXT_ATTENTION = "attention of the prompt's text to the visual tokens, one LLM layer below"
-    LLM_CONTRIBUTIONS = "part of the visual tokens in what the last prompt token reads, in the LLM layers below"
-    LLM_READINGS = "attention rows of the last prompt token in LLM layers of the method's choice"
-    ROTARY_DECAY = "decay of attention with the distance between visual tokens and the prompt's text"
-    LLM_KEYS = "lengths of the keys of visual tokens and of the prompt's text, one LLM layer below"
-    TEXT_STATES = "hidden states of the prompt's text in the same LLM layer"
-    LAST_NORM = "weights of the language model's last norm"
-    PADDING = "which visual tokens show nothing but the border that makes a picture square"
+    A member declares all there is to know of a cue; messages, checks, refusals and docs follow from it.
+
+    Args:
+        value: what it is, in words that complete "cannot give what the method needs: ...".
+        source: where it arises.
+        axes: its shape beyond the batch, see `shape`.
+        kind: what its numbers are.
+        not_in_vllm: why the vLLM plugin cannot give it; None where it can.
+
+    Of the axes, N are the visual tokens of a group, padded on the right in raster order, M the tokens of the prompt's
+    text, d is the width of the features, and D that of the language model's input; other letters are sizes of the cue's
+    own.
+    """
+
+    _value_: str
+    source: Source
+    axes: tuple[str, ...]
+    kind: Kind
+    not_in_vllm: str | None
+
+    def __new__(
+        cls, value: str, source: Source, axes: str, kind: Kind = Kind.NUMBER, not_in_vllm: str | None = None
+    ) -> Cue:
+        self = object.__new__(cls)
+        self._value_, self.source, self.axes, self.kind = value, source, tuple(axes.split()), kind
+        self.not_in_vllm = not_in_vllm or source.not_in_vllm
+        return self
+
+    ENCODER_ATTENTION = "attention received inside the vision encoder", Source.ENCODER, "N"
+
+    ENCODER_FEATURES = "vision features before the projector", Source.ENCODER, "N e", Kind.VECTOR
+
+    ENCODER_READINGS = (
+        "attention received in vision encoder layers of the method's choice",
+        Source.ENCODER,
+        "N R",
+        Kind.NUMBER,
+        "the plugin listens to one layer only",
+    )
+    """A column for each of the method's R `encoder_readings`, in order."""
+
+    PADDING = (
+        "which visual tokens show nothing but the border that makes a picture square",
+        Source.ENCODER,
+        "N",
+        Kind.MASK,
+        "the plugin does not look at pixels",
+    )
+
+    TEXT_EMBEDDINGS = "input embeddings of the prompt's text", Source.PROMPT, "M D", Kind.VECTOR
+    """What the language model reads of every token that stands for no image, in order: the system prompt, the chat
+    template and special tokens included."""
+
+    INPUT_EMBEDDINGS = (
+        "what entered the language model in the place of hidden states inside it",
+        Source.PROMPT,
+        "N D",
+        Kind.VECTOR,
+    )
+
+    TEXT_STATES = "hidden states of the prompt's text in the same LLM layer", Source.PROMPT, "M d", Kind.VECTOR
+    """Those that enter the same layer as the features."""
+
+    ROTARY_DECAY = (
+        "decay of attention with the distance between visual tokens and the prompt's text",
+        Source.PROMPT,
+        "N M",
+    )
+    """Mean over the rotary frequencies of the cosine of the angle between the positions of a visual and a text token; 1
+    where they are the same."""
+
+    LAST_NORM = "weights of the language model's last norm", Source.WEIGHTS, "d", Kind.VECTOR
+    """The weights of the norm behind the last layer, the same in every row."""
+
+    LLM_ATTENTION = "attention row of the last prompt token, one LLM layer below", Source.LAYER_BELOW, "N"
+    """Mean over the heads."""
+
+    LLM_TEXT_ATTENTION = (
+        "attention of the prompt's text to the visual tokens, one LLM layer below",
+        Source.LAYER_BELOW,
+        "N H M",
+    )
+    """Attention of each text token to each visual one, by head, over all that the text token sees; 0 from text before
+    the image."""
+
+    LLM_CONTRIBUTIONS = (
+        "part of the visual tokens in what the last prompt token reads, in the LLM layers below",
+        Source.LAYER_BELOW,
+        "N L 3",
+    )
+    """A column for each of the L layers below in which the method had them read, the latest last. With o what the
+    attention heads of the last prompt token put out, side by side, and c_j the part of token j in it:
+    ``1 - cos(o, o - c_j)``, ``|c_j|`` and ``|c_j| / |o|``. 0 where a token was gone by then."""
+
+    LLM_KEYS = (
+        "lengths of the keys of visual tokens and of the prompt's text, one LLM layer below",
+        Source.LAYER_BELOW,
+        "N",
+    )
+    """L1 length of each token's key, behind the rotary embedding, all heads side by side. TEXT_KEYS comes with it."""
+
+    TEXT_KEYS = "lengths of the keys of the prompt's text, one LLM layer below", Source.LAYER_BELOW, "M"
+    """The same of the text."""
+
+    LLM_READINGS = (
+        "attention rows of the last prompt token in LLM layers of the method's choice",
+        Source.LAYERS_BELOW,
+        "N R",
+    )
+    """Mean over the heads, a column for each of the layers in the method's `llm_readings`, in order; 0 where a token
+    was gone by then."""
+
+    LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer", Source.LAYER, "N"
+    """Mean over the heads in the layer whose input is shortened, as it would be if nothing were dropped there."""
+
+    LLM_ATTENTION_UNROTATED = (
+        "attention row of the last prompt token, in the same LLM layer, without positions",
+        Source.LAYER,
+        "N",
+    )
+    """The same by queries and keys before their rotary embedding, over the tokens of this forward alone, as what is
+    cached is rotated."""
+
+    ROUTER_LOGITS = "logits of the router of experts in the same LLM layer", Source.ROUTER, "N E", Kind.VECTOR
+    """What the router of the layer whose input is shortened makes of that input, passed through the norm before it."""
+
+    @classmethod
+    def of(cls, *sources: Source) -> frozenset[Cue]:
+        """All cues that arise in these sources."""
+        return frozenset(cue for cue in cls if cue.source in sources)
+
+    @property
+    def keyword(self) -> str:
+        """Its name as an argument of `VisualTokens`."""
+        return self.name.lower()
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it tells of the prompt's text, and so comes with `text_valid` and `text_follows`."""
+        return "M" in self.axes
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape beyond the batch, where `sizes` says how long each of its `axes` is."""
+        return tuple(int(axis) if axis.isdigit() else sizes[axis] for axis in self.axes)
 
 
 AttentionKind = Literal["cls", "received", "keys"]
@@ -77,94 +234,87 @@ class Grid:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-@dataclass(frozen=True)
+_NO_CUES: Mapping[Cue, Tensor] = MappingProxyType({})
+
+
+@dataclass(frozen=True, init=False, eq=False)
 class VisualTokens:
-    """Visual tokens of a padded batch of pools; a pool is an image, a clip, or all images of a prompt.
+    """Visual tokens of a padded batch of groups; a group is an image, a clip, or all images of a prompt.
 
     Args:
         features: (B, N, d), any float dtype; what the LLM would read (embeddings before it, hidden states inside), or
             before the vision encoder the pixels in [0, 1] of all patches of a token.
-        grids: for each of the B pools, the grids of the images in it, in order; their sizes add up to the pool's.
-        encoder_attention: (B, N) attention received inside the vision encoder, or None when not asked for.
-        encoder_features: (B, N, e) vision features before the projector, or None.
-        llm_attention: (B, N) head-mean attention of the last prompt token in the layer below, or None.
+        grids: for each of the B groups, the grids of the images in it, in order; their sizes add up to the group's.
+        cues: what else is known, by `Cue`, which says what each is and its shape behind B. A cue may be given by its
+            name, too: ``encoder_attention=...``; None takes it away. So it can be read, ``tokens.encoder_attention``,
+            which is None where it is not given; methods read what they need with `cue`.
         alive: (B, N) bool, false where an earlier stage already dropped a token; None when all are there.
-        text_embeddings: (B, M, d) what the LLM reads of the text of each pool's prompt, in order, or None: every token
-            that stands for no image, system prompt, chat template and special tokens included.
-        text_valid: (B, M) bool, false on padding of the text, which can be on either side; None when there is none.
-        llm_attention_here: (B, N) head-mean attention of the last prompt token in the layer whose input is shortened,
-            as it would be if nothing were dropped there, or None.
-        llm_attention_unrotated: (B, N) the same by queries and keys before their rotary embedding, over the tokens of
-            this forward alone, as what is cached is rotated; or None.
-        encoder_readings: (B, N, R), a column for each of the method's R `encoder_readings`, in order; or None.
-        router_logits: (B, N, E), what the router of the layer whose input is shortened makes of that input, passed
-            through the norm before the router; or None.
-        input_embeddings: (B, N, d) what entered the language model in the place of `features`, or None.
-        text_follows: (B, M) bool, true on the text that comes after all images of the pool and so attends to them; or
-            None. Inside the LLM the M texts of `text_embeddings` and of the two cues below are the same.
-        llm_text_attention: (B, N, H, M) attention of each text token to each visual one in the layer below, by head,
-            over all that the text token sees; 0 from text before the image; or None.
-        llm_contributions: (B, N, L, 3), a column for each of the L layers below in which the method had them read, the
-            latest last, or None. With o what the attention heads of the last prompt token put out, side by side, and
-            c_j the part of token j in it: ``1 - cos(o, o - c_j)``, ``|c_j|`` and ``|c_j| / |o|``. 0 where a token was
-            gone by then.
-        llm_readings: (B, N, R) head-mean attention of the last prompt token, a column for each of the LLM layers in the
-            method's `llm_readings`, in order; 0 where a token was gone by then; or None.
-        rotary_decay: (B, N, M): mean over the rotary frequencies of the cosine of the angle between the positions of a
-            visual and a text token; 1 where they are the same. Or None.
-        llm_keys: (B, N) L1 length of each token's key in the layer below, behind the rotary embedding, all heads side
-            by side; or None.
-        text_keys: (B, M), the same of the text; given with `llm_keys`.
-        text_states: (B, M, d) hidden states of the text that enter the same layer as `features`, or None.
-        last_norm: (B, d), the same in every row: the weights of the norm behind the language model's last layer; or
-            None.
-        padding: (B, N) bool, true on tokens that show nothing but the border with which an image processor made a
-            picture square; or None.
+        text_valid: (B, M) bool, false on padding of the prompts' text, which can be on either side; all true if left
+            out.
+        text_follows: (B, M) bool, true on the text that comes after all images of the group and so attends to them;
+            `text_valid` if left out.
 
-    Pools are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen.
+    Groups are padded on the right to N; `valid` (B, N) marks the tokens that can be chosen. All cues that tell of text
+    are about the same M tokens; M is 0 where there is none.
+
+    Raises:
+        SelectionError: for shapes that do not fit together, and for names that are not cues.
     """
 
     features: Tensor
     grids: tuple[tuple[Grid, ...], ...]
-    encoder_attention: Tensor | None = None
-    encoder_features: Tensor | None = None
-    llm_attention: Tensor | None = None
-    alive: Tensor | None = None
-    text_embeddings: Tensor | None = None
-    text_valid: Tensor | None = None
-    llm_attention_here: Tensor | None = None
-    encoder_readings: Tensor | None = None
-    router_logits: Tensor | None = None
-    input_embeddings: Tensor | None = None
-    text_follows: Tensor | None = None
-    llm_text_attention: Tensor | None = None
-    llm_contributions: Tensor | None = None
-    rotary_decay: Tensor | None = None
-    llm_attention_unrotated: Tensor | None = None
-    llm_keys: Tensor | None = None
-    text_keys: Tensor | None = None
-    text_states: Tensor | None = None
-    last_norm: Tensor | None = None
-    padding: Tensor | None = None
-    llm_readings: Tensor | None = None
+    cues: Mapping[Cue, Tensor]
+    alive: Tensor | None
+    text_valid: Tensor
+    text_follows: Tensor
 
-    def __post_init__(self) -> None:
-        if self.features.ndim != 3 or self.features.shape[0] != len(self.grids):
-            raise SelectionError(
-                f"features {tuple(self.features.shape)} must be (B, N, d) with one tuple of grids per pool, "
-                f"got {len(self.grids)} tuples."
-            )
-        if max(self.sizes, default=0) > self.features.shape[1]:
-            raise SelectionError(f"grids hold {max(self.sizes)} tokens, features only {self.features.shape[1]}.")
+    def __init__(
+        self,
+        features: Tensor,
+        grids: tuple[tuple[Grid, ...], ...],
+        cues: Mapping[Cue, Tensor] = _NO_CUES,
+        *,
+        alive: Tensor | None = None,
+        text_valid: Tensor | None = None,
+        text_follows: Tensor | None = None,
+        **named: Tensor | None,
+    ) -> None:
+        _check_features(features, grids)
+        held = dict(cues)
+        for name, value in named.items():
+            cue = _named(name)
+            if value is None:
+                held.pop(cue, None)
+            else:
+                held[cue] = value
+        masks = {"alive": (alive, "N"), "text_valid": (text_valid, "M"), "text_follows": (text_follows, "M")}
+        shown: list[tuple[str, Tensor, tuple[str, ...], Kind]]
+        shown = [(name, mask, (axis,), Kind.MASK) for name, (mask, axis) in masks.items() if mask is not None]
+        shown += [(cue.keyword, value, cue.axes, cue.kind) for cue, value in held.items()]
+        sizes = _sizes_of(features, shown)
+        if text_valid is None:
+            text_valid = torch.ones(sizes["B"], sizes["M"], dtype=torch.bool, device=features.device)
+        follows = text_valid if text_follows is None else text_follows
+        values = (features, grids, held, alive, text_valid, follows)
+        for field, given in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, given)
+
+    if not TYPE_CHECKING:  # type checkers would take any misspelt attribute for a cue
+
+        def __getattr__(self, name: str) -> Tensor | None:
+            if name.upper() in Cue.__members__ and name.islower():
+                return self.cues.get(Cue[name.upper()])
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     @classmethod
-    def of(cls, features: Tensor, grid: Grid, **cues: Tensor | None) -> VisualTokens:
-        """One unpadded image: features (N, d) and cues (N, ...), text (M, d), without a batch dimension."""
-        return cls(features[None], ((grid,),), **{k: None if v is None else v[None] for k, v in cues.items()})
+    def of(cls, features: Tensor, grid: Grid, **named: Tensor | None) -> VisualTokens:
+        """One unpadded image: features (N, d), cues by name and masks, all without a batch dimension."""
+        batched: dict[str, Any] = {name: None if value is None else value[None] for name, value in named.items()}
+        return cls(features[None], ((grid,),), **batched)
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens in each pool."""
+        """Tokens in each group."""
         return [sum(len(grid) for grid in pool) for pool in self.grids]
 
     @property
@@ -176,7 +326,7 @@ class VisualTokens:
 
     @property
     def coordinates(self) -> Tensor:
-        """(B, N, 3) long: frame, row, column. Frames of different images of a pool never coincide; padding is -1."""
+        """(B, N, 3) long: frame, row, column. Frames of different images of a group never coincide; padding is -1."""
         batch, width = self.features.shape[:2]
         out = torch.full((batch, width, 3), -1, dtype=torch.long, device=self.features.device)
         for row, pool in enumerate(self.grids):
@@ -193,33 +343,76 @@ class VisualTokens:
 
         Numbers of tokens, such as attention, are in float32; their vectors may be in 16 bits, but not in float64.
         """
-        held, changed = vars(self), {}
-        for name in _FLOATS:
-            value = held[name]
-            if value is None or value.dtype == torch.float32:
-                continue
-            if name in _NUMBERS or value.dtype == torch.float64:
-                changed[name] = value.float()
-        return replace(self, **changed) if changed else self
+        features = self.features.float() if self.features.dtype == torch.float64 else self.features
+        cues = {cue: _single(cue, value) for cue, value in self.cues.items()}
+        if features is self.features and all(cues[cue] is value for cue, value in self.cues.items()):
+            return self
+        return replace(self, features=features, cues=cues)
 
     def cue(self, cue: Cue) -> Tensor:
-        """The tensor of a cue that the method declared in `needs`."""
-        value = getattr(self, cue.name.lower())
-        if value is None:
+        """The tensor of a cue that the method declared in `needs`.
+
+        Raises:
+            SelectionError: where it is not given.
+        """
+        if cue not in self.cues:
             raise SelectionError(f"the cue {cue.name} ({cue.value}) is missing; declare it in the method's `needs`.")
-        return value
+        return self.cues[cue]
 
     def text(self, row: int) -> Tensor:
-        """(m, d): the embeddings of one pool's text, without padding; m is 0 where a prompt holds no text."""
-        embeddings = self.cue(Cue.TEXT_EMBEDDINGS)[row]
-        return embeddings if self.text_valid is None else embeddings[self.text_valid[row]]
+        """(m, d): the embeddings of one group's text, without padding; m is 0 where a prompt holds no text."""
+        return self.cue(Cue.TEXT_EMBEDDINGS)[row][self.text_valid[row]]
 
 
-_VECTORS = frozenset({"features", "encoder_features", "text_embeddings", "input_embeddings", "text_states"})
-_VECTORS |= {"router_logits", "last_norm"}
-_MASKS = frozenset({"alive", "text_valid", "text_follows", "padding"})
-_NUMBERS = frozenset(field.name for field in fields(VisualTokens)) - _VECTORS - _MASKS - {"grids"}
-_FLOATS = tuple(_VECTORS | _NUMBERS)
+def _named(keyword: str) -> Cue:
+    """The cue of an argument of `VisualTokens`."""
+    known = {cue.keyword: cue for cue in Cue}
+    if keyword not in known:
+        raise SelectionError(f"{keyword!r} is not a cue{near_miss(keyword, known)}")
+    return known[keyword]
+
+
+def _check_features(features: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> None:
+    if features.ndim != 3 or features.shape[0] != len(grids):
+        raise SelectionError(
+            f"features {tuple(features.shape)} must be (B, N, d) with one tuple of grids per group, "
+            f"got {len(grids)} tuples."
+        )
+    largest = max((sum(map(len, group)) for group in grids), default=0)
+    if largest > features.shape[1]:
+        raise SelectionError(f"grids hold {largest} tokens, features only {features.shape[1]}.")
+
+
+def _sizes_of(features: Tensor, shown: Iterable[tuple[str, Tensor, tuple[str, ...], Kind]]) -> dict[str, int]:
+    """How long B, N, d, M and D are; raises SelectionError unless all tensors agree.
+
+    Args:
+        features: (B, N, d).
+        shown: the name, the tensor, the axes behind B and the kind of all else.
+    """
+    sizes = dict(zip("BNd", features.shape, strict=True))
+    for name, value, axes, kind in shown:
+        axes = ("B", *axes)
+        for axis, length in zip(axes, value.shape, strict=False):
+            if axis in "MD":
+                sizes.setdefault(axis, length)  # the first that has this axis says how long it is
+        expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
+        fits = value.ndim == len(axes) and all(n in (None, m) for n, m in zip(expected, value.shape, strict=True))
+        if not fits:
+            wanted = ", ".join(axis if n is None else str(n) for axis, n in zip(axes, expected, strict=True))
+            raise SelectionError(
+                f"{name} has the shape {tuple(value.shape)}, but must be ({', '.join(axes)}) = ({wanted})."
+            )
+        if (kind is Kind.MASK) != (value.dtype == torch.bool):
+            raise SelectionError(f"{name} is {value.dtype}, but must be {'bool' if kind is Kind.MASK else 'numbers'}.")
+    sizes.setdefault("M", 0)
+    return sizes
+
+
+def _single(cue: Cue, value: Tensor) -> Tensor:
+    """A cue as selection wants it: numbers of tokens in float32, vectors in at most 32 bits."""
+    wide = value.dtype == torch.float64 or (cue.kind is Kind.NUMBER and value.dtype != torch.float32)
+    return value.float() if wide else value
 
 
 @dataclass(frozen=True)

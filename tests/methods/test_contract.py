@@ -12,7 +12,7 @@ from foveate.methods import ModelFacts, Stage, get_method, method_names
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import counting_methods, method_class
-from foveate.tokens import Grid, VisualTokens
+from foveate.tokens import Cue, Grid, Kind, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
 CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
@@ -20,6 +20,7 @@ CLIPS_ONLY = {"evs"}
 WHOLE_GRIDS = {"avgpool", "eadp", "evs", "pixelprune"}
 TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
 FOLLOWS = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
+SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "L": 2}
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
@@ -40,39 +41,30 @@ CHOICES = [*method_names(), *(f"{name}, inside" for name in method_names() if me
 
 
 def batch(pools=POOLS):
+    """Every cue at random, in the shape that it declares."""
     torch.manual_seed(0)
-    cues = [torch.rand(3, 20, 8), torch.rand(3, 20), torch.rand(3, 20, 5), torch.rand(3, 20)]
-    text = {"text_embeddings": torch.randn(3, 4, 8), "text_valid": TEXT}
-    more = {"llm_attention_here": torch.rand(3, 20), "encoder_readings": torch.rand(3, 20, 2)}
-    more["router_logits"] = torch.randn(3, 20, 6)
-    more |= {"input_embeddings": torch.randn(3, 20, 8), "text_follows": FOLLOWS}
-    more["llm_text_attention"] = torch.rand(3, 20, 2, 4) * FOLLOWS[:, None, None]
-    more |= {"llm_contributions": torch.rand(3, 20, 2, 3) * 0.01, "rotary_decay": torch.rand(3, 20, 4)}
-    more |= {"llm_keys": torch.rand(3, 20), "text_keys": torch.rand(3, 4), "text_states": torch.randn(3, 4, 8)}
-    more |= {"last_norm": (torch.rand(8) + 0.5).expand(3, -1), "padding": torch.rand(3, 20) < 0.2}
-    return VisualTokens(cues[0], pools, *cues[1:], **text, **more)
+    features, cues = torch.rand(3, 20, 8), {}
+    for cue in Cue:
+        shape = (3, *cue.shape(SIZES))
+        numbers = torch.randn(shape) if cue.kind is Kind.VECTOR else torch.rand(shape)
+        cues[cue] = numbers < 0.2 if cue.kind is Kind.MASK else numbers
+    cues[Cue.LLM_TEXT_ATTENTION] *= FOLLOWS[:, None, None]
+    cues[Cue.LLM_CONTRIBUTIONS] *= 0.01
+    cues[Cue.LAST_NORM] = (torch.rand(8) + 0.5).expand(3, -1)
+    return VisualTokens(features, pools, cues, text_valid=TEXT, text_follows=FOLLOWS)
 
 
 def alone(tokens, row):
-    n = tokens.sizes[row]
-    cut = [t[row : row + 1, :n] for t in (tokens.encoder_attention, tokens.encoder_features, tokens.llm_attention)]
-    more = {
-        "text_embeddings": tokens.text(row)[None],
-        "llm_attention_here": tokens.llm_attention_here[row : row + 1, :n],
-        "encoder_readings": tokens.encoder_readings[row : row + 1, :n],
-        "router_logits": tokens.router_logits[row : row + 1, :n],
-        "input_embeddings": tokens.input_embeddings[row : row + 1, :n],
-        "text_follows": tokens.text_follows[row : row + 1, TEXT[row]],
-        "llm_text_attention": tokens.llm_text_attention[row : row + 1, :n][..., TEXT[row]],
-        "llm_contributions": tokens.llm_contributions[row : row + 1, :n],
-        "rotary_decay": tokens.rotary_decay[row : row + 1, :n, TEXT[row]],
-        "llm_keys": tokens.llm_keys[row : row + 1, :n],
-        "text_keys": tokens.text_keys[row : row + 1, TEXT[row]],
-        "text_states": tokens.text_states[row : row + 1, TEXT[row]],
-        "last_norm": tokens.last_norm[row : row + 1],
-        "padding": tokens.padding[row : row + 1, :n],
-    }
-    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], *cut, **more)
+    n, cues = tokens.sizes[row], {}
+    for cue, value in tokens.cues.items():
+        value = value[row : row + 1]
+        for axis, name in enumerate(cue.axes, 1):
+            if name in "NM":
+                there = torch.arange(n) if name == "N" else TEXT[row].nonzero()[:, 0]
+                value = value.index_select(axis, there)
+        cues[cue] = value
+    follows = tokens.text_follows[row : row + 1, TEXT[row]]
+    return VisualTokens(tokens.features[row : row + 1, :n], tokens.grids[row : row + 1], cues, text_follows=follows)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -145,15 +137,13 @@ def test_padding_holds_anything(name, dtype):
     tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
     typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
     tokens = replace(tokens, **typed)
-    cues = ("features", "encoder_attention", "encoder_features", "llm_attention", "llm_attention_here")
-    cues += ("encoder_readings", "router_logits", "input_embeddings")
-    cues += ("llm_text_attention", "llm_contributions", "rotary_decay")
     padding = ~tokens.valid
-    dirty = {}
-    for cue in cues:
-        dirty[cue] = getattr(tokens, cue).clone()
-        dirty[cue][padding] = torch.nan
-    dirty["text_embeddings"] = tokens.text_embeddings.masked_fill(~TEXT[..., None], torch.nan)
+    dirty = {"features": tokens.features.clone()}
+    dirty["features"][padding] = torch.nan
+    for cue, value in tokens.cues.items():
+        if cue.kind is not Kind.MASK and cue.axes[0] in "NM":
+            dirty[cue.keyword] = value.clone()
+            dirty[cue.keyword][padding if cue.axes[0] == "N" else ~TEXT] = torch.nan
     method = make(name)
     clean, selection = method.select(tokens, count), method.select(replace(tokens, **dirty), count)
     assert torch.equal(selection.keep, clean.keep)

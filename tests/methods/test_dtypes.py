@@ -1,11 +1,10 @@
 """Every method chooses in float32: whatever surrounds the call, and whatever dtype it is given."""
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from foveate.methods import Method, get_method
 from foveate.methods.toolkit.base import Provenance
@@ -24,9 +23,8 @@ def given(method):
 
 
 def cast(tokens, dtype):
-    held = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
-    floats = {k: v.to(dtype) for k, v in held.items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return replace(tokens, **floats)
+    cues = {cue: v.to(dtype) if v.is_floating_point() else v for cue, v in tokens.cues.items()}
+    return replace(tokens, features=tokens.features.to(dtype), cues=cues)
 
 
 def assert_same(one, other):

@@ -67,10 +67,10 @@ class CenPrune(Wrapper):
             weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
             batch = prepare_batch(count, valid, scores=weight, features=features)
             return Selection(batch.select(_weighted_maxmin))
-        encoded = tokens.encoder_features
-        if encoded is not None:
-            encoded = centred(encoded, valid, self.standardise)
-        return inner.select(replace(tokens, features=features, encoder_features=encoded), count)
+        cues = dict(tokens.cues)
+        if Cue.ENCODER_FEATURES in cues:
+            cues[Cue.ENCODER_FEATURES] = centred(cues[Cue.ENCODER_FEATURES], valid, self.standardise)
+        return inner.select(replace(tokens, features=features, cues=cues), count)
 
 
 def _weighted_maxmin(batch: TokenBatch) -> Tensor:

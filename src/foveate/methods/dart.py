@@ -80,7 +80,9 @@ class Dart(Method):
 
     @property
     def needs(self) -> frozenset[Cue]:
-        asked = {Cue.LLM_KEYS: self.pivots_by == "keys", Cue.TEXT_STATES: self.text_pivots, Cue.LAST_NORM: self.normed}
+        by_keys = self.pivots_by == "keys"
+        asked = {Cue.LLM_KEYS: by_keys, Cue.TEXT_STATES: self.text_pivots, Cue.LAST_NORM: self.normed}
+        asked[Cue.TEXT_KEYS] = by_keys and self.text_pivots
         return frozenset(cue for cue, needed in asked.items() if needed)
 
     def load(self, facts: ModelFacts) -> Method:
@@ -119,10 +121,7 @@ class Dart(Method):
             return empty, torch.zeros(empty.shape[:2], dtype=torch.bool, device=empty.device)
         states = tokens.cue(Cue.TEXT_STATES)
         real = tokens.text_follows if self.words == "behind" else tokens.text_valid
-        if real is None:
-            real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        norms = tokens.text_keys if self.pivots_by == "keys" else _length(states)
-        assert norms is not None
+        norms = tokens.cue(Cue.TEXT_KEYS) if self.pivots_by == "keys" else _length(states)
         order = order_by_score(norms.float().masked_fill(~real, 0), real)[:, : self.text_pivots]
         there = real.gather(1, order)
         chosen = states.take_along_dim(order[..., None], 1).masked_fill(~there[..., None], 0)

@@ -245,7 +245,6 @@ class NuwaInside(Method):
         A prompt that ends in its image has no such token; there the head mean of its last token's attention counts.
         """
         attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
-        assert follows is not None
         out = tokens.cue(Cue.LLM_ATTENTION).float().clone()
         for row, size in enumerate(tokens.sizes):
             last = follows[row].nonzero()[-self.rows :, 0]

@@ -137,7 +137,6 @@ class SparseVlm(Method):
     def _of_pools(self, tokens: VisualTokens) -> Iterator[Tensor]:
         """(n,) float32 of each pool: the mean over raters and heads; zero where no text follows the image."""
         follows = tokens.text_follows
-        assert follows is not None
         embeddings, attention = tokens.cue(Cue.INPUT_EMBEDDINGS), tokens.cue(Cue.LLM_TEXT_ATTENTION)
         for row, size in enumerate(tokens.sizes):
             text = follows[row].nonzero()[:, 0]

@@ -12,18 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..importance.attention import attention_received, attention_row
-from ..tokens import AttentionKind, Cue, Grid
+from ..tokens import AttentionKind, Cue, Grid, Source
 from .moe import MoeBlock, moe_block
 
-# The runtime takes these off the sequence of any model that runs in transformers. No adapter lists them, because
-# servers ask adapters, too, and encode images without knowing the prompt.
-FROM_SEQUENCE = frozenset({Cue.TEXT_EMBEDDINGS, Cue.INPUT_EMBEDDINGS, Cue.TEXT_STATES, Cue.LAST_NORM})
-
-# What the vision encoder is listened to for.
-FROM_ENCODER = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES, Cue.ENCODER_READINGS, Cue.PADDING})
-
-# A language model with experts gives these, whatever the family; the adapter of such a family lists them.
-FROM_ROUTER = frozenset({Cue.ROUTER_LOGITS})
+# What any model gives that runs in transformers, so no adapter lists it; servers ask adapters, too, and encode images
+# without knowing the prompt.
+EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS)
 
 # Where no CLS token's row is read, attention is averaged over the queries of an image or frame: over all of them, as
 # the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of
@@ -50,6 +44,13 @@ class AttentionCall:
     value: Tensor | None = None
     mask: Tensor | None = None
     window: int | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The values; raises ModelError where the call was kept without them."""
+        if self.value is None:
+            raise ModelError("the values of this attention call were not kept; read them in the language model only.")
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ModelAdapter(ABC):
     class_name: ClassVar[str]
     relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
     modalities: ClassVar[tuple[str, ...]] = ("image",)
-    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - FROM_SEQUENCE - FROM_ROUTER
+    cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,8 +120,9 @@ class ModelAdapter(ABC):
 
     @property
     def given(self) -> frozenset[Cue]:
-        """The cues that this very model gives: those of its family, and those of routers where it has any."""
-        return self.cues | (FROM_ROUTER if any(self.moe()) else frozenset())
+        """The cues that this very model gives in transformers: its family's, any model's, and those of routers."""
+        given = self.cues | Cue.of(*EVERY_MODEL)
+        return given | Cue.of(Source.ROUTER) if any(self.moe()) else given
 
     @property
     @abstractmethod

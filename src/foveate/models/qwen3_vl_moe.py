@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .adapter import FROM_ROUTER
+from ..tokens import Cue, Source
 from .qwen3_vl import Qwen3VLAdapter
 from .registry import register_model
 
@@ -16,4 +16,4 @@ class Qwen3VLMoeAdapter(Qwen3VLAdapter):
     model_type = "qwen3_vl_moe"
     class_name = "Qwen3VLMoeForConditionalGeneration"
     relatives: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
-    cues = Qwen3VLAdapter.cues | FROM_ROUTER
+    cues = Qwen3VLAdapter.cues | Cue.of(Source.ROUTER)

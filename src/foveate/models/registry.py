@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..tokens import Cue
-from .adapter import FROM_SEQUENCE, ModelAdapter
+from .adapter import EVERY_MODEL, ModelAdapter
 
 ENTRY_POINTS = "foveate.models"
 
@@ -66,7 +66,7 @@ def supported_models() -> list[SupportedModel]:
 
 
 def _row(adapter: type[ModelAdapter]) -> SupportedModel:
-    cues = sorted(adapter.cues | FROM_SEQUENCE, key=lambda cue: cue.name)
+    cues = sorted(adapter.cues | Cue.of(*EVERY_MODEL), key=lambda cue: cue.name)
     row = (adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
     return SupportedModel(*row, adapter.leaves_out_patches, adapter.lineage())
 

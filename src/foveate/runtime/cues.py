@@ -1,10 +1,14 @@
-"""What the vision encoder and the language model tell methods: the cues, read where they arise."""
+"""What the vision encoder and the language model tell methods: the cues, read where they arise.
+
+The encoder's are made in `foveate.models.encoder_cues` of what is observed here. Those of the language model are read
+by the functions at the end: one a cue, or one for cues that are measured together.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,22 +16,21 @@ from torch import Tensor, nn
 
 from ..devices import full_precision
 from ..errors import MethodError, ModelError
-from ..grouping import Span
+from ..grouping import ReadCue, Span
 from ..importance.attention import attention_row, attention_weights, contributions
 from ..importance.rotary import Table, joined, rotary_decay
 from ..methods import Method
 from ..models import ModelAdapter
-from ..models.adapter import FROM_ENCODER, AttentionCall
-from ..tokens import Cue, EncoderReading, Grid
-from .hooks import Hooks
+from ..models.adapter import AttentionCall
+from ..models.encoder_cues import EncoderReader
+from ..models.moe import moe_block
+from ..tokens import Cue, EncoderReading, Grid, Source
+from .cache import TokenIndex
+from .compat import with_cache
+from .hooks import Hooks, probe_attention
 from .masks import attends
+from .seams.base import Stage
 from .state import CallStack, EncoderPass, ForwardState
-
-OF_THE_LAYER_BELOW = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION, Cue.LLM_CONTRIBUTIONS, Cue.LLM_KEYS})
-OF_THE_LAYER_ITSELF = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
-FROM_LANGUAGE_MODEL = OF_THE_LAYER_BELOW | OF_THE_LAYER_ITSELF | {Cue.LLM_READINGS}
-OF_THE_PROMPT = frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION, Cue.ROTARY_DECAY})
-OF_THE_PROMPT |= {Cue.LLM_KEYS, Cue.TEXT_STATES, Cue.LAST_NORM}
 
 
 class EncoderCues:
@@ -43,27 +46,26 @@ class EncoderCues:
 
     def __init__(self, adapter: ModelAdapter, methods: Sequence[Method]) -> None:
         self._adapter = adapter
-        self._needs = frozenset[Cue]().union(*(method.needs for method in methods)) & FROM_ENCODER
-        self._readings = _readings(methods)
+        needs = frozenset[Cue]().union(*(method.needs for method in methods))
+        self._reader = EncoderReader(adapter, needs, _readings(methods))
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         """Observe the attention modules and the projector that the cues are read in."""
-        adapter = self._adapter
-        depths = [one.depth for one in self._readings] + [1.0] * (Cue.ENCODER_ATTENTION in self._needs)
 
         def on_attention(module: nn.Module, call: AttentionCall) -> None:
             if stack.encoding is not None and not stack.replaying:
-                stack.encoding.calls[module].append(replace(call, value=None))  # nobody reads it, and it is large
+                call = replace(call, value=None)  # nobody reads it, and it is large
+                stack.encoding.trace.calls[module].append(call)
 
         def on_projector(module: nn.Module, args: Any, kwargs: Any) -> None:
             encoding = stack.encoding or stack.encoded  # a projector is part of the encoder, or follows it
             if encoding is not None and not stack.replaying:
-                encoding.features = args[0]
+                encoding.trace.projected.append(args[0])
 
-        for module in dict.fromkeys(adapter.attention_at(depth) for depth in depths):  # a module is observed once
+        for module in self._reader.modules:
             hooks.observe(module, functools.partial(on_attention, module))
-        if Cue.ENCODER_FEATURES in self._needs:
-            hooks.before(adapter.projector, on_projector)
+        if self._reader.reads_projector:
+            hooks.before(self._adapter.projector, on_projector)
 
     def grid_inputs(self, modalities: Sequence[str], passes: Sequence[EncoderPass]) -> dict[str, Any]:
         """What the adapter needs to know the grids of images that were encoded before this forward."""
@@ -78,7 +80,7 @@ class EncoderCues:
         Raises:
             ModelError: when images of the prompt were not encoded in this forward.
         """
-        if not self._needs:
+        if not self._reader.needs:
             return {}
         modalities = self._modalities(spans)
         if len(passes) < len(modalities):
@@ -90,9 +92,9 @@ class EncoderCues:
         for modality, one in zip(modalities, passes, strict=False):
             by_order = {s.order: s.grid for s in spans if s.modality == modality}
             grids = [by_order[order] for order in sorted(by_order)]
-            for cue, values in self._digest(one, grids).items():
+            for cue, values in self._of_pass(one, grids).items():
                 found |= {(cue, modality, order): value for order, value in zip(sorted(by_order), values, strict=True)}
-        return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in self._needs}
+        return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in self._reader.needs}
 
     def seen(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> list[Tensor] | None:
         """Of each span the tokens (n,) that entered the encoder; None where all did."""
@@ -105,26 +107,12 @@ class EncoderCues:
     def _modalities(self, spans: Sequence[Span]) -> list[str]:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
 
-    @full_precision
-    def _digest(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
+    def _of_pass(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
         if not one.cues:
-            adapter = self._adapter
-            if Cue.ENCODER_ATTENTION in self._needs:
-                one.cues[Cue.ENCODER_ATTENTION] = adapter.encoder_attention(
-                    one.calls[adapter.attention_module()], grids
-                )
-            if self._readings:
-                columns = [
-                    adapter.encoder_attention(one.calls[adapter.attention_at(reading.depth)], grids, reading.kind)
-                    for reading in self._readings
-                ]
-                one.cues[Cue.ENCODER_READINGS] = [torch.stack(image, -1) for image in zip(*columns, strict=True)]
-            if Cue.ENCODER_FEATURES in self._needs and one.features is not None:
-                one.cues[Cue.ENCODER_FEATURES] = adapter.encoder_features(one.features, grids)
-            if Cue.PADDING in self._needs:
-                one.cues[Cue.PADDING] = adapter.padding(one.args, one.kwargs, grids)
-            one.calls, one.features = {}, None
+            one.cues = self._reader.read(one.trace, grids)
+            one.trace.calls.clear()
+            one.trace.projected.clear()
         return one.cues
 
 
@@ -142,30 +130,158 @@ def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
     return asking[0].encoder_readings if asking else ()
 
 
-@full_precision
-def language_model_cues(
-    state: ForwardState, layer: int, call: AttentionCall, needs: frozenset[Cue]
-) -> dict[Cue, list[Tensor]]:
-    """The cues among `needs` that `call`, that of the layer below `layer`, tells of each span."""
+@dataclass
+class _Heard:
+    """What was read in one forward, and kept until the method that needs it is asked.
+
+    Args:
+        embeds: (B, W, d) that entered the language model; W is 0 where no method reads them.
+        below: by stage, the cues of the layer below it.
+        rows: by LLM layer that a method chose, its attention row of each span.
+        contributions: by layer in which they were read, and by span.
+    """
+
+    embeds: Tensor
+    below: dict[int, dict[Cue, ReadCue]] = field(default_factory=dict)
+    rows: dict[int, list[Tensor]] = field(default_factory=dict)
+    contributions: list[list[Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LayerBelow:
+    """The attention below the layer whose input is shortened, as functions see it that read cues from there.
+
+    Args:
+        state: of the forward.
+        layer: the layer whose input is shortened.
+        call: of the attention function in the layer below.
+        valid: (B, past + W) bool, which of the keys are real and of the prompt.
+        past: how many of them were cached before this forward.
+        contributions: of lower layers, to be added to.
+    """
+
+    state: ForwardState
+    layer: int
+    call: AttentionCall
+    valid: Tensor
+    past: int
+    contributions: list[list[Tensor]]
+
+    def by_span(self, values: Tensor) -> list[Tensor]:
+        """The part of each span of `values` (B, W, ...)."""
+        return self.state.by_span(values, self.layer)
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What enters the layer whose input is shortened, as functions see it that read cues there.
+
+    Args:
+        state: of the forward.
+        stage: what shortens it.
+        module: the layer.
+        hidden: (B, W, d), its input.
+        kwargs: its other arguments, of what entered the language model.
+        tokens: which tokens these are.
+        embeds: (B, W', d) that entered the language model.
+        rows: by LLM layer that the method chose, its attention row of each span.
+        text_model: the language model.
+    """
+
+    state: ForwardState
+    stage: Stage
+    module: nn.Module
+    hidden: Tensor
+    kwargs: Mapping[str, Any]
+    tokens: TokenIndex
+    embeds: Tensor
+    rows: Mapping[int, list[Tensor]]
+    text_model: Any
+
+    def by_span(self, values: Tensor) -> list[Tensor]:
+        """The part of each span of `values` (B, W, ...)."""
+        return self.state.by_span(values, self.stage.layer)
+
+
+class LanguageModelCues:
+    """The cues of methods inside the LLM: observed in lower layers, or read off the layer whose input is shortened.
+
+    Args:
+        stages: inside the LLM.
+        adapter: of the model.
+    """
+
+    def __init__(self, stages: Iterable[Stage], adapter: ModelAdapter) -> None:
+        self._text = adapter.text
+        self._stages = {stage.layer: stage for stage in stages if stage.method.needs - Cue.of(Source.ENCODER)}
+        self._keeps_embeds = any(stage.method.needs & Cue.of(Source.PROMPT) for stage in self._stages.values())
+
+    def install(self, hooks: Hooks, stack: CallStack) -> None:
+        """Observe the attention of the layers that cues are read in."""
+        for stage in self._stages.values():
+            if stage.method.needs & Cue.of(Source.LAYER_BELOW):
+                below = self._text.layers[stage.layer - 1].self_attn
+                hooks.observe(below, functools.partial(self._observe, stack, stage))
+            for layer in dict.fromkeys(stage.method.llm_readings):
+                read = self._text.layers[layer].self_attn
+                hooks.observe(read, functools.partial(self._observe_row, stack, stage, layer))
+
+    def begin(self, state: ForwardState, embeds: Tensor) -> None:
+        """The language model begins with `embeds` (B, W, d)."""
+        if self._stages and state.spans:
+            kept = embeds.detach() if self._keeps_embeds else embeds.new_empty(len(embeds), 0, embeds.shape[-1])
+            state.slots[self] = _Heard(kept)
+
+    def end(self, state: ForwardState) -> None:
+        """The language model is through: let go of what was read."""
+        state.slots.pop(self, None)
+
+    def read(
+        self, state: ForwardState, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> dict[Cue, ReadCue]:
+        """The cues that a stage's method needs, in the moment in which its layer begins."""
+        if stage.layer not in self._stages:
+            return {}
+        heard: _Heard = state.slots[self]
+        tokens = state.entering(stage.layer)
+        entering = Entering(state, stage, module, hidden, kwargs, tokens, heard.embeds, heard.rows, self._text)
+        return heard.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
+
+    @full_precision
+    def _observe(self, stack: CallStack, stage: Stage, call: AttentionCall) -> None:
+        """Take what the stage's method needs from the attention of the layer below."""
+        state = stack.forward
+        if state is not None and not stack.replaying and stage.groups(state).drops:
+            heard: _Heard = state.slots[self]
+            with torch.no_grad():
+                below = _below(state, stage.layer, call, heard.contributions)
+                heard.below[stage.layer] = _read(BELOW_LAYER, below, stage.method.needs)
+
+    @full_precision
+    def _observe_row(self, stack: CallStack, stage: Stage, layer: int, call: AttentionCall) -> None:
+        """Take the attention row of a lower layer that the stage's method chose."""
+        state = stack.forward
+        if state is not None and not stack.replaying and stage.groups(state).drops:
+            heard: _Heard = state.slots[self]
+            with torch.no_grad():
+                heard.rows[layer] = _attention_row(_below(state, layer + 1, call, heard.contributions))
+
+
+def _below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
     valid, past = state.keys(layer - 1)
-    valid, out = state.of_prompt(valid), {}
-    if Cue.LLM_ATTENTION in needs:
-        out[Cue.LLM_ATTENTION] = state.by_span(last_row(call, valid, past), layer)
-    if Cue.LLM_CONTRIBUTIONS in needs:
-        assert call.value is not None
-        query, visible, first = _last(call, valid, past)
-        parts = contributions(query, call.key, call.value, call.scaling, visible)
-        state.contributions.append(state.by_span(parts[:, first : first + call.query.shape[2]], layer))
-        layers = zip(*state.contributions, strict=True)
-        out[Cue.LLM_CONTRIBUTIONS] = [torch.stack(parts, 1) for parts in layers]
-    if Cue.LLM_KEYS in needs:
-        width = call.query.shape[2]
-        first = past - max(valid.shape[1] - call.key.shape[2], 0)
-        lengths = call.key[:, :, first : first + width].float().abs().sum((1, 3))
-        out[Cue.LLM_KEYS] = state.by_span(lengths, layer)
-        state.text_keys[layer] = state.by_text(lengths, layer)
-    if Cue.LLM_TEXT_ATTENTION in needs:
-        out[Cue.LLM_TEXT_ATTENTION] = state.by_span(_text_rows(state, layer, call, valid, past), layer)
+    return LayerBelow(state, layer, call, state.of_prompt(valid), past, parts)
+
+
+Reader = Callable[[Any], Any]
+
+
+def _read(readers: Mapping[tuple[Cue, ...], Reader], shown: Any, needs: frozenset[Cue]) -> dict[Cue, ReadCue]:
+    """What those `readers` give that give something that is needed."""
+    out: dict[Cue, ReadCue] = {}
+    for cues, reader in readers.items():
+        if needs.intersection(cues):
+            read = reader(shown)
+            out |= {cues[0]: read} if len(cues) == 1 else dict(zip(cues, read, strict=True))
     return out
 
 
@@ -201,25 +317,6 @@ def joint_table(rotary: Table, text_config: Any) -> Table:
     return joined(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
-@full_precision
-def decay_from_text(state: ForwardState, text: Any, rotary: Table) -> list[Tensor]:
-    """The rotary decay (n, M) between the tokens of each span and the prompt's text.
-
-    Args:
-        state: of the forward.
-        text: the prompt's `PromptText`.
-        rotary: the `joint_table` that the language model made for what entered it.
-    """
-    index = text.index
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    at = state.placed(index, rows, 0).clamp_min(0)
-
-    def of_text(table: Tensor) -> Tensor:
-        return table.expand(len(index), -1, -1)[rows, at]
-
-    return state.by_span(rotary_decay(rotary, (of_text(rotary[0]), of_text(rotary[1]))), 0)
-
-
 def _visible(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
     """Which keys (B, M, S) queries of this forward may see, by their places (B, M); and the first key of this forward.
 
@@ -250,7 +347,6 @@ def _last(call: AttentionCall, valid: Tensor, past: int) -> tuple[Tensor, Tensor
 
 def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tensor, past: int) -> Tensor:
     """(B, W, H, M): attention of each text token of the prompts to the W tokens of this forward, by head."""
-    assert state.text is not None
     text, width = state.text, call.query.shape[2]
     out = []
     for row in range(len(valid)):  # one by one, because the attention to all keys is large
@@ -263,3 +359,119 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
         weights = attention_weights(alone.query, alone.key, call.scaling, visible)
         out.append(weights[0, ..., first : first + width].permute(2, 0, 1))
     return torch.stack(out)
+
+
+# -- the functions that read the cues of the language model
+
+BELOW_LAYER: dict[tuple[Cue, ...], Reader] = {}  # of a `LayerBelow`
+AT_LAYER: dict[tuple[Cue, ...], Reader] = {}  # of what is `Entering`; the model's own modules follow its autocast
+
+
+def _reads(readers: dict[tuple[Cue, ...], Reader], *cues: Cue) -> Callable[[Reader], Reader]:
+    """Decorator: the function reads these cues; several as a tuple, because they are measured together."""
+
+    def register(function: Reader) -> Reader:
+        readers[cues] = function
+        return function
+
+    return register
+
+
+@_reads(BELOW_LAYER, Cue.LLM_ATTENTION)
+def _attention_row(below: LayerBelow) -> list[Tensor]:
+    return below.by_span(last_row(below.call, below.valid, below.past))
+
+
+@_reads(BELOW_LAYER, Cue.LLM_CONTRIBUTIONS)
+def _contributions(below: LayerBelow) -> list[Tensor]:
+    call = below.call
+    query, visible, first = _last(call, below.valid, below.past)
+    parts = contributions(query, call.key, call.values, call.scaling, visible)
+    below.contributions.append(below.by_span(parts[:, first : first + call.query.shape[2]]))
+    return [torch.stack(of_span, 1) for of_span in zip(*below.contributions, strict=True)]
+
+
+@_reads(BELOW_LAYER, Cue.LLM_KEYS, Cue.TEXT_KEYS)
+def _keys(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
+    key, width = below.call.key, below.call.query.shape[2]
+    first = below.past - max(below.valid.shape[1] - key.shape[2], 0)
+    lengths = key[:, :, first : first + width].float().abs().sum((1, 3))
+    return below.by_span(lengths), below.state.by_text(lengths, below.layer)
+
+
+@_reads(BELOW_LAYER, Cue.LLM_TEXT_ATTENTION)
+def _attention_of_text(below: LayerBelow) -> list[Tensor]:
+    return below.by_span(_text_rows(below.state, below.layer, below.call, below.valid, below.past))
+
+
+@_reads(AT_LAYER, Cue.LLM_READINGS)
+def _attention_rows(entering: Entering) -> list[Tensor]:
+    columns = [entering.rows[layer] for layer in entering.stage.method.llm_readings]
+    return [torch.stack(of_span, -1) for of_span in zip(*columns, strict=True)]
+
+
+@_reads(AT_LAYER, Cue.TEXT_EMBEDDINGS)
+def _text_embeddings(entering: Entering) -> Tensor:
+    return entering.state.by_text(entering.embeds, 0)
+
+
+@_reads(AT_LAYER, Cue.INPUT_EMBEDDINGS)
+def _input_embeddings(entering: Entering) -> list[Tensor]:
+    return entering.state.by_span(entering.embeds, 0)
+
+
+@_reads(AT_LAYER, Cue.TEXT_STATES)
+def _text_states(entering: Entering) -> Tensor:
+    return entering.state.by_text(entering.hidden, entering.stage.layer)
+
+
+@_reads(AT_LAYER, Cue.ROTARY_DECAY)
+@full_precision
+def _rotary_decay(entering: Entering) -> list[Tensor]:
+    state = entering.state
+    cos, sin = joint_table(entering.kwargs["position_embeddings"], entering.text_model.config)
+    batch = len(state.given)
+    of_text = [state.by_text(table.expand(batch, -1, -1), 0) for table in (cos, sin)]
+    return state.by_span(rotary_decay((cos, sin), (of_text[0], of_text[1])), 0)
+
+
+@_reads(AT_LAYER, Cue.LAST_NORM)
+def _last_norm(entering: Entering) -> Tensor:
+    # Of ones, whose root mean square is 1, an RMS norm makes its weights; families keep them in different ways.
+    weights: Tensor = entering.text_model.norm(torch.ones_like(entering.hidden[0, :1]))[0]
+    return weights.float()
+
+
+@_reads(AT_LAYER, Cue.ROUTER_LOGITS)
+def _router_logits(entering: Entering) -> list[Tensor]:
+    block = moe_block(entering.module)
+    if block is None:
+        raise ModelError(
+            f"layer {entering.stage.layer} of this model has no experts, so there is no router to read; prune at "
+            "another layer."
+        )
+    # Past hooks, so that observers see each layer once.
+    logits = block.router.forward(block.norm(entering.hidden))[0]
+    return entering.by_span(logits.view(*entering.hidden.shape[:2], -1))
+
+
+@_reads(AT_LAYER, Cue.LLM_ATTENTION_HERE)
+def _attention_row_here(entering: Entering) -> list[Tensor]:
+    """Of a layer that has not run yet, as if it ran on all that enters."""
+    state, layer, kwargs = entering.state, entering.stage.layer, dict(entering.kwargs)
+    below, known = state.stage_below(layer), state.cache.inside.get(layer)
+    if below is not None:
+        state.cut_positions(below, kwargs)
+    cached = (state.cached(layer) if known is None else known).valid
+    call = probe_attention(entering.module, entering.hidden, kwargs)
+    valid = state.of_prompt(torch.cat([cached, entering.tokens.valid], 1))
+    return entering.by_span(last_row(call, valid, cached.shape[1]))
+
+
+@_reads(AT_LAYER, Cue.LLM_ATTENTION_UNROTATED)
+def _attention_row_unrotated(entering: Entering) -> list[Tensor]:
+    # What is cached is rotated, and so has no place in this row.
+    kwargs = with_cache(entering.kwargs, None)
+    kwargs["position_embeddings"] = unrotated(kwargs["position_embeddings"], entering.hidden)
+    call = probe_attention(entering.module, entering.hidden, kwargs)
+    return entering.by_span(last_row(call, entering.state.of_prompt(entering.tokens.valid), 0))

@@ -19,10 +19,11 @@ from ..grouping import Span
 from ..methods.toolkit.interventions import LogitBias
 from ..methods.toolkit.notes import announce
 from ..models import ModelAdapter
+from ..tokens import Cue, Source
 from .cache import CacheState, mark, state_of
 from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
-from .cues import FROM_LANGUAGE_MODEL, EncoderCues
+from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import check_logits_to_keep, place_logits_to_keep
 from .masks import check_last_row, check_length, is_packed, own_mask
@@ -333,7 +334,8 @@ class Pruning:
             )
         if not self._stack.generations:
             check_logits_to_keep(state, state.call.logits_to_keep)
-        readers = [one.method for one in self._stages if one.method.needs & FROM_LANGUAGE_MODEL]
+        attention = Cue.of(Source.LAYER_BELOW, Source.LAYERS_BELOW, Source.LAYER)
+        readers = [one.method for one in self._stages if one.method.needs & attention]
         if state.own_mask is not None and readers:
             check_last_row(state.own_mask, state.given, state.spans, readers[0].name)
 

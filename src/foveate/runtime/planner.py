@@ -13,9 +13,7 @@ from ..methods import Method, ModelFacts, get_method
 from ..methods import Stage as Where
 from ..methods.toolkit.registry import counting_methods
 from ..models import ModelAdapter
-from ..models.adapter import FROM_ENCODER, FROM_SEQUENCE
-from ..tokens import Cue
-from .cues import OF_THE_LAYER_BELOW, OF_THE_LAYER_ITSELF
+from ..tokens import Cue, Source
 from .seams.base import Stage
 from .seams.before_llm import Positions
 
@@ -240,7 +238,7 @@ def _check_falling(given: Stages) -> None:
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
-    missing = method.needs - adapter.given - FROM_SEQUENCE
+    missing = method.needs - adapter.given
     if missing:
         raise ModelError(lacks_cues(adapter.class_name, method.name, missing))
 
@@ -258,7 +256,7 @@ def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
 def _check_unencoded(first: Method, others: Sequence[Method]) -> None:
     """Raise MethodError where another method reads the encoder, which no longer sees all tokens."""
     for other in others:
-        if other.needs & FROM_ENCODER:
+        if other.needs & Cue.of(Source.ENCODER):
             raise MethodError(
                 f"{other.name} reads the vision encoder, from which {first.name} leaves tokens out; combine "
                 "the latter with a method that reads features only, such as 'divprune'."
@@ -266,7 +264,8 @@ def _check_unencoded(first: Method, others: Sequence[Method]) -> None:
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:
-    first = 1 if method.needs & {*OF_THE_LAYER_BELOW, *OF_THE_LAYER_ITSELF, Cue.LLM_READINGS} else 0
+    # At layer 0 the seam before the language model prunes, where there is nothing to read but encoder and text.
+    first = 1 if method.needs - Cue.of(Source.ENCODER) - {Cue.TEXT_EMBEDDINGS} else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."

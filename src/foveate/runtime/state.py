@@ -5,22 +5,22 @@ Nothing here outlives its call but what a report reads. `CallStack` holds the ca
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import RuntimeStateError
 from ..grouping import PromptText, Span
-from ..models.adapter import AttentionCall
+from ..models.encoder_cues import EncoderTrace
 from ..tokens import Cue
-from .cache import CacheState, TokenIndex
+from .cache import CacheLayout, CacheState, TokenIndex
 from .masks import key_validity, one_mask
 from .timing import Stopwatch
 
@@ -38,16 +38,15 @@ class EncoderPass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     device: torch.device
-    calls: dict[nn.Module, list[AttentionCall]] = field(default_factory=lambda: defaultdict(list))
-    features: Tensor | None = None  # the projector's input
     kept: list[Tensor] | None = None  # of each image what entered the encoder's blocks (n,); None: all
     patches: Tensor | None = None  # which patches of all images stay, in the encoder's order; None: all
     tokens: Tensor | None = None  # which tokens, likewise
-    cues: dict[Cue, list[Tensor]] = field(default_factory=dict)
+    cues: dict[Cue, list[Tensor]] = field(default_factory=dict)  # read off its trace, once
     made: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # shortened arguments, once for all blocks
     output: weakref.ref[Tensor] | None = None
 
     def __post_init__(self) -> None:
+        self.trace = EncoderTrace(self.args, self.kwargs)
         self.watch, self.selection_watch = Stopwatch(self.device), Stopwatch(self.device)
 
     def once(self, given: Any, make: Any) -> Any:
@@ -148,12 +147,6 @@ class ForwardState:
         self.encoder_cues: dict[Cue, list[Tensor]] = {}
         self.before: TokenIndex | None = None  # who of the L tokens enters the language model; None: all
         self.inside: dict[int, TokenIndex] = {}  # by stage: who of the L tokens is left from that layer on
-        self.observed: dict[int, dict[Cue, list[Tensor]]] = {}  # by stage: cues of the layer below it
-        self.text_keys: dict[int, Tensor] = {}  # by stage: (B, M) of the prompt's text, in the layer below it
-        self.readings: dict[int, list[Tensor]] = {}  # by LLM layer that a method chose: its row of each span
-        self.contributions: list[list[Tensor]] = []  # by layer in which they were read, and by span
-        self.text: PromptText | None = None  # of the prompt, where a stage inside the LLM reads it
-        self.embeds: Tensor | None = None  # (B, W, d) that entered the language model, where such a stage reads them
         self.slots: dict[Any, Any] = {}  # what each seam keeps of this forward
         self.encoder_watches = [one.watch for one in call.passes]
         self.selection_watches = [one.selection_watch for one in call.passes]
@@ -172,12 +165,11 @@ class ForwardState:
             text[span.row, span.index] = False
         return text
 
-    def read_text(self, embeds: Tensor) -> PromptText:
-        """The prompt's text, given what enters the language model of it, (B, W, d) after pruning before it."""
-        text = TokenIndex.of(self.text_mask())
-        rows = torch.arange(len(embeds), device=embeds.device)[:, None]
-        place = self.placed(text.index, rows, 0).clamp_min(0)
-        return PromptText(text.index, text.valid, embeds[rows, place])
+    @functools.cached_property
+    def text(self) -> PromptText:
+        """Where the prompt's text lies; found when it is first asked for."""
+        found = TokenIndex.of(self.text_mask())
+        return PromptText(found.index, found.valid)
 
     def keys(self, layer: int) -> tuple[Tensor, int]:
         """What a layer has seen: (B, P) bool, its real entries, and how many of the P were cached before."""
@@ -229,9 +221,30 @@ class ForwardState:
 
         Padding of the text has the values of some token.
         """
-        assert self.text is not None
         rows = torch.arange(len(values), device=values.device)[:, None]
         return values[rows, self.placed(self.text.index, rows, layer).to(values.device).clamp_min(0)]
+
+    def entering(self, layer: int) -> TokenIndex:
+        """Which of this forward's tokens enter a layer, by their places behind the stage before the LLM."""
+        below = self.stage_below(layer)
+        return TokenIndex.everything(self.valid[:, self.past :]) if below is None else self.inside[below]
+
+    def cached(self, layer: int) -> CacheLayout:
+        """What a layer at which nothing was ever dropped had seen before this forward."""
+        below = self.stage_below(layer)
+        if below is None:
+            return CacheLayout.unpruned(self.valid[:, : self.past])
+        return self.cache.inside[below].without_last(self.inside[below])
+
+    def cut_positions(self, stage: int, kwargs: dict[str, Any]) -> None:
+        """Cut a decoder layer's positions down to those that the stage at layer `stage` left."""
+        kept = self.inside[stage]
+        rotary = kwargs.get("position_embeddings")
+        if rotary is not None:
+            kwargs["position_embeddings"] = self.once(("rotary", stage), rotary, lambda: kept.rotary(rotary))
+        ids = kwargs.get("position_ids")
+        if ids is not None:
+            kwargs["position_ids"] = self.once(("ids", stage), ids, lambda: kept.positions(ids))
 
     def visual(self, layer: int, tokens: int) -> Tensor:
         """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
@@ -259,8 +272,7 @@ class ForwardState:
 
         Where gradients are wanted, layers may run again (gradient checkpointing), and read what the seams keep.
         """
-        self.encoder_cues, self.observed, self.text_keys, self.contributions = {}, {}, {}, []
-        self.readings, self.text, self.embeds = {}, None, None
+        self.encoder_cues = {}
         if not torch.is_grad_enabled():
             self._memo, self.slots = {}, {}
 

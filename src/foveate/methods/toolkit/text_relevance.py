@@ -47,7 +47,6 @@ def attention_of_text(tokens: VisualTokens) -> Tensor:
     The mean over heads and text; zero on padding, and everywhere where no text follows.
     """
     attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
-    assert follows is not None
     out = torch.zeros(attention.shape[:2], dtype=torch.float32, device=attention.device)
     for row, size in enumerate(tokens.sizes):
         if follows[row].any():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...grouping import choose
+from ...grouping import ReadCue, choose
 from ...tokens import Cue
 from ..cache import CacheLayout, TokenIndex
 from ..masks import shorten_own
@@ -39,8 +39,11 @@ class BeforeLlm(Seam):
         sizes: Tensor | None = None
         if self.stage is not None and groups is not None and drops:
             state.selection_watch.start()
-            text = state.read_text(embeds) if Cue.TEXT_EMBEDDINGS in self.stage.method.needs else None
-            choice = choose(self.stage.method, groups, embeds, _seen(state), state.encoder_cues, text)
+            cues: dict[Cue, ReadCue] = {**state.encoder_cues}
+            if Cue.TEXT_EMBEDDINGS in self.stage.method.needs:
+                cues[Cue.TEXT_EMBEDDINGS] = state.by_text(embeds, 0)
+            text = state.text if any(cue.of_text for cue in cues) else None
+            choice = choose(self.stage.method, groups, embeds, _seen(state), cues, text)
             embeds, sizes = choice.merged(embeds), choice.sizes
             kept = TokenIndex.of(choice.keep & there)
             state.selection_watch.stop()

@@ -68,7 +68,7 @@ def choose(
     tokens = VisualTokens(
         embeddings,
         tuple((pool.grid,) for _, pool in flat),
-        **{cue.name.lower(): padded(values) for cue, values in cues.items()},
+        {cue: padded(values) for cue, values in cues.items()},
     )
     count = torch.tensor([pool.count for _, pool in flat], device=embeddings.device)
     selection = method.select(tokens, count)

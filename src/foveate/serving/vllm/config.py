@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ...catalog import NOT_IN_VLLM
 from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
 from ...tokens import Cue
@@ -15,8 +14,6 @@ from .family import Family
 from .request import PruneRequest, ServerSettings
 
 FACT = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
-
-# Cues that no model gives in vLLM, and why.
 
 
 class PruningServer:
@@ -49,7 +46,7 @@ class PruningServer:
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)
         given = frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
-        missing |= {cue: f"{why}; use foveate.prune in transformers." for cue, why in NOT_IN_VLLM.items()}
+        missing |= {cue: f"{cue.not_in_vllm}; use foveate.prune in transformers." for cue in Cue if cue.not_in_vllm}
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)

@@ -181,7 +181,7 @@ def check_counts(pruning: Any) -> None:
             right = sum(alive) <= most if counted else sum(alive) == most
             expect(right, f"layer {layer}, pool {key}: {sum(alive)} of {len(alive)} kept, right {most}")
         expect(sum(map(sum, pools.values())) == report.visual_tokens_per_layer[layer], "report disagrees")
-    expect(sum(image.after for image in report.images) == report.visual_tokens_per_layer[-1], "images disagree")
+    expect(sum(image.tokens for image in report.images) == report.visual_tokens_per_layer[-1], "images disagree")
     str(report), repr(pruning)
 
 

@@ -69,7 +69,7 @@ def test_a_fixed_tower_sees_the_picture_in_its_corner() -> None:
     with foveate.prune(model, method, keep) as pruning, torch.no_grad():
         model(**made)
         report = pruning.report()
-    assert [image.after for image in report.images] == [49, 49]
+    assert [image.tokens for image in report.images] == [49, 49]
     assert report.images[0].kept.view(14, 14)[:7, :7].all()
 
 

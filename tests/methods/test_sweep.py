@@ -88,7 +88,7 @@ def test_runs_right_or_refuses_as_documented(make: Any, name: str) -> None:
 
 
 def _check_counts(report: foveate.Report, method: Any, case: str) -> None:
-    sizes = [image.before for image in report.images]
+    sizes = [image.tokens_before for image in report.images]
     expected = [sum(sizes)] * len(report.visual_tokens_per_layer)
     for stage in report.stages:
         left = sum(map(stage.budget.count, sizes))
@@ -97,4 +97,4 @@ def _check_counts(report: foveate.Report, method: Any, case: str) -> None:
     if method.stage is Stage.BOTH:  # `keep` is the average over the layers; each stage's count is rounded
         assert report.average_visual_tokens == pytest.approx(0.3 * sum(sizes), abs=len(sizes)), case
     else:
-        assert [image.after for image in report.images] == [KEEP.count(size) for size in sizes], case
+        assert [image.tokens for image in report.images] == [KEEP.count(size) for size in sizes], case

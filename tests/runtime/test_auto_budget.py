@@ -56,7 +56,7 @@ def test_what_is_kept_are_the_scores_before_the_knee(zoo: Zoo) -> None:
     report = report_of(zoo, pair(zoo), Watched(inside=False), "auto")
     assert len(seen) == len(report.images) == 2
     for scores, image in zip(seen, report.images, strict=True):
-        assert image.after == knee(scores) == int(image.kept.sum()) < image.before
+        assert image.tokens == knee(scores) == int(image.kept.sum()) < image.tokens_before
         assert float(scores[image.kept].min()) >= float(scores[~image.kept].max())
     assert report.visual_tokens_per_layer == [report.tokens] * 4
     saved = sum(report.prompt_tokens_before) - sum(report.prompt_tokens)
@@ -110,7 +110,7 @@ def test_counts_are_clamped_to_what_is_there(llava: Zoo) -> None:
     inputs = pair(llava)
     for told, kept in ((-3, 1), (0, 1), (5, 5), (999, 16)):
         method = Told(tell=lambda tokens, told=told: torch.full((len(tokens.grids),), told))
-        assert [image.after for image in report_of(llava, inputs, method, "auto").images] == [kept, kept]
+        assert [image.tokens for image in report_of(llava, inputs, method, "auto").images] == [kept, kept]
         stages = ["divprune", AtLayer(method, 2)]
         assert report_of(llava, inputs, stages, [4, "auto"]).visual_tokens_per_layer[-1] == 2 * min(kept, 4)
 

@@ -63,7 +63,7 @@ def test_d2pruner_runs_with_the_measured_prior(zoo: Zoo, tmp_path: Path) -> None
     with foveate.prune(zoo.model, "d2pruner", keep=0.4, prior=str(path)) as pruning:
         generate(zoo, single(zoo))
         image = pruning.report().images[0]
-    assert image.after == foveate.Budget(0.4).count(image.before)
+    assert image.tokens == foveate.Budget(0.4).count(image.tokens_before)
     assert AttentionPrior.load(path).layer == 2
 
 

@@ -86,4 +86,4 @@ def test_d2pruner_without_calibration(zoo: Zoo, fields: dict[str, object]) -> No
     with foveate.prune(zoo.model, method, keep=0.4) as pruning:
         assert_generates_alike(zoo)
         image = pruning.report().images[0]
-    assert image.after == foveate.Budget(0.4).count(image.before)
+    assert image.tokens == foveate.Budget(0.4).count(image.tokens_before)

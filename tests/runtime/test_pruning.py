@@ -72,7 +72,7 @@ def test_before_the_llm_equals_hand_shortened_inputs(model: Zoo) -> None:
             attention_mask=torch.ones(1, len(index), dtype=torch.long),
             **side,
         ).last_hidden_state
-    assert image.after == foveate.Budget(0.5).count(image.before) < image.before
+    assert image.tokens == foveate.Budget(0.5).count(image.tokens_before) < image.tokens_before
     assert torch.equal(model.model.lm_head(hidden), pruned)
     assert float((pruned[:, -1] - logits(model, inputs)[:, -1]).abs().max()) > 0.1  # else this test proves nothing
 
@@ -112,7 +112,7 @@ def test_several_layers_equal_masking_ever_more_keys(model: Zoo) -> None:
             pruned = logits(model, inputs)
             report = pruning.report()
             kept[upto] = report.images[0].kept
-    before = report.images[0].before
+    before = report.images[0].tokens_before
     counts = [before, *(foveate.Budget(keep).count(before) for keep in schedule.values())]
     assert report.visual_tokens_per_layer == counts
     assert report.average_visual_tokens == sum(counts) / 4
@@ -190,7 +190,7 @@ def test_adjacent_images_are_counted_apart(model: Zoo) -> None:
     with foveate.prune(model.model, "divprune", keep=0.25) as pruning:
         logits(model, inputs)
         images = pruning.report().images
-    assert [image.after for image in images] == [foveate.Budget(0.25).count(image.before) for image in images]
+    assert [image.tokens for image in images] == [foveate.Budget(0.25).count(image.tokens_before) for image in images]
     assert len(images) == 2
     with foveate.prune(model.model, "divprune", keep=0.25, scope="prompt") as pruning:
         logits(model, inputs)
@@ -296,4 +296,4 @@ def test_video(make: Callable[[], Zoo]) -> None:
             assert gap(cached, generate(z, inputs, use_cache=False)) < 2e-5
             image = pruning.report().images[0]
         assert image.modality == "video" and image.grid.frames == 2
-        assert image.after == foveate.Budget(0.25).count(len(image.grid))
+        assert image.tokens == foveate.Budget(0.25).count(len(image.grid))

@@ -24,8 +24,8 @@ def test_counts_of_each_image_and_prompt(zoo: Zoo) -> None:
     present = visual(zoo, inputs).sum(1).tolist()
     kept = [foveate.Budget(0.25).count(n) for n in present]
     assert [image.prompt for image in report.images] == [0, 1]
-    assert [image.before for image in report.images] == present
-    assert [image.after for image in report.images] == kept == [int(image.kept.sum()) for image in report.images]
+    assert [image.tokens_before for image in report.images] == present
+    assert [image.tokens for image in report.images] == kept == [int(image.kept.sum()) for image in report.images]
     full = inputs["attention_mask"].sum(1).tolist()
     assert report.prompt_tokens_before == full
     assert report.prompt_tokens == [n - before + after for n, before, after in zip(full, present, kept, strict=True)]
@@ -39,7 +39,7 @@ def test_two_stages_are_both_counted(zoo: Zoo) -> None:
         logits(zoo, inputs)
         image = pruning.report().images[0]
     # The second stage's ratio is of the unpruned image too.
-    assert image.after == foveate.Budget(0.25).count(image.before) == int(image.kept.sum())
+    assert image.tokens == foveate.Budget(0.25).count(image.tokens_before) == int(image.kept.sum())
 
 
 def test_decoding_does_not_replace_the_report_of_the_prefill(zoo: Zoo) -> None:

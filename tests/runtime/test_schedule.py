@@ -186,7 +186,7 @@ def test_a_schedule_is_its_stages_one_by_one(zoo: Zoo) -> None:
         assert torch.equal(logits(zoo, inputs), together)
         assert pruning.report().visual_tokens_per_layer == report.visual_tokens_per_layer
     for image in report.images:
-        assert image.after == foveate.Budget(0.3).count(image.before)
+        assert image.tokens == foveate.Budget(0.3).count(image.tokens_before)
 
 
 def test_tokens_that_follow_prompt_and_pruned_cache(zoo: Zoo) -> None:
@@ -219,4 +219,4 @@ def test_equal_keys_keep_the_first_tokens(llava: Zoo) -> None:
     with foveate.prune(model, "pyramiddrop", keep=0.25) as pruning, torch.no_grad():
         model(**single(llava))
         (image,) = pruning.report().images
-    assert image.kept.nonzero()[:, 0].tolist() == list(range(image.after))
+    assert image.kept.nonzero()[:, 0].tolist() == list(range(image.tokens))

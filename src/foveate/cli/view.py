@@ -134,5 +134,5 @@ def _subtitle(report: Report, target: Tensor | None) -> str:
         kept += f", {int((target >= 0).sum()) - report.tokens} others merged into them"
     if len(report.images) > 1:
         small = report.images[-1]
-        kept += f", {small.after} of {small.before} of the whole in small"
+        kept += f", {small.tokens} of {small.tokens_before} of the whole in small"
     return kept

@@ -83,9 +83,9 @@ class Pruning:
         self.detach()
 
     def __repr__(self) -> str:
-        stages = ", ".join(f"{stage.method.name} keeps {stage.budget} {_where(stage.layer)}" for stage in self._stages)
+        stages = ", ".join(map(str, self._stage_reports())) or "nothing is dropped"
         state = "attached to" if self.attached else "detached from"
-        return f"<Pruning {state} {self._adapter.class_name}: {stages or 'nothing is dropped'}>"
+        return f"Pruning({state} {self._adapter.class_name}: {stages})"
 
     @property
     def attached(self) -> bool:
@@ -126,12 +126,15 @@ class Pruning:
         state = self._last
         if state is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
-        stages = [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
+        stages = self._stage_reports()
         report = account_of(state, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
         if self._experts is None:
             return report
         spared = self._experts.spared_flops(report.visual_tokens_per_layer)
         return replace(report, text_flops=report.text_flops - spared)
+
+    def _stage_reports(self) -> list[StageReport]:
+        return [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
 
     @property
     def _last(self) -> ForwardState | None:
@@ -466,9 +469,3 @@ def is_pruned(adapter: ModelAdapter) -> bool:
 
 def _length_of(cache: Any) -> Any:
     return 0 if cache is None else cache.get_seq_length()
-
-
-def _where(layer: int) -> str:
-    if layer < 1:
-        return "before the LLM" if layer == 0 else "before the vision encoder"
-    return f"at layer {layer}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..budget import Budget
+from ..errors import RuntimeStateError
 from ..grouping import Span
 from ..methods.toolkit.interventions import AttentionEdit
 from ..models import ModelAdapter
@@ -20,14 +22,29 @@ from .state import ForwardState
 
 @dataclass(frozen=True)
 class ImageReport:
-    """One image or clip: visual tokens `before` and `after`, and the keep mask (N,) in raster order."""
+    """One image or clip.
+
+    Attributes:
+        prompt: the row of the batch that holds it.
+        modality: ``"image"`` or ``"video"``.
+        grid: of its tokens.
+        tokens_before: visual tokens without pruning.
+        tokens: visual tokens that are left in the last layer.
+        kept: which these are: (N,) bool, in raster order, on the CPU.
+    """
 
     prompt: int
     modality: str
     grid: Grid
-    before: int
-    after: int
-    kept: Tensor
+    tokens_before: int
+    tokens: int
+    kept: Tensor = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the mask, as JSON data; ``grid`` is ``{"rows": ..., "columns": ..., "frames": ...}``."""
+        grid = {"rows": self.grid.rows, "columns": self.grid.columns, "frames": self.grid.frames}
+        rest = {name: getattr(self, name) for name in ("prompt", "modality", "tokens_before", "tokens")}
+        return {**rest, "grid": grid}
 
 
 @dataclass(frozen=True)
@@ -38,10 +55,28 @@ class StageReport:
     layer: int
     budget: Budget
 
+    def __str__(self) -> str:
+        return f"{self.method} keeps {self.budget} {_where(self.layer)}, per {self.budget.scope}"
 
-@dataclass(frozen=True)
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data; ``keep`` is in words where a schedule shares it out, as ``str(budget)`` has it."""
+        budget = self.budget
+        keep = budget.keep if type(budget) is Budget else str(budget)
+        return {"method": self.method, "layer": self.layer, "keep": keep, "scope": budget.scope}
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
-    """The latest prefill.
+    """The latest prefill. ``print`` gives a line, and ``repr``, which notebooks show, a table.
+
+    >>> model, inputs = example()
+    >>> with foveate.prune(model, "divprune", keep=0.25) as pruning:
+    ...     output = model.generate(**inputs, max_new_tokens=4)
+    >>> report = pruning.report()
+    >>> report.tokens_before, report.tokens
+    (196, 49)
+    >>> round(report.factors()["kv_bytes"], 1)
+    2.9
 
     Prompt tokens are those left in the last layer, per prompt; visual tokens per layer are of all prompts together.
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real
@@ -67,29 +102,128 @@ class Report:
     @property
     def tokens_before(self) -> int:
         """Visual tokens of all images before pruning."""
-        return sum(image.before for image in self.images)
+        return sum(image.tokens_before for image in self.images)
 
     @property
     def tokens(self) -> int:
         """Visual tokens of all images after pruning."""
-        return sum(image.after for image in self.images)
+        return sum(image.tokens for image in self.images)
 
     @property
     def average_visual_tokens(self) -> float:
         """Mean over the layers, so that pruning late is not taken for pruning early at the same ratio."""
         return sum(self.visual_tokens_per_layer) / len(self.visual_tokens_per_layer)
 
+    @property
+    def flops_before(self) -> float:
+        """Floating-point operations of text and vision without pruning."""
+        return self.text_flops_before + self.vision_flops_before
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of text and vision with pruning."""
+        return self.text_flops + self.vision_flops
+
+    @property
+    def seconds(self) -> float:
+        """All that was measured: encoding, selecting, and the language model's forward."""
+        return self.encoder_seconds + self.selection_seconds + self.prefill_seconds
+
+    def factors(self, unpruned: Report | None = None) -> dict[str, float]:
+        """How many times less the prefill costs than without pruning: 4.0 is a quarter, 1.0 nothing saved.
+
+        Args:
+            unpruned: a report of the same prompts with ``keep=1.0``. Only with it is it known how long they take.
+
+        Returns:
+            ``tokens`` and ``average_visual_tokens``, ``prompt_tokens``, ``text_flops``, ``flops`` (vision included) and
+            ``kv_bytes``; with `unpruned` also ``prefill_seconds`` and ``seconds``, as measured. Where nothing is left
+            the factor is infinite.
+
+        Raises:
+            RuntimeStateError: where `unpruned` is of other prompts, or was pruned.
+        """
+        layers = len(self.visual_tokens_per_layer)
+        pairs: dict[str, tuple[float, float]] = {
+            "tokens": (self.tokens_before, self.tokens),
+            "average_visual_tokens": (self.tokens_before * layers, sum(self.visual_tokens_per_layer)),
+            "prompt_tokens": (sum(self.prompt_tokens_before), sum(self.prompt_tokens)),
+            "text_flops": (self.text_flops_before, self.text_flops),
+            "flops": (self.flops_before, self.flops),
+            "kv_bytes": (self.kv_bytes_before, self.kv_bytes),
+        }
+        if unpruned is not None:
+            if unpruned.prompt_tokens_before != self.prompt_tokens_before or unpruned.tokens < unpruned.tokens_before:
+                raise RuntimeStateError(
+                    "factors compares with a report of the same prompts that keeps everything; make one by "
+                    "foveate.prune(model, method, keep=1.0)."
+                )
+            pairs["prefill_seconds"] = (unpruned.prefill_seconds, self.prefill_seconds)
+            pairs["seconds"] = (unpruned.seconds, self.seconds)
+        return {name: before / after if after else math.inf for name, (before, after) in pairs.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data, without masks.
+
+        Returns:
+            ``images`` and ``stages``: lists of what their ``to_dict`` gives; every number of the report by its name,
+            such as ``tokens_before``, ``prompt_tokens``, ``text_flops`` or ``prefill_seconds``; and ``factors``, in
+            which None stands for infinite.
+        """
+        told: dict[str, Any] = {"images": [image.to_dict() for image in self.images]}
+        told["stages"] = [stage.to_dict() for stage in self.stages]
+        names = [one.name for one in fields(self) if one.name not in told]
+        derived = ("tokens_before", "tokens", "average_visual_tokens", "flops_before", "flops", "seconds")
+        told |= {name: getattr(self, name) for name in (*names, *derived)}
+        factors = {name: value if math.isfinite(value) else None for name, value in self.factors().items()}
+        return {**told, "factors": factors}
+
+    def __repr__(self) -> str:
+        def row(name: str, before: float, after: float, shown: str) -> tuple[str, ...]:
+            return name, format(before, shown), format(after, shown), f"{after / before:.0%}" if before else ""
+
+        layers = len(self.visual_tokens_per_layer)
+        rows = [
+            ("", "before", "after", "left"),
+            row("visual tokens", self.tokens_before, self.tokens, ".0f"),
+            row("average over layers", self.tokens_before, sum(self.visual_tokens_per_layer) / layers, ".4g"),
+            row("prompt tokens", sum(self.prompt_tokens_before), sum(self.prompt_tokens), ".0f"),
+            row("text GFLOPs", self.text_flops_before / 1e9, self.text_flops / 1e9, ".3g"),
+            row("vision GFLOPs", self.vision_flops_before / 1e9, self.vision_flops / 1e9, ".3g"),
+            row("KV cache MB", self.kv_bytes_before / 1e6, self.kv_bytes / 1e6, ".3g"),
+            ("encoder ms", "", f"{self.encoder_seconds * 1e3:.3g}", ""),
+            ("selection ms", "", f"{self.selection_seconds * 1e3:.3g}", ""),
+            ("prefill ms", "", f"{self.prefill_seconds * 1e3:.3g}", ""),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([name.ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(cells, widths[1:], strict=True))])
+            for name, *cells in rows
+        ]
+        what = "; ".join(map(str, self.stages)) or "nothing is dropped"
+        return "\n".join([f"Report of {_several(len(self.images))}: {what}", *(line.rstrip() for line in lines)])
+
     def __str__(self) -> str:
-        flops_before, flops = self.text_flops_before + self.vision_flops_before, self.text_flops + self.vision_flops
         return (
-            f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}: "
+            f"{_several(len(self.images))}: "
             f"{self.tokens_before} -> {self.tokens} visual tokens "
             f"({self.average_visual_tokens:.4g} on average over the layers); "
-            f"prefill {flops_before / 1e9:.3g} -> {flops / 1e9:.3g} GFLOPs (vision {self.vision_flops / 1e9:.3g}); "
+            f"prefill {self.flops_before / 1e9:.3g} -> {self.flops / 1e9:.3g} GFLOPs "
+            f"(vision {self.vision_flops / 1e9:.3g}); "
             f"KV cache {self.kv_bytes_before / 1e6:.3g} -> {self.kv_bytes / 1e6:.3g} MB; "
             f"encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "
             f"prefill {self.prefill_seconds * 1e3:.3g} ms"
         )
+
+
+def _several(images: int) -> str:
+    return f"{images} image{'' if images == 1 else 's'}"
+
+
+def _where(layer: int) -> str:
+    if layer < 1:
+        return "before the LLM" if layer == 0 else "before the vision encoder"
+    return f"at layer {layer}"
 
 
 def account_of(

@@ -92,8 +92,10 @@ def test_as_if_nobody_attended_to_what_is_left_out(qwen: Zoo, blind: Any, keep: 
         short = logits(qwen, inputs)
         images = pruning.report().images
     if keep == 0.4:
-        assert [image.after for image in images] == [foveate.Budget(0.4).count(image.before) for image in images]
-    assert 0 < sum(image.after for image in images) < sum(image.before for image in images)
+        assert [image.tokens for image in images] == [
+            foveate.Budget(0.4).count(image.tokens_before) for image in images
+        ]
+    assert 0 < sum(image.tokens for image in images) < sum(image.tokens_before for image in images)
     plain = logits(qwen, inputs)
     blind(qwen, images)
     with foveate.prune(qwen.model, Fixed([image.kept for image in images]), keep="auto"):
@@ -129,8 +131,8 @@ def test_generation(qwen: Zoo, method: Any, keep: Any) -> None:
         assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, one.logits, strict=True)) < 2e-5
     assert len(report.images) == 3 and report.stages[0].layer == -1
     if isinstance(keep, list):
-        counts = [foveate.Budget(0.2).count(image.before) for image in report.images]
-        assert [image.after for image in report.images] == counts
+        counts = [foveate.Budget(0.2).count(image.tokens_before) for image in report.images]
+        assert [image.tokens for image in report.images] == counts
     assert torch.equal(logits(qwen, both), plain)
 
 

@@ -44,7 +44,7 @@ def test_rows_of_images_and_clips_are_shortened_together(qwen3: Zoo) -> None:
         image, clip = pruning.report().images
     assert (image.modality, clip.modality) == ("image", "video")
     kept = torch.cat([image.kept, clip.kept])
-    assert int(short["visual_pos_masks"].sum()) == int(kept.sum()) == image.after + clip.after
+    assert int(short["visual_pos_masks"].sum()) == int(kept.sum()) == image.tokens + clip.tokens
     for before, after in zip(full["deepstack_visual_embeds"], short["deepstack_visual_embeds"], strict=True):
         assert torch.equal(after, before[kept])
     # The mask points at the embeddings that the rows belong to.

@@ -84,6 +84,18 @@ class PruningConfig:
         except FoveateError:  # something in memory, which is like itself alone
             return repr(id(self))
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """What is kept: one budget, or one for each method of a list."""
+        keep: Any = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        return tuple(Budget(one, self.scope) for one in keep)
+
+    @property
+    def label(self) -> str:
+        """The methods by name, ``idpruner`` or ``divprune + fastv``."""
+        methods: Any = getattr(self.method, "methods", self.method)
+        return " + ".join(one.name for one in (methods if isinstance(methods, tuple) else (methods,)))
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of `foveate.prune` that this configuration stands for, `model` excepted."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
@@ -123,7 +135,7 @@ class PruningConfig:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"a pruning configuration is a mapping such as {_EXAMPLE}, not {data!r}.")
-        _check_version(data.get("version", VERSION))
+        check_version(data)
         known = ("version", "method", "keep", "scope", "positions", "encoder_queries")
         for key in data:
             if key not in known:
@@ -193,7 +205,9 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not a number of JSON")
 
 
-def _check_version(version: Any) -> None:
+def check_version(data: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the data of a configuration that this foveate is too old to read."""
+    version = data.get("version", VERSION)
     if type(version) is not int or version < 1:
         raise ConfigError(f"version={version!r} is not a version of pruning configurations; leave it out, or write 1.")
     if version > VERSION:

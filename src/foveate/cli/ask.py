@@ -13,7 +13,7 @@ from ..data.limits import unknown_words
 from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from .errors import InputError
-from .hyperparameters import SETTINGS, configured
+from .hyperparameters import CONFIG, SETTINGS, config_at, configured
 from .tables import show
 
 if TYPE_CHECKING:
@@ -33,9 +33,14 @@ def ask(
         ),
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
-    method: Annotated[str, typer.Option(help="A pruning method; see `foveate methods`.")] = "idpruner",
-    keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "25%",
+    method: Annotated[
+        str | None, typer.Option(help="A pruning method; see `foveate methods`.", show_default="idpruner")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")
+    ] = None,
     settings: SETTINGS = None,
+    config: CONFIG = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also answer without pruning.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
 ) -> None:
@@ -46,12 +51,15 @@ def ask(
     from rich.text import Text
 
     from ..api import prune
-    from ..budget import Budget
+    from ..config import PruningConfig
 
     *images, question = words
     if not images:
         raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
-    budget, (chosen,) = Budget(keep), configured([method], settings or ())
+    asked = config_at(config, {"--method": method, "--keep": keep, "--set": settings})
+    if asked is None:
+        (chosen,) = configured(["idpruner" if method is None else method], settings or ())
+        asked = PruningConfig(chosen, "25%" if keep is None else keep)
     pictures = [open_image(Path(path)) for path in images]
     session = load(model)
     inputs = session.inputs(pictures, question)
@@ -65,12 +73,12 @@ def ask(
                 text = session.generate(inputs, max_new_tokens)
                 full = pruning.report()
         panels.append(Panel(Text(text or "(no answer)"), title="all tokens", border_style="dim"))
-    with prune(session.model, chosen, keep=budget.keep) as pruning:
-        with progress.status(f"Answering with {method}"):
+    with prune(session.model, asked) as pruning:
+        with progress.status(f"Answering with {asked.label}"):
             text = session.generate(inputs, max_new_tokens)
         pruned = pruning.report()
 
-    title = f"{method}, {pruned.tokens} of {pruned.tokens_before} visual tokens"
+    title = f"{asked.label}, {pruned.tokens} of {pruned.tokens_before} visual tokens"
     panels.append(Panel(Text(text or "(no answer)"), title=title, border_style="green"))
     console.print(Columns(panels, equal=True, width=max(32, console.width // 2 - 2) if compare else None))
     show(console, _savings(pruned, full))

@@ -17,14 +17,15 @@ from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
 from .evaluated import announce, bar, left_out, show
-from .hyperparameters import SETTINGS, configured, hyperparameters
+from .hyperparameters import CONFIG, SETTINGS, config_at, configured, hyperparameters
 from .paths import FORCE, require_file, require_folder, require_own
 
 if TYPE_CHECKING:
+    from ..config import PruningConfig
     from ..evaluation.suites import Suite
     from ..methods import Method
 
-ALL = "all"
+ALL, KEEPS = "all", "50%,25%,10%,5%"
 
 
 def evaluate(
@@ -35,9 +36,12 @@ def evaluate(
     dataset: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas, or all.")] = ALL,
-    keep: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "50%,25%,10%,5%",
+    methods: Annotated[
+        str | None, typer.Option(help="Pruning methods, separated by commas, or all.", show_default=ALL)
+    ] = None,
+    keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas.", show_default=KEEPS)] = None,
     settings: SETTINGS = None,
+    config: CONFIG = None,
     questions: Annotated[
         int | None,
         typer.Option(
@@ -109,14 +113,17 @@ def evaluate(
     require_evaluation(output)
     if gate and suite != TESTBED:
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
-    keeps = tuple(dict.fromkeys(spelled(part) for part in _parts(keep, "--keep")))
-    chosen, unable = _methods(methods, settings or ())
+    given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
+    parts: Sequence[Any] = _parts(KEEPS if keep is None else keep, "--keep") if given is None else given.budgets
+    keeps = tuple(dict.fromkeys(map(spelled, parts)))
+    named = ALL if methods is None and given is None else methods
+    chosen, unable = _methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     wanted = _parts(families, "--families") if families else None
     own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
     session = load(model)
-    if methods.strip() != ALL:  # of all, those that cannot run are listed
+    if str(named).strip() != ALL:  # of all, those that cannot run are listed
         for method, budget in itertools.product(chosen, keeps):
             with nullcontext() if budget == keeps[0] else unannounced():
                 attach(session.model, method, keep=budget).detach()
@@ -141,6 +148,20 @@ def evaluate(
         typer.echo("\n".join(["The gate is not passed:", *found]) if found else "The gate is passed.")
         raise typer.Exit(int(bool(found or results.failed)))
     raise typer.Exit(int(bool(results.failed)))
+
+
+def _evaluable(config: PruningConfig) -> Method:
+    """The method of a configuration; raises InputError for what an evaluation does not vary."""
+    from ..config import PruningConfig
+    from ..methods import Method
+
+    if not isinstance(config.method, Method):
+        raise InputError(f"--config: {config.label} are several methods, and an evaluation is of one at a time.")
+    if config != PruningConfig(config.method, config.keep):
+        raise InputError(
+            "--config: an evaluation has scope='image', positions='original' and all encoder_queries; leave them out."
+        )
+    return config.method
 
 
 def pair(name: str) -> tuple[Any, Any]:

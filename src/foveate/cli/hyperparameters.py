@@ -1,11 +1,9 @@
-"""``--set key=value``: hyperparameters of methods, read as the type that the method's field declares."""
+"""What commands are told of methods: ``--set key=value`` for a hyperparameter, ``--config FILE`` for all at once."""
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,13 +12,38 @@ from ..errors import near_miss
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from ..config import PruningConfig
     from ..methods import Method
 
 SETTINGS = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the method; give the option again for more."),
 ]
-_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+CONFIG = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A foveate_config.json, or its folder: method, hyperparameters and budget."),
+]
+
+
+def config_at(config: Path | None, beside: dict[str, object]) -> PruningConfig | None:
+    """The configuration that ``--config`` names, if it is given.
+
+    Args:
+        config: the file or folder.
+        beside: the options that it takes the place of, by name; None or an empty list where they were not given.
+
+    Raises:
+        ConfigError: for a file that is none.
+        InputError: where one of the others is given, too.
+    """
+    if config is None:
+        return None
+    for option, value in beside.items():
+        if value is not None and value != []:
+            raise InputError(f"--config {config} says what {option} says; leave one of them out.")
+    from ..config import PruningConfig
+
+    return PruningConfig.from_pretrained(config)
 
 
 def configured(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
@@ -28,7 +51,7 @@ def configured(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
 
     Raises:
         MethodError: for an unknown method, or a value that a method refuses.
-        InputError: for a setting that is no ``key=value``, that no method has, or whose value is of another type.
+        InputError: for a setting that is not ``key=value``, that no method has, or whose value is of another type.
     """
     from ..methods import get_method
 
@@ -40,21 +63,28 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
 
     Raises:
         MethodError: for an unknown method.
-        InputError: for a setting that is no ``key=value``, that no method has, or whose value is of another type.
+        InputError: for a setting that is not ``key=value``, that no method has, or whose value is of another type.
     """
     from ..methods.toolkit.registry import method_class
+    from ..methods.toolkit.settings import UnfitError, from_text, settable
 
     given = dict(_split(setting) for setting in settings)
-    fields = {name: [f.name for f in dataclasses.fields(method_class(name)) if f.init] for name in names}
-    known = {key for keys in fields.values() for key in keys}
+    hints = {name: settable(method_class(name)) for name in names}
+    known = {key for fields in hints.values() for key in fields}
     for key in given:
         if key not in known:
             hint = near_miss(key, known) if known else ": there is none to set."
             raise InputError(f"--set: {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no {key!r}{hint}")
-    found = {}
-    for name, keys in fields.items():
-        hints = typing.get_type_hints(method_class(name)) if given else {}
-        found[name] = {key: _typed(name, key, text, hints[key]) for key, text in given.items() if key in keys}
+    found: dict[str, dict[str, Any]] = {}
+    for name, fields in hints.items():
+        found[name] = {}
+        for key, text in given.items():
+            if key not in fields:
+                continue
+            try:
+                found[name][key] = from_text(fields[key], text)
+            except UnfitError as error:
+                raise InputError(f"--set {key}={text}: {key} of {name} is {error}.") from None
     return found
 
 
@@ -63,41 +93,3 @@ def _split(setting: str) -> tuple[str, str]:
     if not equals or not key.strip() or not value.strip():
         raise InputError(f"--set {setting!r} is not of the form key=value; write for example --set balance=0.7.")
     return key.strip(), value.strip()
-
-
-def _typed(method: str, key: str, text: str, hint: Any) -> Any:
-    """`text` as the first of the types in `hint` that can be read from the command line and fits."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(hint) if union else (hint,)
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    readable = [(kind, word, read) for kind, word, read in _READERS if kind in kinds]
-    for _, _, read in readable:
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    choices = [str(choice) for kind in kinds if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
-    if text in choices:
-        return text
-    wanted = [word for _, word, _ in readable] + ([f"one of {', '.join(choices)}"] if choices else [])
-    raise InputError(f"--set {key}={text}: {key} of {method} is {' or '.join(wanted) or 'not set from here'}.")
-
-
-def _truth(text: str) -> bool:
-    if text.lower() not in _TRUTHS:
-        raise ValueError
-    return _TRUTHS[text.lower()]
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-_READERS: tuple[tuple[Any, str, Callable[[str], Any]], ...] = (
-    (bool, "true or false", _truth),
-    (int, "a whole number", int),
-    (float, "a number", float),
-    (tuple[int, ...], "whole numbers with commas", _whole_numbers),
-    (str, "a text", str),
-)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,7 +15,7 @@ from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from ..files import write_picture
 from .errors import InputError
-from .hyperparameters import SETTINGS, configured
+from .hyperparameters import CONFIG, SETTINGS, config_at, configured
 from .paths import FORCE, require_picture
 
 _GENERAL = "Please describe the image."
@@ -23,37 +24,49 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ..config import PruningConfig
     from ..methods import Method
     from ..runtime import Report
+    from ..runtime.planner import KeepLike
     from ..runtime.report import ImageReport
     from ..tokens import Grid
     from ..visualize import Panel
 
 
+METHODS, KEEP = "idpruner,divprune,random", "10%"
+
+
 def view(
     image: Annotated[Path, typer.Argument(help="A picture.")],
-    methods: Annotated[str, typer.Option(help="Pruning methods, separated by commas.")] = "idpruner,divprune,random",
-    keep: Annotated[str, typer.Option(help="A percentage, a fraction, a token count, or auto.")] = "10%",
+    methods: Annotated[
+        str | None, typer.Option(help="Pruning methods, separated by commas.", show_default=METHODS)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default=KEEP)
+    ] = None,
     settings: SETTINGS = None,
+    config: CONFIG = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
     force: FORCE = False,
 ) -> None:
     """Draw which visual tokens of a picture each method keeps."""
-    from ..budget import Budget
+    from ..config import PruningConfig
     from ..visualize import comparison
 
     require_picture(output, "-o", [image], force)
-    names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
-    if not names:
+    given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
+    names = list(dict.fromkeys(name.strip() for name in (METHODS if methods is None else methods).split(",")))
+    if not any(names):
         raise InputError("--methods names no method; give some, such as idpruner,random.")
-    budget, chosen = Budget(keep), configured(names, settings or ())
+    wanted = configured(list(filter(None, names)), settings or ())
+    drawn = [given] if given else [PruningConfig(one, KEEP if keep is None else keep) for one in wanted]
     picture = open_image(image)
     session = load(model)
     asked = default_prompt(session) if question is None else question
-    write_picture(output, comparison(kept_panels(session, picture, asked, chosen, budget.keep)))
-    typer.echo(f"What {', '.join(names)} keep, asked {asked!r}: {output}")
+    write_picture(output, comparison(panels_of(session, picture, asked, drawn)))
+    typer.echo(f"What {', '.join(one.label for one in drawn)} keep, asked {asked!r}: {output}")
 
 
 def default_prompt(session: LoadedModel) -> str:
@@ -63,20 +76,32 @@ def default_prompt(session: LoadedModel) -> str:
 
 
 def kept_panels(
-    session: LoadedModel, picture: Image.Image, question: str, methods: Sequence[Method], keep: float | int | str
+    session: LoadedModel, picture: Image.Image, question: str, methods: Sequence[Method], keep: KeepLike
 ) -> list[Panel]:
     """The picture as the model sees it, then one panel for what each method keeps."""
+    from ..config import PruningConfig
+
+    return panels_of(session, picture, question, [PruningConfig(method, keep) for method in methods])
+
+
+def panels_of(
+    session: LoadedModel, picture: Image.Image, question: str, configs: Sequence[PruningConfig]
+) -> list[Panel]:
+    """The picture as the model sees it, then one panel for what each configuration keeps."""
     from rich.console import Console
     from rich.progress import track
 
     from ..api import prune
+    from ..methods import Method
     from ..visualize import overlay, readable, watched
 
     inputs = session.inputs([picture], question)
     seen = session.seen(picture)
     panels: list[Panel] = []
-    for method in track(methods, description="Looking", console=Console(stderr=True), transient=True):
-        with prune(session.model, observed := watched(method), keep=keep) as pruning:
+    for config in track(configs, description="Looking", console=Console(stderr=True), transient=True):
+        method = config.method
+        observed = watched(method) if isinstance(method, Method) else method
+        with prune(session.model, replace(config, method=observed)) as pruning:
             session.generate(inputs, 1)
             report = pruning.report()
         grid, kept, target = _whole(report.images, observed, seen.size)
@@ -85,12 +110,14 @@ def kept_panels(
             title = "centre of the original" if part else "original"
             panels.append((title, f"{report.tokens_before} visual tokens{part}", readable(seen, grid)))
         drawn = overlay(seen, grid, kept, target=target)
-        panels.append((f"{method.name}, {_budget(keep)}", _subtitle(report, target), drawn))
+        panels.append(
+            (
+                f"{config.label}, {', '.join(budget.label for budget in config.budgets)}",
+                _subtitle(report, target),
+                drawn,
+            )
+        )
     return panels
-
-
-def _budget(keep: float | int | str) -> str:
-    return f"{100 * keep:.4g}%" if isinstance(keep, float) else str(keep)
 
 
 class Whole(NamedTuple):
@@ -101,7 +128,7 @@ class Whole(NamedTuple):
     target: Tensor | None
 
 
-def _whole(tiles: Sequence[ImageReport], method: Method, size: tuple[int, int]) -> Whole:
+def _whole(tiles: Sequence[ImageReport], method: Any, size: tuple[int, int]) -> Whole:
     """The tiles of a picture of a (width, height) side by side."""
     import torch
 

@@ -23,6 +23,7 @@ from ..data.prompts import Prompt, encode
 from ..errors import MethodError
 from ..methods import Method, Provenance
 from ..models import adapter_of
+from ..runtime.planner import KeepLike
 from ..tokens import Grid, Selection, VisualTokens
 
 _FILLED = 0.9  # of a budget, at least, where a shape that fills it less would be nearer to the picture's
@@ -49,7 +50,7 @@ class Corner(Method):
     name = "downsample"
     provenance = Provenance(paper="none (baseline)", licence="foveate's own")
 
-    keep: float | int | str
+    keep: KeepLike
 
     def counts(self, tokens: VisualTokens) -> Tensor:
         return torch.tensor([len(self._corner(pool[0])) for pool in tokens.grids])
@@ -75,12 +76,12 @@ class Downsampled(NamedTuple):
 
     inputs: Mapping[str, Tensor]
     method: Method | str
-    keep: float | str
+    keep: KeepLike
     factors: list[tuple[float, float]]
 
 
 def downsampled(
-    model: Any, processor: Any, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], keep: str
+    model: Any, processor: Any, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], keep: KeepLike
 ) -> Downsampled:
     """The same prompts with smaller pictures.
 
@@ -99,7 +100,7 @@ def downsampled(
         grid = grids["image"][0]
         corner = smaller(grid, budget.count(len(grid)))
         shown = {**inputs, "pixel_values": _in_corner(inputs["pixel_values"], grid, corner)}
-        return Downsampled(shown, Corner(keep), AUTO, [_factors(grid, corner)] * len(prompts))
+        return Downsampled(shown, Corner(budget), AUTO, [_factors(grid, corner)] * len(prompts))
     cell = model.config.vision_config.patch_size * model.config.vision_config.spatial_merge_size
     left = {modality: list(own) for modality, own in grids.items()}
     shrunken: list[Prompt] = []
@@ -118,8 +119,8 @@ def downsampled(
         for before, after in zip(grids[modality], own, strict=True):
             if len(after) > max(before.frames, budget.count(len(before))):
                 raise MethodError(
-                    f"downsample: the processor enlarges small pictures, to {len(after)} tokens where {keep} of "
-                    f"{len(before)} are allowed; lower the min_pixels of its image processor."
+                    f"downsample: the processor enlarges small pictures, to {len(after)} tokens where {budget.label} "
+                    f"of {len(before)} are allowed; lower the min_pixels of its image processor."
                 )
     return Downsampled(made, "stride", 1.0, factors)
 

@@ -19,6 +19,7 @@ from ..methods.toolkit.notes import unannounced
 from ..models import adapter_of
 from ..runtime import Report
 from ..runtime.cost import CostModel
+from ..runtime.planner import KeepLike
 from .baselines import downsampled, enlarged
 from .encoder_cache import EncoderMemory
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
@@ -147,16 +148,16 @@ class Examinee:
             return answers, self._blind_costs(blind), dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
         method: Any = run.method
         factors = None
-        keep: float | str = run.keep
+        budget: KeepLike = run.budget
         if run.label == UNPRUNED:
-            method, keep = "stride", 1.0
+            method = "stride"
         elif run.label == ORACLE:
             from ..testbed.oracle import Oracle
 
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
         elif run.label == DOWNSAMPLE:
-            inputs, method, keep, factors = downsampled(self.model, self.processor, prompts, inputs, run.keep)
-        with unannounced(), prune(self.model, method, keep) as pruning:  # batch after batch the same
+            inputs, method, budget, factors = downsampled(self.model, self.processor, prompts, inputs, budget)
+        with unannounced(), prune(self.model, method, budget) as pruning:  # batch after batch the same
             answers, seconds = self._generate(inputs)
             report = pruning.report()
         if factors is not None:  # boxes are asked for in pixels of the picture as it was

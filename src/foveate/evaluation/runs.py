@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..budget import Budget
 from ..methods import Method, get_method
+from ..runtime.planner import KeepLike
 from .suites import EvaluationError
 
 UNPRUNED, BLIND, ORACLE, DOWNSAMPLE, RANDOM = "unpruned", "blind", "oracle", "downsample", "random"
@@ -31,6 +33,11 @@ class Run:
     keep: str = ""
     method: Method | None = None
     seed: int | None = None
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """The budget that `keep` writes; everything for `REFERENCES`."""
+        return Budget(self.keep or 1.0)
 
     @property
     def key(self) -> str:
@@ -76,7 +83,7 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
     return runs
 
 
-def spelled(keep: str) -> str:
+def spelled(keep: KeepLike) -> str:
     """A budget as tables write it: ``25%``, or a count of tokens.
 
     Raises:
@@ -88,4 +95,4 @@ def spelled(keep: str) -> str:
         raise EvaluationError(
             f"--keep {keep}: an evaluation compares equal budgets below 100%; give some, such as 25%."
         )
-    return f"{100 * budget.keep:.4g}%" if isinstance(budget.keep, float) else str(budget.keep)
+    return budget.label

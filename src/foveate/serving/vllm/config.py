@@ -41,6 +41,7 @@ class PruningServer:
             self.refusal = str(error)
         else:
             self.family.adapter.encoder_queries = self.settings.encoder_queries
+        self.settings.check_positions(family_class.mrope)
         text = config.get_text_config()
         lineage = family_class.adapter_class.lineage()
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)

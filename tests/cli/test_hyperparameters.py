@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from foveate.cli.errors import InputError
 from foveate.cli.hyperparameters import configured
 from foveate.errors import MethodError
-from foveate.methods import Method, Provenance, register_method
+from foveate.methods import Method, Provenance, method_names, register_method
 from foveate.methods.toolkit import registry
+from foveate.methods.toolkit.settings import settable
+from test_config import variants
 
 
 @pytest.fixture
@@ -93,3 +96,19 @@ def test_each_method_takes_what_it_has_a_field_for() -> None:
         configured(["divprune"], ["balance=0.7"])
     with pytest.raises(MethodError, match=r"balance=2\.0 must be in \[0, 1\]"):
         configured(["idpruner"], ["balance=2"])
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_field_of_every_method_can_be_set(name: str) -> None:
+    """Each value that configurations are tested with, written as text, is read as what it was."""
+    for method in variants(name):
+        for key in settable(type(method)):
+            value = getattr(method, key)
+            text = ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+            text = value.name if isinstance(value, Method) else text
+            together = [f"{key}={text}"]
+            if key == "shares" and getattr(method, "layers", None):
+                together.append(f"layers={','.join(map(str, method.layers))}")  # type: ignore[attr-defined]
+            (read,) = configured([name], together)
+            got = getattr(read, key)
+            assert got == value or value in (Path(text), got) or got == text == getattr(value, "name", None), together

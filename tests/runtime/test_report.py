@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import time
 import weakref
 
@@ -31,6 +33,45 @@ def test_counts_of_each_image_and_prompt(zoo: Zoo) -> None:
     assert report.prompt_tokens == [n - before + after for n, before, after in zip(full, present, kept, strict=True)]
     assert (report.tokens_before, report.tokens) == (sum(present), sum(kept))
     assert f"{sum(present)} -> {sum(kept)} visual tokens" in str(report)
+
+
+def test_factors_tables_and_data(zoo: Zoo) -> None:
+    inputs = pair(zoo)
+    with foveate.prune(zoo.model, "divprune", keep=1.0) as pruning:
+        logits(zoo, inputs)
+        full = pruning.report()
+    with foveate.prune(zoo.model, ["divprune", "fastv"], keep=[0.5, 0.25]) as pruning:
+        logits(zoo, inputs)
+        report = pruning.report()
+    factors = report.factors(full)
+    assert factors["tokens"] == report.tokens_before / report.tokens > factors["average_visual_tokens"] > 1
+    assert factors["flops"] == full.flops / report.flops and factors["kv_bytes"] == full.kv_bytes / report.kv_bytes
+    assert factors["seconds"] == full.seconds / report.seconds
+    assert set(factors) - set(report.factors()) == {"seconds", "prefill_seconds"}
+    assert set(full.factors().values()) == {1.0}
+    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert told == report.to_dict() and told["factors"] == report.factors()
+    assert [image["tokens"] for image in told["images"]] == [image.tokens for image in report.images]
+    assert told["stages"][1] == {"method": "fastv", "layer": 2, "keep": 0.25, "scope": "image"}
+    head, titles, *lines = repr(report).splitlines()
+    assert head == "Report of 2 images: divprune keeps 0.5 before the LLM, per image; " + (
+        "fastv keeps 0.25 at layer 2, per image"
+    )
+    counts = report.tokens_before, report.tokens
+    assert lines[0].split() == ["visual", "tokens", *map(str, counts), f"{counts[1] / counts[0]:.0%}"]
+    assert len({len(line) for line in (titles, *lines[:6])}) == 1  # aligned
+    with pytest.raises(foveate.RuntimeStateError, match="same prompts that keeps everything"):
+        full.factors(report)
+
+
+def test_an_image_of_which_nothing_is_left_has_infinite_factors(zoo: Zoo) -> None:
+    with foveate.prune(zoo.model, "divprune", keep=0.5) as pruning:
+        logits(zoo, single(zoo))
+        report = pruning.report()
+    image = dataclasses.replace(report.images[0], tokens=0)
+    empty = dataclasses.replace(report, images=[image], visual_tokens_per_layer=[0] * 4)
+    assert empty.factors()["tokens"] == float("inf") and empty.to_dict()["factors"]["tokens"] is None
+    json.dumps(empty.to_dict(), allow_nan=False)
 
 
 def test_two_stages_are_both_counted(zoo: Zoo) -> None:

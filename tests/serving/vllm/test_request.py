@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import Budget, FoveateError
+from foveate import Budget, FoveateError, PruningConfig, get_method
 from foveate.serving.vllm.request import PruneRequest, ServerSettings, no_request
 
 budgets = st.one_of(st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False), st.integers(2, 10**6))
@@ -73,6 +74,60 @@ def test_bad_settings_are_refused(overrides: Any, environ: dict[str, str], says:
     with pytest.raises(FoveateError, match=says) as caught:
         ServerSettings.read(overrides, environ)
     assert isinstance(caught.value, ValueError)  # which vLLM answers with 400
+
+
+def test_a_pruning_configuration_is_the_settings_of_a_server(tmp_path: Path) -> None:
+    config = PruningConfig(get_method("tops", diversity=0.25, shares=(4, 2, 1)), keep=0.1, scope="frame")
+    path = config.save_pretrained(tmp_path)
+    for settings in (
+        ServerSettings.read(config.to_dict(), {}),
+        ServerSettings.read(None, {"FOVEATE_CONFIG": str(path)}),
+        ServerSettings.read(None, {"FOVEATE_CONFIG": str(tmp_path)}),
+        ServerSettings.read(
+            {
+                "method": "tops",
+                "keep": 0.1,
+                "scope": "frame",
+                "hyperparameters": {"tops": {"diversity": 0.25, "shares": [4, 2, 1]}},
+            },
+            {},
+        ),
+    ):
+        assert settings.resolve({}) == PruneRequest("tops", Budget(0.1, "frame"))
+        assert get_method("tops", **settings.hyperparameters["tops"]) == config.method
+    assert ServerSettings.read({"keep": 0.5}, {"FOVEATE_CONFIG": str(path)}).resolve({}) == PruneRequest(
+        "tops", Budget(0.5, "frame")
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ", "says"),
+    [
+        ({"version": 2}, {}, "update foveate"),
+        ({"method": ["divprune", "fastv"]}, {}, "by one method; give one"),
+        ({"method": {"compose": ["divprune", "fastv"]}}, {}, "by one method; give one"),
+        ({"method": {"name": "scope", "at_layer": 2}}, {}, "leave out at_layer"),
+        ({"method": {"name": "scope", "alpa": 2}}, {}, "did you mean 'alpha'"),
+        ({"hyperparameters": {"scope": {"alpa": 2}}}, {}, "did you mean 'alpha'"),
+        ({"hyperparameters": {"scop": {"alpha": 2}}}, {}, "did you mean 'scope'"),
+        ({"hyperparameters": {"alpha": 2}}, {}, "of methods by name"),
+        ({"method": {"name": "scope", "alpha": 2}, "hyperparameters": {"scope": {"alpha": 3}}}, {}, "given twice"),
+        ({}, {"FOVEATE_CONFIG": "nowhere"}, "no pruning configuration can be read at nowhere"),
+        ({}, {"FOVEATE_CONFIG": "nowhere", "FOVEATE_KEEP": "0.5"}, "says what FOVEATE_KEEP says, too"),
+    ],
+)
+def test_what_a_server_cannot_take_of_a_configuration(overrides: Any, environ: dict[str, str], says: str) -> None:
+    with pytest.raises(FoveateError, match=says):
+        ServerSettings.read(overrides, environ)
+
+
+def test_positions_are_as_vllm_numbers_them() -> None:
+    for positions, mrope in (("original", True), ("compact", False)):
+        settings = ServerSettings.read({"positions": positions}, {})
+        settings.check_positions(mrope)
+        with pytest.raises(FoveateError, match="cannot be had"):
+            settings.check_positions(not mrope)
+    ServerSettings().check_positions(True)
 
 
 def test_a_request_cannot_leave_the_count_to_the_method() -> None:

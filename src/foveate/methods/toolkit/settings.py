@@ -156,20 +156,23 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def from_data(hint: Any, value: Any) -> Any:
-    """JSON data as the type that it fits: lists are tuples, mappings methods. What JSON lacks passes as it is.
+    """JSON data as the type that it fits: lists are tuples, mappings methods. A type that JSON lacks passes as it is.
 
     Raises:
         UnfitError: with what would fit.
         MethodError: for a method that cannot be.
     """
     kinds = _kinds(hint)
-    for kind in kinds:
+    known = [kind for kind in kinds if kind is type(None) or any(fits(kind) for fits, _, _ in _READERS)]
+    if not known:
+        return value
+    for kind in known:
         try:
             return _as(kind, value)
         except ValueError as error:
             if isinstance(error, MethodError):
                 raise
-    raise UnfitError(_words(kinds) or "of another type")
+    raise UnfitError(_words(kinds))
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -193,18 +196,9 @@ def _as(kind: Any, value: Any) -> Any:
         return tuple(from_data(one, part) for one, part in zip(_elements(kind, len(value)), value, strict=True))
     if _is_enum(kind):
         return _member(kind, value if isinstance(value, str) else "")
-    if _is_method(kind):
-        if not isinstance(value, (str, Mapping)):
-            raise ValueError
-        return method_of(value)
-    if isinstance(value, str) and _loaded(kind):
+    if not isinstance(value, (str, Mapping)):
         raise ValueError
-    return value
-
-
-def _loaded(kind: Any) -> bool:
-    """Whether a type is of foveate, such as a scorer in memory, which no data stands for."""
-    return str(getattr(kind, "__module__", "")).startswith("foveate.")
+    return method_of(value)
 
 
 def settings_of(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,6 +284,6 @@ def _data(method: Method, name: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise MethodError(
-        f"{method.name}: {name} is a {type(value).__name__} in memory, which a configuration cannot hold; save it and "
-        "give its path."
+        f"{method.name}: {name} is an object in memory ({type(value).__name__}), which a configuration cannot hold; "
+        "save it and give its path."
     )

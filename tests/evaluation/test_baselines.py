@@ -16,7 +16,7 @@ from foveate.data.prompts import Prompt, encode
 from foveate.data.samples import Sample
 from foveate.errors import MethodError
 from foveate.evaluation import inference as answering
-from foveate.evaluation.baselines import Corner, downsampled, enlarged, smaller
+from foveate.evaluation.baselines import Corner, downsample, enlarge_box, shrink_grid
 from foveate.evaluation.inference import Examinee
 from foveate.evaluation.runs import Run
 from foveate.models import adapter_of
@@ -27,7 +27,7 @@ from foveate.tokens import Grid, VisualTokens
 @pytest.mark.parametrize("grid", [Grid(14, 14), Grid(3, 11), Grid(9, 4), Grid(1, 7), Grid(4, 6, 3)])
 def test_shapes_fill_the_budget_and_keep_their_looks(grid: Grid) -> None:
     for count in range(1, len(grid) + 1):
-        made = smaller(grid, count)
+        made = shrink_grid(grid, count)
         share = max(1, count // grid.frames)
         fits = [
             (rows, columns)
@@ -38,8 +38,8 @@ def test_shapes_fill_the_budget_and_keep_their_looks(grid: Grid) -> None:
         assert (made.rows, made.columns) in fits and made.frames == grid.frames
         most = max(rows * columns for rows, columns in fits)
         assert made.rows * made.columns >= min(0.9 * share, most)
-    assert smaller(grid, len(grid)) == grid
-    assert smaller(Grid(14, 14), 49) == Grid(7, 7) and smaller(Grid(14, 14), 20) == Grid(4, 5)
+    assert shrink_grid(grid, len(grid)) == grid
+    assert shrink_grid(Grid(14, 14), 49) == Grid(7, 7) and shrink_grid(Grid(14, 14), 20) == Grid(4, 5)
 
 
 def test_the_corner_is_kept() -> None:
@@ -59,7 +59,7 @@ def test_a_fixed_tower_sees_the_picture_in_its_corner() -> None:
         Prompt([scenes()[1].image], "how many stars are there?"),
     ]
     inputs = encode(model, processor, prompts)
-    made, method, keep, factors = downsampled(model, processor, prompts, inputs, "25%")
+    made, method, keep, factors = downsample(model, processor, prompts, inputs, "25%")
     assert factors == [(2.0, 2.0)] * 2
     pixels, before = made["pixel_values"], inputs["pixel_values"]
     assert pixels.shape == before.shape and torch.equal(made["input_ids"], inputs["input_ids"])
@@ -95,18 +95,18 @@ def test_a_picture_of_any_size_is_made_smaller(maker: Any) -> None:
     prompts = [Prompt([picture], "what?") for picture in pictures]
     inputs = encode(zoo.model, Processed(zoo), prompts)
     assert [len(grid) for grid in adapter_of(zoo.model).grids(inputs)["image"]] == [32, 16]
-    made, method, keep, factors = downsampled(zoo.model, Processed(zoo), prompts, inputs, "25%")
+    made, method, keep, factors = downsample(zoo.model, Processed(zoo), prompts, inputs, "25%")
     assert factors == [(2.0, 2.0), (2.0, 2.0)]
     assert adapter_of(zoo.model).grids(made)["image"] == [Grid(2, 4), Grid(2, 2)]
     assert (method, keep) == ("stride", 1.0)
     with pytest.raises(MethodError, match="enlarges small pictures"):
-        downsampled(zoo.model, Processed(zoo, 4 * cell), prompts, inputs, "25%")
+        downsample(zoo.model, Processed(zoo, 4 * cell), prompts, inputs, "25%")
 
 
 def test_boxes_are_named_in_the_picture_as_it_was() -> None:
-    assert enlarged("<4> <10> <6> <20>", (2.0, 1.5)) == "8 15 12 30"
-    assert enlarged("nowhere", (2.0, 1.5)) == "nowhere"
-    assert enlarged("0.1 0.2 0.5 1", (2.0, 1.5)) == "0.1 0.2 0.5 1"  # shares of the sides
+    assert enlarge_box("<4> <10> <6> <20>", (2.0, 1.5)) == "8 15 12 30"
+    assert enlarge_box("nowhere", (2.0, 1.5)) == "nowhere"
+    assert enlarge_box("0.1 0.2 0.5 1", (2.0, 1.5)) == "0.1 0.2 0.5 1"  # shares of the sides
     sample = Sample("1", "what colour is the sign?", ("1 2 3 4",), (scenes()[0].image,), metric="iou")
     known = replace(sample, boxes=(((0.0, 0.0, 8.0, 8.0),),))
     examinee = Examinee(*load_shipped(), 1)

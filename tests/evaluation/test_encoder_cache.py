@@ -11,8 +11,8 @@ import torch
 
 import foveate
 import tiny_models as zoo_module
-from foveate.evaluation import encoder_cache as memory_module
-from foveate.evaluation.encoder_cache import EncoderMemory
+from foveate.evaluation import encoder_cache
+from foveate.evaluation.encoder_cache import EncoderCache
 from foveate.models import adapter_of
 
 METHODS = (
@@ -59,13 +59,13 @@ def test_every_method_sees_what_it_would_see(maker: Any) -> None:
     methods = [m for m in METHODS if foveate.get_method(m).needs <= adapter_of(zoo.model).cues | _SEQUENCE]
     expected = {method: logits(zoo.model, inputs, method) for method in methods}
     elsewhere = logits(zoo.model, other, "stride")
-    memory = EncoderMemory(adapter_of(zoo.model))
-    with memory.remembering():
+    cache = EncoderCache(adapter_of(zoo.model))
+    with cache.attach():
         for method in methods:
             assert torch.equal(logits(zoo.model, inputs, method), expected[method]), method
         assert torch.equal(logits(zoo.model, other, "stride"), elsewhere)
         assert torch.equal(logits(zoo.model, inputs, "stride"), expected["stride"])
-    assert memory.watch.seconds > 0
+    assert cache.watch.seconds > 0
     assert all("forward" not in vars(layer) for layer in adapter_of(zoo.model).vision_layers())
 
 
@@ -73,8 +73,8 @@ def test_layers_run_once_unless_they_are_heard(llava: Any) -> None:
     inputs = zoo_module.inputs(llava, [[zoo_module.picture()]])
     layers = adapter_of(llava.model).vision_layers()
     with counted(layers) as runs:
-        memory = EncoderMemory(adapter_of(llava.model))
-        with memory.remembering():
+        cache = EncoderCache(adapter_of(llava.model))
+        with cache.attach():
             for method in ("stride", "fastv", "divprune"):
                 logits(llava.model, inputs, method)
             assert runs == [1, 1, 1]
@@ -89,28 +89,28 @@ def test_smaller_pictures_first_are_neither_timed_nor_remembered(llava: Any) -> 
     inputs = zoo_module.inputs(llava, [[zoo_module.picture()]])
     other = zoo_module.inputs(llava, [[zoo_module.picture(seed=2)]])
     with counted(adapter_of(llava.model).vision_layers()) as runs:
-        memory = EncoderMemory(adapter_of(llava.model))
-        with memory.remembering():
-            memory.whole = False
+        cache = EncoderCache(adapter_of(llava.model))
+        with cache.attach():
+            cache.whole = False
             logits(llava.model, other, "stride")
-            assert memory.watch.seconds == 0
-            memory.whole = True
+            assert cache.watch.seconds == 0
+            cache.whole = True
             for method in ("stride", "divprune"):
                 logits(llava.model, inputs, method)
-    assert runs == [2, 2, 2] and memory.watch.seconds > 0
+    assert runs == [2, 2, 2] and cache.watch.seconds > 0
 
 
 def test_what_would_take_too_much_memory_is_made_again(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = zoo_module.inputs(llava, [[zoo_module.picture()]])
     expected = logits(llava.model, inputs, "stride")
-    monkeypatch.setattr(memory_module, "LIMIT", 17 * 32 * 4)  # the output of one layer: 17 positions, 32 wide, float32
+    monkeypatch.setattr(encoder_cache, "LIMIT", 17 * 32 * 4)  # the output of one layer: 17 positions, 32 wide, float32
     with counted(adapter_of(llava.model).vision_layers()) as runs:
-        memory = EncoderMemory(adapter_of(llava.model))
-        with memory.remembering():
+        cache = EncoderCache(adapter_of(llava.model))
+        with cache.attach():
             logits(llava.model, inputs, "stride")
-            seconds = memory.watch.seconds
+            seconds = cache.watch.seconds
             assert torch.equal(logits(llava.model, inputs, "stride"), expected)
-    assert runs == [1, 2, 2] and memory.watch.seconds == seconds
+    assert runs == [1, 2, 2] and cache.watch.seconds == seconds
 
 
 _SEQUENCE = frozenset({foveate.Cue.LLM_ATTENTION, foveate.Cue.LLM_ATTENTION_HERE, foveate.Cue.TEXT_EMBEDDINGS})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from foveate.evaluation.fingerprints import fingerprint, learned
+from foveate.evaluation.fingerprints import hash_learned, hash_weights
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import get_method
 from foveate.methods.toolkit.base import ModelFacts
@@ -14,22 +14,22 @@ FACTS = ModelFacts("", 4, 6)
 
 def test_every_weight_counts() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(100, 8), torch.nn.Linear(8, 8)).bfloat16()
-    before = fingerprint(model)
-    assert fingerprint(model) == before
+    before = hash_weights(model)
+    assert hash_weights(model) == before
     with torch.no_grad():
         model[0].weight[7, 99] += 1  # far behind the beginning
-    assert fingerprint(model) != before
+    assert hash_weights(model) != before
 
 
 def test_what_was_learned_counts_where_it_is_read() -> None:
     def d2pruner(value: float) -> dict[str, str]:
         prior = AttentionPrior(torch.full((2, 3), value), 2, "", 1, "")
-        return learned([get_method("d2pruner", prior=prior), get_method("random")], FACTS)
+        return hash_learned([get_method("d2pruner", prior=prior), get_method("random")], FACTS)
 
     def idpruner(value: float) -> dict[str, str]:
         scorer = LearnedScorer(torch.ones(2, 4), torch.zeros(2), torch.ones(2, 4), torch.full((2,), value))
-        return learned([get_method("idpruner", scorer=scorer)], FACTS)
+        return hash_learned([get_method("idpruner", scorer=scorer)], FACTS)
 
     assert d2pruner(1.0) == d2pruner(1.0) and set(d2pruner(1.0)) == {"d2pruner"}
     assert d2pruner(1.0) != d2pruner(2.0) and idpruner(0.0) != idpruner(1.0)
-    assert learned([get_method("d2pruner"), get_method("idpruner")], FACTS) == {}  # cannot run; has none
+    assert hash_learned([get_method("d2pruner"), get_method("idpruner")], FACTS) == {}  # cannot run; has none

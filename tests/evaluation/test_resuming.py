@@ -13,14 +13,14 @@ import torch
 
 from foveate.data.samples import Sample
 from foveate.evaluation.advice import advice
-from foveate.evaluation.conflicts import conflict
-from foveate.evaluation.fingerprints import preparation, question_keys
+from foveate.evaluation.conflicts import find_conflict
+from foveate.evaluation.fingerprints import hash_processor, question_keys
 from foveate.evaluation.inference import Examinee
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import RESULTS, Results
 from foveate.evaluation.runner import Evaluation, evaluate
 from foveate.evaluation.runs import Run
-from foveate.evaluation.storage import ANSWERS, QUESTIONS, locked
+from foveate.evaluation.storage import ANSWERS, QUESTIONS, lock_folder
 from foveate.evaluation.suites import EvaluationError, Suite, suite
 from foveate.methods import get_method
 from foveate.testbed import load_shipped
@@ -41,13 +41,13 @@ class Watch:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.asked = folder, []
-        original = Examinee._answered
+        original = Examinee._answer
 
         def answered(examinee: Examinee, run: Run, samples: Sequence[Sample], group: Any) -> Any:
             self.asked += [(run.key, sample.question) for sample in samples]
             return original(examinee, run, samples, group)
 
-        monkeypatch.setattr(Examinee, "_answered", answered)
+        monkeypatch.setattr(Examinee, "_answer", answered)
 
     def __call__(self, *args: Any, **fields: Any) -> Results:
         self.asked.clear()
@@ -94,8 +94,8 @@ def test_what_is_not_named_stays(watch: Watch) -> None:
     assert both.configuration["keep"] == ["10%", "25%"] and set(both.configuration["methods"]) == {"divprune", "fastv"}
     more = watch(SAMPLES[:5], ["fastv"], ["10%"])
     assert "divprune@25%" not in answers_of(more)
-    (told,) = [one for one in more.refused if one["label"] == "divprune"]
-    assert told["keep"] == "25%" and "its answers to 4 of 5 questions; name it again" in told["why"]
+    (entry,) = [one for one in more.refused if one["label"] == "divprune"]
+    assert entry["keep"] == "25%" and "its answers to 4 of 5 questions; name it again" in entry["why"]
     watch(SAMPLES[:5], ["divprune"], ["25%"])
     assert {question for _, question in watch.asked} == {SAMPLES[4].question}
 
@@ -148,8 +148,8 @@ def test_what_cannot_be_asked_is_left_out(watch: Watch) -> None:
     bad = dataclasses.replace(SAMPLES[1], question="what is <image>?", id="bad", where="line 2")
     good = [SAMPLES[0], *SAMPLES[2:5]]
     results = watch([SAMPLES[0], bad, *SAMPLES[2:5]], ["divprune"], ["25%"])
-    (told,) = results.failed
-    assert told["where"] == "line 2" and "the question holds '<image>'" in told["why"]
+    (entry,) = results.failed
+    assert entry["where"] == "line 2" and "the question holds '<image>'" in entry["why"]
     assert [sample["id"] for sample in results.samples] == [sample.id for sample in good]
     assert all(len(run["answers"]) == len(run["right"]) == 4 for run in results.runs)
     assert results.rows()[0].costs["visual_tokens"] == 196 and Results.load(watch.folder) == results
@@ -166,7 +166,7 @@ def test_what_cannot_be_asked_is_left_out(watch: Watch) -> None:
 
 def test_a_run_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no refusal, such as memory that is too small, is tried with one question at a time, and then told of."""
-    original, poor = Examinee._answered, SAMPLES[2].question
+    original, poor = Examinee._answer, SAMPLES[2].question
 
     def answered(examinee: Examinee, run: Run, samples: Sequence[Sample], group: Any) -> Any:
         if run.label == "divprune" and len(samples) > 1:
@@ -175,13 +175,13 @@ def test_a_run_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             raise ValueError("odd\npicture")
         return original(examinee, run, samples, group)
 
-    monkeypatch.setattr(Examinee, "_answered", answered)
+    monkeypatch.setattr(Examinee, "_answer", answered)
     results = evaluate(evaluation(SAMPLES[:4], ["divprune", "fastv"], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
     assert len(answers_of(results)["divprune@25%"]) == 4 and not results.failed
-    (told,) = results.refused
+    (entry,) = results.refused
     assert (
-        told["label"] == "fastv"
-        and told["why"] == f"failed at 1 of 4 questions; {SAMPLES[2].id}: ValueError: odd picture"
+        entry["label"] == "fastv"
+        and entry["why"] == f"failed at 1 of 4 questions; {SAMPLES[2].id}: ValueError: odd picture"
     )
     monkeypatch.undo()
     mended = evaluate(evaluation(SAMPLES[:4], ["fastv"], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
@@ -214,9 +214,9 @@ def test_what_could_not_run_may_later(watch: Watch) -> None:
     first = watch(SAMPLES[:2], ["evs"], ["25%"])
     assert [one["label"] for one in first.refused] == ["evs"]
     path = watch.folder / "configuration.json"
-    told = json.loads(path.read_text())
-    told["methods"]["evs"] = "EVS(other=1)"
-    path.write_text(json.dumps(told))
+    entry = json.loads(path.read_text())
+    entry["methods"]["evs"] = "EVS(other=1)"
+    path.write_text(json.dumps(entry))
     again = watch(SAMPLES[:2], ["evs"], ["25%"])
     assert {run for run, _ in watch.asked} == {"evs@25%"} and again.refused == first.refused
 
@@ -232,29 +232,29 @@ def test_answers_that_are_damaged_can_be_done_without(watch: Watch) -> None:
 
 
 def test_two_at_once_are_one_too_many(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(EvaluationError, match="another evaluation is at work in"):
+    with lock_folder(tmp_path), pytest.raises(EvaluationError, match="another evaluation is at work in"):
         evaluate(evaluation(SAMPLES[:2], [], ["25%"]), load_shipped, tmp_path, loaded=PAIR)
     assert not list(tmp_path.iterdir())
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_conflicts_can_be_read() -> None:
-    def told(**changes: Any) -> str | None:
+    def difference(**changes: Any) -> str | None:
         there = {"foveate": "1", "torch": "2", "model": "a", "weights": "x", "batch": 1, "max_new_tokens": 4}
         there |= {"methods": {"m": "M(a=1, b=(1, 2), text='...............................', c=0.5)"}, "learned": {}}
-        return conflict(there, there | changes, ["m"])
+        return find_conflict(there, there | changes, ["m"])
 
-    assert told() is told(model="b") is told(questions=3, keep=["5%"], digest="z", seed=1) is None
-    assert told(preparation="new") is told(methods={"n": "N()"}) is None
-    assert told(model="b", weights="y") == 'model: "a" there, "b" here'
-    assert told(weights="y") == 'weights: "x" there, "y" here'
+    assert difference() is difference(model="b") is difference(questions=3, keep=["5%"], digest="z", seed=1) is None
+    assert difference(preparation="new") is difference(methods={"n": "N()"}) is None
+    assert difference(model="b", weights="y") == 'model: "a" there, "b" here'
+    assert difference(weights="y") == 'weights: "x" there, "y" here'
     changed = {"m": "M(a=1, b=(1, 3), text='...............................', c=0.5, d=None)"}
-    assert told(methods=changed) == "methods: m has b=(1, 2) there, b=(1, 3), d=None here"
-    learned = told(learned={"m": "abc"})
+    assert difference(methods=changed) == "methods: m has b=(1, 2) there, b=(1, 3), d=None here"
+    learned = difference(learned={"m": "abc"})
     assert learned == 'learned: m, its scorer or prior, has null there, "abc" here'
     long = {"m": "M(a=" + "x" * 200 + "1)"}, {"m": "M(a=" + "x" * 200 + "2)"}
-    said = conflict({"methods": long[0]}, {"methods": long[1]}, ["m"])
+    said = find_conflict({"methods": long[0]}, {"methods": long[1]}, ["m"])
     assert said is not None and "1 there" in said and "2 here" in said and len(said) < 160
 
 
@@ -272,7 +272,7 @@ def test_what_a_processor_does_is_told_apart() -> None:
         def __init__(self, pixels: int) -> None:
             self.image_processor = Images(pixels)
 
-    assert preparation(Processor(1)) == preparation(Processor(1)) != preparation(Processor(2))
+    assert hash_processor(Processor(1)) == hash_processor(Processor(1)) != hash_processor(Processor(2))
 
 
 def test_long_answers_are_told_of() -> None:

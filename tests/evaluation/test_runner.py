@@ -23,7 +23,7 @@ from foveate.errors import MethodError, ModelError
 from foveate.evaluation.inference import Examinee, shows_all
 from foveate.evaluation.results import RESULTS, TIMED, Results
 from foveate.evaluation.runner import Evaluation, configuration, evaluate, processes
-from foveate.evaluation.runs import Run, runs_of, spelled
+from foveate.evaluation.runs import Run, format_keep, runs_of
 from foveate.evaluation.storage import ANSWERS, TIMES, Journal
 from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
 from foveate.evaluation.workers import Work, _worker
@@ -280,10 +280,10 @@ def test_suites_and_budgets() -> None:
         suite("scenes", families=["couting"])
     with pytest.raises(EvaluationError, match="did you mean 'scenes'"):
         suite("scene")
-    assert [spelled(keep) for keep in ("25%", "0.125", "144", " 5 %")] == ["25%", "12.5%", "144", "5%"]
+    assert [format_keep(keep) for keep in ("25%", "0.125", "144", " 5 %")] == ["25%", "12.5%", "144", "5%"]
     for keep in ("auto", "1.0"):
         with pytest.raises(EvaluationError, match="equal budgets"):
-            spelled(keep)
+            format_keep(keep)
     labels = [run.label for run in runs_of([get_method("stride"), get_method("random", seed=9)], ["5%"], 1, True)]
     assert labels == ["unpruned", "blind", "random", "avgpool", "downsample", "oracle", "stride"]
 

@@ -85,8 +85,8 @@ def test_prior_round_trip_and_lookup(tmp_path, monkeypatch):
 
 def test_prior_resizes():
     prior = AttentionPrior(torch.rand(6, 6) ** 4, 2, "m", 1, "p")
-    torch.testing.assert_close(prior.resized(Grid(6, 6)), prior.map.flatten())
-    out = prior.resized(Grid(9, 4, 2))
+    torch.testing.assert_close(prior.resize(Grid(6, 6)), prior.map.flatten())
+    out = prior.resize(Grid(9, 4, 2))
     assert out.shape == (72,) and (out > 0).all() and torch.equal(out[:36], out[36:])
     torch.testing.assert_close(out.mean(), prior.map.mean())
     with pytest.raises(MethodError, match="non-negative"):

@@ -16,8 +16,7 @@ from torch import Tensor
 import foveate
 import tiny_models as zoo_module
 from foveate.errors import MethodError
-from foveate.importance import LearnedScorer
-from foveate.importance import learned_scorer as scorer
+from foveate.importance import LearnedScorer, scorer_files
 from foveate.methods import Method, get_method
 from tiny_models import Zoo
 
@@ -147,7 +146,7 @@ def test_only_the_shards_with_the_scorer_are_fetched(tmp_path: Path, monkeypatch
                 shutil.copy(file, cache)
         return str(cache)
 
-    monkeypatch.setattr(scorer, "snapshot_download", fetch)
+    monkeypatch.setattr(scorer_files, "snapshot_download", fetch)
     assert_is_the_scorer(LearnedScorer.load("owner/model", revision="v1"))
     fetched = sorted(file.name for file in cache.iterdir())
     assert fetched == ["model-00002-of-00002.safetensors", "model.safetensors.index.json"]
@@ -271,7 +270,7 @@ def test_other_files_are_not_opened(tmp_path: Path) -> None:
 
 
 def test_in_the_folder_of_a_model_the_scorer_beside_its_weights_is_read(tmp_path: Path) -> None:
-    save_file(weights(), tmp_path / scorer.SHIPPED)
+    save_file(weights(), tmp_path / scorer_files.SHIPPED)
     save_file(model_tensors(), tmp_path / "model.safetensors")
     assert_is_the_scorer(LearnedScorer.load(tmp_path))
     save_sharded(tmp_path)

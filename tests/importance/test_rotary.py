@@ -6,7 +6,7 @@ import torch
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
-from foveate.importance.rotary import joined, rotary_decay
+from foveate.importance.rotary import join_sections, rotary_decay
 
 SECTIONS = (2, 3, 3)
 
@@ -23,11 +23,11 @@ def test_each_frequency_turns_by_its_own_axis() -> None:
     positions = torch.randint(0, 50, (3, 2, 5))
     axis = torch.tensor([0] * 2 + [1] * 3 + [2] * 3)
     angles = positions[axis].permute(1, 2, 0) * frequencies  # (B, L, frequencies)
-    cos, sin = joined(tables(positions, frequencies), SECTIONS)
+    cos, sin = join_sections(tables(positions, frequencies), SECTIONS)
     assert torch.allclose(cos, torch.cat([angles, angles], -1).cos())
     assert torch.allclose(sin, torch.cat([angles, angles], -1).sin())
     once = tables(positions[0], frequencies)
-    assert joined(once, SECTIONS) is once
+    assert join_sections(once, SECTIONS) is once
 
 
 def test_tables_of_transformers_are_joined_whichever_release_made_them() -> None:
@@ -37,8 +37,8 @@ def test_tables_of_transformers_are_joined_whichever_release_made_them() -> None
     positions = torch.randint(0, 50, (3, 1, 6))
     made = Qwen2VLRotaryEmbedding(config.get_text_config())(torch.zeros(1), positions)
     frequencies = 100.0 ** -(torch.arange(8) / 8)
-    expected = joined(tables(positions, frequencies), SECTIONS)
-    for table, wanted in zip(joined(made, SECTIONS), expected, strict=True):
+    expected = join_sections(tables(positions, frequencies), SECTIONS)
+    for table, wanted in zip(join_sections(made, SECTIONS), expected, strict=True):
         assert torch.allclose(table, wanted, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ FUNCTIONS = {
     "received": lambda: attention_received(QUERY, KEY, 0.3, most=5),
     "rotary": lambda: rotary_decay((KEY.cos(), KEY.sin()), (VALUE.cos(), VALUE.sin())),
     "scorer": lambda: SCORER.scores(QUERY[:, 0]),
-    "prior": lambda: PRIOR.resized(Grid(6, 5)),
+    "prior": lambda: PRIOR.resize(Grid(6, 5)),
 }
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import foveate
 from foveate.errors import MethodError
-from foveate.importance import LearnedScorer
-from foveate.importance import learned_scorer as scorer
+from foveate.importance import LearnedScorer, scorer_files
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.toolkit.notes import Note, announce, unannounced
 from tiny_models import Zoo
@@ -40,7 +39,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
         log.append((name, revision))
         return str(tmp_path)
 
-    monkeypatch.setattr(scorer, "snapshot_download", fetch)
+    monkeypatch.setattr(scorer_files, "snapshot_download", fetch)
     return log
 
 

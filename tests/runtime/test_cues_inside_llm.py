@@ -11,7 +11,7 @@ from torch import Tensor
 
 import foveate
 import tiny_models as zoo_module
-from foveate.importance.rotary import joined, rotary_decay
+from foveate.importance.rotary import join_sections, rotary_decay
 from foveate.methods import Stage
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
@@ -89,7 +89,7 @@ def test_without_earlier_stages(zoo: Zoo, scope: Any) -> None:
         assert torch.allclose(tokens.llm_text_attention[pool, :n][..., real], expected, atol=1e-6)
         if scope == "image":  # else text between two images reads the first
             assert not tokens.llm_text_attention[pool, :n][..., ~tokens.text_follows[pool]].any()
-        cos, sin = (table.expand(2, -1, -1)[row] for table in joined(given["position_embeddings"], axes))
+        cos, sin = (table.expand(2, -1, -1)[row] for table in join_sections(given["position_embeddings"], axes))
         turned = cos + torch.cat([-torch.ones(cos.shape[1] // 2), torch.ones(cos.shape[1] // 2)]) * sin  # ones, rotated
         assert torch.allclose(
             tokens.rotary_decay[pool, :n, real], turned[span] @ turned[text].mT / cos.shape[1], atol=1e-5

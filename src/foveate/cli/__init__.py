@@ -14,7 +14,8 @@ from .ask import ask
 from .calibrate import calibrate
 from .demo import demo
 from .errors import SentenceGroup
-from .eval import evaluate, leaderboard
+from .eval import evaluate
+from .leaderboard import leaderboard
 from .methods import methods
 from .models import models
 from .train import train

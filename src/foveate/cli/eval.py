@@ -18,7 +18,7 @@ from ..errors import near_miss
 from .errors import InputError, going_on
 from .evaluated import announce, bar, left_out, show
 from .hyperparameters import CONFIG, SETTINGS, config_at, configured, hyperparameters
-from .paths import FORCE, require_file, require_folder, require_own
+from .paths import require_folder
 
 if TYPE_CHECKING:
     from ..config import PruningConfig
@@ -104,7 +104,7 @@ def evaluate(
     from ..evaluation.report import Report
     from ..evaluation.runner import Evaluation
     from ..evaluation.runner import evaluate as run
-    from ..evaluation.runs import BASELINES, spelled
+    from ..evaluation.runs import BASELINES, format_keep
     from ..evaluation.storage import require_evaluation
     from ..methods.toolkit.notes import unannounced
 
@@ -115,7 +115,7 @@ def evaluate(
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
     given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
     parts: Sequence[Any] = _parts(KEEPS if keep is None else keep, "--keep") if given is None else given.budgets
-    keeps = tuple(dict.fromkeys(map(spelled, parts)))
+    keeps = tuple(dict.fromkeys(map(format_keep, parts)))
     named = ALL if methods is None and given is None else methods
     chosen, unable = _methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
@@ -241,33 +241,3 @@ def _parts(text: str, option: str) -> list[str]:
     if not parts:
         raise InputError(f"{option} names nothing; separate several by commas.")
     return parts
-
-
-def leaderboard(
-    results: Annotated[Path, typer.Argument(help="A folder of results, one folder for each evaluation.")] = Path(
-        "results"
-    ),
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
-        "docs/notes/leaderboard.md"
-    ),
-    force: FORCE = False,
-) -> None:
-    """Make one page of several evaluations, such as those in `results/`, with a full report of each."""
-    from ..evaluation.leaderboard import result_folders, write_leaderboard
-    from ..evaluation.plots import PICTURES, require_extra
-    from ..evaluation.report import REPORT
-    from ..evaluation.results import RESULTS, TIMED
-
-    require_extra()
-    folders = result_folders(results)
-    require_file(output, "-o", "leaderboard.md", (one / name for one in folders for name in (RESULTS, TIMED)), force)
-    if output.suffix == "":
-        raise InputError(f"-o {output} has no suffix, and reports go into a folder of that name; give {output}.md.")
-    require_folder(aside := output.with_suffix(""), "-o")
-    for place in (aside / folder.name for folder in folders):
-        if not force and not (place / REPORT).is_file():  # a report tells whose the pictures beside it are
-            for name in PICTURES:
-                require_own(place / name, "-o")
-        require_file(place / REPORT, "-o", REPORT, force=force)
-    for path in write_leaderboard(results, output):
-        typer.echo(str(path))

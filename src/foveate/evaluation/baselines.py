@@ -1,4 +1,4 @@
-"""The baseline that needs no pruning: show the model a smaller picture of as many tokens.
+"""The baseline without pruning: show the model a smaller picture that has as many tokens.
 
 Where the size of a picture decides how many tokens it takes (the Qwen-VL families), the picture itself is made smaller.
 Where a tower sees one size only (LLaVA, InternVL), the picture that it would see is shrunk into the upper left corner,
@@ -29,7 +29,7 @@ from ..tokens import Grid, Selection, VisualTokens
 _FILLED = 0.9  # of a budget, at least, where a shape that fills it less would be nearer to the picture's
 
 
-def smaller(grid: Grid, count: int) -> Grid:
+def shrink_grid(grid: Grid, count: int) -> Grid:
     """The grid of a smaller picture: at most `count` tokens in all, at least one a frame.
 
     Of the shapes that use nine tenths of the budget it is the one whose sides are to each other most nearly as before;
@@ -64,7 +64,7 @@ class Corner(Method):
         return Selection(keep)
 
     def _corner(self, grid: Grid) -> Grid:
-        return smaller(grid, Budget(self.keep).count(len(grid)))
+        return shrink_grid(grid, Budget(self.keep).count(len(grid)))
 
 
 class Downsampled(NamedTuple):
@@ -80,7 +80,7 @@ class Downsampled(NamedTuple):
     factors: list[tuple[float, float]]
 
 
-def downsampled(
+def downsample(
     model: Any, processor: Any, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], keep: KeepLike
 ) -> Downsampled:
     """The same prompts with smaller pictures.
@@ -98,8 +98,8 @@ def downsampled(
     budget, grids = Budget(keep), adapter_of(model).grids(inputs)
     if not {"image_grid_thw", "video_grid_thw"} & set(inputs):
         grid = grids["image"][0]
-        corner = smaller(grid, budget.count(len(grid)))
-        shown = {**inputs, "pixel_values": _in_corner(inputs["pixel_values"], grid, corner)}
+        corner = shrink_grid(grid, budget.count(len(grid)))
+        shown = {**inputs, "pixel_values": _shrink_into_corner(inputs["pixel_values"], grid, corner)}
         return Downsampled(shown, Corner(budget), AUTO, [_factors(grid, corner)] * len(prompts))
     cell = model.config.vision_config.patch_size * model.config.vision_config.spatial_merge_size
     left = {modality: list(own) for modality, own in grids.items()}
@@ -107,7 +107,7 @@ def downsampled(
     factors = []
     for pictures, question, video in prompts:
         own = [left["video"].pop(0)] * len(pictures) if video else [left["image"].pop(0) for _ in pictures]
-        sizes = [smaller(grid, budget.count(len(grid))) for grid in own]
+        sizes = [shrink_grid(grid, budget.count(len(grid))) for grid in own]
         small = [
             picture.resize((cell * size.columns, cell * size.rows), Image.Resampling.BICUBIC)
             for picture, size in zip(pictures, sizes, strict=True)
@@ -125,7 +125,7 @@ def downsampled(
     return Downsampled(made, "stride", 1.0, factors)
 
 
-def enlarged(answer: str, factors: tuple[float, float]) -> str:
+def enlarge_box(answer: str, factors: tuple[float, float]) -> str:
     """An answer that names a box in the smaller picture, as one that names it in the larger; others as they are.
 
     Sides of at most 1 are shares of the picture's, the same in both.
@@ -140,7 +140,7 @@ def _factors(grid: Grid, small: Grid) -> tuple[float, float]:
     return grid.columns / small.columns, grid.rows / small.rows
 
 
-def _in_corner(pixels: Tensor, grid: Grid, corner: Grid) -> Tensor:
+def _shrink_into_corner(pixels: Tensor, grid: Grid, corner: Grid) -> Tensor:
     """(n, 3, H, W) normalised pixels, each picture shrunk into the upper left corner of nothing but the mean colour."""
     height, width = pixels.shape[-2:]
     size = (height * corner.rows // grid.rows, width * corner.columns // grid.columns)

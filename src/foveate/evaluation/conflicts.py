@@ -1,4 +1,4 @@
-"""Whether answers that are there go together with those that are asked for, and where not, what differs, readably."""
+"""Whether the answers in a folder can stand beside new ones, and if not, what differs, in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHARED = ("foveate", "torch", "model", "weights", "preparation", "batch", "max_
 _WIDTH = 60
 
 
-def conflict(there: Mapping[str, Any], here: Mapping[str, Any], answered: Collection[str]) -> str | None:
+def find_conflict(there: Mapping[str, Any], here: Mapping[str, Any], answered: Collection[str]) -> str | None:
     """What differs between two configurations of which answers cannot stand beside each other, or None.
 
     Args:
@@ -26,18 +26,18 @@ def conflict(there: Mapping[str, Any], here: Mapping[str, Any], answered: Collec
         if key == "model" and there.get("weights") == here.get("weights"):
             continue
         if there.get(key) != here.get(key) and not (key == "preparation" and None in (there.get(key), here.get(key))):
-            return f"{key}: {_told(there.get(key), here.get(key))}"
+            return f"{key}: {_format_difference(there.get(key), here.get(key))}"
     for key in ("methods", "learned"):
         mine, theirs = here.get(key, {}), there.get(key, {})
         for name in here.get("methods", {}):
             if name in there.get("methods", {}) and name in answered and mine.get(name) != theirs.get(name):
                 what = "" if key == "methods" else ", its scorer or prior,"
-                return f"{key}: {name}{what} has {_told(theirs.get(name), mine.get(name))}"
+                return f"{key}: {name}{what} has {_format_difference(theirs.get(name), mine.get(name))}"
     return None
 
 
-def merged(there: Mapping[str, Any], here: Mapping[str, Any], held: Collection[Run]) -> dict[str, Any]:
-    """What is asked for, and the methods and budgets of the runs `held` besides; those asked for come first."""
+def merge_configurations(there: Mapping[str, Any], here: Mapping[str, Any], held: Collection[Run]) -> dict[str, Any]:
+    """The configuration of what is asked for, with the methods and budgets of the runs `held` added behind."""
     found, labels, keeps = dict(here), {run.label for run in held}, {run.keep for run in held}
     for key in ("methods", "learned"):
         kept = {name: value for name, value in there.get(key, {}).items() if name in labels}
@@ -49,7 +49,7 @@ def merged(there: Mapping[str, Any], here: Mapping[str, Any], held: Collection[R
     return found
 
 
-def _told(there: Any, here: Any) -> str:
+def _format_difference(there: Any, here: Any) -> str:
     """Both values, of long ones the parts that differ."""
     if isinstance(there, str) and isinstance(here, str):
         before, after = _fields(there), _fields(here)

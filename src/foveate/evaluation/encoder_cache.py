@@ -1,4 +1,4 @@
-"""What a vision encoder made of a batch, so that runs which differ only in pruning need not encode it again."""
+"""The outputs of a vision encoder for a batch, so that runs which differ only in pruning need not encode it again."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from ..models import ModelAdapter
 from ..runtime.timing import Stopwatch
 
-LIMIT = 2 * 1024**3  # bytes of outputs remembered, on the encoder's device
+LIMIT = 2 * 1024**3  # bytes of cached outputs, on the encoder's device
 
 
-class EncoderMemory:
-    """Lets the layers of a vision encoder give back what they made of the same input before, bit for bit.
+class EncoderCache:
+    """Lets the layers of a vision encoder return their earlier output for the same input, bit for bit.
 
-    A layer runs all the same when its input is another one, when a method listens to its attention, and when
-    remembering its output would take too much memory.
+    A layer runs all the same when its input differs, when a method observes its attention, and when its output did not
+    fit into `LIMIT`.
 
     Attributes:
-        whole: whether the passes that come next show all of the pictures as they are; only these are remembered.
-        watch: holds the seconds of the first such pass.
+        whole: whether the next forwards show the pictures unchanged; only these are cached.
+        watch: has the seconds of the first such forward.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
         self._timed = False
         self.whole = True
@@ -37,8 +37,8 @@ class EncoderMemory:
         self.watch = Stopwatch(next(adapter.vision.parameters()).device)
 
     @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """Remember and give back until the block is left. Methods are attached inside, not before."""
+    def attach(self) -> Iterator[None]:
+        """Cache until the block is left. Methods are attached inside it, not before."""
         vision, layers = self._adapter.vision, self._adapter.vision_layers()
         hooks = [vision.register_forward_pre_hook(self._begin), vision.register_forward_hook(self._end)]
         own = [vars(layer).get("forward") for layer in layers]  # accelerate puts one there, for instance
@@ -66,17 +66,18 @@ class EncoderMemory:
         given: Tensor = args[0] if args else kwargs["hidden_states"]
         if not self.whole:
             return original(*args, **kwargs)
-        if index in self._known:
-            before, made = self._known[index]
-            return made if not self._heard(index) and _same(given, before) else original(*args, **kwargs)
-        made = original(*args, **kwargs)
-        if isinstance(made, Tensor) and self._bytes + made.nbytes <= LIMIT:
-            self._bytes += made.nbytes
-            self._known[index] = given, made
-        return made
+        if index in self._outputs:
+            cached_input, output = self._outputs[index]
+            reuse = not self._is_observed(index) and _same(given, cached_input)
+            return output if reuse else original(*args, **kwargs)
+        output = original(*args, **kwargs)
+        if isinstance(output, Tensor) and self._bytes + output.nbytes <= LIMIT:
+            self._bytes += output.nbytes
+            self._outputs[index] = given, output
+        return output
 
-    def _heard(self, index: int) -> bool:
-        """Whether something stands around the layer's attention, which shows in its config."""
+    def _is_observed(self, index: int) -> bool:
+        """Whether the layer's attention is observed, which shows in its config."""
         module, config = self._plain.get(index, (None, None))
         return module is not None and module.config is not config
 

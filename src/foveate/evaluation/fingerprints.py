@@ -23,21 +23,21 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 _BEGINNING = 64  # elements that are hashed as they are
 
 
-def fingerprint(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """A short hash of a model's weights: of their shapes, their beginnings and the sums of all their bits."""
-    return _hashed(model.named_parameters())
+    return _hash_tensors(model.named_parameters())
 
 
-def learned(methods: Sequence[Method], facts: ModelFacts) -> dict[str, str]:
+def hash_learned(methods: Sequence[Method], facts: ModelFacts) -> dict[str, str]:
     """Of each method that has them on this model, a short hash of its scorer or attention prior."""
     found = {}
     for method in methods:
         try:
             tensors = list(_tensors(method.bind(facts)))
-        except FoveateError:  # one that cannot run here is told of where it is asked
+        except FoveateError:  # a method that cannot run here is reported where it is run
             continue
         if tensors:
-            found[method.name] = _hashed(tensors)
+            found[method.name] = _hash_tensors(tensors)
     return found
 
 
@@ -56,19 +56,19 @@ def question_keys(samples: Sequence[Sample]) -> list[str]:
             if name not in shown:
                 shown[name] = _content(one)
             pictures.append(shown[name])
-        told = (sample.question, sample.video, pictures, sample.boxes, sample.metric == "iou")
-        key = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        facts = (sample.question, sample.video, pictures, sample.boxes, sample.metric == "iou")
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
         seen[key] += 1
         keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")  # the same question once more
     return keys
 
 
-def preparation(processor: Any) -> str:
+def hash_processor(processor: Any) -> str:
     """A short hash of how a processor makes inputs: its image processor's settings and its chat template."""
     images: Any = getattr(processor, "image_processor", None)
     settings = images.to_dict() if hasattr(images, "to_dict") else {}
-    told = json.dumps([settings, getattr(processor, "chat_template", None)], default=str, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    facts = json.dumps([settings, getattr(processor, "chat_template", None)], default=str, sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _content(picture: Path | Image.Image) -> str:
@@ -77,7 +77,7 @@ def _content(picture: Path | Image.Image) -> str:
     return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
-def _hashed(tensors: Any) -> str:
+def _hash_tensors(tensors: Any) -> str:
     hashed = hashlib.sha256()
     for name, tensor in tensors:
         bits = tensor.detach().flatten().view(_INTEGERS[tensor.element_size()])

@@ -1,4 +1,4 @@
-"""Answer one batch in one run after the other: texts, what they cost, and how long they took."""
+"""Answer one batch in one run after another: texts, their costs, and the seconds they took."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..models import adapter_of
 from ..runtime import Report
 from ..runtime.cost import CostModel
 from ..runtime.planner import KeepLike
-from .baselines import downsampled, enlarged
-from .encoder_cache import EncoderMemory
+from .baselines import downsample, enlarge_box
+from .encoder_cache import EncoderCache
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
 
 COSTS = ("visual_tokens", "text_flops", "vision_flops", "kv_bytes")
@@ -51,7 +51,7 @@ class Cell:
     failed: tuple[tuple[int, str], ...] = ()
 
 
-class Together(NamedTuple):
+class QuestionGroup(NamedTuple):
     """Questions that are asked at once: their places in the batch, what they ask, and the model's inputs."""
 
     places: list[int]
@@ -72,74 +72,76 @@ class Examinee:
         """Answer the samples of batch `number` in each of the runs; the pictures are encoded once.
 
         What fails for another reason than that foveate refuses the run, such as a picture that the processor cannot
-        take or memory that is too small, is tried again one question at a time, and told of those that fail alone.
+        take or memory that is too small, is tried again one question at a time; only those that fail alone have failed.
         """
-        memory = EncoderMemory(adapter_of(self.model))
-        groups, failed = self._encoded(samples, range(len(samples)))
-        with memory.remembering():
+        cache = EncoderCache(adapter_of(self.model))
+        groups, failed = self._encode(samples, range(len(samples)))
+        with cache.attach():
             for run in runs:
-                memory.whole = shows_all(run)
-                yield self._cell(number, run, samples, groups, failed, memory)
+                cache.whole = shows_all(run)
+                yield self._cell(number, run, samples, groups, failed, cache)
 
-    def _encoded(self, samples: Sequence[Sample], places: Sequence[int]) -> tuple[list[Together], dict[int, str]]:
-        """Those at `places` in one group, or else each alone; and what went wrong with the others."""
+    def _encode(self, samples: Sequence[Sample], places: Sequence[int]) -> tuple[list[QuestionGroup], dict[int, str]]:
+        """The samples at `places` in one group, or else each alone; and the errors of those that failed."""
         try:
-            return [self._together(samples, places)], {}
+            return [self._encode_group(samples, places)], {}
         except Exception:  # processors raise nearly everything
-            return self._alone(samples, places)
+            return self._encode_each(samples, places)
 
-    def _alone(self, samples: Sequence[Sample], places: Sequence[int]) -> tuple[list[Together], dict[int, str]]:
+    def _encode_each(
+        self, samples: Sequence[Sample], places: Sequence[int]
+    ) -> tuple[list[QuestionGroup], dict[int, str]]:
         groups, failed = [], {}
         for place in places:
             try:
-                groups.append(self._together(samples, [place]))
+                groups.append(self._encode_group(samples, [place]))
             except Exception as error:
-                failed[place] = _sentence(error)
+                failed[place] = _format_error(error)
         return groups, failed
 
-    def _together(self, samples: Sequence[Sample], places: Sequence[int]) -> Together:
-        asked = [samples[place] for place in places]
-        prompts = [Prompt(sample.open(), sample.question, sample.video) for sample in asked]
-        return Together(list(places), prompts, encode(self.model, self.processor, prompts))
+    def _encode_group(self, samples: Sequence[Sample], places: Sequence[int]) -> QuestionGroup:
+        chosen = [samples[place] for place in places]
+        prompts = [Prompt(sample.open(), sample.question, sample.video) for sample in chosen]
+        return QuestionGroup(list(places), prompts, encode(self.model, self.processor, prompts))
 
     def _cell(
         self,
         number: int,
         run: Run,
         samples: Sequence[Sample],
-        groups: Sequence[Together],
+        groups: Sequence[QuestionGroup],
         known: Mapping[int, str],
-        memory: EncoderMemory,
+        cache: EncoderCache,
     ) -> Cell:
         answers: list[str | None] = [None] * len(samples)
         costs, times = dict.fromkeys(COSTS, 0.0), dict.fromkeys(TIMES, 0.0)
-        failed, left = dict(known), list(groups)
-        while left:
-            group = left.pop(0)
+        failed, pending = dict(known), list(groups)
+        while pending:
+            group = pending.pop(0)
             try:
-                said, cost, took = self._answered(run, [samples[place] for place in group.places], group)
+                texts, cost, seconds = self._answer(run, [samples[place] for place in group.places], group)
             except FoveateError as error:
                 return Cell(run.key, number, None, str(error), {}, {})
             except Exception as error:
                 if len(group.places) == 1:
-                    failed[group.places[0]] = _sentence(error)
+                    failed[group.places[0]] = _format_error(error)
                     continue
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
-                singles, wrong = self._alone(samples, group.places)
-                left = singles + left
-                failed |= wrong
+                singles, errors = self._encode_each(samples, group.places)
+                pending = singles + pending
+                failed |= errors
                 continue
-            for place, answer in zip(group.places, said, strict=True):
+            for place, answer in zip(group.places, texts, strict=True):
                 answers[place] = answer
             costs = {name: costs[name] + cost[name] for name in COSTS}
-            times = {name: times[name] + took[name] for name in TIMES}
-        if memory.whole:
-            times["encode"] = memory.watch.seconds
+            times = {name: times[name] + seconds[name] for name in TIMES}
+        if cache.whole:
+            times["encode"] = cache.watch.seconds
         return Cell(run.key, number, answers, None, costs, times, tuple(sorted(failed.items())))
 
-    def _answered(
-        self, run: Run, samples: Sequence[Sample], group: Together
+    def _answer(
+        self, run: Run, samples: Sequence[Sample], group: QuestionGroup
     ) -> tuple[list[str], dict[str, float], dict[str, float]]:
         _, prompts, inputs = group
         if run.label == BLIND:
@@ -156,23 +158,23 @@ class Examinee:
 
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
         elif run.label == DOWNSAMPLE:
-            inputs, method, budget, factors = downsampled(self.model, self.processor, prompts, inputs, budget)
+            inputs, method, budget, factors = downsample(self.model, self.processor, prompts, inputs, budget)
         with unannounced(), prune(self.model, method, budget) as pruning:  # batch after batch the same
             answers, seconds = self._generate(inputs)
             report = pruning.report()
         if factors is not None:  # boxes are asked for in pixels of the picture as it was
             for place, sample in enumerate(samples):
                 if sample.metric == "iou":
-                    answers[place] = enlarged(answers[place], factors[place])
+                    answers[place] = enlarge_box(answers[place], factors[place])
         return answers, _costs(report), _times(report, seconds)
 
     def _generate(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], float]:
-        started = self._now()
+        started = self._clock()
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
-        seconds = self._now() - started
+        seconds = self._clock() - started
         return decode(self.processor, output[:, inputs["input_ids"].shape[1] :]), seconds
 
-    def _now(self) -> float:
+    def _clock(self) -> float:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
@@ -202,9 +204,9 @@ def _times(report: Report, seconds: float) -> dict[str, float]:
     return dict(zip(TIMES, (*known, seconds - sum(known)), strict=True))
 
 
-def _sentence(error: Exception) -> str:
-    """What went wrong, on one line; of errors that are not foveate's with their name."""
-    said = " ".join(str(error).split())
+def _format_error(error: Exception) -> str:
+    """The message of an error on one line; errors that are not foveate's have their type's name before it."""
+    text = " ".join(str(error).split())
     if isinstance(error, FoveateError):
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

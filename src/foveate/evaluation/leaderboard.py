@@ -62,8 +62,8 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     folders = result_folders(results)
     aside = page.with_suffix("")
     reports = [Report(Results.load(folder)) for folder in folders]
-    drawn = all(_told(report, "suite") in SUITES for report in reports)  # none of questions of one's own
-    parts = [INTRODUCTION, *([TESTBED] if drawn else []), READING.format(folder=results.resolve().name)]
+    generated = all(_fact(report, "suite") in SUITES for report in reports)  # no questions of your own
+    parts = [INTRODUCTION, *([TESTBED] if generated else []), READING.format(folder=results.resolve().name)]
     written = [page]
     for folder, report in zip(folders, reports, strict=True):
         place = aside / folder.name
@@ -71,7 +71,7 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
         written.append(write_report(report, place))
         parts.append(_section(report, f"{aside.name}/{folder.name}"))
     parts += _agreements(reports)
-    parts += [PAPERS, *map(_published, PUBLISHED)]
+    parts += [PAPERS, *map(_format_published, PUBLISHED)]
     write_text(page, "\n\n".join(parts) + "\n")
     return written
 
@@ -89,11 +89,11 @@ def result_folders(results: Path) -> list[Path]:
 
 
 def _section(report: Report, place: str) -> str:
-    told = report.results.configuration
+    facts = report.results.configuration
     rows = [[label, *cells] for label, cells in report.overview(intervals=True)]
     return "\n\n".join(
         [
-            f"## Model {told['model']}, suite {told['suite']}",
+            f"## Model {facts['model']}, suite {facts['suite']}",
             report.preface(tables=False),
             f"![Accuracy against tokens]({place}/accuracy_tokens.png)",
             table(["method", *report.keeps, "visual tokens"], rows),
@@ -104,23 +104,23 @@ def _section(report: Report, place: str) -> str:
 
 def _agreements(reports: Sequence[Report]) -> list[str]:
     """The section on how far the models of a suite agree, for each suite with several."""
-    rows, suites = [], dict.fromkeys(_told(report, "suite") for report in reports)
+    rows, suites = [], dict.fromkeys(_fact(report, "suite") for report in reports)
     for suite in suites:
-        asked = [report for report in reports if _told(report, "suite") == suite]
-        if len(asked) < 2:
+        same_suite = [report for report in reports if _fact(report, "suite") == suite]
+        if len(same_suite) < 2:
             continue
-        for first, second in combinations_with_replacement(asked, 2):
+        for first, second in combinations_with_replacement(same_suite, 2):
             keeps = [keep for keep in first.keeps if keep in second.keeps]
             taus = {keep: agreement(first, second, keep) for keep in keeps}
             cells = ", ".join(f"{keep}: {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]" for keep, tau in taus.items())
-            beside = "itself" if first is second else _told(second, "model")
-            rows.append([_told(first, "model"), beside, str(len(shared_methods(first, second))), cells])
+            beside = "itself" if first is second else _fact(second, "model")
+            rows.append([_fact(first, "model"), beside, str(len(shared_methods(first, second))), cells])
     return [AGREEMENT, table(["model", "beside", "methods", "at each budget"], rows)] if rows else []
 
 
-def _told(report: Report, key: str) -> str:
+def _fact(report: Report, key: str) -> str:
     return str(report.results.configuration[key])
 
 
-def _published(one: Published) -> str:
+def _format_published(one: Published) -> str:
     return f"### {one.title}\n\n{one.source}. {one.about}\n\n{table(one.head, one.rows)}"

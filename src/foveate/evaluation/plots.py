@@ -81,7 +81,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def styles(report: Report) -> dict[str, dict[str, Any]]:
     """How each label is drawn: baselines in grey, the methods worth a colour, the rest as thin lines without a name."""
     methods = [label for label in report.labels if label not in (*BASELINES, ORACLE)]
-    named = _named(report, methods)
+    named = _choose_named(report, methods)
     others = [label for label in methods if label not in named]
     found: dict[str, dict[str, Any]] = {}
     for place, label in enumerate(named):
@@ -100,7 +100,7 @@ def styles(report: Report) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _named(report: Report, methods: list[str]) -> list[str]:
+def _choose_named(report: Report, methods: list[str]) -> list[str]:
     """The methods worth a colour: the one that others are compared with, foveate's heart, and the best of all others.
 
     Methods that prune late spend more tokens at the same percentage and would crowd out the others: at most two of them
@@ -127,7 +127,7 @@ def _is_other(style: dict[str, Any]) -> bool:
     return style["color"] == _OTHER
 
 
-def _drawn(label: str, style: dict[str, Any], places: int) -> dict[str, Any]:
+def _line_style(label: str, style: dict[str, Any], places: int) -> dict[str, Any]:
     """How a label is drawn: with a marker where there is one place only, which makes no line."""
     if places > 1 or style.get("marker"):
         return style
@@ -163,7 +163,7 @@ def _tokens(report: Report, figure: Any) -> None:
         places = report.places(label)
         across = [report.rows[i].costs["visual_tokens"] for i in places]
         scores = [report.bootstrap.score(i) for i in places]
-        axes.plot(across, [100 * one.value for one in scores], **_drawn(label, style, len(places)))
+        axes.plot(across, [100 * one.value for one in scores], **_line_style(label, style, len(places)))
         if not _is_other(style):
             low, high = [100 * one.low for one in scores], [100 * one.high for one in scores]
             axes.fill_between(across, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -183,7 +183,7 @@ def _side_by_side(report: Report, axes: Any) -> None:
     order = sorted(places, key=lambda label: -report.bootstrap.point[places[label], -1])
     for across, label in enumerate(order):
         score, style = report.bootstrap.score(places[label]), {**drawn[label], "label": None}
-        axes.plot([across], [100 * score.value], **_drawn(label, style, 1))
+        axes.plot([across], [100 * score.value], **_line_style(label, style, 1))
         axes.errorbar([across], [100 * score.value], _spans([score]), fmt="none", ecolor=style["color"], alpha=0.5)
     tokens = [report.rows[places[label]].costs["visual_tokens"] for label in order]
     names = [f"{label} ({spent:.0f})" for label, spent in zip(order, tokens, strict=True)]
@@ -203,7 +203,7 @@ def _time(report: Report, figure: Any) -> None:
         if _is_other(style):
             axes.plot(across, values, ".", markersize=3, **style)
             continue
-        axes.plot(across, values, **{**_drawn(label, style, len(places)), "linewidth": 0.9})
+        axes.plot(across, values, **{**_line_style(label, style, len(places)), "linewidth": 0.9})
         axes.errorbar(across, values, _spans(scores), fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.5)
     full = report.at(UNPRUNED)
     if full is not None:
@@ -225,7 +225,7 @@ def _families(report: Report, figure: Any) -> None:
             places = report.places(label)
             across = [shown.index(report.rows[i].keep) for i in places]
             values = [100 * report.bootstrap.score(i, family).value for i in places]
-            drawn = _drawn(label, style, len(places))
+            drawn = _line_style(label, style, len(places))
             panel.plot(across, values, **{**drawn, "markersize": drawn.get("markersize", 8) / 2})
         _levels(report, panel, family)
         panel.set_title(family, fontsize=10)

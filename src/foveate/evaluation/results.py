@@ -99,7 +99,7 @@ class Results:
         """
         asked = [not one.failed for one in outcomes[UNPRUNED]]  # what cannot be asked at all, no run is measured by
         failed = [
-            {"where": sample.where or sample.id, "why": _unplaced(one.failed, sample)}
+            {"where": sample.where or sample.id, "why": _drop_folders(one.failed, sample)}
             for sample, one in zip(suite.samples, outcomes[UNPRUNED], strict=True)
             if one.failed
         ]
@@ -200,12 +200,11 @@ def _obstacle(samples: Sequence[Sample], own: Sequence[Outcome]) -> str | None:
     if not failed:
         return None
     sample, why = failed[0]
-    return (
-        f"failed at {len(failed)} of {len(own)} questions; {sample.where or sample.id}: {_unplaced(str(why), sample)}"
-    )
+    reason = _drop_folders(str(why), sample)
+    return f"failed at {len(failed)} of {len(own)} questions; {sample.where or sample.id}: {reason}"
 
 
-def _unplaced(why: str, sample: Sample) -> str:
+def _drop_folders(why: str, sample: Sample) -> str:
     """A sentence without the folders of this machine."""
     for one in sample.pictures:
         why = why.replace(f"{one.parent}{os.sep}", "") if isinstance(one, Path) else why

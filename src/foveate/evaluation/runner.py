@@ -1,4 +1,4 @@
-"""Evaluate: all runs on all questions of a suite, of which only those are asked that are not answered yet."""
+"""Evaluate: all runs on all questions of a suite. Only questions that are not answered yet are asked."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..models import adapter_of
 from ..runtime.planner import facts_of
 from ..version import __version__
 from .batches import batches
-from .fingerprints import fingerprint, learned, preparation, question_keys
+from .fingerprints import hash_learned, hash_processor, hash_weights, question_keys
 from .inference import Examinee
 from .results import Refusal, Results
 from .runs import UNPRUNED, Run, runs_of
-from .storage import Journal, Outcome, locked
+from .storage import Journal, Outcome, lock_folder
 from .suites import EvaluationError, Suite
-from .workers import Work, cells_of
+from .workers import Work, answer_all
 
 Loader = Callable[[], tuple[Any, Any]]
 Advance = Callable[[int, int], None]
@@ -40,7 +40,7 @@ class Evaluation:
         suite: the questions.
         model: what the model is called.
         methods: what to compare, baselines aside, which run in any case.
-        keeps: budgets, as `foveate.evaluation.runs.spelled` writes them.
+        keeps: budgets, as `foveate.evaluation.runs.format_keep` writes them.
         seed: of the suite, and of the intervals.
         random_seeds: how many times the random baseline runs.
         batch: how many questions are asked at once.
@@ -81,8 +81,8 @@ def evaluate(
         load: makes the model and its processor; pickled where there are several workers.
         folder: new, empty, or of an evaluation of the same model; what it holds of other methods and budgets stays,
             and is among the results where these very questions were answered.
-        advance: told how many answers of how many are there.
-        loaded: what `load` makes, where it is there already.
+        advance: called with the number of answers so far, and of all.
+        loaded: the model and processor, where they are loaded already.
 
     Raises:
         ModelError: when the model has no adapter, or is asked about clips but sees images only.
@@ -97,25 +97,25 @@ def evaluate(
     keys = question_keys(samples)
     split = batches(samples, evaluation.batch)
     described = configuration(evaluation, model, processor)
-    with locked(folder):
+    with lock_folder(folder):
         journal = Journal(folder, described, [[keys[place] for place in batch] for batch in split])
-        work, numbers = _left(evaluation, journal, split, keys)
-        tell = advance or (lambda done, whole: None)
+        work, numbers = _remaining_work(evaluation, journal, split, keys)
+        report_progress = advance or (lambda done, whole: None)
         whole = len(samples) * len(runs)
         done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
-        tell(done, whole)
+        report_progress(done, whole)
         failed = 0  # questions that the unpruned model could not be asked, before any that it could
         examinee = Examinee(model, processor, evaluation.max_new_tokens)
-        for cell in cells_of(work, examinee, load, processes(evaluation, model)):
+        for cell in answer_all(work, examinee, load, processes(evaluation, model)):
             journal.add(replace(cell, batch=numbers[cell.batch]))
             done += len(work.batches[cell.batch])
-            tell(done, whole)
+            report_progress(done, whole)
             if cell.run == UNPRUNED:
                 answered = len(cell.failed) < len(work.batches[cell.batch])
                 failed = -len(samples) if answered else failed + len(cell.failed)
                 if _HOPELESS <= failed < len(samples):
                     raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
-        shown, partial = _held(journal, runs, keys)
+        shown, partial = _other_runs(journal, runs, keys)
         runs = sorted([*runs, *shown], key=lambda run: _place(run, journal.configuration["keep"]))
         journal.finish(runs)
         outcomes = journal.outcomes()
@@ -130,36 +130,36 @@ def evaluate(
     return results
 
 
-def _left(
+def _remaining_work(
     evaluation: Evaluation, journal: Journal, split: Sequence[Sequence[int]], keys: Sequence[str]
 ) -> tuple[Work, list[int]]:
-    """What is not answered yet, and the numbers that its batches have in the journal.
+    """The runs and questions that are not answered yet, and the numbers of their batches in the journal.
 
     Questions are asked together that would be in an evaluation from the beginning, so that their answers are the same.
     """
     samples, outcomes = evaluation.suite.samples, journal.outcomes()
-    lacking: dict[tuple[int, ...], list[Run]] = {}
+    missing: dict[tuple[int, ...], list[Run]] = {}
     for batch in split:
         for run in evaluation.runs:
             places = tuple(place for place in batch if not _done(outcomes.get((run.key, keys[place]))))
             if places:
-                lacking.setdefault(places, []).append(run)
-    told = [[_told(samples[place], keys[place]) for place in places] for places in lacking]
-    todo = tuple((number, tuple(runs)) for number, runs in enumerate(lacking.values()))
-    return Work(samples, tuple(lacking), todo, evaluation.max_new_tokens), journal.numbers(told)
+                missing.setdefault(places, []).append(run)
+    described = [[_describe_question(samples[place], keys[place]) for place in places] for places in missing]
+    todo = tuple((number, tuple(runs)) for number, runs in enumerate(missing.values()))
+    return Work(samples, tuple(missing), todo, evaluation.max_new_tokens), journal.numbers(described)
 
 
 def _done(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.done
 
 
-def _told(sample: Sample, key: str) -> dict[str, Any]:
-    """What the folder says of a question."""
+def _describe_question(sample: Sample, key: str) -> dict[str, Any]:
+    """The facts of a question that the folder keeps."""
     files = [one.name for one in sample.pictures if isinstance(one, Path)]
     return {"key": key, "id": sample.id, "question": sample.question, **({"pictures": files} if files else {})}
 
 
-def _held(journal: Journal, runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Run], list[Refusal]]:
+def _other_runs(journal: Journal, runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Run], list[Refusal]]:
     """The other runs in the folder that have answered all of these questions, and those that have answered some."""
     outcomes, known = journal.outcomes(), {run.key for run in runs}
     whole, some = [], []
@@ -204,10 +204,10 @@ def configuration(evaluation: Evaluation, model: nn.Module, processor: Any = Non
         "digest": suite.digest(),
         "seed": evaluation.seed,
         "model": evaluation.model,
-        "weights": fingerprint(model),
-        **({"preparation": preparation(processor)} if processor is not None else {}),
+        "weights": hash_weights(model),
+        **({"preparation": hash_processor(processor)} if processor is not None else {}),
         "methods": {method.name: repr(method) for method in evaluation.methods},
-        "learned": learned(evaluation.methods, facts_of(adapter_of(model))),
+        "learned": hash_learned(evaluation.methods, facts_of(adapter_of(model))),
         "keep": list(evaluation.keeps),
         "random_seeds": evaluation.random_seeds,
         "batch": evaluation.batch,

@@ -63,7 +63,7 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
 
     Args:
         methods: without baselines, or with; these run in any case.
-        keeps: budgets, as `spelled` writes them.
+        keeps: budgets, as `format_keep` writes them.
         seeds: how many times the random baseline runs.
         oracle: whether the suite knows where the things asked about are.
 
@@ -83,7 +83,7 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
     return runs
 
 
-def spelled(keep: KeepLike) -> str:
+def format_keep(keep: KeepLike) -> str:
     """A budget as tables write it: ``25%``, or a count of tokens.
 
     Raises:

@@ -1,10 +1,10 @@
-"""The folder of an evaluation: what was asked of which model, and every answer as soon as it is there.
+"""The folder of an evaluation: which questions were asked of which model, and every answer as soon as it is given.
 
 ``configuration.json`` says by which model and settings all answers in the folder were given; ``questions.jsonl`` which
 questions each batch holds; ``answers.jsonl`` gets a line for each batch in each run, at once and in whatever order they
 come; ``times.jsonl`` likewise how long each took, which is the only thing that differs from one evaluation to the next.
-Going on after an interruption means to read what is there, to drop a line that was cut off, and to do the rest. When
-all is done the lines are put in order.
+To resume means to read what is there, to drop a line that was cut off, and to do the rest. When all is done the lines
+are put in order.
 
 An answer belongs to its question, the model, the method's settings and the budget. So a folder takes further methods,
 budgets and questions, and keeps what it has; only another model, and other settings of a method that it holds, it
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import appending, write_text
-from .conflicts import conflict, merged
+from .conflicts import find_conflict, merge_configurations
 from .inference import Cell
 from .runs import Run, label_of
 from .suites import EvaluationError
@@ -75,10 +75,10 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIGURATION
         there = _load(path) if path.exists() and (folder / ANSWERS).exists() else {}
-        times = dict(_read(folder / TIMES, lambda line: (_key(line), line["times"])))
-        cells = _read(folder / ANSWERS, lambda line: _cell(line, times.get(_key(line), {})))
+        times = dict(_read_lines(folder / TIMES, lambda line: (_key(line), line["times"])))
+        cells = _read_lines(folder / ANSWERS, lambda line: _cell(line, times.get(_key(line), {})))
         self.cells: dict[Key, Cell] = {(cell.run, cell.batch): cell for cell in cells}
-        self.batches = _read(folder / QUESTIONS, lambda line: tuple(str(one["key"]) for one in line["questions"]))
+        self.batches = _read_lines(folder / QUESTIONS, lambda line: tuple(str(one["key"]) for one in line["questions"]))
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
         if not self.cells:
             self.batches = []
@@ -90,7 +90,7 @@ class Journal:
     def _take_over(self, there: Mapping[str, Any], batches: Sequence[Sequence[str]]) -> None:
         """Check what the folder holds against what is asked now, and put both together."""
         answered = {label_of(cell.run) for cell in self.cells.values() if cell.answers is not None}
-        if found := conflict(there, self.configuration, answered):
+        if found := find_conflict(there, self.configuration, answered):
             raise EvaluationError(f"the folder {self.folder} holds another evaluation ({found}); give another with -o.")
         if not self.batches:
             if there.get("digest") != self.configuration.get("digest"):
@@ -102,10 +102,10 @@ class Journal:
         # What could not run may run with what has been learned or set since.
         changed = [name for name in there.get("methods", {}) if name not in answered and _differs(name, there, self)]
         self.cells = {key: cell for key, cell in self.cells.items() if label_of(cell.run) not in changed}
-        self.configuration = merged(there, self.configuration, [Run.of_key(run) for run, _ in self.cells])
+        self.configuration = merge_configurations(there, self.configuration, [Run.of_key(run) for run, _ in self.cells])
 
     def numbers(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
-        """The numbers of batches of questions, told by their ``key``; those that have none yet get one."""
+        """The numbers of batches of questions, which are known by their ``key``; new batches get new numbers."""
         keys = [tuple(one["key"] for one in batch) for batch in batches]
         self._extend([batch for batch, own in zip(batches, keys, strict=True) if own not in self.batches])
         known = {own: number for number, own in enumerate(self.batches)}
@@ -115,14 +115,14 @@ class Journal:
         """Write down further batches."""
         lines = []
         for batch in batches:
-            told = {"batch": len(self.batches), "questions": batch}
-            lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+            line = {"batch": len(self.batches), "questions": batch}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             self.batches.append(tuple(one["key"] for one in batch))
         with appending(self.folder / QUESTIONS) as file:
             file.writelines(lines)
 
     def outcomes(self) -> dict[tuple[str, str], Outcome]:
-        """By run and key of a question: its answer where there is one, else what was last written of it."""
+        """By run and key of a question: its answer, or else the last failure that was written."""
         found: dict[tuple[str, str], Outcome] = {}
         for cell in self.cells.values():
             failed = dict(cell.failed)
@@ -134,15 +134,15 @@ class Journal:
         return found
 
     def add(self, cell: Cell) -> None:
-        """Keep a cell; it outlives the end of this process from now on."""
+        """Write a cell to the folder at once, so that it survives the end of this process."""
         self.cells[cell.run, cell.batch] = cell
-        # The answers last: a cell without them is done again, one without times would stay so.
+        # The answers last: a cell without answers is done again, but one without times would never get them.
         for name, line in ((TIMES, _times(cell)), (ANSWERS, _answers(cell))):
             with appending(self.folder / name) as file:
                 file.write(line)
 
     def finish(self, runs: Sequence[Run]) -> None:
-        """Put the lines of all files in order: by batch, and within it by run, those of no run at hand at the end."""
+        """Sort the lines of all files by batch, then by run; other runs come last."""
         order = {run.key: place for place, run in enumerate(runs)}
         last = len(order)
         cells = sorted(self.cells.values(), key=lambda cell: (cell.batch, order.get(cell.run, last), cell.run))
@@ -151,7 +151,7 @@ class Journal:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from working in a folder, which is made, until the block or this process ends.
 
     Raises:
@@ -226,7 +226,7 @@ def _load(path: Path) -> dict[str, Any]:
     return there
 
 
-def _read(path: Path, parse: Callable[[Any], T]) -> list[T]:
+def _read_lines(path: Path, parse: Callable[[Any], T]) -> list[T]:
     """The lines of a file, without a last one that was cut off, which is removed from the file, too."""
     if not path.exists():
         return []

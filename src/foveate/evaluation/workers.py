@@ -1,4 +1,4 @@
-"""Batches shared out among processes, each with a model of its own; answers come back as soon as they are there."""
+"""Batches divided among processes, each with its own model; answers come back as soon as they are given."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PATIENCE = 1.0  # seconds between looks at whether the workers still live
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to do.
+    """The questions that are not answered yet.
 
     Attributes:
         samples: all of the suite.
         batches: places of samples.
-        todo: numbers of batches, and the runs that each still lacks.
+        todo: numbers of batches, and the runs that each has not been answered in.
         max_new_tokens: the longest answer.
     """
 
@@ -37,36 +37,36 @@ class Work:
     todo: tuple[tuple[int, tuple[Run, ...]], ...]
     max_new_tokens: int
 
-    def done_by(self, examinee: Examinee) -> Iterator[Cell]:
-        """Do it here."""
+    def answer(self, examinee: Examinee) -> Iterator[Cell]:
+        """Answer them in this process."""
         for number, runs in self.todo:
             yield from examinee.cells(number, [self.samples[place] for place in self.batches[number]], runs)
 
 
-def cells_of(work: Work, examinee: Examinee, load: Callable[[], tuple[Any, Any]], processes: int) -> Iterator[Cell]:
-    """Do the work, in this process or in several, each with its share of the cores.
+def answer_all(work: Work, examinee: Examinee, load: Callable[[], tuple[Any, Any]], processes: int) -> Iterator[Cell]:
+    """Answer all, in this process or in several, each with its share of the cores.
 
     Raises:
-        EvaluationError: when a worker is gone.
-        FoveateError: what a worker raised.
+        EvaluationError: when a worker ended early.
+        FoveateError: the error that a worker raised.
     """
     processes = min(processes, len(work.todo))
     if processes > 1:
-        yield from _shared(work, load, processes)
+        yield from _answer_in_processes(work, load, processes)
     else:
-        yield from work.done_by(examinee)
+        yield from work.answer(examinee)
 
 
-def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> Iterator[Cell]:
+def _answer_in_processes(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> Iterator[Cell]:
     context = torch.multiprocessing.get_context("spawn")
     queue, shares = context.Queue(), context.Queue()
     threads = max(1, torch.get_num_threads() // processes)
     workers = [
-        context.Process(target=_hired, args=(shares, load, threads, os.getpid(), queue), daemon=True)
+        context.Process(target=_take_share, args=(shares, load, threads, os.getpid(), queue), daemon=True)
         for _ in range(processes)
     ]
     try:
-        with _held_back():
+        with _block_interrupts():
             for worker in workers:
                 worker.start()
         for share in range(processes):  # behind the start, which would else wait for each to read it
@@ -88,7 +88,7 @@ def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> 
             else:
                 yield found
     finally:
-        shares.cancel_join_thread()  # whom nobody reads any more
+        shares.cancel_join_thread()  # nobody reads it any more
         started = [worker for worker in workers if worker.pid is not None]
         for worker in started:
             worker.terminate()
@@ -97,8 +97,8 @@ def _shared(work: Work, load: Callable[[], tuple[Any, Any]], processes: int) -> 
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends. Processes started in it never hear it: the one that started them does."""
+def _block_interrupts() -> Iterator[None]:
+    """Block Ctrl-C until the block ends. Processes started in it never get it: their parent does, and ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -109,7 +109,7 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _hired(shares: Any, load: Callable[[], tuple[Any, Any]], threads: int, parent: int, queue: Any) -> None:
+def _take_share(shares: Any, load: Callable[[], tuple[Any, Any]], threads: int, parent: int, queue: Any) -> None:
     """Take one share, and answer it."""
     while os.getppid() == parent:
         try:
@@ -124,7 +124,7 @@ def _worker(work: Work, load: Callable[[], tuple[Any, Any]], threads: int, paren
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     torch.set_num_threads(threads)
     try:
-        for cell in work.done_by(Examinee(*load(), work.max_new_tokens)):
+        for cell in work.answer(Examinee(*load(), work.max_new_tokens)):
             if os.getppid() != parent:
                 return
             queue.put(cell)

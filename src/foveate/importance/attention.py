@@ -10,7 +10,7 @@ from ..devices import full_precision, fused
 _VALUES = 2**25  # attention values that exist at a time on a GPU
 
 
-def _grouped(query: Tensor, kv_heads: int) -> Tensor:
+def _group_heads(query: Tensor, kv_heads: int) -> Tensor:
     """Queries (B, H, ...) as float32 (B, kv_heads, H / kv_heads, ...): the heads that read one key head together."""
     return query.float().unflatten(1, (kv_heads, query.shape[1] // kv_heads))
 
@@ -32,7 +32,7 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     if launch is not None:
         logits = launch.attention_logits(query, key, scaling)
     else:
-        logits = (_grouped(query, key.shape[1]) @ key.float().mT * scaling).flatten(1, 2)
+        logits = (_group_heads(query, key.shape[1]) @ key.float().mT * scaling).flatten(1, 2)
     return logits.masked_fill(~visible[:, None], -torch.inf).softmax(-1).mean(1)
 
 
@@ -49,7 +49,7 @@ def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tenso
     Returns:
         (B, H, M, L) float32, zero on invisible keys and for queries that see nothing.
     """
-    logits = _grouped(query, key.shape[1]) @ key.float().mT[:, :, None] * scaling
+    logits = _group_heads(query, key.shape[1]) @ key.float().mT[:, :, None] * scaling
     seen = visible[:, None, None]
     weights = logits.masked_fill_(~seen, torch.finfo(logits.dtype).min).softmax(-1)
     return weights.masked_fill_(~seen, 0).flatten(1, 2)
@@ -107,7 +107,7 @@ def attention_received(
     if most is not None and most < query.shape[2]:
         spread = torch.linspace(0, query.shape[2] - 1, most, dtype=torch.float32, device=query.device).round().long()
         query = query[:, :, spread]
-    grouped, keys = _grouped(query, key.shape[1]) * scaling, key.float().mT
+    grouped, keys = _group_heads(query, key.shape[1]) * scaling, key.float().mT
     if chunk is None:
         chunk = max(1, _VALUES // (query.shape[1] * key.shape[2])) if key.is_cuda else 64
     total = grouped.new_zeros(*key.shape[:2], 1, key.shape[2])

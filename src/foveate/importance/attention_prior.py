@@ -64,7 +64,7 @@ class AttentionPrior:
         """Read what `save` wrote.
 
         Raises:
-            MethodError: when the file is missing, is no prior, or was written by another format version.
+            MethodError: when the file is missing, is not a prior, or was written by another format version.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -92,7 +92,7 @@ class AttentionPrior:
         mine, theirs = short_name(self.model).lower(), short_name(name_or_path).lower()
         return not mine or not theirs or mine == theirs
 
-    def resized(self, grid: Grid) -> Tensor:
+    def resize(self, grid: Grid) -> Tensor:
         """The prior of every token of an image: (N,) float32 > 0, same mean as the map, repeated for each frame."""
         mean = self.map.mean()
         out = self.map

@@ -12,7 +12,7 @@ from ..devices import full_precision
 Table = tuple[Tensor, Tensor]  # cosines and sines of the angles of each position, (..., L, hd) each
 
 
-def joined(table: Table, sections: Sequence[int]) -> Table:
+def join_sections(table: Table, sections: Sequence[int]) -> Table:
     """Tables of M-RoPE in which each frequency turns by the position on its own axis, as the attention turns it.
 
     Args:

@@ -171,6 +171,6 @@ class D2Pruner(Method):
             raise MethodError("d2pruner: the prior is not loaded yet; call `bind(facts)` first, or set debias=False.")
         bias = torch.ones(attention.shape, dtype=torch.float32, device="cpu")
         for row, pool in enumerate(tokens.grids):
-            flat = torch.cat([self.prior.resized(grid).cpu() for grid in pool])
+            flat = torch.cat([self.prior.resize(grid).cpu() for grid in pool])
             bias[row, : len(flat)] = flat
         return attention / (bias.to(attention.device) + self.epsilon)

@@ -18,7 +18,7 @@ from ..devices import full_precision
 from ..errors import MethodError, ModelError
 from ..grouping import ReadCue, Span
 from ..importance.attention import attention_row, attention_weights, contributions
-from ..importance.rotary import Table, joined, rotary_decay
+from ..importance.rotary import Table, join_sections, rotary_decay
 from ..methods import Method
 from ..models import ModelAdapter
 from ..models.adapter import AttentionCall
@@ -314,7 +314,7 @@ def joint_table(rotary: Table, text_config: Any) -> Table:
             f"{type(text_config).__name__} turns queries and keys by complex numbers, of which the decay of "
             "attention with distance is not read; choose another method."
         )
-    return joined(rotary, text_config.rope_parameters.get("mrope_section", ()))
+    return join_sections(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
 def _visible(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +56,62 @@ def test_of_adds_a_batch_dimension() -> None:
     assert tokens.features.shape == (1, 6, 2)
     assert tokens.cue(Cue.ENCODER_ATTENTION).tolist() == [[0, 1, 2, 3, 4, 5]]
     assert tokens.llm_attention is None
+
+
+def test_cues_by_name_and_in_a_mapping_are_the_same() -> None:
+    features, attention = torch.zeros(1, 6, 2), torch.rand(1, 6)
+    named = VisualTokens(features, ((Grid(2, 3),),), encoder_attention=attention)
+    mapped = VisualTokens(features, ((Grid(2, 3),),), {Cue.ENCODER_ATTENTION: attention})
+    assert named.cues == mapped.cues and mapped.encoder_attention is attention
+    assert replace(mapped, encoder_attention=None).cues == {}
+    assert VisualTokens(**vars(mapped)).cues == mapped.cues
+
+
+def test_text_is_all_real_and_behind_the_images_unless_said_otherwise() -> None:
+    words = torch.rand(3, 2)
+    plain = VisualTokens.of(torch.zeros(4, 2), Grid(2, 2), text_embeddings=words)
+    assert plain.text_valid.tolist() == plain.text_follows.tolist() == [[True] * 3]
+    assert torch.equal(plain.text(0), words)
+    valid = torch.tensor([False, True, True])
+    padded = VisualTokens.of(torch.zeros(4, 2), Grid(2, 2), text_embeddings=words, text_valid=valid)
+    assert torch.equal(padded.text(0), words[1:]) and torch.equal(padded.text_follows, padded.text_valid)
+    assert VisualTokens.of(torch.zeros(4, 2), Grid(2, 2)).text_valid.shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"encoder_atention": torch.zeros(1, 4)}, r"'encoder_atention' is not a cue; did you mean 'encoder_attention'"),
+        ({"llm_keys": torch.zeros(1, 3)}, r"llm_keys has the shape \(1, 3\), but must be \(B, N\) = \(1, 4\)\."),
+        ({"encoder_features": torch.zeros(1, 4)}, r"encoder_features .* must be \(B, N, e\) = \(1, 4, e\)\."),
+        ({"llm_contributions": torch.zeros(1, 4, 2, 2)}, r"must be \(B, N, L, 3\) = \(1, 4, L, 3\)\."),
+        (
+            {"alive": torch.ones(1, 3, dtype=torch.bool)},
+            r"alive has the shape \(1, 3\), but must be \(B, N\) = \(1, 4\)",
+        ),
+        ({"padding": torch.zeros(1, 4)}, "padding is torch.float32, but must be bool"),
+        (
+            {"encoder_attention": torch.zeros(1, 4).bool()},
+            "encoder_attention is torch.bool, but must be num",
+        ),
+        ({"text_keys": torch.zeros(1, 5), "text_states": torch.zeros(1, 6, 2)}, r"text_states .* = \(1, 5, 2\)\."),
+        ({"text_keys": torch.zeros(1, 5), "text_valid": torch.ones(1, 6).bool()}, r"text_keys .* = \(1, 6\)\."),
+    ],
+)
+def test_cues_that_do_not_fit(given: dict[str, torch.Tensor], says: str) -> None:
+    with pytest.raises(SelectionError, match=says):
+        VisualTokens(torch.zeros(1, 4, 2), ((Grid(2, 2),),), **given)
+
+
+def test_numbers_are_in_float32_and_vectors_in_at_most_32_bits() -> None:
+    half, double = torch.bfloat16, torch.float64
+    shape = {"encoder_attention": (4,), "encoder_features": (4, 3)}
+    for dtype, numbers, vectors in [(half, torch.float32, half), (double, torch.float32, torch.float32)]:
+        cues = {name: torch.zeros(size, dtype=dtype) for name, size in shape.items()}
+        single = VisualTokens.of(torch.zeros(4, 2, dtype=dtype), Grid(2, 2), **cues).single()
+        assert single.cue(Cue.ENCODER_ATTENTION).dtype == numbers
+        assert single.cue(Cue.ENCODER_FEATURES).dtype == single.features.dtype == vectors
+        assert single.single() is single
 
 
 @pytest.mark.parametrize("cue", list(Cue))

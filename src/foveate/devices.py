@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
@@ -30,6 +30,12 @@ def _loaded(module: str) -> ModuleType | None:
 def fused(module: str, like: Tensor) -> ModuleType | None:
     """The module of Triton launches called so, for tensors on the device of `like`; None where there are none."""
     return _loaded(module) if like.is_cuda else None
+
+
+def from_host(values: Sequence[int], device: torch.device) -> Tensor:
+    """A long tensor of what Python knows, on a device, without waiting for what the device is doing."""
+    # Not torch.tensor(values, device=device), which waits until the copy is through.
+    return torch.tensor(values, dtype=torch.long, device="cpu").to(device, non_blocking=True)
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:

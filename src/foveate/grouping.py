@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
+from .devices import from_host
 from .errors import MethodError, ModelError
 from .methods import Method
 from .methods.toolkit.merging import group_size
@@ -71,6 +72,13 @@ class TokenGroups:
         counts = budget.counts([sum(len(s.grid) for s in group) for group in groups])
         return cls(groups, counts, budget.by_content)
 
+    @classmethod
+    def joined(cls, parts: Sequence[TokenGroups]) -> TokenGroups:
+        """The groups of several, one after the other."""
+        spans = [group for part in parts for group in part.spans]
+        counts = [count for part in parts for count in part.counts]
+        return cls(spans, counts, any(part.by_content for part in parts))
+
     @property
     def sizes(self) -> list[int]:
         """Tokens in each group."""
@@ -90,7 +98,7 @@ class TokenGroups:
 
     def padded_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows (P,) and token indices (P, N), padded with -1, of the groups."""
-        rows = torch.tensor([group[0].row for group in self.spans], device=device)
+        rows = from_host([group[0].row for group in self.spans], device)
         flat = [torch.cat([span.index.to(device) for span in group]) for group in self.spans]
         return rows, pad_sequence(flat, batch_first=True, padding_value=-1)
 
@@ -112,7 +120,8 @@ class TokenGroups:
                 f"the encoder gave {given} values for images of {sum(sizes)} tokens; "
                 "prune with images passed to this forward, or use a method without encoder cues."
             )
-        return pad_sequence(torch.cat(list(values)).split(sizes), batch_first=True)
+        together = values[0] if len(values) == 1 else torch.cat(list(values))
+        return pad_sequence(together.split(sizes), batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def choose(
     masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
     given = {cue: _grouped(groups, rows, read, cue) for cue, read in cues.items()}
     tokens = VisualTokens(features, groups.grids, given, **masks)
-    wanted = _by_content(method, tokens) if groups.by_content else torch.tensor(groups.counts, device=hidden.device)
+    wanted = _by_content(method, tokens) if groups.by_content else from_host(groups.counts, hidden.device)
     selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
     keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     dropped = alive & ~selection.keep

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .devices import full_precision
+from .devices import from_host, full_precision
 from .errors import SelectionError, near_miss
 
 
@@ -320,7 +320,7 @@ class VisualTokens:
     @property
     def valid(self) -> Tensor:
         """(B, N) bool, true on tokens that can be chosen."""
-        sizes = torch.tensor(self.sizes, device=self.features.device)
+        sizes = from_host(self.sizes, self.features.device)
         real = torch.arange(self.features.shape[1], device=self.features.device)[None] < sizes[:, None]
         return real if self.alive is None else real & self.alive
 

@@ -71,7 +71,7 @@ class EncoderReader:
 READERS: dict[Cue, Callable[[EncoderReader, EncoderTrace, list[Grid]], list[Tensor]]] = {}
 
 
-def _reads(cue: Cue) -> Callable[[Any], Any]:
+def reads(cue: Cue) -> Callable[[Any], Any]:
     """Decorator: the function makes this cue, one tensor (n, ...) per image."""
 
     def register(function: Any) -> Any:
@@ -81,28 +81,37 @@ def _reads(cue: Cue) -> Callable[[Any], Any]:
     return register
 
 
-@_reads(Cue.ENCODER_ATTENTION)
+def _calls(trace: EncoderTrace, module: nn.Module) -> list[AttentionCall]:
+    if not trace.calls.get(module):
+        raise ModelError(
+            "the vision encoder's attention was not observed for these images; pass pixel values to the model itself, "
+            "or use a method that reads features only, such as 'divprune'."
+        )
+    return trace.calls[module]
+
+
+@reads(Cue.ENCODER_ATTENTION)
 def _attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
-    return reader.adapter.encoder_attention(trace.calls[reader.adapter.attention_module()], grids)
+    return reader.adapter.encoder_attention(_calls(trace, reader.adapter.attention_module()), grids)
 
 
-@_reads(Cue.ENCODER_READINGS)
+@reads(Cue.ENCODER_READINGS)
 def _more_attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
     adapter = reader.adapter
     columns = [
-        adapter.encoder_attention(trace.calls[adapter.attention_at(reading.depth)], grids, reading.kind)
+        adapter.encoder_attention(_calls(trace, adapter.attention_at(reading.depth)), grids, reading.kind)
         for reading in reader.readings
     ]
     return [torch.stack(image, -1) for image in zip(*columns, strict=True)]
 
 
-@_reads(Cue.ENCODER_FEATURES)
+@reads(Cue.ENCODER_FEATURES)
 def _features(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
     if not trace.projected:
         raise ModelError("the projector was not called for these images; pass pixel values to the model itself.")
     return reader.adapter.encoder_features(trace.projected[-1], grids)
 
 
-@_reads(Cue.PADDING)
+@reads(Cue.PADDING)
 def _padding(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
     return reader.adapter.padding(trace.args, dict(trace.kwargs), grids)

@@ -367,7 +367,7 @@ BELOW_LAYER: dict[tuple[Cue, ...], Reader] = {}  # of a `LayerBelow`
 AT_LAYER: dict[tuple[Cue, ...], Reader] = {}  # of what is `Entering`; the model's own modules follow its autocast
 
 
-def _reads(readers: dict[tuple[Cue, ...], Reader], *cues: Cue) -> Callable[[Reader], Reader]:
+def reads(readers: dict[tuple[Cue, ...], Reader], *cues: Cue) -> Callable[[Reader], Reader]:
     """Decorator: the function reads these cues; several as a tuple, because they are measured together."""
 
     def register(function: Reader) -> Reader:
@@ -377,12 +377,12 @@ def _reads(readers: dict[tuple[Cue, ...], Reader], *cues: Cue) -> Callable[[Read
     return register
 
 
-@_reads(BELOW_LAYER, Cue.LLM_ATTENTION)
+@reads(BELOW_LAYER, Cue.LLM_ATTENTION)
 def _attention_row(below: LayerBelow) -> list[Tensor]:
     return below.by_span(last_row(below.call, below.valid, below.past))
 
 
-@_reads(BELOW_LAYER, Cue.LLM_CONTRIBUTIONS)
+@reads(BELOW_LAYER, Cue.LLM_CONTRIBUTIONS)
 def _contributions(below: LayerBelow) -> list[Tensor]:
     call = below.call
     query, visible, first = _last(call, below.valid, below.past)
@@ -391,7 +391,7 @@ def _contributions(below: LayerBelow) -> list[Tensor]:
     return [torch.stack(of_span, 1) for of_span in zip(*below.contributions, strict=True)]
 
 
-@_reads(BELOW_LAYER, Cue.LLM_KEYS, Cue.TEXT_KEYS)
+@reads(BELOW_LAYER, Cue.LLM_KEYS, Cue.TEXT_KEYS)
 def _keys(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
     key, width = below.call.key, below.call.query.shape[2]
     first = below.past - max(below.valid.shape[1] - key.shape[2], 0)
@@ -399,33 +399,33 @@ def _keys(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
     return below.by_span(lengths), below.state.by_text(lengths, below.layer)
 
 
-@_reads(BELOW_LAYER, Cue.LLM_TEXT_ATTENTION)
+@reads(BELOW_LAYER, Cue.LLM_TEXT_ATTENTION)
 def _attention_of_text(below: LayerBelow) -> list[Tensor]:
     return below.by_span(_text_rows(below.state, below.layer, below.call, below.valid, below.past))
 
 
-@_reads(AT_LAYER, Cue.LLM_READINGS)
+@reads(AT_LAYER, Cue.LLM_READINGS)
 def _attention_rows(entering: Entering) -> list[Tensor]:
     columns = [entering.rows[layer] for layer in entering.stage.method.llm_readings]
     return [torch.stack(of_span, -1) for of_span in zip(*columns, strict=True)]
 
 
-@_reads(AT_LAYER, Cue.TEXT_EMBEDDINGS)
+@reads(AT_LAYER, Cue.TEXT_EMBEDDINGS)
 def _text_embeddings(entering: Entering) -> Tensor:
     return entering.state.by_text(entering.embeds, 0)
 
 
-@_reads(AT_LAYER, Cue.INPUT_EMBEDDINGS)
+@reads(AT_LAYER, Cue.INPUT_EMBEDDINGS)
 def _input_embeddings(entering: Entering) -> list[Tensor]:
     return entering.state.by_span(entering.embeds, 0)
 
 
-@_reads(AT_LAYER, Cue.TEXT_STATES)
+@reads(AT_LAYER, Cue.TEXT_STATES)
 def _text_states(entering: Entering) -> Tensor:
     return entering.state.by_text(entering.hidden, entering.stage.layer)
 
 
-@_reads(AT_LAYER, Cue.ROTARY_DECAY)
+@reads(AT_LAYER, Cue.ROTARY_DECAY)
 @full_precision
 def _rotary_decay(entering: Entering) -> list[Tensor]:
     state = entering.state
@@ -435,14 +435,14 @@ def _rotary_decay(entering: Entering) -> list[Tensor]:
     return state.by_span(rotary_decay((cos, sin), (of_text[0], of_text[1])), 0)
 
 
-@_reads(AT_LAYER, Cue.LAST_NORM)
+@reads(AT_LAYER, Cue.LAST_NORM)
 def _last_norm(entering: Entering) -> Tensor:
     # Of ones, whose root mean square is 1, an RMS norm makes its weights; families keep them in different ways.
     weights: Tensor = entering.text_model.norm(torch.ones_like(entering.hidden[0, :1]))[0]
     return weights.float()
 
 
-@_reads(AT_LAYER, Cue.ROUTER_LOGITS)
+@reads(AT_LAYER, Cue.ROUTER_LOGITS)
 def _router_logits(entering: Entering) -> list[Tensor]:
     block = moe_block(entering.module)
     if block is None:
@@ -455,7 +455,7 @@ def _router_logits(entering: Entering) -> list[Tensor]:
     return entering.by_span(logits.view(*entering.hidden.shape[:2], -1))
 
 
-@_reads(AT_LAYER, Cue.LLM_ATTENTION_HERE)
+@reads(AT_LAYER, Cue.LLM_ATTENTION_HERE)
 def _attention_row_here(entering: Entering) -> list[Tensor]:
     """Of a layer that has not run yet, as if it ran on all that enters."""
     state, layer, kwargs = entering.state, entering.stage.layer, dict(entering.kwargs)
@@ -468,7 +468,7 @@ def _attention_row_here(entering: Entering) -> list[Tensor]:
     return entering.by_span(last_row(call, valid, cached.shape[1]))
 
 
-@_reads(AT_LAYER, Cue.LLM_ATTENTION_UNROTATED)
+@reads(AT_LAYER, Cue.LLM_ATTENTION_UNROTATED)
 def _attention_row_unrotated(entering: Entering) -> list[Tensor]:
     # What is cached is rotated, and so has no place in this row.
     kwargs = with_cache(entering.kwargs, None)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate import Budget, get_method
-from foveate.serving.vllm.batch import Pool, choose, pools_of
+from foveate import Budget, MethodError, get_method
+from foveate.grouping import TokenGroups
+from foveate.serving.vllm.batch import groups_of, shorten
 from foveate.serving.vllm.family import take
-from foveate.tokens import Cue, Grid, VisualTokens
+from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
 WIDTH = 12
 
 
-def test_pools_of_images_tiles_and_frames() -> None:
+def listed(groups: TokenGroups) -> list[tuple[Grid, int, int]]:
+    """Of each group its grid, where it begins in its image, and how many tokens it keeps."""
+    return [(span.grid, int(span.index[0]), count) for (span,), count in zip(groups.spans, groups.counts, strict=True)]
+
+
+def test_groups_of_images_tiles_and_frames() -> None:
     clip, tile = Grid(2, 3, 4), Grid(2, 2)
-    assert pools_of([clip], Budget(0.5)) == [Pool(clip, 0, 12)]
-    assert pools_of([clip], Budget(0.5, "frame")) == [Pool(Grid(2, 3), 6 * i, 3) for i in range(4)]
-    assert pools_of([tile] * 3, Budget(0.25)) == [Pool(tile, 4 * i, 1) for i in range(3)]
+    assert listed(groups_of([clip], Budget(0.5))) == [(clip, 0, 12)]
+    assert listed(groups_of([clip], Budget(0.5, "frame"))) == [(Grid(2, 3), 6 * i, 3) for i in range(4)]
+    assert listed(groups_of([tile] * 3, Budget(0.25))) == [(tile, 4 * i, 1) for i in range(3)]
 
 
 @pytest.mark.parametrize("name", ["divprune", "idpruner", "avgpool", "random", "visionzip"])
@@ -28,19 +34,19 @@ def test_a_batch_equals_its_images_one_by_one(name: str) -> None:
         Cue.ENCODER_ATTENTION: [torch.rand(len(grid)) for grid in grids],
         Cue.ENCODER_FEATURES: [torch.randn(len(grid), 7) for grid in grids],
     }
-    pools = [pools_of([grid], Budget(0.4, "frame")) for grid in grids]
-    together = choose(method, features, pools, cues, WIDTH)
+    groups = [groups_of([grid], Budget(0.4, "frame")) for grid in grids]
+    together = shorten(method, features, groups, cues, WIDTH)
     for item, chosen in enumerate(together):
-        (alone,) = choose(
+        (alone,) = shorten(
             method,
             features[item : item + 1],
-            pools[item : item + 1],
+            groups[item : item + 1],
             {c: v[item : item + 1] for c, v in cues.items()},
             WIDTH,
         )
         assert torch.equal(chosen.index, alone.index)
         assert torch.allclose(chosen.rows, alone.rows, atol=1e-6)
-        assert len(chosen.index) == sum(pool.count for pool in pools[item])
+        assert len(chosen.index) == sum(groups[item].counts)
         assert bool((chosen.index.diff() > 0).all())
         assert torch.equal(chosen.rows[:, WIDTH:], features[item][chosen.index, WIDTH:])
 
@@ -49,10 +55,21 @@ def test_rows_are_those_that_the_method_keeps_or_merges() -> None:
     grid, features = Grid(4, 4), torch.randn(16, WIDTH)
     for name in ("divprune", "avgpool"):
         selection = get_method(name).select(VisualTokens.of(features, grid), torch.tensor([4]))
-        (chosen,) = choose(get_method(name), [features], [pools_of([grid], Budget(4))], {}, WIDTH)
+        (chosen,) = shorten(get_method(name), [features], [groups_of([grid], Budget(4))], {}, WIDTH)
         kept = selection.keep[0].nonzero()[:, 0]
         assert torch.equal(chosen.index, kept)
         assert torch.equal(chosen.rows, selection.merged(features[None])[0, kept])
+
+
+def test_a_method_that_misses_its_count_is_refused() -> None:
+    class KeepsAll(type(get_method("divprune"))):  # type: ignore[misc]
+        def select(self, tokens: VisualTokens, count: torch.Tensor) -> Selection:
+            return Selection(tokens.valid)
+
+    grids = [Grid(4, 4), Grid(2, 5)]
+    features = [torch.randn(len(grid), WIDTH) for grid in grids]
+    with pytest.raises(MethodError, match=r"kept \[16, 10\] tokens where \[4, 4\] were asked for"):
+        shorten(KeepsAll(), features, [groups_of([grid], Budget(4)) for grid in grids], {}, WIDTH)
 
 
 def test_take_cuts_a_batch_between_images() -> None:

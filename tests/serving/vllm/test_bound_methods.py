@@ -11,7 +11,7 @@ from foveate import FoveateError
 from foveate.methods import Method, ModelFacts
 from foveate.methods.toolkit.base import Provenance
 from foveate.methods.toolkit.registry import _METHODS as REGISTERED
-from foveate.serving.vllm.bound_methods import MethodShelf
+from foveate.serving.vllm.bound_methods import BoundMethods
 from foveate.tokens import Cue, Selection, VisualTokens
 from surroundings import SURROUNDINGS, nothing_leaks
 
@@ -19,16 +19,16 @@ FACTS = ModelFacts("tiny", 64, 4)
 
 
 def test_methods_are_bound_once_with_the_servers_hyperparameters() -> None:
-    shelf = MethodShelf(FACTS, {}, {"idpruner": {"balance": 0.75}})
-    assert shelf.get("idpruner").balance == 0.75  # type: ignore[attr-defined]
-    assert shelf.get("idpruner") is shelf.get("idpruner")
+    bound = BoundMethods(FACTS, {}, {"idpruner": {"balance": 0.75}})
+    assert bound.get("idpruner").balance == 0.75  # type: ignore[attr-defined]
+    assert bound.get("idpruner") is bound.get("idpruner")
 
 
 @pytest.mark.parametrize("name", ["divprune", "visionzip", "idpruner"])
 def test_methods_are_tried_out_in_float32_whatever_the_servers_dtype(name: str) -> None:
     for around in SURROUNDINGS:  # while vLLM loads a model, the default dtype is the model's
         with nothing_leaks(around):
-            assert MethodShelf(FACTS, {}, {}).get(name).name == name
+            assert BoundMethods(FACTS, {}, {}).get(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_methods_are_tried_out_in_float32_whatever_the_servers_dtype(name: str) 
     ],
 )
 def test_refusals(name: str, says: str) -> None:
-    shelf = MethodShelf(FACTS, {Cue.ENCODER_ATTENTION: "it is compiled."}, {})
+    bound = BoundMethods(FACTS, {Cue.ENCODER_ATTENTION: "it is compiled."}, {})
     with pytest.raises(FoveateError, match=says):
-        shelf.get(name)
-    assert shelf.get("divprune").name == "divprune"
+        bound.get(name)
+    assert bound.get("divprune").name == "divprune"
 
 
 def test_a_method_that_misses_its_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_a_method_that_misses_its_count_is_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(REGISTERED, "keepsall", KeepsAll)
     with pytest.raises(FoveateError, match="kept 32 tokens where 16 were asked for"):
-        MethodShelf(FACTS, {}, {}).get("keepsall")
+        BoundMethods(FACTS, {}, {}).get("keepsall")

@@ -1,4 +1,4 @@
-"""Selection for all images of a step at once: pad, choose, gather; nothing waits for the device."""
+"""Selection for all images of a step at once: group, choose, gather; on a GPU nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -7,79 +7,68 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ...budget import Budget
+from ...devices import from_host
+from ...grouping import Span, TokenGroups, select
 from ...methods import Method
 from ...tokens import Cue, Grid, VisualTokens
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Tokens that share a budget: an image, a tile, a clip or a frame. They begin at `start` in their image."""
-
-    grid: Grid
-    start: int
-    count: int
-
-
-def pools_of(grids: Sequence[Grid], budget: Budget) -> list[Pool]:
-    """The pools of one image or clip."""
-    if budget.scope == "frame":
-        grids = [grid.frame for grid in grids for _ in range(grid.frames)]
-    pools, start = [], 0
-    for grid in grids:
-        pools.append(Pool(grid, start, budget.count(len(grid))))
+def groups_of(grids: Sequence[Grid], budget: Budget) -> TokenGroups:
+    """The groups of one image or clip: itself, its tiles, or its frames."""
+    spans, start = [], 0
+    for order, grid in enumerate(grids):
+        spans.append(Span(0, "", order, grid, torch.arange(start, start + len(grid), device="cpu")))
         start += len(grid)
-    return pools
+    return TokenGroups.of(spans, budget)
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What is kept of an image: the rows (k, d) and where they were among its tokens (k,), rising."""
+class Shortened:
+    """What is kept of an image: the rows (k, d') and where they were among its tokens (k,), rising."""
 
     rows: Tensor
     index: Tensor
 
 
-def choose(
+def shorten(
     method: Method,
     features: Sequence[Tensor],
-    pools: Sequence[Sequence[Pool]],
+    groups: Sequence[TokenGroups],
     cues: Mapping[Cue, Sequence[Tensor]],
     width: int,
-) -> list[Chosen]:
-    """Ask the method once for all images.
+) -> list[Shortened]:
+    """Let the method choose once for all images.
 
     Args:
         method: bound to the model.
         features: for each image (n, d'); of the d' columns the first `width` are what the LLM reads.
-        pools: of each image.
+        groups: of each image.
         cues: for each cue and image (n, ...).
         width: d.
+
+    Raises:
+        MethodError: on a CPU, where the method does not keep what it was asked for. On a GPU the host would have to
+            wait to see that; there methods are tried out before (`BoundMethods`), and so many rows are taken anyway.
     """
-    flat = [(item, pool) for item, of_item in enumerate(pools) for pool in of_item]
-
-    def padded(values: Sequence[Tensor]) -> Tensor:
-        parts = [values[item][pool.start : pool.start + len(pool.grid)] for item, pool in flat]
-        return pad_sequence(parts, batch_first=True)
-
-    embeddings = padded([one[:, :width] for one in features])
-    tokens = VisualTokens(
-        embeddings,
-        tuple((pool.grid,) for _, pool in flat),
-        {cue: padded(values) for cue, values in cues.items()},
-    )
-    count = torch.tensor([pool.count for _, pool in flat], device=embeddings.device)
-    selection = method.select(tokens, count)
+    together = TokenGroups.joined(groups)
+    embeddings = together.padded([one[:, :width] for one in features])
+    tokens = VisualTokens(embeddings, together.grids, {cue: together.padded(read) for cue, read in cues.items()})
+    count = from_host(together.counts, embeddings.device)
+    selection = select(method, tokens, count, checked=embeddings.device.type == "cpu")
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.
     order = torch.argsort(2 * (~selection.keep).int() + (~tokens.valid).int(), dim=1, stable=True)
     merged = None if selection.target is None else selection.merged(embeddings)
-    chosen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in features]
-    for row, (item, pool) in enumerate(flat):
-        inside = order[row, : pool.count]
-        rows = features[item][pool.start + inside]
-        if merged is not None:
-            rows = torch.cat([merged[row, inside], rows[:, width:]], 1)
-        chosen[item].append((rows, pool.start + inside))
-    return [Chosen(*map(torch.cat, zip(*parts, strict=True))) for parts in chosen]
+    out, row = [], 0
+    for of_image, of_group in zip(features, groups, strict=True):
+        rows, places = [], []
+        for (span,), kept in zip(of_group.spans, of_group.counts, strict=True):
+            indices = order[row, :kept]
+            place = int(span.index[0]) + indices
+            given = of_image[place]
+            rows.append(given if merged is None else torch.cat([merged[row, indices], given[:, width:]], 1))
+            places.append(place)
+            row += 1
+        out.append(Shortened(torch.cat(rows), torch.cat(places)))
+    return out

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...errors import MethodError, ModelError
+from ...grouping import select
 from ...methods import Method, ModelFacts, Stage, get_method
 from ...methods.toolkit.notes import announce
-from ...tokens import Cue, Grid, VisualTokens
+from ...tokens import Cue, Grid, Kind, VisualTokens
 
-_SMALL = Grid(4, 4, 2)
+_TRIED = (Grid(4, 4, 2), Grid(3, 2, 3))  # of different sizes, so that one is padded; clips, as some take nothing else
 _INSIDE = (
     "prunes inside the LLM, which vLLM cannot do, because all its layers share one table of cache blocks; use a method "
     "that prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
@@ -23,7 +25,7 @@ _BOTH = (
 )
 
 
-class MethodShelf:
+class BoundMethods:
     """Methods by name, bound to one model.
 
     Args:
@@ -66,16 +68,27 @@ class MethodShelf:
 
 
 def _try(method: Method, width: int) -> None:
-    """Let the method choose once, so that a faulty one is refused here and not while a batch of others runs."""
+    """Let the method choose once, so that a faulty one is refused here and not while a batch of others runs.
+
+    While images are served on a GPU, nothing waits for it, and so nobody looks at how many tokens a method keeps.
+    """
+    on_host: Any = {"dtype": torch.float32, "device": "cpu"}  # while vLLM loads a model, the default is that model's
     random = torch.Generator().manual_seed(0)
-    size, half = len(_SMALL), len(_SMALL) // 2
-    single: Any = {"dtype": torch.float32, "device": "cpu"}  # while vLLM loads a model, the default is that model's
-    tokens = VisualTokens.of(
-        torch.randn(size, width, generator=random, **single),
-        _SMALL,
-        encoder_attention=torch.rand(size, generator=random, **single).softmax(0),
-        encoder_features=torch.randn(size, 32, generator=random, **single),
-    )
-    kept = method.select(tokens, torch.tensor([half], device="cpu")).keep.sum().item()
-    if kept != half:
-        raise MethodError(f"{method.name} kept {kept} tokens where {half} were asked for.")
+    tokens = max(map(len, _TRIED))
+    sizes = defaultdict(lambda: 32, N=tokens, d=width, D=width)
+
+    def made(cue: Cue) -> torch.Tensor:
+        shape = (len(_TRIED), *cue.shape(sizes))
+        if cue.kind is Kind.VECTOR:
+            return torch.randn(shape, generator=random, **on_host)
+        numbers = torch.rand(shape, generator=random, **on_host)
+        return numbers < 0.5 if cue.kind is Kind.MASK else numbers.softmax(1)
+
+    features = torch.randn(len(_TRIED), tokens, width, generator=random, **on_host)
+    cues = {cue: made(cue) for cue in sorted(method.needs, key=lambda cue: cue.name)}
+    counts = [len(grid) // 2 for grid in _TRIED]
+    shown = VisualTokens(features, tuple((grid,) for grid in _TRIED), cues)
+    kept = select(method, shown, torch.tensor(counts, device="cpu"), checked=False).keep.sum(1).tolist()
+    for found, asked in zip(kept, counts, strict=True):
+        if found != asked:
+            raise MethodError(f"{method.name} kept {found} tokens where {asked} were asked for.")

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
 from ...tokens import Cue
-from .bound_methods import MethodShelf
+from .bound_methods import BoundMethods
 from .family import Family
 from .request import PruneRequest, ServerSettings
 
@@ -50,7 +50,7 @@ class PruningServer:
         missing |= {cue: f"{cue.not_in_vllm}; use foveate.prune in transformers." for cue in Cue if cue.not_in_vllm}
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
-        self.shelf = MethodShelf(facts, missing, self.settings.hyperparameters)
+        self.methods = BoundMethods(facts, missing, self.settings.hyperparameters)
         self.resolve({})  # a default that cannot work stops the server
 
     @property
@@ -75,7 +75,7 @@ class PruningServer:
         if request is not None:
             if self.refusal is not None:
                 raise ModelError(self.refusal)
-            self.shelf.get(request.method)
+            self.methods.get(request.method)
         return request
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .batch import pools_of
+from .batch import groups_of
 from .config import PruningServer
 from .family import Family
 from .positions import Block, blocks_of, split_distances, unpruned, with_distances
@@ -116,15 +116,15 @@ class PrunesMRope(PrunesImages):
             request = None if mark is None else PruneRequest.from_tensor(mark)
             if request is not None and self._pruner is not None:
                 family = self._pruner.family
-                pools = pools_of(family.grids(feature.modality, data), request.budget)
+                groups = groups_of(family.grids(feature.modality, data), request.budget)
                 placeholder = family.adapter.token_ids()[feature.modality]
                 found = blocks_of(
                     tokens,
                     place.offset,
                     place.offset + place.length,
                     placeholder,
-                    [pool.count for pool in pools],
-                    [len(pool.grid) for pool in pools],
+                    groups.counts,
+                    groups.sizes,
                 )
                 growth = sum(block.full - block.kept for block in found)
                 blocks += found

@@ -16,7 +16,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ...errors import BudgetError, ModelError
-from .batch import pools_of
+from .batch import groups_of
 from .config import PruningServer
 from .family import PIXELS, Family
 from .request import PruneRequest, no_request
@@ -112,9 +112,9 @@ class PrunesPrompts:
                 f"{family.adapter.class_name} writes the time between the frames of a clip, so that vLLM must know how "
                 "many tokens of each frame stay; use foveate_scope='frame'."
             )
-        pools, method = pools_of(grids, request.budget), self._server.shelf.get(request.method)
-        for pool in pools:
-            method.check(pool.grid, pool.count)
+        groups, method = groups_of(grids, request.budget), self._server.methods.get(request.method)
+        for (span,), count in zip(groups.spans, groups.counts, strict=True):
+            method.check(span.grid, count)
         content = update.content
         embeds = [True] * len(content.full) if content.is_embed is None else content.is_embed(content.full).tolist()
         if sum(embeds) != sum(map(len, grids)):
@@ -122,7 +122,7 @@ class PrunesPrompts:
                 f"vLLM reserves {sum(embeds)} tokens for a {modality} whose grids hold {sum(map(len, grids))}; "
                 "this variant of the model cannot be pruned: add foveate_keep=1.0 to the request."
             )
-        kept = [place < pool.count for pool in pools for place in range(len(pool.grid))]
+        kept = [place < count for size, count in zip(groups.sizes, groups.counts, strict=True) for place in range(size)]
         full = [token for token, stays in zip(content.full, _spread(embeds, kept), strict=True) if stays]
         return dataclasses.replace(update, content=PromptUpdateDetails(full=full, is_embed=content.is_embed))
 

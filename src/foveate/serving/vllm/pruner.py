@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...methods import Method
-from ...tokens import Cue
-from .batch import Chosen, Pool, choose, pools_of
+from .batch import Shortened, groups_of, shorten
 from .config import PruningServer
-from .encoder_cues import EncoderListener
+from .encoder_cues import EncoderCues
 from .family import PIXELS, take
 from .processor import field
 from .request import PruneRequest
@@ -30,7 +28,7 @@ class ImagePruner:
 
     def __init__(self, server: PruningServer, width: int, most: int) -> None:
         self._server, self.family, self._width, self._most = server, server.known_family, width, most
-        self._listener = EncoderListener(self.family)
+        self._encoder = EncoderCues(self.family)
 
     def embed(
         self, encode: Callable[..., Sequence[Tensor]], batch: dict[str, Any]
@@ -62,51 +60,36 @@ class ImagePruner:
         return out
 
     def _portion(self, encode: Any, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
-        methods = [None if request is None else self._server.shelf.get(request.method) for request in requests]
-        needs = frozenset(cue for method in methods if method is not None for cue in method.needs)
-        with self._listener.listening(needs):
+        """`embed` for images that are encoded together."""
+        asked = {index: request for index, request in enumerate(requests) if request is not None}
+        methods = {index: self._server.methods.get(request.method) for index, request in asked.items()}
+        needs = frozenset(cue for method in methods.values() for cue in method.needs)
+        with self._encoder.observing(needs, items):
             embeddings = list(encode(**batch))
-        cues = self._listener.cues(items)
-        pools: list[list[Pool]] = [
-            [] if request is None else pools_of(grids, request.budget)
-            for request, grids in zip(requests, items, strict=True)
-        ]
-        chosen = self._choose(methods, embeddings, pools, cues)
-        return [
-            (rows, None) if one is None else (one.rows, self._distances(one, grids, step))
-            for rows, one, grids, step in zip(embeddings, chosen, items, seconds, strict=True)
-        ]
-
-    def _choose(
-        self,
-        methods: Sequence[Method | None],
-        embeddings: list[Tensor],
-        pools: list[list[Pool]],
-        cues: dict[Cue, list[Tensor]],
-    ) -> list[Chosen | None]:
-        chosen: list[Chosen | None] = [None] * len(embeddings)
-        for method in dict.fromkeys(one for one in methods if one is not None):
-            mine = [index for index, one in enumerate(methods) if one is method]
-            found = choose(
+            cues = self._encoder.read(items)
+        out: list[tuple[Tensor, Tensor | None]] = [(rows, None) for rows in embeddings]
+        for method in dict.fromkeys(methods.values()):
+            mine = [index for index, other in methods.items() if other is method]
+            shortened = shorten(
                 method,
                 [embeddings[index] for index in mine],
-                [pools[index] for index in mine],
+                [groups_of(items[index], asked[index].budget) for index in mine],
                 {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs},
                 self._width,
             )
-            for index, one in zip(mine, found, strict=True):
-                chosen[index] = one
-        return chosen
+            for index, one in zip(mine, shortened, strict=True):
+                out[index] = one.rows, self._distances(one, items[index], seconds[index])
+        return out
 
-    def _distances(self, chosen: Chosen, grids: Any, step: float) -> Tensor | None:
+    def _distances(self, kept: Shortened, grids: Any, step: float) -> Tensor | None:
         if not self.family.mrope:
             return None
         (grid,) = grids
-        index, size = chosen.index, grid.rows * grid.columns
+        index, size = kept.index, grid.rows * grid.columns
         # Where each frame is a block of its own, its tokens begin at its own beginning.
         frame = torch.zeros_like(index) if self.family.clip_scopes == ("frame",) else index // size
-        inside = index % size
-        return torch.stack([(frame.float() * step).long(), inside // grid.columns, inside % grid.columns], 1)
+        place = index % size
+        return torch.stack([(frame.float() * step).long(), place // grid.columns, place % grid.columns], 1)
 
 
 def _portions(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:

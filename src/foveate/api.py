@@ -67,7 +67,6 @@ def prune(
 
     The result is a context manager, too, which detaches on exit, whatever happens inside:
 
-    >>> model, inputs = example()
     >>> with foveate.prune(model, "idpruner", keep=0.25) as pruning:
     ...     output = model.generate(**inputs, max_new_tokens=4)
     >>> pruning.report().tokens_before, pruning.report().tokens
@@ -125,6 +124,11 @@ def prune_inputs(
     **hyperparameters: Any,
 ) -> dict[str, Tensor]:
     """Encode the images, merge them into the prompt and drop visual tokens, without running the language model.
+
+    >>> short = foveate.prune_inputs(model, inputs, "divprune", keep=0.25)
+    >>> inputs["input_ids"].shape[1] - short["inputs_embeds"].shape[1]  # of 196 visual tokens, 49 are left
+    147
+    >>> output = model.generate(**short, max_new_tokens=4)
 
     Args:
         model: a supported model; it is unchanged afterwards.

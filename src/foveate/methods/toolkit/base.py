@@ -24,7 +24,11 @@ from .published import Published, untouched
 
 
 class Stage(enum.Enum):
-    """Where in the model a method prunes."""
+    """Where in the model a method prunes.
+
+    >>> foveate.methods.FastV.stage
+    <Stage.IN_LLM: 'inside the LLM'>
+    """
 
     BEFORE_ENCODER = "before the vision encoder"
     BEFORE_LLM = "before the LLM"
@@ -34,7 +38,11 @@ class Stage(enum.Enum):
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a method comes from: paper, licence of the reference code, and where foveate deviates."""
+    """Where a method comes from: paper, licence of the reference code, and where foveate deviates.
+
+    >>> foveate.methods.FastV.provenance.paper
+    '...'
+    """
 
     paper: str
     licence: str
@@ -73,6 +81,17 @@ class ModelFacts:
 @dataclass(frozen=True)
 class Method(ABC):
     """A pruning method: a frozen dataclass whose fields are its hyperparameters.
+
+    >>> @dataclass(frozen=True)
+    ... class Largest(foveate.Method):
+    ...     power: float = 2.0
+    ...     def select(self, tokens, count):
+    ...         norms = tokens.features.float().norm(p=self.power, dim=-1)
+    ...         return foveate.Selection(foveate.selection.topk(norms, count, valid=tokens.valid))
+    >>> with foveate.prune(model, Largest(power=1.0), keep=64) as pruning:
+    ...     output = model.generate(**inputs, max_new_tokens=4)
+    >>> pruning.report().tokens
+    64
 
     Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
     have a field `layer`, the zero-based layer whose input is shortened, or override `stages`. Those that may leave an

@@ -164,7 +164,8 @@ def from_data(hint: Any, value: Any) -> Any:
     """
     kinds = _kinds(hint)
     known = [kind for kind in kinds if kind is type(None) or any(fits(kind) for fits, _, _ in _READERS)]
-    if not known:
+    objects = [kind for kind in kinds if isinstance(kind, type) and (_is_method(kind) or kind not in known)]
+    if not known or isinstance(value, tuple(objects)):  # in Python, a scorer or a method may be at hand already
         return value
     for kind in known:
         try:

@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE = 1
 
 help:
 	@echo "make setup              create .venv and install foveate with its development tools (once)"
-	@echo "make demo               the bundled model on its scenes, with and without pruning"
+	@echo "make demo               a small model on drawn scenes, with and without pruning"
 	@echo "make test               all tests that need neither a GPU nor vLLM"
 	@echo "make test-kernels       install Triton and run the GPU kernels in its interpreter, on a CPU"
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"

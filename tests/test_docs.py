@@ -183,6 +183,7 @@ def test_the_quickstart_runs_offline(capsys: pytest.CaptureFixture[str]) -> None
         "guides/fine_tune.md",
         "guides/conversations.md",
         "guides/threads_and_servers.md",
+        "reference/data.md",
     ],
 )
 def test_the_guides_run(page: str) -> None:

@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import foveate
 import tiny_models as zoo
-from foveate.methods import Stage
+from foveate.methods import Where, get_method
 from foveate.methods.toolkit.at_layer import AtLayer
-from foveate.methods.toolkit.registry import method_class
 
 FAMILIES = {make.__name__: make for make in zoo.MAKERS}
 # Their layers attend within windows or in chunks, which count what is left, so that blinding layers is no oracle there.
@@ -38,8 +37,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "adatp": {"start": 1, "end": 1},
 }
 NAMES = [name for name in foveate.method_names() if name not in SCORED]
-BEFORE = [name for name in NAMES if method_class(name).stage is Stage.BEFORE_LLM]
-INSIDE = [name for name in NAMES if method_class(name).stage is Stage.IN_LLM]
+BEFORE = [name for name in NAMES if get_method(name).places() == (Where.BEFORE_LLM,)]
+INSIDE = [name for name in NAMES if get_method(name).places() == (Where.INSIDE_LLM,)]
 
 
 def picture(rng: random.Random, least: int = 1, most: int = 200) -> Image.Image:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
     from .budget import Budget
     from .config import PruningConfig
-    from .methods.toolkit.base import Method, Provenance, Stage
+    from .methods.toolkit.base import Method, Provenance, Stage, Where
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
     from .runtime import Pruning, Report
@@ -43,6 +43,7 @@ _LAZY = {
     "Selection": ".tokens",
     "Stage": ".methods",
     "VisualTokens": ".tokens",
+    "Where": ".methods",
     "attach": ".api",
     "compose": ".api",
     "get_method": ".methods",
@@ -77,6 +78,7 @@ __all__ = [
     "SelectionError",
     "Stage",
     "VisualTokens",
+    "Where",
     "__version__",
     "attach",
     "compose",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .budget import Scope
 from .config import PruningConfig
 from .errors import MethodError, ModelError, RuntimeStateError
-from .methods import Method, Stage, get_method
+from .methods import Method, Where, get_method
 from .models import adapter_of
 from .models.adapter import MOST_QUERIES, checked_queries
 from .runtime.engine import Pruning, is_pruned
@@ -162,8 +162,9 @@ def prune_inputs(
     if not isinstance(method, (str, Method)):
         raise MethodError(f"{method} is not one method before the LLM; foveate.prune takes several.")
     method = get_method(method, **hyperparameters)
-    if method.stage not in (Stage.BEFORE_ENCODER, Stage.BEFORE_LLM):
-        fix = "use foveate.prune, or set its inside=False" if method.stage is Stage.BOTH else "use foveate.prune"
+    places = method.places(len(adapter.text.layers))
+    if Where.INSIDE_LLM in places:
+        fix = "use foveate.prune" if len(places) == 1 else "use foveate.prune, or set its inside=False"
         raise MethodError(f"{method.name} works inside the LLM, which shortened inputs do not tell of; {fix}.")
     found: dict[str, Any] = {}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from .budget import Budget
 from .errors import MethodError
-from .methods import Method, Stage, get_method, method_names
+from .methods import Method, Where, get_method, method_names
+from .methods.toolkit.base import in_words
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
 from .models import SupportedModel, supported_models
@@ -68,7 +69,7 @@ def facts_of(name: str) -> MethodFacts:
     summary, about, sections = _parts(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or name))
     facts = {
         "paper": cls.provenance.paper,
-        "prunes": stage_of(name).value,
+        "prunes": in_words(places_of(name)),
         "needs": needs_of(name),
         "cost": sections.get("Cost class", sections.get("Cost", "")),
         'keep="auto"': "yes" if name in counting_methods() else "",
@@ -82,12 +83,12 @@ def facts_of(name: str) -> MethodFacts:
     return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published(cls))
 
 
-def stage_of(name: str) -> Stage:
-    """Where the method prunes unless a hyperparameter says otherwise."""
+def places_of(name: str) -> tuple[Where, ...]:
+    """Where the method works unless a hyperparameter says otherwise."""
     try:
-        return get_method(name).stage
+        return get_method(name).places()
     except MethodError:  # a hyperparameter without which there is no method
-        return method_class(name).stage
+        return (method_class(name).where,)
 
 
 def needs_of(name: str) -> str:
@@ -110,7 +111,7 @@ def refused_by(model: SupportedModel) -> list[str]:
 
 
 def _lacks(model: SupportedModel, cls: type[Method], needs: frozenset[Cue]) -> bool:
-    if cls.stage is Stage.BEFORE_ENCODER:
+    if cls.where is Where.BEFORE_ENCODER:
         return not model.leaves_out_patches
     return not needs <= set(model.cues)
 
@@ -124,12 +125,12 @@ def _cues(name: str) -> frozenset[Cue]:
 
 def _all_needs(method: Method) -> frozenset[Cue]:
     """Of its stages in any model, too, which may be methods of their own."""
-    return method.needs.union(*(stage.needs for stage, _, _ in method.stages(_LAYERS, Budget(0.25))))
+    return method.needs.union(*(stage.method.needs for stage in method.stages(_LAYERS, Budget(0.25))))
 
 
 def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     known = supported_models()
-    if cls.stage is Stage.BEFORE_ENCODER:
+    if cls.where is Where.BEFORE_ENCODER:
         whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
         return f"all but {whole} (the vision encoder takes whole images of one size)"
     lacking = {row.class_name: spelled(needs - set(row.cues)) for row in known if needs - set(row.cues)}
@@ -144,7 +145,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
 def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     """The sentences that users get, of whom MODEL is the class of their model."""
     known, said = supported_models(), list(cls.refusals)
-    if cls.stage is Stage.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
+    if cls.where is Where.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
         said.append(takes_whole_images("MODEL", cls.name))
     lacking = {missing for row in known if (missing := needs - set(row.cues))}
     said += sorted(lacks_cues("MODEL", cls.name, missing) for missing in lacking)
@@ -152,12 +153,12 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
 
 
 def _vllm(name: str, needs: frozenset[Cue]) -> str:
-    stage = stage_of(name)
-    if stage is Stage.BEFORE_ENCODER:
+    places = places_of(name)
+    if Where.BEFORE_ENCODER in places:
         return "no: the plugin prunes behind the encoder"
-    if stage is Stage.IN_LLM:
+    if Where.BEFORE_LLM not in places:
         return "no: all layers share one table of cache blocks"
-    if stage is Stage.BOTH:
+    if Where.INSIDE_LLM in places:
         alone = _lacked_by_vllm(get_method(name).needs)
         return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
     allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"

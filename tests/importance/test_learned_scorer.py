@@ -251,7 +251,7 @@ def test_a_models_own_scorer_is_the_default(llava: Zoo, tmp_path: Path, monkeypa
     assert kept("idpruner") == kept("idpruner", importance="scorer") != by_attention
     assert kept("idpruner", importance="encoder_attention") == by_attention
     with pytest.raises(MethodError, match="not centred; wrap a method without one"):
-        kept(get_method("cenprune", method="idpruner"))
+        kept(get_method("cenprune", base="idpruner"))
     save_file(weights(48), tmp_path / "foveate-scorer.safetensors")
     with pytest.raises(MethodError, match="reads features of width 48"):
         kept("idpruner")

@@ -129,11 +129,11 @@ def test_lists(local, spread, boundary):
 
 def test_the_papers_layers():
     stages = get_method("adatp").bind(ModelFacts("onevision", 3584, 28)).stages(28, Budget(0.1))
-    assert [layer for _, layer, _ in stages] == list(range(2, 17))
-    counts = [budget.count(10000) for _, _, budget in stages]
+    assert [stage.layer for stage in stages] == list(range(2, 17))
+    counts = [stage.budget.count(10000) for stage in stages]
     assert counts[-1] == 1000 and all(abs(b / a - 0.1 ** (1 / 15)) < 1e-2 for a, b in pairwise(counts))
-    assert [layer for _, layer, _ in get_method("adatp").stages(4, Budget(0.1))] == [2]
-    assert [layer for _, layer, _ in get_method("adatp", start=1, end=1).stages(4, Budget(0.1))] == [1, 2, 3]
+    assert [stage.layer for stage in get_method("adatp").stages(4, Budget(0.1))] == [2]
+    assert [stage.layer for stage in get_method("adatp", start=1, end=1).stages(4, Budget(0.1))] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("make", zoo.VIDEO_MAKERS, ids=lambda make: make.__name__)

@@ -64,15 +64,15 @@ def test_how_many_are_chosen_of_ten(anchors, alone):
 
 def test_what_it_refuses():
     with pytest.raises(MethodError, match="fastv does not"):
-        get_method("anchormerge", method="fastv")
+        get_method("anchormerge", base="fastv")
     tokens = VisualTokens.of(FEATURES, Grid(6, 6))
     with pytest.raises(MethodError, match="cannot wrap avgpool, which merges tokens itself"):
-        chosen(get_method("anchormerge", method="avgpool"), tokens, 12)
+        chosen(get_method("anchormerge", base="avgpool"), tokens, 12)
 
 
 def test_a_server_is_refused_what_the_wrapped_method_would_refuse():
     """EVS keeps the first frame whole; of 12 tokens anchors take half, which leaves it too few."""
-    method, clip = get_method("anchormerge", method="evs"), Grid(3, 3, 2)
+    method, clip = get_method("anchormerge", base="evs"), Grid(3, 3, 2)
     with pytest.raises(MethodError, match="first frame of a clip whole"):
         method.check(clip, 12)
     method.check(clip, 18)

@@ -54,7 +54,7 @@ def test_lists(seed):
 @pytest.mark.parametrize("name", ["idpruner", "scope", "visionzip", "tops"])
 def test_around_other_methods_a_common_part_changes_nothing(name):
     tokens = toy()
-    method = get_method("cenprune", method=name)
+    method = get_method("cenprune", base=name)
     moved = replace(tokens, features=tokens.features + 3, encoder_features=tokens.encoder_features + 3)
     assert method.needs == get_method(name).needs
     assert kept(method, moved, 12) == kept(method, tokens, 12)
@@ -65,7 +65,7 @@ def test_around_other_methods_a_common_part_changes_nothing(name):
 
 def test_standardised_channels_have_no_scale():
     scaled = VisualTokens.of(FEATURES * torch.arange(1, 17), Grid(6, 6))
-    method = get_method("cenprune", method=get_method("tops"), standardise=True)
+    method = get_method("cenprune", base=get_method("tops"), standardise=True)
     everything = torch.ones(1, 36, dtype=torch.bool)
     torch.testing.assert_close(
         centred(scaled.features, everything, True), centred(FEATURES[None], everything, True), atol=1e-4, rtol=0
@@ -75,9 +75,9 @@ def test_standardised_channels_have_no_scale():
 
 def test_what_it_refuses():
     with pytest.raises(MethodError, match="fastv prunes inside it"):
-        get_method("cenprune", method="fastv")
+        get_method("cenprune", base="fastv")
     scorer = LearnedScorer(torch.randn(4, 8), torch.randn(4), torch.randn(4, 8), torch.randn(4))
     with pytest.raises(MethodError, match="scorer of idpruner reads features that are not centred"):
-        get_method("cenprune", method=get_method("idpruner", scorer=scorer))
+        get_method("cenprune", base=get_method("idpruner", scorer=scorer))
     with pytest.raises(MethodError, match="cdpruner compares features with text, which is not centred"):
-        get_method("cenprune", method="cdpruner")
+        get_method("cenprune", base="cdpruner")

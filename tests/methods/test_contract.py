@@ -8,10 +8,11 @@ import torch
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
-from foveate.methods import ModelFacts, Stage, get_method, method_names
+from foveate.methods import ModelFacts, Where, get_method, method_names
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import counting_methods, method_class
+from foveate.methods.toolkit.two_stage import HybridMethod
 from foveate.tokens import Cue, Grid, Kind, VisualTokens
 
 FACTS = ModelFacts("toy", 8, 4)
@@ -33,11 +34,12 @@ def make(name):
     }
     name, _, where = name.partition(", ")
     method = get_method(name, **extra.get(name, {})).bind(FACTS)
-    return method.stages(4, Budget(0.5))[-1][0] if where else method
+    return method.stages(4, Budget(0.5))[-1].method if where else method
 
 
 # Methods that prune in both places choose inside the LLM with another `select`.
-CHOICES = [*method_names(), *(f"{name}, inside" for name in method_names() if method_class(name).stage is Stage.BOTH)]
+HYBRID = [name for name in method_names() if issubclass(method_class(name), HybridMethod)]
+CHOICES = [*method_names(), *(f"{name}, inside" for name in HYBRID)]
 
 
 def batch(pools=POOLS):
@@ -189,7 +191,7 @@ def test_near_misses_and_ranges(tmp_path, monkeypatch):
 
 def test_a_hyperparameter_without_a_default_is_asked_for(monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", {**registry._METHODS, "atlayer": AtLayer})
-    with pytest.raises(MethodError, match="atlayer: needs a value for method, which has no default"):
+    with pytest.raises(MethodError, match="atlayer: needs a value for base, which has no default"):
         get_method("atlayer", layer=2)
 
 
@@ -225,6 +227,6 @@ def test_a_prior_of_another_model_is_refused():
 
 def test_at_layer():
     method = AtLayer(get_method("divprune"), 2).bind(FACTS)
-    assert (method.name, method.stage, method.needs) == ("divprune@2", Stage.IN_LLM, frozenset())
+    assert (method.name, method.places(), method.needs) == ("divprune@2", (Where.INSIDE_LLM,), frozenset())
     with pytest.raises(MethodError, match="already prunes"):
         AtLayer(get_method("fastv"), 2)

@@ -86,9 +86,9 @@ def test_against_a_slow_form(seed):
 def test_layers_shrink_an_image_by_the_same_factor():
     method, budget = get_method("fastmmoe"), foveate.Budget(0.91**3)
     stages = method.stages(48, budget)
-    assert [layer for _, layer, _ in stages] == [5, 8, 12]
-    assert [stage.count(1000) for *_, stage in stages] == [910, 828, 754]
-    assert [layer for _, layer, _ in get_method("fastmmoe").stages(4, budget)] == [1]
+    assert [stage.layer for stage in stages] == [5, 8, 12]
+    assert [stage.budget.count(1000) for stage in stages] == [910, 828, 754]
+    assert [stage.layer for stage in get_method("fastmmoe").stages(4, budget)] == [1]
 
 
 def test_what_is_left_of_experts():

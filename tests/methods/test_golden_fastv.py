@@ -28,10 +28,10 @@ def test_pyramiddrop_stage_by_stage(case: Case) -> None:
     ratios = case.settings["ratios"].tolist()
     method = get_method("pyramiddrop").bind(facts(case.kind))
     stages = method.stages(32, Budget(ratios[-1]))
-    assert [layer for _, layer, _ in stages] == [8, 16, 24]
+    assert [stage.layer for stage in stages] == [8, 16, 24]
     named = get_method("pyramiddrop", shares=tuple(ratios)).stages(32, Budget(ratios[-1]))
     alive = torch.arange(n)
-    for stage, ((part, _, budget), (_, _, same)) in enumerate(zip(stages, named, strict=True), 1):
+    for stage, (part, same) in enumerate(zip(stages, named, strict=True), 1):
         query, keys = case.tensor("query")[stage - 1], case.tensor(f"keys_{stage}")
         visible = torch.ones(1, keys.shape[1], dtype=torch.bool)
         row = attention_row(query[None], keys[None], 0.25, visible)[0, start : start + len(alive)]
@@ -40,15 +40,15 @@ def test_pyramiddrop_stage_by_stage(case: Case) -> None:
         there = torch.zeros(n, dtype=torch.bool).index_fill_(0, alive, True)
         cue = torch.zeros(n).index_copy_(0, alive, row)
         tokens = VisualTokens.of(torch.ones(n, 1), Grid(1, n), llm_attention_here=cue, alive=there)
-        count = budget.count(n)
-        assert count == same.count(n)
-        alive = part.select(tokens, torch.tensor([count])).keep[0].nonzero()[:, 0]
+        count = part.budget.count(n)
+        assert count == same.budget.count(n)
+        alive = part.method.select(tokens, torch.tensor([count])).keep[0].nonzero()[:, 0]
         assert alive.tolist() == case.result[f"keep_{stage}"].tolist()
 
 
 def test_shares_of_pyramiddrop() -> None:
     stages = get_method("pyramiddrop", layers=(4, 9), shares=(3.0, 1.0)).stages(32, Budget(0.1))
-    assert [(layer, budget.count(200)) for _, layer, budget in stages] == [(4, 60), (9, 20)]
+    assert [(stage.layer, stage.budget.count(200)) for stage in stages] == [(4, 60), (9, 20)]
     with pytest.raises(MethodError, match="must fall, one for each of 3 layers"):
         get_method("pyramiddrop", shares=(2.0, 1.0))
 

@@ -33,7 +33,7 @@ def test_on_llava(case):
     assert method.pillars == case.settings["pillars"]
     # The first stage of the paper's average, of 32 layers.
     stages = method.stages(32, Budget(int(case.settings["average"])))
-    assert stages[0][2].count(576) == case.count
+    assert stages[0].budget.count(576) == case.count
     compare(method, case, case.tensor("encoder_features"))
 
 
@@ -138,9 +138,11 @@ def test_the_choice_by_hand_on_qwen():
 def test_layers_and_ratios_of_the_families():
     qwen, llava = (get_method("nuwa").bind(facts(kind)) for kind in ("qwen2.5-vl", "llava"))
     first, second = qwen.stages(28, Budget(0.25))
-    assert second[1] == 15 and second[0].needs == {Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION}
-    assert abs(first[2].count(1296) / 1296 - 0.342) < 1e-3 and second[2].count(1296) == round(0.42 * 0.3421 * 1296)
-    assert llava.stages(32, Budget(64))[1][1] == 16
+    assert second.layer == 15 and second.method.needs == {Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION}
+    assert abs(first.budget.count(1296) / 1296 - 0.342) < 1e-3 and second.budget.count(1296) == round(
+        0.42 * 0.3421 * 1296
+    )
+    assert llava.stages(32, Budget(64))[1].layer == 16
     assert [qwen.middle(layers) for layers in (1, 2, 3, 4)] == [1, 1, 2, 3]
 
 

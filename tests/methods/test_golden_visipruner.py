@@ -28,7 +28,8 @@ def parts_of(case: Case, layer: int, there: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", cases("visipruner", "llava"))
 def test_layer_by_layer(case: Case) -> None:
     settings, result = case.settings, case.result
-    fields = {name: settings[name].item() for name in ("fusion", "contribution", "still", "patience")}
+    names = {"fusion": "fusion", "contribution": "contribution", "still": "stable_cosine", "patience": "patience"}
+    fields = {name: settings[key].item() for key, name in names.items()}
     method = get_method("visipruner", **fields).bind(facts("llava"))
     assert method == get_method("visipruner")  # the released figures are the defaults
     there = torch.ones(int(settings["tokens"]), dtype=torch.bool)

@@ -52,8 +52,8 @@ def test_edits(case: Case) -> None:
 def test_the_first_token_of_the_first_image_has_it_all(first: Any, expected: list[float]) -> None:
     weights = torch.zeros(1, SYSTEM + 5, SYSTEM + 5)
     weights[0, -1, SYSTEM:-1] = torch.tensor([0.3, 0.0, 0.2, 0.1])
-    edits = [edit for edit in get_method("visipruner", first=first).edits(32) if edit.layer == 0]
+    edits = [edit for edit in get_method("visipruner", layer0_edit=first).edits(32) if edit.layer == 0]
     torch.testing.assert_close(edited(weights, edits, [2, 2])[0, -1, SYSTEM:-1], torch.tensor(expected))
-    apart = [edit for edit in get_method("visipruner", first=first, images="apart").edits(32) if edit.layer == 0]
+    apart = [edit for edit in get_method("visipruner", layer0_edit=first, images="apart").edits(32) if edit.layer == 0]
     own = {"sink": [0.3, 0, 0.3, 0], "half": [0, 0, 0, 0.1]}[first]
     torch.testing.assert_close(edited(weights, apart, [2, 2])[0, -1, SYSTEM:-1], torch.tensor(own))

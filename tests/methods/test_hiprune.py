@@ -92,7 +92,7 @@ def test_what_it_reads():
 @pytest.mark.parametrize("name", ["cenprune", "anchormerge"])
 def test_wrapped(name):
     method = get_method("hiprune", anchors=0.9)
-    wrapped = get_method(name, method=method)
+    wrapped = get_method(name, base=method)
     assert wrapped.encoder_readings == AtLayer(method, 2).encoder_readings == method.encoder_readings
     tokens = VisualTokens.of(FEATURES, Grid(6, 6), encoder_readings=torch.stack([SALIENCY, RELEVANCE], -1))
     assert len(kept(wrapped, tokens, 12)) == 12

@@ -8,8 +8,8 @@ import torch
 
 from foveate.errors import MethodError
 from foveate.methods import get_method
-from foveate.methods.mmgvid import Guide, peaks, segments
-from foveate.methods.toolkit.apportion import spent
+from foveate.methods.mmgvid import RunningMoments, peaks, segments
+from foveate.methods.toolkit.apportion import largest_remainder
 from foveate.selection.batch import prepare_batch
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import FEATURES, kept, toy
@@ -68,11 +68,11 @@ def naive_budgets(frames, parts, count, gain="paper", balance=0.5, spread=0.1):
     return out
 
 
-def naive_peaks(frame, guide, budget, neighbours=7):
+def naive_peaks(frame, moments, budget, neighbours=7):
     n, d = frame.shape
     square = [[float((a - b) @ (a - b)) / d for b in frame] for a in frame]
-    if guide:
-        rho = [1 - math.exp(-sum(float((a - g) @ (a - g)) / d for g in guide) / len(guide)) for a in frame]
+    if moments:
+        rho = [1 - math.exp(-sum(float((a - g) @ (a - g)) / d for g in moments) / len(moments)) for a in frame]
     else:
         rho = [math.exp(-sum(sorted(row)[:neighbours]) / min(neighbours, n)) for row in square]
     score = []
@@ -88,10 +88,10 @@ def naive(features, frames, count, gain="paper", boundary=0.95):
     budgets = naive_budgets([list(frame) for frame in clip], parts, count, gain)
     out = []
     for part in parts:
-        guide = []
+        moments = []
         for t in part:
-            picked = naive_peaks(clip[t], guide, budgets[t])
-            guide += [clip[t][i] for i in picked]
+            picked = naive_peaks(clip[t], moments, budgets[t])
+            moments += [clip[t][i] for i in picked]
             out += [t * len(clip[t]) + i for i in picked]
     return sorted(out)
 
@@ -122,13 +122,13 @@ def test_shares_by_hand():
 
 
 def test_budgets_by_hand():
-    assert spent([0.1, 0.2, 0.3], [10, 10, 10], 6) == [1, 2, 3]
-    assert spent([0.3, 0.3, 0.3], [10, 10, 10], 11) == [4, 4, 3]
-    assert spent([0.05, 0.95], [10, 10], 15) == [5, 10]  # the second is full, the first gets the rest
-    assert spent([0.4, 0.2], [3, 9], 5) == [2, 3]
-    assert spent([0.05, 0.95, 0.3], [4, 5, 6], 15) == [4, 5, 6]
-    assert spent([0.2, 0.2], [10, 10], 1) == [1, 0]
-    assert spent([1.0, 0.5], [5, 0], 5) == [5, 0]  # an empty part, and all of the others wanted
+    assert largest_remainder([0.1, 0.2, 0.3], [10, 10, 10], 6) == [1, 2, 3]
+    assert largest_remainder([0.3, 0.3, 0.3], [10, 10, 10], 11) == [4, 4, 3]
+    assert largest_remainder([0.05, 0.95], [10, 10], 15) == [5, 10]  # the second is full, the first gets the rest
+    assert largest_remainder([0.4, 0.2], [3, 9], 5) == [2, 3]
+    assert largest_remainder([0.05, 0.95, 0.3], [4, 5, 6], 15) == [4, 5, 6]
+    assert largest_remainder([0.2, 0.2], [10, 10], 1) == [1, 0]
+    assert largest_remainder([1.0, 0.5], [5, 0], 5) == [5, 0]  # an empty part, and all of the others wanted
 
 
 def test_budgets_are_spent_exactly():
@@ -137,37 +137,37 @@ def test_budgets_are_spent_exactly():
         shares = (0.05 + 0.9 * torch.rand(7, generator=generator).double()).tolist()
         sizes = torch.randint(1, 9, (7,), generator=generator).tolist()
         for count in range(1, sum(sizes) + 1):
-            out = spent(shares, sizes, count)
+            out = largest_remainder(shares, sizes, count)
             assert sum(out) == count and all(0 <= a <= b for a, b in zip(out, sizes, strict=True))
 
 
 def test_peaks_of_a_first_frame_by_hand():
     # With one neighbour beside itself all but the last token are as dense: the first of them counts as densest.
-    assert peaks(line(0, 1, 2, 10, 11, 30), Guide(), 2).tolist() == [0, 3, 1, 2, 4, 5]
+    assert peaks(line(0, 1, 2, 10, 11, 30), RunningMoments(), 2).tolist() == [0, 3, 1, 2, 4, 5]
     # Densities exp(-800), exp(-450), exp(-450), exp(-0.5) twice: all but two are 0 in float32.
-    assert peaks(line(0, 40, 70, 100, 101), Guide(), 2).tolist() == [3, 4, 1, 2, 0]
+    assert peaks(line(0, 40, 70, 100, 101), RunningMoments(), 2).tolist() == [3, 4, 1, 2, 0]
 
 
 def test_peaks_of_a_later_frame_by_hand():
     # Mean 1, scatter 2: novelty 1 - exp(-(a - 1)^2 - 1), times 10, 1, 2, 1, 19 and 30.
-    guide = Guide().with_tokens(line(0)).with_tokens(line(2))
-    assert (guide.count, float(guide.mean), float(guide.scatter)) == (2, 1, 2)
-    assert guide.squares(line(0, 1, 2, 10)).tolist() == [2, 1, 2, 82]
-    assert peaks(line(0, 1, 2, 10, 11, 30), guide, 2).tolist() == [5, 4, 0, 2, 3, 1]
+    moments = RunningMoments().updated(line(0)).updated(line(2))
+    assert (moments.count, float(moments.mean), float(moments.scatter)) == (2, 1, 2)
+    assert moments.squares(line(0, 1, 2, 10)).tolist() == [2, 1, 2, 82]
+    assert peaks(line(0, 1, 2, 10, 11, 30), moments, 2).tolist() == [5, 4, 0, 2, 3, 1]
 
 
 def test_novelty_needs_only_mean_and_scatter():
     generator = torch.Generator().manual_seed(0)
     frame, before = torch.randn(20, 6, generator=generator), torch.randn(17, 6, generator=generator)
-    guide = Guide()
+    moments = RunningMoments()
     for part in before.split([5, 0, 1, 11]):
-        guide = guide.with_tokens(part)
-    squares = guide.squares(frame)
+        moments = moments.updated(part)
+    squares = moments.squares(frame)
     torch.testing.assert_close(squares, torch.cdist(frame, before).square().mean(1) / 6)
-    # Least new is what lies nearest the mean of the guide, not what equals one of its tokens.
+    # Least new is what lies nearest the mean of the moments, not what equals one of its tokens.
     assert squares.argmin() == (frame - before.mean(0)).norm(dim=1).argmin()
     middle = before.mean(0, keepdim=True)
-    assert guide.squares(middle) < guide.squares(before).min()
+    assert moments.squares(middle) < moments.squares(before).min()
 
 
 def test_the_toy():

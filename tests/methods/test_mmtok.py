@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.methods.toolkit.max_coverage import covering
+from foveate.methods.toolkit.max_coverage import greedy_coverage
 from foveate.tokens import Cue, Grid, VisualTokens
 from methods.example_tokens import kept, toy
 
@@ -61,7 +61,7 @@ def test_one_word_alone_ranks_the_tokens():
 def test_gains_never_grow():
     generator = torch.Generator().manual_seed(0)
     worth = torch.rand(12, 9, generator=generator)
-    order = covering(worth, 12)
+    order = greedy_coverage(worth, 12)
     best, gains = torch.zeros(9), []
     for pick in order:
         gains.append((worth[pick] - best).clamp(min=0).sum().item())

@@ -52,11 +52,11 @@ def naive(features, salience, grid, count, rule):
 @pytest.mark.parametrize(("average", "both"), [(64, (112, 16)), (128, (224, 32)), (192, (336, 48))])
 def test_budgets_of_the_paper(average, both):
     stages = get_method("nuwa").stages(32, Budget(average))
-    assert [(method.name, layer, budget.count(576)) for method, layer, budget in stages] == [
+    assert [(stage.method.name, stage.layer, stage.budget.count(576)) for stage in stages] == [
         ("nuwa", 0, both[0]),
         ("nuwa", 16, both[1]),
     ]
-    assert [str(budget) for _, _, budget in stages] == [f"{count} tokens" for count in both]
+    assert [str(stage.budget) for stage in stages] == [f"{count} tokens" for count in both]
     first, second = both
     assert (first * 16 + second * 16) / 32 == average
     # One candidate of each of the 144 regions is enough for 112, two for 224, three for 336.
@@ -74,14 +74,16 @@ def test_the_average_over_the_layers_is_the_budget(tokens, layers, data):
     layer = data.draw(st.integers(1, layers - 1))
     keep = data.draw(st.one_of(st.integers(2, 2000), st.floats(0.001, 1.0)))
     method = get_method("nuwa", layer=layer, ratio=data.draw(st.floats(0.01, 1.0)))
-    (_, _, first), (_, at, second) = method.stages(layers, Budget(keep))
-    left = first.count(tokens), second.count(tokens)
-    assert at == layer and tokens >= left[0] >= left[1] >= 1
+    first, second = method.stages(layers, Budget(keep))
+    left = first.budget.count(tokens), second.budget.count(tokens)
+    assert second.layer == layer and tokens >= left[0] >= left[1] >= 1
     average = min(keep, tokens) if isinstance(keep, int) else keep * tokens
     found = (left[0] * layer + left[1] * (layers - layer)) / layers
     # Half a token of the second stage, unless a stage must keep one token, or all of them.
     assert abs(found - average) <= 0.5 or (left[1] == 1 and found > average) or (left[0] == left[1] == 1)
-    assert Budget(1.0).counts([tokens]) == [b.count(tokens) for _, _, b in method.stages(layers, Budget(1.0))][:1]
+    assert (
+        Budget(1.0).counts([tokens]) == [stage.budget.count(tokens) for stage in method.stages(layers, Budget(1.0))][:1]
+    )
 
 
 def test_regions_by_hand():
@@ -179,7 +181,7 @@ def test_the_second_stage_by_text(llava):
     with prune(llava.model, get_method("nuwa", inside=False), keep=14) as pruning:
         logits(llava, inputs)
         before = pruning.report().images[0].kept.nonzero()[:, 0]
-    with prune(llava.model, "nuwa", keep=8, second="text") as pruning:
+    with prune(llava.model, "nuwa", keep=8, second_stage_rule="text") as pruning:
         logits(llava, inputs)
         kept = pruning.report().images[0].kept.nonzero()[:, 0]
     assert kept.tolist() == sorted(before[cosines.topk(2).indices].tolist())
@@ -226,7 +228,7 @@ def test_what_it_refuses(llava):
         ({"features": "encodr"}, "encoder"),
         ({"salience": "key"}, "attention_keys"),
         ({"pillars_by": "key"}, "keys"),
-        ({"second": "texts"}, "text"),
+        ({"second_stage_rule": "texts"}, "text"),
         ({"ratio": 2}, r"\[0, 1\]"),
         ({"layer": 0}, "at least 1"),
     ):

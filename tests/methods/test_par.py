@@ -22,9 +22,9 @@ def test_by_hand():
     # chain, whose key lies at 30.3 and whose ends are more than 26 degrees from its middle; then what was left out.
     assert get_method("par").order(visual, text).tolist() == [4, 1, 0, 2, 3, 5]
     assert get_method("par", sign="minus").order(visual, text).tolist() == [1, 0, 2, 4, 3, 5]
-    assert get_method("par", copy=0.8).order(visual, at(30)).tolist() == [1, 4, 0, 2, 3, 5]
+    assert get_method("par", duplicate_threshold=0.8).order(visual, at(30)).tolist() == [1, 4, 0, 2, 3, 5]
     # Nothing is joined at 0.9999: each token is a cluster, in the order of its nearest text.
-    assert get_method("par", edge=0.9999).order(visual, at(149.4, 35)).tolist() == [3, 4, 5, 1, 2, 0]
+    assert get_method("par", link_threshold=0.9999).order(visual, at(149.4, 35)).tolist() == [3, 4, 5, 1, 2, 0]
     tokens = VisualTokens.of(visual, Grid(1, 6), text_embeddings=text)
     assert kept(get_method("par"), tokens, 3) == [0, 1, 4]
 
@@ -72,7 +72,7 @@ def test_lists(edge, copy):
     text = torch.stack([(0.5 * (t + 2) * torch.arange(1, 17)).cos() for t in range(4)])
     tokens = VisualTokens.of(FEATURES, Grid(6, 6), text_embeddings=text)
     expected = naive(FEATURES, text, edge, copy)
-    method = get_method("par", edge=edge, copy=copy)
+    method = get_method("par", link_threshold=edge, duplicate_threshold=copy)
     assert method.order(FEATURES.float(), text).tolist() == expected
     for count in (1, 5, 12, 30, 36):
         assert kept(method, tokens, count) == sorted(expected[:count])
@@ -84,6 +84,10 @@ def test_without_text_the_first_cluster_comes_first():
 
 
 def test_what_it_refuses():
-    for fields, message in (({"edge": 2}, r"\[-1, 1\]"), ({"copy": -2}, r"\[-1, 1\]"), ({"sign": "+"}, "plus")):
+    for fields, message in (
+        ({"link_threshold": 2}, r"\[-1, 1\]"),
+        ({"duplicate_threshold": -2}, r"\[-1, 1\]"),
+        ({"sign": "+"}, "plus"),
+    ):
         with pytest.raises(MethodError, match=message):
             get_method("par", **fields)

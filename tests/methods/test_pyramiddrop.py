@@ -5,13 +5,13 @@ import pytest
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.toolkit.schedules import gradual
+from foveate.methods.toolkit.schedules import geometric
 
 
 def schedule(depth, keep, tokens, **fields):
     """Layers and what is left of `tokens` from each of them on."""
     stages = get_method("pyramiddrop", **fields).stages(depth, Budget(keep))
-    return [layer for _, layer, _ in stages], [budget.count(tokens) for _, _, budget in stages]
+    return [stage.layer for stage in stages], [stage.budget.count(tokens) for stage in stages]
 
 
 def test_the_paper_on_llava():
@@ -30,8 +30,8 @@ def test_quarters(depth, layers):
 
 def test_budgets_tell_what_they_leave():
     stages = {keep: get_method("pyramiddrop").stages(32, Budget(keep)) for keep in (0.125, 72)}
-    assert [str(budget) for _, _, budget in stages[0.125]] == ["0.5", "0.25", "0.125"]
-    assert [str(budget) for _, _, budget in stages[72]][1:] == ["n * (72 / n) ^ 0.6667 tokens", "72 tokens"]
+    assert [str(stage.budget) for stage in stages[0.125]] == ["0.5", "0.25", "0.125"]
+    assert [str(stage.budget) for stage in stages[72]][1:] == ["n * (72 / n) ^ 0.6667 tokens", "72 tokens"]
 
 
 def test_counts_on_the_way():
@@ -43,7 +43,7 @@ def test_counts_on_the_way():
     for tokens in range(1, 200):
         counts = schedule(32, 0.1, tokens)[1]
         assert counts == sorted(counts, reverse=True) and counts[-1] == Budget(0.1).count(tokens)
-    assert gradual(Budget(0.5, "frame"), 2)[0].scope == "frame" and gradual(Budget(0.5), 2)[0].count(0) == 0
+    assert geometric(Budget(0.5, "frame"), 2)[0].scope == "frame" and geometric(Budget(0.5), 2)[0].count(0) == 0
 
 
 def test_layers_are_checked():

@@ -135,7 +135,7 @@ def test_what_it_refuses(llava: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MethodError, match=r"ceiling=1 must be a finite number of at least 1\.001"):
         get_method("restore", ceiling=1)
     with pytest.raises(MethodError, match="restore wraps methods that prune before the LLM; fastv does not"):
-        get_method("restore", method="fastv")
+        get_method("restore", base="fastv")
     config = llava.model.model.language_model.config
     monkeypatch.setattr(config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(ModelError, match=r"restore adds to the attention logits, which 'flash_attention_2' does not"):

@@ -22,18 +22,18 @@ from runtime.helpers import logits, single
 )
 def test_the_paper_on_llava(shares, average):
     method = get_method("sparsevlm", shares=shares).bind(ModelFacts("llava", 4096, 32))
-    stages = [(layer, budget.count(576)) for _, layer, budget in method.stages(32, Budget(shares[-1]))]
+    stages = [(stage.layer, stage.budget.count(576)) for stage in method.stages(32, Budget(shares[-1]))]
     assert stages == list(zip((3, 7, 16), shares, strict=True))
     starts = [0, 3, 7, 16, 32]
     layers = [end - start for start, end in pairwise(starts)]
     assert sum(n * m for n, m in zip(layers, (576, *shares), strict=True)) / 32 == average
     fraction = method.stages(32, Budget(shares[-1] / 576))
-    assert [budget.count(576) for _, _, budget in fraction] == list(shares)
+    assert [stage.budget.count(576) for stage in fraction] == list(shares)
 
 
 def test_layers_in_proportion():
     for layers, expected in ((32, [3, 7, 16]), (28, [2, 6, 14]), (4, [1, 2, 3]), (80, [7, 17, 40])):
-        assert [layer for _, layer, _ in get_method("sparsevlm").stages(layers, Budget(0.1))] == expected
+        assert [stage.layer for stage in get_method("sparsevlm").stages(layers, Budget(0.1))] == expected
 
 
 def test_raters():

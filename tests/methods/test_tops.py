@@ -61,16 +61,16 @@ def test_the_paper_on_llava():
     """2 T, T and T / 4 at layers 0, 12 and 24 of 32 for T = 64, of which the average is 1.1875 T = 76."""
     method = get_method("tops", inside=True)
     stages = method.stages(32, Budget(76))
-    assert [(layer, budget.count(576)) for _, layer, budget in stages] == [(0, 128), (12, 64), (24, 16)]
+    assert [(stage.layer, stage.budget.count(576)) for stage in stages] == [(0, 128), (12, 64), (24, 16)]
     qwen = get_method("tops", inside=True, layers=(12, 16), shares=(512, 281, 77))
     average = (12 * 512 + 4 * 281 + 12 * 77) / 28
-    assert [budget.count(1296) for _, _, budget in qwen.stages(28, Budget(average / 1296))] == [512, 281, 77]
-    assert [layer for _, layer, _ in method.stages(4, Budget(0.3))] == [0, 1, 3]
+    assert [stage.budget.count(1296) for stage in qwen.stages(28, Budget(average / 1296))] == [512, 281, 77]
+    assert [stage.layer for stage in method.stages(4, Budget(0.3))] == [0, 1, 3]
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.6, 0.9, 1.0])
 def test_the_average_is_met_where_the_first_stage_leaves_all(keep):
-    counts = [budget.count(576) for _, _, budget in get_method("tops", inside=True).stages(32, Budget(keep))]
+    counts = [stage.budget.count(576) for stage in get_method("tops", inside=True).stages(32, Budget(keep))]
     assert counts == sorted(counts, reverse=True) and max(counts) <= 576
     assert sum(n * w for n, w in zip(counts, (12, 12, 8), strict=True)) / 32 == pytest.approx(keep * 576, abs=1)
 
@@ -89,7 +89,7 @@ def test_inside_the_relevance_is_what_raters_pay():
         "text_follows": torch.tensor([False, True, True]),
     }
     tokens = VisualTokens.of(features, Grid(3, 3), **cues)
-    (_, inside, _) = [method for method, _, _ in get_method("tops", inside=True).stages(32, Budget(0.3))]
+    (_, inside, _) = [stage.method for stage in get_method("tops", inside=True).stages(32, Budget(0.3))]
     assert kept(inside, tokens, 1) == [7]
     relevance = attention[:, :, 1].mean(1)
     assert kept(inside, tokens, 5) == naive(features, relevance, 5, 0.5, 0.5, "minmax")

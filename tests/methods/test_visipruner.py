@@ -64,17 +64,17 @@ def test_rules_by_hand(layers: list[Any], fields: dict[str, Any], expected: list
 def test_layers_and_edits_of_the_paper() -> None:
     method = get_method("visipruner").bind(ModelFacts("llava", 4096, 32))
     stages = method.stages(32, foveate.Budget("auto"))
-    assert [layer for _, layer, _ in stages] == list(range(8, 32))  # layer 7 is the first that may filter
+    assert [stage.layer for stage in stages] == list(range(8, 32))  # layer 7 is the first that may filter
     edits = method.edits(32)
     assert [(edit.layer, edit.rows, edit.moved) for edit in edits] == [
         (0, "text", "first"),
         (0, "visual", "nowhere"),
         *[(layer, "text", "nowhere") for layer in range(1, 6)],
     ]
-    half = get_method("visipruner", first="half").edits(32)
+    half = get_method("visipruner", layer0_edit="half").edits(32)
     assert (half[0].share, half[0].moved) == (0.5, "nowhere") and half[1:] == edits[1:]
     assert get_method("visipruner", shallow=0).edits(32) == () == method.edits(4)  # of few layers none is shallow
-    assert [(layer, budget.keep) for _, layer, budget in method.stages(32, foveate.Budget(0.1))] == [(16, 0.1)]
+    assert [(stage.layer, stage.budget.keep) for stage in method.stages(32, foveate.Budget(0.1))] == [(16, 0.1)]
 
 
 def test_contributions_one_by_one() -> None:
@@ -124,7 +124,7 @@ def deep() -> Zoo:
     return Zoo("llava", model, small.processor, small.image, small.visual_ids)
 
 
-FIELDS = {"shallow": 2, "fusion": 0.9966, "contribution": 0.4, "still": 0.986}
+FIELDS = {"shallow": 2, "fusion": 0.9966, "contribution": 0.4, "stable_cosine": 0.986}
 
 
 def test_what_the_cue_holds(deep: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +229,10 @@ def test_what_it_refuses(deep: Zoo) -> None:
         foveate.attach(deep.model, "visipruner", layer=8)
     for fields, message in (
         ({"shallow": -1}, "at least 0"),
-        ({"first": "sinks"}, "sink"),
+        ({"layer0_edit": "sinks"}, "sink"),
         ({"fusion": 2}, r"\[-1, 1\]"),
         ({"contribution": -1}, "at least 0"),
-        ({"still": 1.5}, r"\[-1, 1\]"),
+        ({"stable_cosine": 1.5}, r"\[-1, 1\]"),
         ({"patience": 0}, "at least 1"),
         ({"layer": 0}, "at least 1"),
     ):

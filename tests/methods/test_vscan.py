@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.budget import Budget
-from foveate.methods import get_method
+from foveate.methods import Stage, Where, get_method
 from foveate.tokens import Cue, EncoderReading, Grid, VisualTokens
 from methods.example_tokens import FEATURES, RELEVANCE, SALIENCY, chosen, kept
 
@@ -84,10 +84,10 @@ def test_equal_features_stay_as_they_are():
 )
 def test_the_papers_budgets(keep, layers, tokens, first, second):
     stages = get_method("vscan").stages(layers, Budget(keep))
-    assert [(layer, budget.count(tokens)) for _, layer, budget in stages] == [first, second]
-    assert stages[1][0].needs == {Cue.LLM_ATTENTION_HERE}
+    assert [(stage.layer, stage.budget.count(tokens)) for stage in stages] == [first, second]
+    assert stages[1].method.needs == {Cue.LLM_ATTENTION_HERE}
     assert get_method("vscan", inside=False).stages(layers, Budget(keep)) == [
-        (get_method("vscan", inside=False), 0, Budget(keep))
+        Stage(get_method("vscan", inside=False), Where.BEFORE_LLM, 0, Budget(keep))
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import foveate
 import tiny_models as zoo_module
 from foveate.importance.rotary import join_sections, rotary_decay
-from foveate.methods import Stage
+from foveate.methods import Where
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
 from models.attention_spy import Spy
@@ -27,7 +27,7 @@ ALL = frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTI
 class Inside(Spy):
     """Looks on inside the LLM."""
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
 
     layer: int = 2
 

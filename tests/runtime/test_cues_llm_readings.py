@@ -10,7 +10,7 @@ from torch import Tensor
 
 import foveate
 from foveate.errors import MethodError
-from foveate.methods import Stage
+from foveate.methods import Where
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue
 from models.attention_spy import Spy
@@ -24,7 +24,7 @@ from .test_cues_inside_llm import eager
 class Reader(Spy):
     """Reads layers of the LLM, of its choice."""
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     wants: frozenset[Cue] = frozenset({Cue.LLM_READINGS, Cue.LLM_ATTENTION})
 
     layer: int = 3

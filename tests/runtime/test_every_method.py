@@ -9,13 +9,15 @@ import torch
 
 import foveate
 import tiny_models as zoo_module
-from foveate.methods import Stage, method_names
+from foveate.methods import Where, get_method, method_names
 from foveate.methods.toolkit.registry import method_class
+from foveate.methods.toolkit.two_stage import HybridMethod
 from tiny_models import Zoo
 
 from .helpers import gap, generate, logits, pair, single
 
-INSIDE = [name for name in method_names() if method_class(name).stage in (Stage.IN_LLM, Stage.BOTH)]
+HYBRID = [name for name in method_names() if issubclass(method_class(name), HybridMethod)]
+INSIDE = [name for name in method_names() if name in HYBRID or get_method(name).places() == (Where.INSIDE_LLM,)]
 SHORT = {"max_new_tokens": 3, "min_new_tokens": 3}
 FIELDS: dict[str, dict[str, Any]] = {
     "d2pruner": {"debias": False},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import foveate
 import tiny_models as zoo_module
-from foveate.methods import Method, Stage
+from foveate.methods import Method, Where
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from foveate.selection import topk
@@ -29,7 +29,7 @@ MEDIA = ("pixel_values", "image_grid_thw")
 class Spy(Method):
     """Keeps the tokens with the largest features and remembers the rows that it was given."""
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     name = "spy"
 
     layer: int = 2

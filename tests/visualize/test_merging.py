@@ -19,7 +19,7 @@ MERGED = ("avgpool", "tome", "anchormerge")
 def test_watching_changes_nothing(name: str) -> None:
     zoo = zoo_module.llava()
     inputs = zoo_module.inputs(zoo, [[zoo_module.picture(56, 84)]], ["what is it?"])
-    method = foveate.get_method(name, **({"method": "divprune"} if name == "cenprune" else {}))
+    method = foveate.get_method(name, **({"base": "divprune"} if name == "cenprune" else {}))
     logits = []
     for one in (method, observed := watched(method)):
         with foveate.prune(zoo.model, one, keep=0.25) as pruning, torch.no_grad():

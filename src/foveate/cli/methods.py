@@ -18,8 +18,9 @@ def methods(
     from rich.console import Console
     from rich.table import Table
 
-    from ..catalog import needs_of, stage_of
+    from ..catalog import needs_of, places_of
     from ..methods import method_names
+    from ..methods.toolkit.base import in_words
     from ..methods.toolkit.registry import method_class
 
     if name is not None:
@@ -29,7 +30,7 @@ def methods(
         table.add_column(heading, no_wrap=heading == "name")
     for name in method_names():
         cls = method_class(name)
-        table.add_row(name, stage_of(name).value, needs_of(name), cls.provenance.paper)
+        table.add_row(name, in_words(places_of(name)), needs_of(name), cls.provenance.paper)
     show(Console(), table)
 
 

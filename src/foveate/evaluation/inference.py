@@ -14,7 +14,7 @@ from ..api import prune
 from ..data.prompts import Prompt, decode, encode
 from ..data.samples import Sample
 from ..errors import FoveateError
-from ..methods import Stage
+from ..methods import Where
 from ..methods.toolkit.notes import unannounced
 from ..models import adapter_of
 from ..runtime import Report
@@ -191,7 +191,7 @@ def shows_all(run: Run) -> bool:
     """Whether the vision encoder sees the pictures as they are in this run."""
     if run.method is None:
         return run.label not in (BLIND, DOWNSAMPLE)
-    return run.method.stage is not Stage.BEFORE_ENCODER
+    return Where.BEFORE_ENCODER not in run.method.places()
 
 
 def _costs(report: Report) -> dict[str, float]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
 from .toolkit.published import published
 from .toolkit.registry import get_method, method_names, register_method
 
@@ -55,7 +55,17 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .vispruner import VisPruner as VisPruner
     from .vscan import VScan as VScan
 
-__all__ = ["Method", "ModelFacts", "Provenance", "Stage", "get_method", "method_names", "published", "register_method"]
+__all__ = [
+    "Method",
+    "ModelFacts",
+    "Provenance",
+    "Stage",
+    "Where",
+    "get_method",
+    "method_names",
+    "published",
+    "register_method",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,11 +34,11 @@ from ..errors import MethodError
 from ..selection.batch import order_by_score
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.apportion import spent
+from .toolkit.apportion import largest_remainder
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.regions import rank_within
 from .toolkit.registry import register_method
-from .toolkit.schedules import gradual
+from .toolkit.schedules import geometric
 from .toolkit.text_relevance import SIGNS, Sign, attention_of_text, mean_of
 from .toolkit.validation import check_choice, check_range, check_whole
 
@@ -61,7 +61,6 @@ class AdaTp(Method):
             models of fewer layers it is `start`.
     """
 
-    stage = Stage.IN_LLM
     provenance = Provenance(
         paper="a reading of AdaTP, arXiv 2505.20100, Findings of EMNLP 2025",
         licence="none released",
@@ -96,9 +95,9 @@ class AdaTp(Method):
             )
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         at = range(self.start, max(self.start, layers - self.end) + 1)
-        return [(self, layer, part) for layer, part in zip(at, gradual(budget, len(at)), strict=True)]
+        return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, geometric(budget, len(at)), strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         scores, valid, places = attention_of_text(tokens), tokens.valid, tokens.coordinates
@@ -114,7 +113,7 @@ class AdaTp(Method):
             whole = torch.zeros_like(weights).index_add_(0, segment, weights[segment]).tolist()
             shares = [mass / max(n, 1) for mass, n in zip(whole, left, strict=True)]
             if budget:
-                room = torch.tensor(spent(shares, left, budget), device=here.device)
+                room = torch.tensor(largest_remainder(shares, left, budget), device=here.device)
                 order = self.order(scores[row, alive], here, places[row, alive])
                 rank = rank_within(here[order], -torch.arange(len(order), device=order.device).float())
                 keep[row, alive[order[rank < room[here[order]]]]] = True

@@ -2,14 +2,14 @@
 
 Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: cvlab-yonsei/RESTORE at 9b27e687a2, GPL-3.0; read by a
 secondary audit alone, facts and formulas only.
-Of K tokens, `method` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``,
+Of K tokens, `base` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``,
 and ``d_i = 1 - max S_ij over the j of smaller R`` (1 if there is none). The anchors are those of the highest R * d;
 every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its middle
 token (the lower of two).
 The paper has the maximum over the j of larger R, its code over those of smaller R; the code made the published figures
 and is the default (`stronger`).
 Deviations: this is not RESTORE, which corrects the attention logits for the size and distance of merged tokens, too:
-see `restore`. Of one token alone the code makes a mean of all; here it is one that `method` chose.
+see `restore`. Of one token alone the code makes a mean of all; here it is one that `base` chose.
 Cost class: that of the wrapped method and one n x n product.
 """
 
@@ -26,8 +26,8 @@ from ..errors import MethodError
 from ..selection.batch import require
 from ..selection.similarity import snap_near_one
 from ..tokens import Grid, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage
-from .toolkit.merging import group_size, itself
+from .toolkit.base import Method, Provenance, Where
+from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_range
 from .toolkit.wrapper import Wrapper
@@ -39,7 +39,7 @@ class AnchorMerge(Wrapper):
     """A method's choice for a part of the budget; what it leaves out is merged into anchors.
 
     Args:
-        method: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
+        base: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
         anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
         stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
             ``"larger"`` (the paper); the two conflict and keep different tokens.
@@ -51,14 +51,14 @@ class AnchorMerge(Wrapper):
         deviations="merging only, without the correction of the attention logits",
     )
 
-    method: str | Method = "divprune"
+    base: str | Method = "divprune"
     anchors: float = 0.5
     stronger: Literal["larger", "smaller"] = "smaller"
 
     def __post_init__(self) -> None:
         check_range(self.name, "anchors", self.anchors, 0, 1)
         check_choice(self.name, "stronger", self.stronger, ("larger", "smaller"))
-        if self.inner.stage is not Stage.BEFORE_LLM:
+        if self.inner.places() != (Where.BEFORE_LLM,):
             raise MethodError(f"{self.name} wraps methods that prune before the LLM; {self.inner.name} does not.")
 
     def check(self, grid: Grid, count: int) -> None:
@@ -66,7 +66,7 @@ class AnchorMerge(Wrapper):
 
     def _merged(self, count: Tensor) -> Tensor:
         """How many of the kept tokens carry merged ones."""
-        # What `method` chooses is rounded down, whatever the last digit of 1 - anchors.
+        # What `base` chooses is rounded down, whatever the last digit of 1 - anchors.
         merged = (self.anchors * count.double() - 1e-9).ceil().long()
         return torch.minimum(merged, count - 1).clamp_min(0)
 
@@ -75,7 +75,7 @@ class AnchorMerge(Wrapper):
         chosen = self.inner.select(tokens, count - merged)
         if chosen.target is not None:
             raise MethodError(f"{self.name} cannot wrap {self.inner.name}, which merges tokens itself.")
-        valid, target = tokens.valid, itself(chosen.keep)
+        valid, target = tokens.valid, identity_targets(chosen.keep)
         finite = tokens.features.sum(-1, dtype=torch.float32).isfinite()
         require(finite | ~valid, "features must be finite (no NaN or infinity)")
         for row, groups in enumerate(merged.tolist()):

@@ -22,7 +22,7 @@ from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .divprune import DivPrune
-from .toolkit.base import Method, Provenance, Stage
+from .toolkit.base import Method, Provenance, Where
 from .toolkit.centring import centred, distinctiveness
 from .toolkit.registry import register_method
 from .toolkit.wrapper import Wrapper
@@ -34,7 +34,7 @@ class CenPrune(Wrapper):
     """A method on centred features; around ``divprune`` the paper's DivPrune+.
 
     Args:
-        method: the method to run, by name or with its hyperparameters; it must prune before the LLM.
+        base: the method to run, by name or with its hyperparameters; it must prune before the LLM.
         standardise: whether channels are also divided by their standard deviation (the paper's variant).
     """
 
@@ -44,12 +44,12 @@ class CenPrune(Wrapper):
         deviations="centring alone around methods other than divprune",
     )
 
-    method: str | Method = "divprune"
+    base: str | Method = "divprune"
     standardise: bool = False
 
     def __post_init__(self) -> None:
         inner = self.inner
-        if inner.stage is not Stage.BEFORE_LLM:
+        if inner.places() != (Where.BEFORE_LLM,):
             raise MethodError(f"cenprune wraps methods that prune before the LLM; {inner.name} prunes inside it.")
         if getattr(inner, "scorer", None) is not None:
             raise MethodError(

@@ -34,7 +34,7 @@ from ..importance import AttentionPrior, find_prior
 from ..selection import independent_set
 from ..selection.independent_set import Spatial
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_layer_of, check_range, check_whole
 
@@ -65,7 +65,7 @@ class D2Pruner(Method):
         epsilon: added to the prior before dividing, at least 0.
     """
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = Provenance(
         paper="D2Pruner, arXiv 2512.19443, AAAI-26",
         licence="EvelynZhang-epiclab/D2Pruner, licence not known (code not read)",

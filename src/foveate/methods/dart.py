@@ -28,7 +28,7 @@ from ..errors import MethodError
 from ..selection.batch import TokenBatch, order_by_score, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_layer_of, check_whole
@@ -55,7 +55,7 @@ class Dart(Method):
             to the last ones.
     """
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = Provenance(
         paper="DART, arXiv 2502.11494, EMNLP 2025",
         licence="not seen; of the ports Apache-2.0 (code not copied)",

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 
 from ..tokens import Cue, Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.max_coverage import covering
+from .toolkit.max_coverage import greedy_coverage
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import SIGNS, Sign, by_image, mean_of
@@ -111,4 +111,4 @@ def smoothed(values: Tensor, grid: Grid) -> Tensor:
 
 def facilities(unit: Tensor, weight: Tensor, count: int) -> Tensor:
     """(count,) long: greedy facility location of unit vectors (n, d), those to be covered weighted by (n,)."""
-    return covering((1 + unit @ unit.mT).clamp_min(0) / 2 * weight, count)
+    return greedy_coverage((1 + unit @ unit.mT).clamp_min(0) / 2 * weight, count)

@@ -37,9 +37,9 @@ from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.interventions import ExpertCut, Reading
-from .toolkit.merging import itself
+from .toolkit.merging import identity_targets
 from .toolkit.registry import register_method
-from .toolkit.schedules import gradual
+from .toolkit.schedules import geometric
 from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_whole
 
 _OF = 48  # layers of the model that the default layers are given for
@@ -62,7 +62,6 @@ class FastMMoE(Method):
         expert_reading: ``"number"`` leaves fewer experts, ``"width"`` the first channels of each.
     """
 
-    stage = Stage.IN_LLM
     provenance = Provenance(
         paper="a reading of FastMMoE, arXiv 2511.17885, CVPR 2026 Findings",
         licence="not readable (code not copied)",
@@ -107,10 +106,10 @@ class FastMMoE(Method):
             check_layer_of("fastmmoe", layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         places = self.layers or sorted({max(1, layers * layer // _OF) for layer in (5, 8, 12)})
-        parts = gradual(budget, len(places))
-        return [(self, layer, part) for layer, part in zip(places, parts, strict=True)]
+        parts = geometric(budget, len(places))
+        return [Stage.inside_llm(self, layer, part) for layer, part in zip(places, parts, strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         attention, valid = tokens.cue(Cue.LLM_ATTENTION).float(), tokens.valid
@@ -134,7 +133,7 @@ class FastMMoE(Method):
         here = torch.arange(valid.shape[1], device=valid.device)
         return Selection(
             alone | (target == here),
-            torch.where(alone, itself(alone), target),
+            torch.where(alone, identity_targets(alone), target),
             torch.where(alone, torch.ones_like(weight), weight),
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.registry import register_method
 from .toolkit.validation import check_layer_of, check_whole
 
@@ -28,7 +28,7 @@ class FastV(Method):
         layer: zero-based layer whose input is shortened, at least 1.
     """
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = Provenance(
         paper="FastV, arXiv 2403.06764, ECCV 2024",
         licence="none at the top level, Apache-2.0 in src/* (code not copied)",

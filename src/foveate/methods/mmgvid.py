@@ -29,9 +29,9 @@ from torch.nn.functional import cosine_similarity
 from ..selection.batch import TokenBatch, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Selection, VisualTokens
-from .toolkit.apportion import spent
+from .toolkit.apportion import largest_remainder
 from .toolkit.base import Method, Provenance
-from .toolkit.density_peaks import Guide, peaks
+from .toolkit.density_peaks import RunningMoments, peaks
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_range, check_whole
 
@@ -89,13 +89,15 @@ class MmgVid(Method):
         """Indices, into all tokens of a clip, of those that are kept."""
         means = torch.stack([frame.mean(0) for frame in frames])
         segment = segments(means, self.boundary)
-        budgets = spent(self.shares(means, segment, count / sum(map(len, frames))), [*map(len, frames)], count)
-        picks, guide, start = [], Guide(), 0
+        budgets = largest_remainder(
+            self.shares(means, segment, count / sum(map(len, frames))), [*map(len, frames)], count
+        )
+        picks, moments, start = [], RunningMoments(), 0
         for t, (frame, budget) in enumerate(zip(frames, budgets, strict=True)):
             if t and segment[t] != segment[t - 1]:
-                guide = Guide()
-            best = peaks(frame, guide, self.neighbours)[:budget]
-            guide = guide.with_tokens(frame[best])
+                moments = RunningMoments()
+            best = peaks(frame, moments, self.neighbours)[:budget]
+            moments = moments.updated(frame[best])
             picks.append(start + best)
             start += len(frame)
         return torch.cat(picks)

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.max_coverage import covering
+from .toolkit.max_coverage import greedy_coverage
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import by_image
@@ -74,7 +74,7 @@ class MMTok(Method):
                 encoded = tokens.cue(Cue.ENCODER_FEATURES)[row, places].float()
                 worth = torch.cat([worth, self.image * _attention(encoded, encoded, self.image_temperature)], 1)
             last = tokens.cue(Cue.PADDING)[row, places] if self.skip_padding else None
-            keep[row, places[covering(worth, budget, last)]] = True
+            keep[row, places[greedy_coverage(worth, budget, last)]] = True
         return Selection(keep)
 
 

@@ -18,7 +18,7 @@ on 16, 128 is 224 and 32, 192 is 336 and 48. On Qwen2.5-VL the paper's 25, 50 an
 85 %, and ratios of 0.42, 0.66 and 0.7; the first is the default at any budget. Without the second stage `keep` is what
 is kept before the LLM.
 Where paper and released code conflict, the code is the default. The paper is ``salience="attention_keys",
-pillars_by="keys", pillars=0.75, rule="mean", second="text"``.
+pillars_by="keys", pillars=0.75, rule="mean", second_stage_rule="text"``.
 Deviations: cosines of the features of one layer, where the released code has the mean of several (CLIP-L's last nine
 layers, Qwen2.5-VL's blocks 7 to 23 behind the merger); aggregated after the projector, on LLaVA where the code does so
 before it; the length of a key is that of all heads. Each frame of a clip is an image of its own, but they share the
@@ -43,14 +43,14 @@ from ..selection import topk
 from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage
+from .toolkit.base import Method, Provenance, Where
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
-from .toolkit.merging import Mixture, itself
+from .toolkit.merging import Mixture, identity_targets
 from .toolkit.published import published
 from .toolkit.regions import rank_within, region_of
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import mean_of, relevance_of
-from .toolkit.two_stage import TwoStages
+from .toolkit.two_stage import TwoStageMethod
 from .toolkit.validation import check_choice, check_range, check_whole
 
 Rule = Literal["attention", "text"]
@@ -60,7 +60,7 @@ _BY_HEAD = frozenset({Cue.LLM_ATTENTION, Cue.LLM_TEXT_ATTENTION})
 
 @register_method("nuwa")
 @dataclass(frozen=True)
-class Nuwa(TwoStages):
+class Nuwa(TwoStageMethod):
     """The highest encoder attention of each small region; most of the kept tokens aggregate their surroundings.
 
     Args:
@@ -81,7 +81,8 @@ class Nuwa(TwoStages):
         salience: ``"attention"`` (the code), or ``"attention_keys"``: times the length of the token's key in the same
             layer of the encoder (the paper).
         pillars_by: what the quantile is of, ``"salience"`` (the code) or ``"keys"``, their length (the paper).
-        second: the second stage's choice, by ``"attention"`` (the code) or similarity to the ``"text"`` (the paper).
+        second_stage_rule: the second stage's choice, by ``"attention"`` (the code) or similarity to the ``"text"``
+            (the paper).
         rows: of how many of the last prompt tokens that attention is the mean, at least 1.
         heads: what is taken of all heads, their ``"mean"`` or the highest of them, ``"max"``.
         layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32, and
@@ -106,7 +107,7 @@ class Nuwa(TwoStages):
     features: Source = "encoder"
     salience: Literal["attention", "attention_keys"] = "attention"
     pillars_by: Literal["salience", "keys"] = "salience"
-    second: Rule = "attention"
+    second_stage_rule: Rule = "attention"
     rows: int = published(1, qwen2_5_vl=3)
     heads: Heads = published("mean", qwen2_5_vl="max")
     behind: int = published(0, qwen2_5_vl=1)
@@ -124,7 +125,7 @@ class Nuwa(TwoStages):
         check_source("nuwa", self.features)
         check_choice("nuwa", "salience", self.salience, ("attention", "attention_keys"))
         check_choice("nuwa", "pillars_by", self.pillars_by, ("salience", "keys"))
-        check_choice("nuwa", "second", self.second, get_args(Rule))
+        check_choice("nuwa", "second_stage_rule", self.second_stage_rule, get_args(Rule))
         check_whole("nuwa", "rows", self.rows, 1)
         check_choice("nuwa", "heads", self.heads, get_args(Heads))
         check_whole("nuwa", "behind", self.behind, 0)
@@ -140,7 +141,7 @@ class Nuwa(TwoStages):
         return (EncoderReading(1.0, "keys"),) if reads else ()
 
     def second_stage(self) -> Method:
-        return NuwaInside(self.second, self.rows, self.heads)
+        return NuwaInside(self.second_stage_rule, self.rows, self.heads)
 
     def middle(self, layers: int) -> int:
         return min(layers // 2 + self.behind, max(1, layers - 1))
@@ -163,7 +164,7 @@ class Nuwa(TwoStages):
             weights = self.weights(features[row, real], near, rank[row, real], kept)
             keep[row, real[kept]] = True
             mix.append(weights.new_zeros(len(weights), sum(map(len, pool))).index_copy_(1, real, weights))
-        return Mixture(keep, itself(keep), mix=tuple(mix))
+        return Mixture(keep, identity_targets(keep), mix=tuple(mix))
 
     def _reach(self, rows: int, columns: int) -> float:
         if self.reach_of == "regions":
@@ -215,7 +216,7 @@ class NuwaInside(Method):
     """
 
     name = "nuwa"
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = Nuwa.provenance
 
     rule: Rule = "attention"

@@ -2,16 +2,16 @@
 
 Paper: Prompt-Aware Token Reduction, arXiv 2410.07278. Only the abstract and a review were read, no code was found: the
 order of the steps is the paper's, the formulas are reconstructed.
-1. Tokens whose cosine is at least `edge` are joined; clusters are the connected parts. The key of a cluster is the mean
-   of its tokens at unit length.
+1. Tokens whose cosine is at least `link_threshold` are joined; clusters are the connected parts. The key of a cluster
+   is the mean of its tokens at unit length.
 2. The relevance of a cluster is the highest cosine of its key to any token of the prompt's text. Clusters are retrieved
    from the highest to the lowest.
 3. Of a cluster stays the token nearest to its key, then, from near to far, each whose cosine to all that stay of it is
-   below `copy`; until the budget is spent. Tokens left out come after all clusters, in the same order.
+   below `duplicate_threshold`; until the budget is spent. Tokens left out come after all clusters, in the same order.
 Deviations: the prompt is taken as it is, where the paper first rewrites the question into a template, which was not
 seen. Prompt and tokens are compared in the LLM's space, where the paper may use CLIP's, whose text tower checkpoints
-lack; the text is all of the prompt's, special tokens included. In a space where few cosines reach `edge`, clusters are
-single tokens; where all do, it is one.
+lack; the text is all of the prompt's, special tokens included. In a space where few cosines reach `link_threshold`,
+clusters are single tokens; where all do, it is one.
 Cost class: one product of N x N tokens, and a loop over the tokens of a cluster.
 """
 
@@ -38,9 +38,9 @@ class Par(Method):
     """Clusters by their relevance to the prompt, and in a cluster what differs.
 
     Args:
-        edge: cosine from which on two tokens belong together, in [-1, 1]; the paper's was not seen.
-        copy: cosine from which on a token of a cluster repeats another, in [-1, 1]; the paper's was not seen. Below
-            `edge` or at it, neighbours repeat each other.
+        link_threshold: cosine from which on two tokens belong together, in [-1, 1]; the paper's was not seen.
+        duplicate_threshold: cosine from which on a token of a cluster repeats another, in [-1, 1]; the paper's was not
+            seen. Below `link_threshold` or at it, neighbours repeat each other.
         sign: ``"plus"`` takes clusters near to the text for relevant, ``"minus"`` those far from it.
     """
 
@@ -50,13 +50,13 @@ class Par(Method):
         deviations="formulas reconstructed; the prompt is not rewritten; the LLM's space, not CLIP's",
     )
 
-    edge: float = 0.8
-    copy: float = 0.9
+    link_threshold: float = 0.8
+    duplicate_threshold: float = 0.9
     sign: Sign = "plus"
 
     def __post_init__(self) -> None:
-        check_range("par", "edge", self.edge, -1, 1)
-        check_range("par", "copy", self.copy, -1, 1)
+        check_range("par", "link_threshold", self.link_threshold, -1, 1)
+        check_range("par", "duplicate_threshold", self.duplicate_threshold, -1, 1)
         check_choice("par", "sign", self.sign, SIGNS)
 
     @property
@@ -75,7 +75,7 @@ class Par(Method):
         """(n,) long: tokens (n, d) from the first choice to the last, given the text (m, d); both float32."""
         unit = normalize(visual, dim=-1)
         cosines = snap_near_one(unit @ unit.mT)
-        cluster = connected(cosines >= self.edge)
+        cluster = connected(cosines >= self.link_threshold)
         keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], dtype=torch.float32, device=unit.device).index_add_(
             0, cluster, unit
         )
@@ -88,7 +88,7 @@ class Par(Method):
         for number in relevance.argsort(descending=True, stable=True).tolist():
             members = (cluster == number).nonzero()[:, 0]
             members = members[nearness[members].argsort(descending=True, stable=True)]
-            new = unlike(cosines[members][:, members], self.copy)
+            new = unlike(cosines[members][:, members], self.duplicate_threshold)
             chosen.append(members[new])
             rest.append(members[~new])
         return torch.cat([*chosen, *rest])
@@ -106,9 +106,9 @@ def connected(joined: Tensor) -> Tensor:
         first = lower
 
 
-def unlike(cosines: Tensor, copy: float) -> Tensor:
-    """(n,) bool: tokens whose cosine to every earlier one that is unlike, too, is below `copy`; cosines are (n, n)."""
-    near = (cosines >= copy).tolist()
+def unlike(cosines: Tensor, threshold: float) -> Tensor:
+    """(n,) bool: tokens whose cosine to every earlier one that is unlike, too, is below `threshold`, of cosines (n, n)."""
+    near = (cosines >= threshold).tolist()
     out: list[int] = []
     for i, row in enumerate(near):
         if not any(row[j] for j in out):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage
+from .toolkit.base import Method, Provenance, Where
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_range, check_undropped
 
@@ -43,7 +43,7 @@ class PixelPrune(Method):
         difference: ``"max"`` of the absolute differences of two tokens' pixels, their ``"mean"``, or the ``"rms"``.
     """
 
-    stage = Stage.BEFORE_ENCODER
+    where = Where.BEFORE_ENCODER
     provenance = Provenance(
         paper="PixelPrune, arXiv 2604.00886",
         licence="Apache-2.0 (code not copied)",

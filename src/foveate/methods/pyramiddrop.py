@@ -28,7 +28,7 @@ from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.registry import register_method
-from .toolkit.schedules import gradual, proportional
+from .toolkit.schedules import geometric, proportional
 from .toolkit.validation import check_layer_of, check_rising, check_shares
 
 
@@ -44,7 +44,6 @@ class PyramidDrop(Method):
             by the same factor.
     """
 
-    stage = Stage.IN_LLM
     provenance = Provenance(
         paper="PyramidDrop, arXiv 2410.17247, CVPR 2025",
         licence="MIT (code not copied)",
@@ -73,10 +72,10 @@ class PyramidDrop(Method):
             check_layer_of("pyramiddrop", layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         at = self.layers or tuple(layers * stage // 4 for stage in (1, 2, 3))
-        parts = gradual(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
-        return [(self, layer, part) for layer, part in zip(at, parts, strict=True)]
+        parts = geometric(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
+        return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, parts, strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(tokens.cue(Cue.LLM_ATTENTION_HERE), count, valid=tokens.valid))

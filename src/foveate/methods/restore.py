@@ -21,18 +21,18 @@ from .anchormerge import AnchorMerge
 from .toolkit.base import Provenance
 from .toolkit.interventions import LogitBias
 from .toolkit.registry import register_method
-from .toolkit.two_stage import BothPlaces
+from .toolkit.two_stage import HybridMethod
 from .toolkit.validation import check_range
 
 
 @register_method("restore")
 @dataclass(frozen=True)
-class Restore(AnchorMerge, BothPlaces):
+class Restore(AnchorMerge, HybridMethod):
     """A method's choice and anchors for the rest, with attention that knows what anchors stand for.
 
     Args:
         inside: whether attention is corrected. Without, it is `anchormerge`, which runs in vLLM, too.
-        method: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
+        base: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
         anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
         stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
             ``"larger"`` (the paper); the two conflict and keep different tokens.
@@ -49,7 +49,6 @@ class Restore(AnchorMerge, BothPlaces):
 
     def __post_init__(self) -> None:
         AnchorMerge.__post_init__(self)
-        BothPlaces.__post_init__(self)
         if self.ceiling is not None:
             check_range("restore", "ceiling", self.ceiling, 1.001)
 

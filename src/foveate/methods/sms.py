@@ -27,10 +27,10 @@ from ..errors import MethodError
 from ..selection import topk
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage
+from .toolkit.base import Method, Provenance, Where
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import attention_of_text
-from .toolkit.two_stage import TwoStages
+from .toolkit.two_stage import TwoStageMethod
 from .toolkit.validation import check_choice, check_whole
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
@@ -38,7 +38,7 @@ _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (
 
 @register_method("sms")
 @dataclass(frozen=True)
-class Sms(TwoStages):
+class Sms(TwoStageMethod):
     """The tokens most similar to what stands for their image, and of these those that the text attends to most.
 
     Args:
@@ -98,7 +98,7 @@ class SmsInside(Method):
     """The second cut: the highest attention of the text."""
 
     name = "sms"
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = Sms.provenance
 
     @property

@@ -39,10 +39,10 @@ from ..errors import MethodError
 from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
-from .toolkit.density_peaks import Guide, peaks
-from .toolkit.merging import group_size, itself
+from .toolkit.density_peaks import RunningMoments, peaks
+from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
-from .toolkit.schedules import gradual, proportional
+from .toolkit.schedules import geometric, proportional
 from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_shares
 
 _OF_32 = (3, 7, 16)  # the inputs of these are the outputs of the paper's layers 2, 6 and 15
@@ -67,7 +67,6 @@ class SparseVlm(Method):
             121 do: that with the ``"fewest"`` groups or with the ``"most"``.
     """
 
-    stage = Stage.IN_LLM
     provenance = Provenance(
         paper="SparseVLM, arXiv 2410.04417, ICML 2025, in its version 2.0 (SparseVLM+)",
         licence="Apache-2.0 (code not copied)",
@@ -105,10 +104,10 @@ class SparseVlm(Method):
             check_layer_of("sparsevlm", layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         at = self.layers or tuple(max(stage, layers * layer // 32) for stage, layer in enumerate(_OF_32, 1))
-        parts = gradual(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
-        return [(self, layer, part) for layer, part in zip(at, parts, strict=True)]
+        parts = geometric(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
+        return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, parts, strict=True)]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid = tokens.valid
@@ -118,7 +117,7 @@ class SparseVlm(Method):
         both = zip(valid.sum(1).tolist(), count.tolist(), strict=True)
         plain = torch.tensor([unrecycled(n, k, self.groups == "most") for n, k in both], device=order.device)
         keep = _first(order, plain) & valid
-        target = itself(keep)
+        target = identity_targets(keep)
         for row, (asked, kept) in enumerate(zip(count.tolist(), plain.tolist(), strict=True)):
             gone = int(valid[row].sum()) - kept
             if asked > kept:
@@ -192,7 +191,7 @@ def unrecycled(tokens: int, count: int, most: bool = False) -> int:
 
 def groups(members: Tensor, count: int) -> Tensor:
     """(m,) long: for each of the tokens (m, d), float32, the density peak nearest to it, of `count` peaks."""
-    centres = peaks(members, Guide(), count)[:count].sort().values
+    centres = peaks(members, RunningMoments(), count)[:count].sort().values
     group = centres[torch.cdist(members, members[centres]).argmin(1)]
     return group.index_copy(0, centres, centres)
 

@@ -29,10 +29,10 @@ from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .sparsevlm import SparseVlm
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
 from .toolkit.registry import register_method
-from .toolkit.schedules import averaged
-from .toolkit.two_stage import BothPlaces
+from .toolkit.schedules import layer_average
+from .toolkit.two_stage import HybridMethod
 from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising
 
 _RATERS = SparseVlm(unbias=False, heads=1.0)
@@ -40,7 +40,7 @@ _RATERS = SparseVlm(unbias=False, heads=1.0)
 
 @register_method("tops")
 @dataclass(frozen=True)
-class Tops(BothPlaces):
+class Tops(HybridMethod):
     """Greedy sum of encoder attention, distance to the kept tokens and gain in coverage.
 
     The paper's weights (diversity, coverage) by model: LLaVA-1.5-7B (0.5, 0.5) at 128 tokens and (0.5, 1) at 64 and 32,
@@ -72,7 +72,6 @@ class Tops(BothPlaces):
     shares: tuple[float, float, float] = (8.0, 4.0, 1.0)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_range("tops", "diversity", self.diversity, 0)
         check_range("tops", "coverage", self.coverage, 0)
         check_choice("tops", "normalise", self.normalise, ("minmax", "mean"))
@@ -95,13 +94,14 @@ class Tops(BothPlaces):
                 check_layer_of("tops", layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         if not self.inside:
             return super().stages(layers, budget)
         inside = TopsInside(**{field.name: getattr(self, field.name) for field in fields(self)})
         starts = (0, *self._layers(layers))
-        parts = averaged(budget, starts, self.shares, layers)
-        return [(self if not layer else inside, layer, part) for layer, part in zip(starts, parts, strict=True)]
+        parts = layer_average(budget, starts, self.shares, layers)
+        second, third = (Stage.inside_llm(inside, *at) for at in zip(starts[1:], parts[1:], strict=True))
+        return [Stage.before_llm(self, parts[0]), second, third]
 
     def _layers(self, layers: int) -> tuple[int, int]:
         if self.layers is not None:
@@ -156,8 +156,7 @@ class Tops(BothPlaces):
 class TopsInside(Tops):
     """The stage inside the LLM: the raters' attention is the relevance."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stage", Stage.IN_LLM)
+    where = Where.INSIDE_LLM
 
     @property
     def needs(self) -> frozenset[Cue]:

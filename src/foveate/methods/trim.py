@@ -26,7 +26,7 @@ from ..selection import topk
 from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.merging import group_size, itself
+from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import SIGNS, Sign, mean_of, relevance_of
 from .toolkit.validation import check_choice
@@ -62,7 +62,7 @@ class Trim(Method):
         keep = topk(scores, count, valid=valid)
         last = order_by_score(scores, valid).gather(1, (count - 1).clamp_min(0)[:, None])
         rest = (valid & ~keep).scatter(1, last, valid.gather(1, last))
-        target = torch.where(rest, last, itself(keep))
+        target = torch.where(rest, last, identity_targets(keep))
         return Selection(keep, target, 1 / group_size(target))
 
     def counts(self, tokens: VisualTokens) -> Tensor:

@@ -27,7 +27,7 @@ from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.feature_source import Source, check_source, cues_of, features_of
-from .toolkit.merging import group_size, itself, nearest
+from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_range
@@ -88,7 +88,7 @@ class VisionZip(Method):
         targets = rest & (place % stride == 0) & (place < stride * merged[:, None])
         features = features_of(tokens, self.features)
         keep = dominant | targets
-        target = torch.maximum(itself(keep), nearest(features, targets, rest & ~targets))
+        target = torch.maximum(identity_targets(keep), nearest(features, targets, rest & ~targets))
         size = group_size(target)
         if self.rule == "mean":
             return Selection(keep, target, 1 / size)

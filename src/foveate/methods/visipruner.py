@@ -7,13 +7,13 @@ normalising anew: in layer 0 the text's weights on visual tokens move to the fir
 in layers 1 to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt
 token, side by side, and c_j the part of visual token j in it, weight times value. The first layer where any
 ``cos(o, o - c_j)`` is below `fusion` is the filtering layer, behind which the tokens with ``|c_j| > contribution`` are
-left. A layer after it in which all cosines of these are at least `still` is a still one; after `patience` of them no
-visual token is left.
+left. A layer after it in which all cosines of these are at least `stable_cosine` is a still one; after `patience` of them
+no visual token is left.
 Budget: with ``keep="auto"`` layers and numbers are found as above; an image may be left without tokens. With another
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
-a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`first`). It takes the visual tokens of several
-images as one range: all weight goes to the first token of the first image, or the first half of all is hidden
+a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`layer0_edit`). It takes the visual tokens of
+several images as one range: all weight goes to the first token of the first image, or the first half of all is hidden
 (`images`).
 The bundled model of four layers has no layer that is shallow in this sense: at 10 % 68 of its 75 answers are right,
 23 with ``shallow=1``.
@@ -53,21 +53,20 @@ class VisiPruner(Method):
     Args:
         shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
             LLaVA-1.5, in proportion and rounded down.
-        first: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens vanish
-            (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of them
+        layer0_edit: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens
+            vanish (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of them
             (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else ``"sink"``.
         images: whether layer 0 takes the visual tokens of several images ``"together"`` (the code) or ``"apart"``,
             each image with a first token and a first half of its own.
         fusion: the cosine below which a layer is the filtering one, in [-1, 1].
         contribution: the length above which a token is left, at least 0.
         relative: whether that length is a share of the whole output's.
-        still: the cosine from which on a token changes nothing, in [-1, 1].
+        stable_cosine: the cosine from which on a token changes nothing, in [-1, 1].
         patience: so many still layers, at least 1, and vision is over; None: never.
         in_a_row: whether they must follow each other (the paper), or add up (the code).
         layer: where a given budget cuts: the zero-based layer whose input is shortened, at least 1; None: the middle.
     """
 
-    stage = Stage.IN_LLM
     may_drop_all = True
     provenance = Provenance(
         paper="VisiPruner, arXiv 2510.17205, EMNLP 2025",
@@ -76,12 +75,12 @@ class VisiPruner(Method):
     )
 
     shallow: int | None = None
-    first: Literal["sink", "half"] | None = None
+    layer0_edit: Literal["sink", "half"] | None = None
     images: Literal["together", "apart"] = "together"
     fusion: float = 0.995
     contribution: float = 0.2
     relative: bool = False
-    still: float = 0.999
+    stable_cosine: float = 0.999
     patience: int | None = 2
     in_a_row: bool = False
     layer: int | None = None
@@ -89,12 +88,12 @@ class VisiPruner(Method):
     def __post_init__(self) -> None:
         if self.shallow is not None:
             check_whole("visipruner", "shallow", self.shallow, 0)
-        if self.first is not None:
-            check_choice("visipruner", "first", self.first, ("sink", "half"))
+        if self.layer0_edit is not None:
+            check_choice("visipruner", "layer0_edit", self.layer0_edit, ("sink", "half"))
         check_choice("visipruner", "images", self.images, ("together", "apart"))
         check_range("visipruner", "fusion", self.fusion, -1, 1)
         check_range("visipruner", "contribution", self.contribution, 0)
-        check_range("visipruner", "still", self.still, -1, 1)
+        check_range("visipruner", "stable_cosine", self.stable_cosine, -1, 1)
         if self.patience is not None:
             check_whole("visipruner", "patience", self.patience, 1)
         if self.layer is not None:
@@ -118,16 +117,16 @@ class VisiPruner(Method):
             check_layer_of("visipruner", self.layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         if budget.by_content:
-            return [(self, layer, budget) for layer in range(self._shallow(layers) + 2, layers)]
-        return [(self, layers // 2 if self.layer is None else self.layer, budget)]
+            return [Stage.inside_llm(self, layer, budget) for layer in range(self._shallow(layers) + 2, layers)]
+        return [Stage.inside_llm(self, layers // 2 if self.layer is None else self.layer, budget)]
 
     def edits(self, layers: int) -> Sequence[AttentionEdit]:
         shallow = self._shallow(layers)
         if not shallow:
             return ()
-        first = self.first or ("half" if layers == _OF_13B else "sink")
+        first = self.layer0_edit or ("half" if layers == _OF_13B else "sink")
         of: Literal["prompt", "image"] = "prompt" if self.images == "together" else "image"
         text = AttentionEdit(0, "text", moved="first", of=of)
         if first == "half":
@@ -150,7 +149,7 @@ class VisiPruner(Method):
         at = int(chose[0])
         kept = length[:, at] > self.contribution
         still = 0
-        for calm in (change[kept, at + 1 :] <= 1 - self.still).all(0).tolist():
+        for calm in (change[kept, at + 1 :] <= 1 - self.stable_cosine).all(0).tolist():
             still = still + 1 if calm else 0 if self.in_a_row else still
             if still == self.patience:
                 return torch.zeros_like(kept)

@@ -34,12 +34,12 @@ from torch import Tensor
 from ..selection import topk
 from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage
-from .toolkit.merging import group_size, itself, nearest
+from .toolkit.base import Method, Provenance, Where
+from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.regions import full_windows, rank_within, region_of
 from .toolkit.registry import register_method
-from .toolkit.two_stage import TwoStages
+from .toolkit.two_stage import TwoStageMethod
 from .toolkit.validation import check_choice, check_range, check_whole
 
 Windows = Literal["same", "capped"]
@@ -47,7 +47,7 @@ Windows = Literal["same", "capped"]
 
 @register_method("vscan")
 @dataclass(frozen=True)
-class VScan(TwoStages):
+class VScan(TwoStageMethod):
     """The highest shallow attention of each window, the highest deep attention of the rest, and merges.
 
     Args:
@@ -110,7 +110,7 @@ class VScan(TwoStages):
                     window = full_windows(tokens.grids[row], self.window).to(real.device)[real]
                 local[row, real] = self._local(window, shallow[row, real], wanted)
         keep = mask_from_order(order_by_score(batch.scores.masked_fill(local, torch.inf), batch.valid), batch)
-        target = torch.maximum(itself(keep), nearest(tokens.features, keep, batch.valid & ~keep))
+        target = torch.maximum(identity_targets(keep), nearest(tokens.features, keep, batch.valid & ~keep))
         return Selection(keep, target, 1 / group_size(target))
 
     def _local(self, window: Tensor, shallow: Tensor, wanted: int) -> Tensor:
@@ -131,7 +131,7 @@ class VScanInside(Method):
     """
 
     name = "vscan"
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
     provenance = VScan.provenance
 
     rotary: bool = True

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import RuntimeStateError
 from ..grouping import Span
+from ..methods import Stage, Where
 from ..methods.toolkit.interventions import LogitBias
 from ..methods.toolkit.notes import announce
 from ..models import ModelAdapter
@@ -30,7 +31,7 @@ from .masks import check_last_row, check_length, is_packed, own_mask
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, account_of
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
-from .seams.base import Seam, Stage
+from .seams.base import Seam
 from .seams.before_encoder import BeforeEncoder
 from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
@@ -74,7 +75,7 @@ class Pruning:
         bias = bias_of(methods, adapter.text)
         self._seams = self._made(bias, positions)
         # Whether layers run otherwise than they would on what enters the language model.
-        self._deep = any(stage.layer for stage in stages) or bool(self._edits or bias or cut)
+        self._deep = any(stage.where is not Where.BEFORE_LLM for stage in stages) or bool(self._edits or bias or cut)
         try:
             self._install()
         except BaseException:
@@ -152,12 +153,12 @@ class Pruning:
     def _made(self, bias: LogitBias | None, positions: Positions) -> list[Seam]:
         """The seams in the order in which they act."""
         adapter, text = self._adapter, self._adapter.text
-        by_layer = {stage.layer: stage for stage in self._stages}
-        inside = tuple(stage for stage in self._stages if stage.layer > 0)
-        seams: list[Seam] = []
-        if -1 in by_layer:
-            seams.append(BeforeEncoder(by_layer[-1], adapter))
-        seams.append(BeforeLlm(by_layer.get(0), positions))
+        at: dict[Where, list[Stage]] = {where: [] for where in Where}
+        for stage in self._stages:
+            at[stage.where].append(stage)
+        inside = tuple(at[Where.INSIDE_LLM])
+        seams: list[Seam] = [BeforeEncoder(stage, adapter) for stage in at[Where.BEFORE_ENCODER]]
+        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions))
         if adapter.deepstack is not None:
             seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
         seams.append(InsideLlm(inside, adapter))

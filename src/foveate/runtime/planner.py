@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..budget import Budget, Scope, common_scope
 from ..catalog import lacks_cues, takes_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
-from ..methods import Method, ModelFacts, get_method
-from ..methods import Stage as Where
+from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
 from ..models import ModelAdapter
 from ..tokens import Cue, Source
-from .seams.base import Stage
 from .seams.before_llm import Positions
 
-Stages = list[tuple[Method, int, Budget]]  # as `Method.stages` gives them: method, layer, budget of the unpruned image
+_ONE_METHOD = "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
 _ROUNDING = 1e-9  # by which a share may exceed 1 because of floating point
 
 
@@ -31,29 +30,30 @@ class Composition:
     def __str__(self) -> str:
         return " + ".join(method.name for method in self.methods)
 
-    def check(self, budget: Budget) -> Budget:
-        """The budget itself; raises BudgetError unless it is a fraction."""
+    def check(self, budget: Budget) -> None:
+        """Raise BudgetError unless the budget is a fraction."""
         if not isinstance(budget.keep, float):
             raise BudgetError(
                 f"keep={budget.keep!r} cannot be shared by {self}; give a fraction of the unpruned, such as 0.25."
             )
-        return budget
 
-    def shared(self, budget: Budget, stages: Stages, layers: int) -> Stages:
-        """The stages by rising layer, each with its share of the budget instead of its own.
+    def stages(self, methods: Sequence[Method], layers: int, budget: Budget) -> list[Stage]:
+        """The stages of the bound `methods` in a model of so many `layers`, in order, with their shares of the budget.
+
+        Where a method prunes does not depend on how much it keeps. So the methods are asked for their stages as if all
+        were kept, and each stage gets its budget here.
 
         Raises:
             BudgetError: for a budget that no share of the first stage gives.
         """
-        stages = sorted(stages, key=lambda stage: stage[1])
+        whole = Budget(1.0, budget.scope)
+        stages = sorted((stage for method in methods for stage in method.stages(layers, whole)), key=_order)
         if budget.keeps_all:
             return stages
-        starts = [max(layer, 0) for _, layer, _ in stages]
+        starts = [max(stage.layer, 0) for stage in stages]
         first = self.first_share(float(budget.keep), starts, layers)
-        return [
-            (method, layer, Budget(first * self.ratio**index, budget.scope))
-            for index, (method, layer, _) in enumerate(stages)
-        ]
+        shares = [first * self.ratio**index for index in range(len(stages))]
+        return [replace(stage, budget=Budget(share, budget.scope)) for stage, share in zip(stages, shares, strict=True)]
 
     def first_share(self, keep: float, starts: Sequence[int], layers: int) -> float:
         """What the first stage leaves of the unpruned tokens, so that the average over all layers is `keep`.
@@ -141,18 +141,16 @@ def plan(
     """
     scope = common_scope(keep if isinstance(keep, (list, tuple)) else [keep], scope)
     text_config, facts = adapter.model.config.get_text_config(), facts_of(adapter)
-    by_layer: dict[int, Stage] = {}
-    for bound, layer, budget in _wanted(adapter, facts, method, keep, scope, hyperparameters):
-        layer = max(layer, -1)
-        if layer in by_layer:
-            raise MethodError(_twice(by_layer[layer].method, bound, layer))
-        by_layer[layer] = Stage(bound, budget, layer)
-    stages = [by_layer[layer] for layer in sorted(by_layer) if not by_layer[layer].budget.keeps_all]
-    inside = any(stage.layer > 0 for stage in stages)
+    wanted = sorted(_wanted(adapter, facts, method, keep, scope, hyperparameters), key=_order)
+    for stage, following in itertools.pairwise(wanted):
+        if _order(stage) == _order(following):
+            raise MethodError(_twice(stage.method, following))
+    stages = [stage for stage in wanted if not stage.budget.keeps_all]
+    inside = any(stage.where is Where.INSIDE_LLM for stage in stages)
     _check_positions(positions, text_config, inside)
     if inside and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
-    if stages and stages[0].layer < 0:
+    if stages and stages[0].where is Where.BEFORE_ENCODER:
         _check_unencoded(stages[0].method, [stage.method for stage in stages[1:]])
     return stages
 
@@ -174,64 +172,82 @@ def paired(method: Any, keep: Any) -> list[tuple[str | Method, Any]]:
     return list(zip(names, keeps, strict=True))
 
 
-def _twice(first: Method, second: Method, layer: int) -> str:
-    if layer < 0:
+def _order(stage: Stage) -> tuple[int, int]:
+    """The place of a stage in a forward, by which stages are sorted; two cannot have the same."""
+    return list(Where).index(stage.where), stage.layer
+
+
+def _twice(first: Method, second: Stage) -> str:
+    if second.where is Where.BEFORE_ENCODER:
         return "two methods before the vision encoder cannot be combined; give one of them."
-    if layer == 0:  # what enters the first layer is what enters the language model
+    if second.where is Where.BEFORE_LLM:
         return (
-            f"{first.name} and {second.name} both prune before the LLM and cannot be combined; "
+            f"{first.name} and {second.method.name} both prune before the LLM and cannot be combined; "
             "give one before it and others inside."
         )
-    return f"two methods at layer {layer} cannot be combined; give each a layer of its own."
+    return f"two methods at layer {second.layer} cannot be combined; give each a layer of its own."
 
 
 def _wanted(
     adapter: ModelAdapter, facts: ModelFacts, method: Any, keep: Any, scope: Scope, hyperparameters: dict[str, Any]
-) -> Stages:
+) -> list[Stage]:
     """The stages that are asked for, each bound to the model and at a layer that it has."""
     if isinstance(method, Composition):
-        whole, parts = method.check(Budget(keep, scope)), method.methods
-        stages = _wanted(adapter, facts, parts, [keep] * len(parts), scope, hyperparameters)
-        return method.shared(whole, stages, facts.layers)
+        whole = Budget(keep, scope)
+        method.check(whole)
+        if hyperparameters and len(method.methods) > 1:
+            raise MethodError(_ONE_METHOD)
+        parts = [get_method(part, **hyperparameters) for part in method.methods]
+        methods = [_bound(adapter, facts, part, whole) for part in parts]
+        return _checked(adapter, facts, scope, method.stages(methods, facts.layers, whole))
     pairs = paired(method, keep)
     if len(pairs) > 1 and hyperparameters:
-        raise MethodError(
-            "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
-        )
-    wanted: Stages = []
-    given: Stages = []
+        raise MethodError(_ONE_METHOD)
+    wanted: list[Stage] = []
+    given: list[Stage] = []
     for name, amount in pairs:
         budget = Budget(amount, scope)
-        made = get_method(name, **hyperparameters)
-        if budget.by_content and not made.counts_by_content:
-            raise MethodError(
-                f"{made.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
-                f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
-            )
-        bound = made if budget.keeps_all else made.bind(facts)
-        _check_cues(adapter, bound)
+        bound = _bound(adapter, facts, get_method(name, **hyperparameters), budget)
         stages = bound.stages(facts.layers, budget)
         if not budget.keeps_all:
-            given.append((bound, min(layer for _, layer, _ in stages), budget))
+            given.append(replace(min(stages, key=_order), method=bound, budget=budget))
         wanted += stages
     _check_falling(given)
-    for bound, layer, _ in wanted:
-        _check_cues(adapter, bound)
-        if bound.stage is Where.BEFORE_ENCODER:
-            _check_patches(adapter, bound, scope)
+    return _checked(adapter, facts, scope, wanted)
+
+
+def _bound(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:
+    """A method made ready for the model, if it can give the budget."""
+    if budget.by_content and not method.counts_by_content:
+        raise MethodError(
+            f"{method.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
+            f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
+        )
+    bound = method if budget.keeps_all else method.bind(facts)
+    _check_cues(adapter, bound)
+    return bound
+
+
+def _checked(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages: list[Stage]) -> list[Stage]:
+    """The stages themselves, if the model lets them prune where they want to."""
+    for stage in stages:
+        _check_cues(adapter, stage.method)
+        if stage.where is Where.BEFORE_ENCODER:
+            _check_patches(adapter, stage.method, scope)
         else:
-            _check_layer(bound, layer, facts.layers)
-    return wanted
+            _check_layer(stage.method, stage.layer, facts.layers)
+    return stages
 
 
-def _check_falling(given: Stages) -> None:
+def _check_falling(given: Sequence[Stage]) -> None:
     """Raise MethodError where a method is to keep more of the unpruned than one before it leaves.
 
     Args:
-        given: each method with the first of its layers, and what it was asked to keep.
+        given: each method at the first of its places, with what it was asked to keep.
     """
     least: dict[type, tuple[Method, Budget]] = {}  # a share and a number of tokens cannot be compared without an image
-    for method, _, budget in sorted(given, key=lambda stage: stage[1]):
+    for stage in sorted(given, key=_order):
+        method, budget = stage.method, stage.budget
         if budget.by_content:
             continue
         before, left = least.setdefault(type(budget.keep), (method, budget))

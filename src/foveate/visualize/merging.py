@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..methods import Method, Stage
+from ..methods import Method, Where
 from ..methods.toolkit.interventions import AttentionEdit, LogitBias
 from ..methods.toolkit.merging import Mixture
 from ..methods.toolkit.wrapper import Wrapper
@@ -18,7 +18,7 @@ from ..tokens import Selection, VisualTokens
 
 def watched(method: Method) -> Method:
     """The method, made to remember what it selects where it prunes once, before the LLM; any other as it is."""
-    if method.stage is Stage.BEFORE_LLM and type(method).stages is Method.stages:
+    if method.places() == (Where.BEFORE_LLM,):
         return Watched(method)
     return method
 

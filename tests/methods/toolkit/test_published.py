@@ -34,7 +34,7 @@ def test_a_wrapped_method_follows_the_model_too():
     from foveate.methods.toolkit.at_layer import AtLayer
 
     bound = AtLayer(get_method("vscan", inside=False), 1).bind(QWEN25)
-    assert bound.method.window == 4
+    assert bound.base.window == 4
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -4,24 +4,25 @@ Packages of your own may import everything that is listed here.
 """
 
 from .at_layer import AtLayer
-from .base import Method, ModelFacts, Provenance, Stage
+from .base import Method, ModelFacts, Provenance, Stage, Where
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .published import published
 from .registry import get_method, method_names, register_method
-from .two_stage import BothPlaces, TwoStages
+from .two_stage import HybridMethod, TwoStageMethod
 from .wrapper import Wrapper
 
 __all__ = [
     "AtLayer",
     "AttentionEdit",
-    "BothPlaces",
     "ExpertCut",
+    "HybridMethod",
     "LogitBias",
     "Method",
     "ModelFacts",
     "Provenance",
     "Stage",
-    "TwoStages",
+    "TwoStageMethod",
+    "Where",
     "Wrapper",
     "get_method",
     "method_names",

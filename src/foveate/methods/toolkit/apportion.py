@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def spent(shares: list[float], sizes: list[int], count: int) -> list[int]:
+def largest_remainder(shares: list[float], sizes: list[int], count: int) -> list[int]:
     """Split a budget over parts in proportion to ``share * size``, by largest remainder, none beyond its size."""
     wanted, left = [float(size) for size in sizes], count
     open_ = {t for t, size in enumerate(sizes) if size}

@@ -1,4 +1,4 @@
-"""AtLayer: run a method of the BEFORE_LLM stage inside the LLM, on the hidden states that enter a layer.
+"""AtLayer: run a method that prunes before the LLM inside the LLM, on the hidden states that enter a layer.
 
 Paper: that of the wrapped method. Deviations: the features are hidden states of the LLM instead of its inputs.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import MethodError
 from ...tokens import Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Stage
+from .base import Method, ModelFacts, Provenance, Where, in_words
 from .validation import check_layer_of, check_whole
 from .wrapper import Wrapper
 
@@ -21,29 +21,28 @@ class AtLayer(Wrapper):
     """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
 
     Args:
-        method: the method to run there.
+        base: the method to run there.
         layer: zero-based layer whose input is shortened, at least 0.
     """
 
-    stage = Stage.IN_LLM
+    where = Where.INSIDE_LLM
 
-    method: Method
+    base: Method
     layer: int
 
     def __post_init__(self) -> None:
-        if self.method.stage is not Stage.BEFORE_LLM:
-            raise MethodError(
-                f"{self.method.name} already prunes {self.method.stage.value}; set its own layer instead."
-            )
+        places = self.base.places()
+        if places != (Where.BEFORE_LLM,):
+            raise MethodError(f"{self.base.name} already prunes {in_words(places)}; set its own layer instead.")
         check_whole(self.name, "layer", self.layer, 0)
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.method.name}@{self.layer}"
+        return f"{self.base.name}@{self.layer}"
 
     @property
     def provenance(self) -> Provenance:  # type: ignore[override]
-        return self.method.provenance
+        return self.base.provenance
 
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
@@ -51,10 +50,10 @@ class AtLayer(Wrapper):
 
     @property
     def counts_by_content(self) -> bool:
-        return self.method.counts_by_content
+        return self.base.counts_by_content
 
     def counts(self, tokens: VisualTokens) -> Tensor | None:
-        return self.method.counts(tokens)
+        return self.base.counts(tokens)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return self.method.select(tokens, count)
+        return self.base.select(tokens, count)

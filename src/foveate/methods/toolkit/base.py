@@ -1,4 +1,4 @@
-"""What a pruning method is, and the registry that finds methods by name."""
+"""What a pruning method is: its base class, where it prunes, and what it may know of a model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,49 @@ from .notes import Note
 from .published import Published, untouched
 
 
-class Stage(enum.Enum):
-    """Where in the model a method prunes.
+class Where(enum.Enum):
+    """A place in the model where methods prune, in the order of a forward.
 
-    >>> foveate.methods.FastV.stage
-    <Stage.IN_LLM: 'inside the LLM'>
+    >>> foveate.get_method("nuwa").places()
+    (<Where.BEFORE_LLM: 'before the LLM'>, <Where.INSIDE_LLM: 'inside the LLM'>)
     """
 
     BEFORE_ENCODER = "before the vision encoder"
     BEFORE_LLM = "before the LLM"
-    IN_LLM = "inside the LLM"
-    BOTH = "before the LLM and inside it"
+    INSIDE_LLM = "inside the LLM"
+
+
+def in_words(places: Sequence[Where]) -> str:
+    """Places in the order of a forward, as the end of a sentence that begins with "prunes"."""
+    words = " and ".join(where.value for where in places)
+    return words.replace("LLM and inside the LLM", "LLM and inside it")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place where a method prunes, and what it leaves there.
+
+    Args:
+        method: what chooses; it may be another one than that whose stage it is, with a `select` and needs of its own.
+        where: in the model.
+        layer: inside the LLM the zero-based layer whose input is shortened; 0 before the LLM, -1 before the encoder.
+        budget: of the unpruned images.
+    """
+
+    method: Method
+    where: Where
+    layer: int
+    budget: Budget
+
+    @classmethod
+    def before_llm(cls, method: Method, budget: Budget) -> Stage:
+        """A stage that shortens what enters the LLM."""
+        return cls(method, Where.BEFORE_LLM, 0, budget)
+
+    @classmethod
+    def inside_llm(cls, method: Method, layer: int, budget: Budget) -> Stage:
+        """A stage at a layer of the LLM; what enters layer 0 is what enters the LLM."""
+        return cls(method, Where.INSIDE_LLM if layer else Where.BEFORE_LLM, layer, budget)
 
 
 @dataclass(frozen=True)
@@ -93,13 +125,14 @@ class Method(ABC):
     >>> pruning.report().tokens
     64
 
-    Subclasses set `stage`, `provenance` and, where they need more than features, `needs`; methods inside the LLM
-    have a field `layer`, the zero-based layer whose input is shortened, or override `stages`. Those that may leave an
-    image without any token where they count (``keep="auto"``) set `may_drop_all`.
+    Subclasses set `provenance` and, where they need more than features, `needs`. One that prunes inside the LLM sets
+    `where` and has a field `layer`, the zero-based layer whose input is shortened; one with several stages overrides
+    `stages`, which alone says where a method prunes. Those that may leave an image without any token where they count
+    (``keep="auto"``) set `may_drop_all`.
     """
 
     name: ClassVar[str] = ""
-    stage: ClassVar[Stage] = Stage.BEFORE_LLM
+    where: ClassVar[Where] = Where.BEFORE_LLM  # of its only stage, for methods that do not override `stages`
     may_drop_all: ClassVar[bool] = False
     requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
@@ -166,17 +199,28 @@ class Method(ABC):
         kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in untouched(self)]
         return type(self)(**{**{name: getattr(self, name) for name in kept}, **settings})
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
-        """Which method shortens the input of which of a model's `layers`, to what of the unpruned image.
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
+        """Where it prunes in a model of so many `layers`, and what it leaves there where `budget` is asked of it.
 
-        Layer 0 is before the LLM, layer -1 before the vision encoder. A method that prunes several times, by a
-        schedule, overrides this. The method of a stage may be another one than this, with a `select` and needs of its
-        own.
+        Methods that prune in several places override this; nothing else says where a method prunes. The places may
+        depend on the model and on whether the budget goes by content, but not on how much it keeps.
         """
-        if self.stage is Stage.BEFORE_ENCODER:
-            return [(self, -1, budget)]
-        layer = 0 if self.stage is not Stage.IN_LLM else int(getattr(self, "layer", -1))
-        return [(self, layer, budget)]
+        if self.where is Where.INSIDE_LLM:
+            return [Stage.inside_llm(self, int(getattr(self, "layer", -1)), budget)]
+        return [Stage(self, self.where, -1 if self.where is Where.BEFORE_ENCODER else 0, budget)]
+
+    @final
+    def places(self, layers: int = 32) -> tuple[Where, ...]:
+        """Where it works in a model of so many `layers`, in the order of a forward, each place once.
+
+        These are the places of its `stages`; and the inside of the LLM, too, where it changes attention or experts.
+        """
+        stages = self.stages(layers, Budget(1.0))
+        found = {stage.where for stage in stages}
+        methods = [stage.method for stage in stages]
+        if any(one.bias is not None or one.experts is not None or one.edits(layers) for one in methods):
+            found.add(Where.INSIDE_LLM)
+        return tuple(where for where in Where if where in found)
 
     @property
     def bias(self) -> LogitBias | None:

@@ -11,8 +11,8 @@ from ...selection.similarity import NEAR_ONE
 
 
 @dataclass(frozen=True)
-class Guide:
-    """The tokens kept so far in a segment; their mean and scatter say all that the novelty of others depends on.
+class RunningMoments:
+    """Count, mean and scatter of the tokens kept so far, which is all that the novelty of others depends on.
 
     Args:
         count: how many.
@@ -24,7 +24,7 @@ class Guide:
     mean: Tensor | float = 0.0
     scatter: Tensor | float = 0.0
 
-    def with_tokens(self, tokens: Tensor) -> Guide:
+    def updated(self, tokens: Tensor) -> RunningMoments:
         """These and some more (n, d)."""
         if not len(tokens):
             return self
@@ -33,23 +33,23 @@ class Guide:
         shift = mean - self.mean
         between = shift.square().sum() * (self.count * len(tokens) / total)
         scatter = self.scatter + (tokens - mean).square().sum() + between
-        return Guide(total, self.mean + shift * (len(tokens) / total), scatter)
+        return RunningMoments(total, self.mean + shift * (len(tokens) / total), scatter)
 
     def squares(self, tokens: Tensor) -> Tensor:
-        """(n,): the mean over the guide of the squared distance to tokens (n, d), divided by d."""
+        """(n,): the mean squared distance of each token to the kept ones, for tokens (n, d), divided by d."""
         return ((tokens - self.mean).square().sum(1) + self.scatter / self.count) / tokens.shape[1]
 
 
-def peaks(frame: Tensor, guide: Guide, neighbours: int) -> Tensor:
+def peaks(frame: Tensor, kept: RunningMoments, neighbours: int) -> Tensor:
     """The tokens (n, d) of one frame, float32, from the highest rho * delta to the lowest; ties by index.
 
-    rho is the density over `neighbours` tokens or, given a guide, the novelty against it; delta is the distance to the
-    nearest token of higher rho, or the largest distance of all for the highest.
+    rho is the density over `neighbours` tokens or, where some are kept, the novelty against them; delta is the distance
+    to the nearest token of higher rho, or the largest distance of all for the highest.
     """
     squares = _squares(frame)
     # In logarithms, and ranked by what rho rises with, as far from each other all rho are 0 or 1 in float32.
-    if guide.count:
-        rise = guide.squares(frame)
+    if kept.count:
+        rise = kept.squares(frame)
         log_rho = (-torch.expm1(-rise)).log()
     else:
         rise = log_rho = -squares.topk(min(neighbours, len(frame)), largest=False).values.mean(1)

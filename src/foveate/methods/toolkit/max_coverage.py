@@ -8,7 +8,7 @@ from torch import Tensor
 from ...selection.batch import require
 
 
-def covering(worth: Tensor, count: int, last: Tensor | None = None) -> Tensor:
+def greedy_coverage(worth: Tensor, count: int, last: Tensor | None = None) -> Tensor:
     """Pick again and again the token that adds most to how well the picked cover everything.
 
     With ``best_r`` the highest worth of a picked token to thing r, zero at first, the gain of token j is ``sum over r

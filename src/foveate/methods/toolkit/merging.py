@@ -61,7 +61,7 @@ def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:
     return target
 
 
-def itself(keep: Tensor) -> Tensor:
+def identity_targets(keep: Tensor) -> Tensor:
     """(B, N) long: each kept token flows into itself; -1 for the others."""
     here = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     return torch.where(keep, here, -1)

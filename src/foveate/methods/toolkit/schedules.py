@@ -86,7 +86,7 @@ class _ShareOfAverage(_Stage):
         return min(tokens, max(1, math.floor(share * tokens + 0.5)))
 
 
-def averaged(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
+def layer_average(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
     """The budgets of stages at the layers `starts`, the first 0, whose average over a model's `layers` is `budget`.
 
     What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves
@@ -96,7 +96,7 @@ def averaged(budget: Budget, starts: Sequence[int], shares: Sequence[float], lay
     return [_ShareOfAverage(budget.keep, budget.scope, tuple(shares), passed, i) for i in range(len(starts))]
 
 
-def gradual(budget: Budget, stages: int) -> list[Budget]:
+def geometric(budget: Budget, stages: int) -> list[Budget]:
     """The budget of each stage, of the unpruned image: each shrinks it by the same factor, and the last is `budget`."""
     parts = [_PartOfTheWay(budget.keep, budget.scope, stage / stages) for stage in range(1, stages)]
     return [*parts, budget]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ...budget import Budget
 from .base import Method, ModelFacts, Stage
-from .schedules import averaged
+from .schedules import layer_average
 from .validation import check_layer_of, check_range, check_whole
 
 
 @dataclass(frozen=True)
-class BothPlaces(Method):
+class HybridMethod(Method):
     """A method with a stage before the LLM, which `select` is, and others inside it, or changes of attention there.
 
     Args:
@@ -20,17 +20,11 @@ class BothPlaces(Method):
             in vLLM and in `foveate.prune_inputs`, and inside the LLM by `AtLayer`.
     """
 
-    stage = Stage.BOTH
-
     inside: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.inside:
-            object.__setattr__(self, "stage", Stage.BEFORE_LLM)
 
 
 @dataclass(frozen=True)
-class TwoStages(BothPlaces):
+class TwoStageMethod(HybridMethod):
     """A method that prunes once before the LLM and once inside it, where `keep` is the average over the layers.
 
     Args:
@@ -42,7 +36,6 @@ class TwoStages(BothPlaces):
     ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.layer is not None:
             check_whole(self.name, "layer", self.layer, 1)
         check_range(self.name, "ratio", self.ratio, 0, 1)
@@ -60,9 +53,9 @@ class TwoStages(BothPlaces):
             check_layer_of(self.name, self.layer, facts)
         return self
 
-    def stages(self, layers: int, budget: Budget) -> list[tuple[Method, int, Budget]]:
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
         if not self.inside:
             return super().stages(layers, budget)
         layer = self.middle(layers) if self.layer is None else self.layer
-        first, second = averaged(budget, (0, layer), (1.0, self.ratio), layers)
-        return [(self, 0, first), (self.second_stage(), layer, second)]
+        first, second = layer_average(budget, (0, layer), (1.0, self.ratio), layers)
+        return [Stage.before_llm(self, first), Stage.inside_llm(self.second_stage(), layer, second)]

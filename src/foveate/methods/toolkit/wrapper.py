@@ -15,15 +15,15 @@ class Wrapper(Method):
     """A method around another.
 
     Args:
-        method: the wrapped method, by name or with its hyperparameters.
+        base: the wrapped method, by name or with its hyperparameters.
     """
 
-    method: str | Method
+    base: str | Method
 
     @property
     def inner(self) -> Method:
         """The wrapped method."""
-        return get_method(self.method)
+        return get_method(self.base)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -42,7 +42,7 @@ class Wrapper(Method):
         return self.inner.note
 
     def load(self, facts: ModelFacts) -> Method:
-        return replace(self, method=self.inner.bind(facts))
+        return replace(self, base=self.inner.bind(facts))
 
     def check(self, grid: Grid, count: int) -> None:
         self.inner.check(grid, count)

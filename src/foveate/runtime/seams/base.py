@@ -7,32 +7,19 @@ subclass that overrides the moments it acts in.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...budget import Budget
 from ...grouping import TokenGroups
-from ...methods import Method
+from ...methods import Stage
 from ..hooks import Hooks
 from ..state import CallStack, EncoderPass, ForwardState
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One method at the zero-based layer whose input it shortens; its budget is of the unpruned images.
-
-    Layer 0 is before the LLM, layer -1 before the vision encoder.
-    """
-
-    method: Method
-    budget: Budget
-    layer: int
-
-    def groups(self, state: ForwardState) -> TokenGroups:
-        """The images of a forward in the pools that share this budget."""
-        return TokenGroups.of(state.spans, self.budget)
+def groups_of(stage: Stage, state: ForwardState) -> TokenGroups:
+    """The images of a forward in the groups that share the budget of a stage."""
+    return TokenGroups.of(state.spans, stage.budget)
 
 
 class Seam:

@@ -16,10 +16,11 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ...grouping import Span, TokenGroups, choose
+from ...methods import Stage
 from ...models import ModelAdapter
 from ..hooks import Hooks
 from ..state import CallStack, EncoderPass
-from .base import Seam, Stage
+from .base import Seam
 
 
 class BeforeEncoder(Seam):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ...grouping import ReadCue, choose
+from ...methods import Stage
 from ...tokens import Cue
 from ..cache import CacheLayout, TokenIndex
 from ..masks import shorten_own
 from ..state import ForwardState
-from .base import Seam, Stage
+from .base import Seam, groups_of
 
 Positions = Literal["original", "compact"]  # see `foveate.prune`
 
@@ -31,7 +32,7 @@ class BeforeLlm(Seam):
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
         layout, unseen = state.cache.before, state.unseen
-        groups = None if self.stage is None else self.stage.groups(state)
+        groups = None if self.stage is None else groups_of(self.stage, state)
         drops = groups is not None and groups.drops
         if layout is None and not drops and unseen is None:
             return

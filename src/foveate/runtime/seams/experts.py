@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ...errors import MethodError
-from ...methods import Method
+from ...methods import Method, Stage
 from ...methods.toolkit.interventions import ExpertCut
 from ...models import ModelAdapter
 from ...models.moe import MoeBlock
 from ...tokens import Cue
 from ..hooks import Hooks
 from ..state import CallStack
-from .base import Seam, Stage
+from .base import Seam
 
 _Routed = tuple[Tensor, Tensor, Tensor]  # hidden states (T, d), experts (T, k) and their weights (T, k)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import RuntimeStateError
 from ...grouping import Choice, TokenGroups, choose
+from ...methods import Stage
 from ...models import ModelAdapter
 from ..cache import TokenIndex, mark
 from ..compat import cache_of
@@ -16,7 +17,7 @@ from ..cues import LanguageModelCues
 from ..hooks import Hooks
 from ..masks import Window, layer_mask
 from ..state import CallStack, ForwardState
-from .base import Seam, Stage
+from .base import Seam, groups_of
 
 
 class InsideLlm(Seam):
@@ -82,7 +83,7 @@ class InsideLlm(Seam):
             choice, survivors = made[stage.layer]
             hidden = choice.merged(hidden)
             return hidden if survivors is None else survivors.gather(hidden)
-        groups, cache = stage.groups(state), state.cache
+        groups, cache = groups_of(stage, state), state.cache
         if not groups.drops and stage.layer not in cache.inside:
             return hidden
         entering = state.entering(stage.layer)

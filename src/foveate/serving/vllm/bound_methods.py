@@ -10,7 +10,7 @@ import torch
 
 from ...errors import MethodError, ModelError
 from ...grouping import select
-from ...methods import Method, ModelFacts, Stage, get_method
+from ...methods import Method, ModelFacts, Where, get_method
 from ...methods.toolkit.notes import announce
 from ...tokens import Cue, Grid, Kind, VisualTokens
 
@@ -48,18 +48,19 @@ class BoundMethods:
         """
         if name not in self._ready:
             method = get_method(name, **self._hyperparameters.get(name, {}))
-            if method.stage is Stage.BEFORE_ENCODER:
+            places = method.places(self._facts.layers)
+            if Where.BEFORE_ENCODER in places:
                 raise MethodError(
                     f"{name} prunes before the vision encoder, behind which the plugin prunes; use a method that "
                     "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
                 )
-            if method.stage is Stage.IN_LLM:
+            if Where.BEFORE_LLM not in places:
                 raise MethodError(f"{name} {_INSIDE}")
             bound = method.bind(self._facts)
             for cue in sorted(bound.needs, key=lambda cue: cue.name):
                 if cue in self._missing:
                     raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")
-            if method.stage is Stage.BOTH:
+            if Where.INSIDE_LLM in places:
                 raise MethodError(f"{name} {_BOTH}")
             _try(bound, self._facts.hidden_size)
             announce([bound.note])

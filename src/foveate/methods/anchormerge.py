@@ -26,7 +26,7 @@ from ..errors import MethodError
 from ..selection.batch import require
 from ..selection.similarity import snap_near_one
 from ..tokens import Grid, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Where
+from .toolkit.base import Method, Provenance
 from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
 from .toolkit.validation import check_choice, check_range
@@ -58,8 +58,7 @@ class AnchorMerge(Wrapper):
     def __post_init__(self) -> None:
         check_range(self.name, "anchors", self.anchors, 0, 1)
         check_choice(self.name, "stronger", self.stronger, ("larger", "smaller"))
-        if self.inner.places() != (Where.BEFORE_LLM,):
-            raise MethodError(f"{self.name} wraps methods that prune before the LLM; {self.inner.name} does not.")
+        self.require_before_llm()
 
     def check(self, grid: Grid, count: int) -> None:
         self.inner.check(grid, count - int(self._merged(torch.tensor(count, device="cpu"))))

@@ -22,7 +22,7 @@ from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .divprune import DivPrune
-from .toolkit.base import Method, Provenance, Where
+from .toolkit.base import Method, Provenance
 from .toolkit.centring import centred, distinctiveness
 from .toolkit.registry import register_method
 from .toolkit.wrapper import Wrapper
@@ -49,8 +49,7 @@ class CenPrune(Wrapper):
 
     def __post_init__(self) -> None:
         inner = self.inner
-        if inner.places() != (Where.BEFORE_LLM,):
-            raise MethodError(f"cenprune wraps methods that prune before the LLM; {inner.name} prunes inside it.")
+        self.require_before_llm(otherwise="prunes inside it")
         if getattr(inner, "scorer", None) is not None:
             raise MethodError(
                 f"cenprune: the trained scorer of {inner.name} reads features that are not centred; wrap a method "

@@ -107,7 +107,7 @@ def connected(joined: Tensor) -> Tensor:
 
 
 def unlike(cosines: Tensor, threshold: float) -> Tensor:
-    """(n,) bool: tokens whose cosine to every earlier one that is unlike, too, is below `threshold`, of cosines (n, n)."""
+    """(n,) bool: tokens whose cosine, of (n, n), to every earlier one that is chosen is below `threshold`."""
     near = (cosines >= threshold).tolist()
     out: list[int] = []
     for i, row in enumerate(near):

@@ -7,8 +7,8 @@ normalising anew: in layer 0 the text's weights on visual tokens move to the fir
 in layers 1 to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt
 token, side by side, and c_j the part of visual token j in it, weight times value. The first layer where any
 ``cos(o, o - c_j)`` is below `fusion` is the filtering layer, behind which the tokens with ``|c_j| > contribution`` are
-left. A layer after it in which all cosines of these are at least `stable_cosine` is a still one; after `patience` of them
-no visual token is left.
+left. A layer after it in which all cosines of these are at least `stable_cosine` is a still one; after `patience` of
+them no visual token is left.
 Budget: with ``keep="auto"`` layers and numbers are found as above; an image may be left without tokens. With another
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
@@ -54,8 +54,8 @@ class VisiPruner(Method):
         shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
             LLaVA-1.5, in proportion and rounded down.
         layer0_edit: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens
-            vanish (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of them
-            (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else ``"sink"``.
+            vanish (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of
+            them (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else ``"sink"``.
         images: whether layer 0 takes the visual tokens of several images ``"together"`` (the code) or ``"apart"``,
             each image with a first token and a first half of its own.
         fusion: the cosine below which a layer is the filtering one, in [-1, 1].

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ...errors import MethodError
 from ...tokens import Cue, EncoderReading, Grid
-from .base import Method, ModelFacts
+from .base import Method, ModelFacts, Where
 from .notes import Note
 from .registry import get_method
 
@@ -40,6 +41,15 @@ class Wrapper(Method):
     @property
     def note(self) -> Note | None:
         return self.inner.note
+
+    def require_before_llm(self, otherwise: str = "does not") -> None:
+        """Raise MethodError unless the wrapped method prunes before the LLM and does nothing elsewhere.
+
+        Args:
+            otherwise: what to say of another method.
+        """
+        if self.inner.places() != (Where.BEFORE_LLM,):
+            raise MethodError(f"{self.name} wraps methods that prune before the LLM; {self.inner.name} {otherwise}.")
 
     def load(self, facts: ModelFacts) -> Method:
         return replace(self, base=self.inner.bind(facts))

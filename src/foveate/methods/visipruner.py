@@ -55,7 +55,8 @@ class VisiPruner(Method):
             LLaVA-1.5, in proportion and rounded down.
         layer0_edit: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens
             vanish (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of
-            them (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else ``"sink"``.
+            them (``"half"``, its 13B). None: ``"half"`` in a model of 40 layers, as LLaVA-1.5's 13B is, else
+            ``"sink"``.
         images: whether layer 0 takes the visual tokens of several images ``"together"`` (the code) or ``"apart"``,
             each image with a first token and a first half of its own.
         fusion: the cosine below which a layer is the filtering one, in [-1, 1].

@@ -30,12 +30,13 @@ class Composition:
     def __str__(self) -> str:
         return " + ".join(method.name for method in self.methods)
 
-    def check(self, budget: Budget) -> None:
-        """Raise BudgetError unless the budget is a fraction."""
+    def check(self, budget: Budget) -> Budget:
+        """The budget itself; raises BudgetError unless it is a fraction."""
         if not isinstance(budget.keep, float):
             raise BudgetError(
                 f"keep={budget.keep!r} cannot be shared by {self}; give a fraction of the unpruned, such as 0.25."
             )
+        return budget
 
     def stages(self, methods: Sequence[Method], layers: int, budget: Budget) -> list[Stage]:
         """The stages of the bound `methods` in a model of so many `layers`, in order, with their shares of the budget.
@@ -193,8 +194,7 @@ def _wanted(
 ) -> list[Stage]:
     """The stages that are asked for, each bound to the model and at a layer that it has."""
     if isinstance(method, Composition):
-        whole = Budget(keep, scope)
-        method.check(whole)
+        whole = method.check(Budget(keep, scope))
         if hyperparameters and len(method.methods) > 1:
             raise MethodError(_ONE_METHOD)
         parts = [get_method(part, **hyperparameters) for part in method.methods]

@@ -19,7 +19,7 @@ from ..errors import MethodError, ModelError
 from ..grouping import ReadCue, Span
 from ..importance.attention import attention_row, attention_weights, contributions
 from ..importance.rotary import Table, join_sections, rotary_decay
-from ..methods import Method
+from ..methods import Method, Stage
 from ..models import ModelAdapter
 from ..models.adapter import AttentionCall
 from ..models.encoder_cues import EncoderReader
@@ -29,7 +29,7 @@ from .cache import TokenIndex
 from .compat import with_cache
 from .hooks import Hooks, probe_attention
 from .masks import attends
-from .seams.base import Stage
+from .seams.base import groups_of
 from .state import CallStack, EncoderPass, ForwardState
 
 
@@ -251,7 +251,7 @@ class LanguageModelCues:
     def _observe(self, stack: CallStack, stage: Stage, call: AttentionCall) -> None:
         """Take what the stage's method needs from the attention of the layer below."""
         state = stack.forward
-        if state is not None and not stack.replaying and stage.groups(state).drops:
+        if state is not None and not stack.replaying and groups_of(stage, state).drops:
             heard: _Heard = state.slots[self]
             with torch.no_grad():
                 below = _below(state, stage.layer, call, heard.contributions)
@@ -261,7 +261,7 @@ class LanguageModelCues:
     def _observe_row(self, stack: CallStack, stage: Stage, layer: int, call: AttentionCall) -> None:
         """Take the attention row of a lower layer that the stage's method chose."""
         state = stack.forward
-        if state is not None and not stack.replaying and stage.groups(state).drops:
+        if state is not None and not stack.replaying and groups_of(stage, state).drops:
             heard: _Heard = state.slots[self]
             with torch.no_grad():
                 heard.rows[layer] = _attention_row(_below(state, layer + 1, call, heard.contributions))

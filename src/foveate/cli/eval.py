@@ -22,6 +22,7 @@ from .paths import require_folder
 
 if TYPE_CHECKING:
     from ..config import PruningConfig
+    from ..evaluation.report import Report
     from ..evaluation.suites import Suite
     from ..methods import Method
 
@@ -96,17 +97,14 @@ def evaluate(
     """
     from rich.console import Console
 
-    from ..api import attach
     from ..data.askable import askable
     from ..evaluation.advice import advice
-    from ..evaluation.gate import failures
     from ..evaluation.plots import require_extra, write_report
     from ..evaluation.report import Report
     from ..evaluation.runner import Evaluation
     from ..evaluation.runner import evaluate as run
     from ..evaluation.runs import BASELINES, format_keep
     from ..evaluation.storage import require_evaluation
-    from ..methods.toolkit.notes import unannounced
 
     require_extra()  # before hours are spent
     require_folder(output, "-o", [] if dataset is None else [dataset])
@@ -124,9 +122,7 @@ def evaluate(
     own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
     session = load(model)
     if str(named).strip() != ALL:  # of all, those that cannot run are listed
-        for method, budget in itertools.product(chosen, keeps):
-            with nullcontext() if budget == keeps[0] else unannounced():
-                attach(session.model, method, keep=budget).detach()
+        _require_attachable(session, chosen, keeps)
     if own is not None and dataset is not None:
         left, bad = askable(session.processor, own.samples, own.skipped, dataset, skip_bad)
         own = replace(own, samples=tuple(left), skipped=tuple(bad))
@@ -143,11 +139,27 @@ def evaluate(
     for sentence in (*left_out(report), *advice(results)):
         typer.echo(sentence)
     typer.echo(f"All answers, tables and plots: {path}")
-    if gate:
-        found = failures(report)
-        typer.echo("\n".join(["The gate is not passed:", *found]) if found else "The gate is passed.")
-        raise typer.Exit(int(bool(found or results.failed)))
-    raise typer.Exit(int(bool(results.failed)))
+    passed = not gate or _passes_gate(report)
+    raise typer.Exit(int(not passed or bool(results.failed)))
+
+
+def _require_attachable(session: LoadedModel, methods: Sequence[Method], keeps: Sequence[str]) -> None:
+    """Attach every method at every budget once: what cannot run is refused before anything is asked."""
+    from ..api import attach
+    from ..methods.toolkit.notes import unannounced
+
+    for method, keep in itertools.product(methods, keeps):
+        with nullcontext() if keep == keeps[0] else unannounced():
+            attach(session.model, method, keep=keep).detach()
+
+
+def _passes_gate(report: Report) -> bool:
+    """Print whether the model passes the gate, and if not, why."""
+    from ..evaluation.gate import failures
+
+    reasons = failures(report)
+    typer.echo("\n".join(["The gate is not passed:", *reasons]) if reasons else "The gate is passed.")
+    return not reasons
 
 
 def _evaluable(config: PruningConfig) -> Method:

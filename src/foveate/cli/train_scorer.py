@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from .paths import require_folder
 
 if TYPE_CHECKING:
     from ..data.samples import Sample
-    from ..training import Example, StepLog
+    from ..training import StepLog
 
 
 def scorer(
@@ -76,19 +77,17 @@ def scorer(
     session = load(model)
     if read:
         read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
-    questions = read or _generated(session, samples, seed)
+    questions = read or _generate_samples(session, samples, seed)
 
-    def encode(sample: Sample) -> Example:
-        return example_of(session.processor, sample)
-
+    size = f"{len(questions)} questions in {recipe.steps(len(questions))} steps"
     if accelerator.is_main_process:
         for one in bad:
             typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
-        typer.echo(f"{len(questions)} questions in {recipe.steps(len(questions))} steps.", err=True)
+        typer.echo(f"{size}.", err=True)
     with going_on(), _bar(accelerator.is_main_process) as show:
         train_scorer(
             session.model,
-            encode,
+            functools.partial(example_of, session.processor),
             questions,
             recipe,
             out,
@@ -101,11 +100,11 @@ def scorer(
         )
     if accelerator.is_main_process:
         path = out / "scorer.safetensors"
-        typer.echo(f"Trained on {len(questions)} questions in {recipe.steps(len(questions))} steps: {path}")
+        typer.echo(f"Trained on {size}: {path}")
         typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
 
 
-def _generated(session: LoadedModel, count: int, seed: int) -> list[Sample]:
+def _generate_samples(session: LoadedModel, count: int, seed: int) -> list[Sample]:
     """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
     from ..models import adapter_of
     from ..testbed.questions import families_seen

@@ -25,7 +25,7 @@ def testbed(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..training.testbed.trainer import Standing, Training
+    from ..training.testbed.trainer import StageProgress, Training
 
     require_folder(out, "--out")
     columns = (
@@ -38,12 +38,12 @@ def testbed(
     with going_on(), Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def show(standing: Standing) -> None:
-            if standing.stage not in tasks:
-                tasks[standing.stage] = bars.add_task(standing.stage, total=1.0)
-            bars.update(tasks[standing.stage], completed=standing.share)
-            figures = "  ".join(f"{name} {value:.3f}" for name, value in standing.figures.items())
-            bars.console.print(f"[dim]{standing.stage} {standing.step}[/dim]  {figures}", highlight=False)
+        def show(progress: StageProgress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, total=1.0)
+            bars.update(tasks[progress.stage], completed=progress.share)
+            figures = "  ".join(f"{name} {value:.3f}" for name, value in progress.figures.items())
+            bars.console.print(f"[dim]{progress.stage} {progress.step}[/dim]  {figures}", highlight=False)
 
         folder = Training(model, seed, out, hours).run(show, stage)
     if folder is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.training.testbed.muon import Muon, orthogonalised
+from foveate.training.testbed.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 16), (2, 16, 4)])
 def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    made = orthogonalised(matrices)
+    made = orthogonalise(matrices)
     values = u.mT @ made @ vh.mT
     assert torch.allclose(values - torch.diag_embed(values.diagonal(dim1=-2, dim2=-1)), torch.zeros(()), atol=1e-4)
     assert values.diagonal(dim1=-2, dim2=-1).sub(1).abs().max() < 0.5
@@ -24,7 +24,7 @@ def test_a_step_by_hand() -> None:
     weight.grad = gradient.clone()
     Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5).step()
     mean = 0.1 * gradient
-    direction = orthogonalised((0.1 * gradient + 0.9 * mean)[None])[0]
+    direction = orthogonalise((0.1 * gradient + 0.9 * mean)[None])[0]
     expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 6**0.5 * direction
     assert torch.allclose(weight.detach(), expected, atol=1e-6)
 

@@ -17,7 +17,7 @@ from foveate.testbed.architectures import MODELS, build, tokenizer
 from foveate.training.checkpoint import TrainingError, load_checkpoint
 from foveate.training.testbed import trainer as module
 from foveate.training.testbed.export import export
-from foveate.training.testbed.trainer import STAGES, Standing, Training
+from foveate.training.testbed.trainer import STAGES, StageProgress, Training
 
 VISION, LANGUAGE, JOINT = STAGES
 
@@ -82,16 +82,16 @@ def test_the_whole_way_and_its_card(tmp_path: Path, clock: list[float]) -> None:
     assert folder is not None
     told = json.loads((folder / "training.json").read_text())
     assert told["seed"] == 0 and told["data_version"] == 1
-    assert told["hours of processor time"] == round(training.spent() / 3600, 2) and training.spent() >= 6
+    assert told["hours of processor time"] == round(training.cpu_seconds() / 3600, 2) and training.cpu_seconds() >= 6
     assert {"reading", "counting", "localisation"} <= set(told["validation"])
     card = (folder / "README.md").read_text()
     assert "--model llava --seed 0" in card and "data version | 1" in card
 
 
 def test_reports_and_log(tmp_path: Path, clock: list[float]) -> None:
-    told: list[Standing] = []
+    told: list[StageProgress] = []
     training = Training("llava", 0, tmp_path, 1)
-    training._log(told.append, Standing("vision", 100, 12.0, 0.5, {"thing": 0.25}))
+    training._log(told.append, StageProgress("vision", 100, 12.0, 0.5, {"thing": 0.25}))
     assert told[0].figures == {"thing": 0.25}
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {
         "stage": "vision",

@@ -1,4 +1,4 @@
-"""Prompts with their answers, as batches of which only the answers are learned."""
+"""Prompts with their answers, as batches with labels on the answers alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Example:
     """One question with its answer.
 
     Args:
-        inputs: what the processor made of the prompt alone, unpadded: ``input_ids`` (1, L), pixels and the rest.
+        inputs: of the prompt alone, from the processor, unpadded: ``input_ids`` (1, L), pixels and the rest.
         answer: (A,) long, the ids that the model should go on with, its end token included.
     """
 
@@ -30,7 +30,7 @@ class Example:
 
 
 def example_of(processor: Any, sample: Sample) -> Example:
-    """A sample as a model with this processor is asked it, and the first of its answers as the model would give it."""
+    """The prompt of a sample for this processor, and the first of its answers as the model would give it."""
     prompt = Prompt(sample.open(), sample.question, sample.video)
     return Example(encode_one(processor, prompt), answer_ids(processor, prompt, sample.answers[0]))
 
@@ -50,7 +50,7 @@ def answer_ids(processor: Any, prompt: Prompt, answer: str) -> Tensor:
         raise TrainingError(
             "the model's tokenizer has no end token (eos_token), so that answers would not end; set it."
         )
-    text = _turn(processor, prompt, answer) if getattr(processor, "chat_template", None) else answer
+    text = _answer_turn(processor, prompt, answer) if getattr(processor, "chat_template", None) else answer
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not set(ids) - {end}:
         raise TrainingError(f"the model's tokenizer makes nothing of the answer {answer!r}; leave this sample out.")
@@ -73,7 +73,7 @@ def batch_of(examples: Sequence[Example], padding: int) -> tuple[dict[str, Any],
     """
     longest = max(len(example.answer) for example in examples)
     labels = [left_padded(example.answer[None], longest, _IGNORED) for example in examples]
-    return collate([_answered(example) for example in examples], padding), torch.cat(labels)
+    return collate([_append_answer(example) for example in examples], padding), torch.cat(labels)
 
 
 def answer_losses(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
@@ -90,19 +90,19 @@ def answer_losses(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -
     return losses.sum(-1) / (labels != _IGNORED).sum(-1)
 
 
-def _answered(example: Example) -> dict[str, Any]:
+def _append_answer(example: Example) -> dict[str, Any]:
     """The inputs with the answer's ids appended: real tokens, of text."""
     shape, answer = example.inputs["input_ids"].shape, example.answer[None]
     tails = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
-    found: dict[str, Any] = {}
+    extended: dict[str, Any] = {}
     for name, value in example.inputs.items():
         if isinstance(value, Tensor) and value.shape == shape:
             value = torch.cat([value, tails.get(name, torch.zeros_like(answer)).to(value)], 1)
-        found[name] = value
-    return found
+        extended[name] = value
+    return extended
 
 
-def _turn(processor: Any, prompt: Prompt, answer: str) -> str:
+def _answer_turn(processor: Any, prompt: Prompt, answer: str) -> str:
     """What the chat template writes behind the prompt for a turn that answers it."""
     kind = "video" if prompt.video else "image"
     shown = [{"type": kind}] * (1 if prompt.video else len(prompt.pictures))

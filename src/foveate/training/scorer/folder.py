@@ -1,4 +1,4 @@
-"""The folder of a scorer's training: what it resumes from, its log, and its result."""
+"""The folder of a scorer's training: its checkpoint, its log, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .model import TrainableScorer
 
 @dataclass(frozen=True)
 class StepLog:
-    """Means over the questions of one step, and what it was done with.
+    """Means over the questions of one step, and the weight and learning rate that it was done with.
 
     `agreement` is the share of the soft mask that lies on the tokens that top-k would keep.
     """
@@ -37,7 +37,7 @@ class ScorerFolder:
 
     Args:
         path: the folder; made when something is written.
-        settings: names and plain values of all that decides the result.
+        settings: names and plain values of everything that decides the result.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -47,10 +47,10 @@ class ScorerFolder:
         self._started = time.monotonic()
 
     def resume(self, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint, where there is one, into both; how many steps are done.
+        """Load the checkpoint, where there is one, into both, and return how many steps are done.
 
         Raises:
-            TrainingError: when the folder holds a training with other settings, or something that is none.
+            TrainingError: when the folder holds a training with other settings, or files of something else.
         """
         if not self._checkpoint.exists():
             require_own(self._path, {self._log.name})
@@ -68,15 +68,20 @@ class ScorerFolder:
         return int(state["step"])
 
     def begin(self, step: int) -> None:
-        """Drop what the log says of `step` and later steps, which are done again."""
+        """Remove the log's lines of `step` and later steps, which are done again."""
         if self._log.exists():
             lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self._log, "".join(lines[:step]))
 
-    def log(self, entry: StepLog) -> None:
-        """Add a line to the log."""
+    def record(
+        self, entry: StepLog, scorer: TrainableScorer, optimizer: torch.optim.Optimizer, save_every: int
+    ) -> None:
+        """Add a step to the log, and write the checkpoint after every so many steps and after the last."""
         with appending(self._log) as file:
             file.write(json.dumps(asdict(entry)) + "\n")
+        done = entry.step + 1
+        if done % save_every == 0 or done == entry.steps:
+            self.save(done, scorer, optimizer)
 
     def save(self, step: int, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> None:
         """Write the checkpoint of a training of which `step` steps are done."""
@@ -84,12 +89,12 @@ class ScorerFolder:
         save_checkpoint(self._checkpoint, {**done, "scorer": scorer.state_dict(), "optimizer": optimizer.state_dict()})
 
     def finish(self, scorer: TrainableScorer) -> None:
-        """Write the result, and beside it how it was made."""
+        """Write the result, and its settings beside it."""
         scorer.save(self._scorer)
         card = {**self._settings, "seconds": round(self._seconds, 1), "torch": torch.__version__}
         write_text(self._card, json.dumps(card, indent=2) + "\n")
 
-    def learned(self) -> LearnedScorer:
+    def load_result(self) -> LearnedScorer:
         """The result, as methods load it."""
         return LearnedScorer.load(self._scorer)
 

@@ -15,7 +15,7 @@ from ...importance import LearnedScorer
 class TrainableScorer(nn.Module):
     """Queries and keys of width h for features of width d, in float32; biases start at zero.
 
-    It scores with `LearnedScorer.scores` itself, on its own parameters, so that what was trained is what prunes.
+    It scores with `LearnedScorer.scores` itself, on its own parameters, so that training and pruning agree.
 
     Args:
         hidden_size: d, the width of the language model's embeddings.
@@ -36,10 +36,10 @@ class TrainableScorer(nn.Module):
 
     def forward(self, features: Tensor, valid: Tensor) -> Tensor:
         """Raw scores (P, N) in float32 of features (P, N, d), 0 where not `valid` (P, N)."""
-        return self.learned().scores(features, valid)
+        return self.as_learned().scores(features, valid)
 
-    def learned(self, source: str = "in training") -> LearnedScorer:
-        """The scorer that methods take, on these very parameters."""
+    def as_learned(self, source: str = "in training") -> LearnedScorer:
+        """The scorer that methods take; it shares these parameters."""
         q, k = self.q_proj, self.k_proj
         return LearnedScorer(q.weight, q.bias, k.weight, k.bias, source)
 

@@ -1,4 +1,4 @@
-"""What decides a scorer, and how the learning rate, the constraint and the order of the data go over its training."""
+"""The hyperparameters of a scorer's training, and its schedules: learning rate, constraint, order of the data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .gates import Gate
 
 @dataclass(frozen=True)
 class ScorerRecipe:
-    """What decides the result, VisionSelector's values for Qwen2.5-VL-7B as defaults.
+    """Hyperparameters of a scorer's training; the defaults are VisionSelector's for Qwen2.5-VL-7B.
 
     Args:
         keep: share or number of tokens of each pool that the soft mask sums to.
         scope: what a pool is, see `Budget`.
-        gate: what the mask acts on: ``"attention"``, or ``"embeddings"`` as in the paper; see `scorer_gates`.
+        gate: what the mask acts on: ``"attention"``, or ``"embeddings"`` as in the paper; see `training.scorer.gates`.
         epochs: passes over the data; steps are ``max(1, floor(epochs * samples / batch))``.
         batch: questions a step, over all processes.
         learning_rate: of AdamW without weight decay, at its peak; it then falls to 0 along a cosine.
@@ -32,7 +32,7 @@ class ScorerRecipe:
 
     Raises:
         TrainingError: for values out of range.
-        BudgetError: for a `keep` or `scope` that is none.
+        BudgetError: for a `keep` or `scope` that is not a budget's.
     """
 
     keep: float | int | str = 0.2

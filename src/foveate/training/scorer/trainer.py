@@ -1,7 +1,7 @@
 """Train an importance scorer for a frozen model, after VisionSelector (arXiv 2510.16598).
 
 Loss of a step, mean over its questions: the cross-entropy of the answer under the soft mask, plus the binary
-cross-entropy that draws the soft mask to the hard top-k, whose weight rises linearly over the training.
+cross-entropy that pulls the soft mask towards the hard top-k, whose weight rises linearly over the training.
 
 Deviations from the released recipe: each question weighs the same, however long its answer; each image or clip is a
 pool of its own (see `Budget`), where the reference takes all images of a batch together; the scorer learns in float32.
@@ -46,19 +46,19 @@ def train_scorer(
     on_step: Callable[[StepLog], None] | None = None,
     accelerator: Any = None,
 ) -> LearnedScorer:
-    """Train a scorer in a folder, or go on with the training whose checkpoint lies there.
+    """Train a scorer in a folder, or resume the training whose checkpoint lies there.
 
-    A training that was killed goes on from its latest checkpoint and, on the same machine, ends in the same scorer, bit
+    A training that was killed resumes from its latest checkpoint and, on the same machine, ends in the same scorer, bit
     for bit. Started by ``accelerate launch``, each process learns from its share of every step's questions with a copy
-    of the model; their gradients are summed. What `out` holds in the end says `ScorerFolder`.
+    of the model; their gradients are summed. `ScorerFolder` lists the files of `out`.
 
     Args:
         model: a supported model on the device of this process; frozen meanwhile, unchanged afterwards.
-        encode: makes an example of a sample, such as `example_of` with a processor.
+        encode: turns a sample into an example, such as `example_of` with a processor.
         samples: what to learn from, at least one.
-        recipe: what decides the result.
+        recipe: the hyperparameters.
         out: the folder; made if need be.
-        facts: more that decides the result (which model, which data): noted, and compared when a training goes on.
+        facts: more that decides the result (which model, which data): stored, and compared when a training resumes.
         padding: a token id to pad prompts with.
         micro_batch: questions in one forward; more are faster and take more memory.
         save_every: steps between checkpoints.
@@ -72,7 +72,6 @@ def train_scorer(
     if not samples:
         raise TrainingError("there is nothing to learn from; give data with at least one question.")
     accelerator = accelerator or make_accelerator()
-    steps = recipe.steps(len(samples))
     folder = ScorerFolder(out, {**asdict(recipe), "samples": len(samples), **(facts or {})})
     adapter = adapter_of(model)
     _check_attention(recipe, adapter)
@@ -80,35 +79,40 @@ def train_scorer(
     scorer = TrainableScorer(width, recipe.width, seed=recipe.seed).to(accelerator.device)
     optimizer = torch.optim.AdamW(scorer.parameters(), weight_decay=0.0)
     done = folder.resume(scorer, optimizer)
-    main = accelerator.is_main_process
-    if main:
+    if accelerator.is_main_process:
         folder.begin(done)
     with _frozen(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
         learner = Learner(model, mask, scorer, encode, padding, micro_batch, accelerator)
-        for step in range(done, steps):
-            weight, rate = recipe.weight(step, steps), recipe.rate(step, steps)
-            means = learner.gradients([samples[pick] for pick in recipe.picks(step, len(samples))], weight)
-            if not all(map(math.isfinite, means)):
-                raise TrainingError(f"the loss is not finite in step {step}; lower the learning rate.")
-            nn.utils.clip_grad_norm_(scorer.parameters(), recipe.max_norm)
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            if not main:
-                continue
-            folder.log(entry := StepLog(step, steps, *means, weight, rate))
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                folder.save(step + 1, scorer, optimizer)
-            if on_step is not None:
-                on_step(entry)
-    if main:
+        for entry in _train_steps(learner, optimizer, recipe, samples, done):
+            if accelerator.is_main_process:
+                folder.record(entry, scorer, optimizer, save_every)
+                if on_step is not None:
+                    on_step(entry)
+    if accelerator.is_main_process:
         folder.finish(scorer)
     accelerator.wait_for_everyone()
-    return folder.learned()
+    return folder.load_result()
+
+
+def _train_steps(
+    learner: Learner[S], optimizer: torch.optim.Optimizer, recipe: ScorerRecipe, samples: Sequence[S], first: int
+) -> Iterator[StepLog]:
+    """Do all steps from `first` on; the log of each comes when it is done."""
+    steps = recipe.steps(len(samples))
+    for step in range(first, steps):
+        weight, rate = recipe.weight(step, steps), recipe.rate(step, steps)
+        means = learner.gradients([samples[pick] for pick in recipe.picks(step, len(samples))], weight)
+        if not all(map(math.isfinite, means)):
+            raise TrainingError(f"the loss is not finite in step {step}; lower the learning rate.")
+        nn.utils.clip_grad_norm_(learner.scorer.parameters(), recipe.max_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        yield StepLog(step, steps, *means, weight, rate)
 
 
 @dataclass(frozen=True)
 class Learner(Generic[S]):
-    """What turns the samples of a step into the scorer's gradients; arguments as `train_scorer`."""
+    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
 
     model: nn.Module
     mask: SoftMask
@@ -132,10 +136,12 @@ class Learner(Generic[S]):
             examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
             inputs, labels = batch_of(examples, self.padding)
             answers = answer_losses(self.model, placed(inputs, self.model), labels)
-            masked = self.mask.take()
-            loss = (answers + weight * masked.constraint).sum() / len(samples)
+            statistics = self.mask.take()
+            loss = (answers + weight * statistics.constraint).sum() / len(samples)
             loss.backward()
-            sums += torch.stack([part.detach().sum() for part in (answers, masked.constraint, masked.agreement)])
+            sums += torch.stack(
+                [part.detach().sum() for part in (answers, statistics.constraint, statistics.agreement)]
+            )
         for parameter in self.scorer.parameters():
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         answer, constraint, agreement = (self.accelerator.reduce(sums, "sum") / len(samples)).tolist()

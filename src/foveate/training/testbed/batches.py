@@ -155,7 +155,7 @@ def _kind(rng: np.random.Generator, height: int, width: int) -> str:
 
 def collate(scenes: list[Scene], tokenizer: Any | None, padded: bool = False) -> Batch:
     """Scenes of one size and number of frames as a batch; with their questions if there is a tokenizer."""
-    pixels = torch.stack([torch.stack([normalised(frame) for frame in scene.frames]) for scene in scenes])
+    pixels = torch.stack([torch.stack([normalise_pixels(frame) for frame in scene.frames]) for scene in scenes])
     height, width = pixels.shape[-2:]
     if padded:
         pixels = torch.nn.functional.pad(pixels, (0, LARGEST - width, 0, LARGEST - height))
@@ -164,7 +164,7 @@ def collate(scenes: list[Scene], tokenizer: Any | None, padded: bool = False) ->
     return Batch(pixels, padded, label(scenes, height // CELL, width // CELL), packed)
 
 
-def normalised(image: Image.Image) -> Tensor:
+def normalise_pixels(image: Image.Image) -> Tensor:
     """(3, height, width) float32, as the image processors make it."""
     pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
@@ -173,18 +173,18 @@ def normalised(image: Image.Image) -> Tensor:
 def pack(questions: Sequence[Sequence[Question]], tokenizer: Any) -> Packed:
     """The questions of each scene, with their answers, behind each other."""
     flat = [text for asked in questions for one in asked for text in (one.text, one.answer, *one.names)]
-    spelled = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    token_ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
     for asked in questions:
         row: list[tuple[float, ...]] = []
         for number, question in enumerate(asked):
-            text, answer = next(spelled), next(spelled)
+            text, answer = next(token_ids), next(token_ids)
             ids = [*text, *answer]
             targets = [NOT_ASKED] * (len(text) - 1) + answer + [tokenizer.eos_token_id]
             weights = [len(answer) ** -0.5] * (len(ids) - 1) + [_END_WEIGHT * len(answer) ** -0.5]
             named: list[tuple[int, ...]] = [_NOT_NAMED] * len(ids)
             for _, box in zip(question.names, question.boxes[0], strict=False):
-                named[_end(text, next(spelled))] = tuple(steps(side) for side in box)
+                named[_end(text, next(token_ids))] = tuple(steps(side) for side in box)
             row += [(ids[i], i, number, targets[i], *named[i], weights[i]) for i in range(len(ids))]
         rows.append(row)
     length = max(len(row) for row in rows)

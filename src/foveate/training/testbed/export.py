@@ -1,4 +1,4 @@
-"""A trained model of the testbed as a folder that ``from_pretrained`` loads, with a card that tells its origin."""
+"""A trained model of the testbed as a folder that ``from_pretrained`` loads, with a card of its origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def export(model: Any, tokenizer: Any, name: str, folder: Path, facts: Mapping[s
         tokenizer: of the testbed.
         name: ``"llava"`` or ``"qwen2.5-vl"``.
         folder: made if it is not there.
-        facts: what the card says: seed, hours, steps, accuracies.
+        facts: for the card: seed, hours, steps, accuracies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.to(torch.bfloat16) for key, value in model.state_dict().items()}
@@ -46,8 +46,10 @@ def export(model: Any, tokenizer: Any, name: str, folder: Path, facts: Mapping[s
         ).save_pretrained(folder)
     else:  # transformers' own processor of this family cannot be made without torchvision: its parts are written
         images.save_pretrained(folder)
-        told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        shared = {key: told[key] for key in told if key not in ("image_processor_type", "processor_class")}
+        images_config = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        shared = {
+            key: value for key, value in images_config.items() if key not in ("image_processor_type", "processor_class")
+        }
         _write(folder / "video_preprocessor_config.json", shared | _VIDEO)
         _write(folder / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
     write_text(folder / "README.md", card(name, facts))
@@ -56,7 +58,7 @@ def export(model: Any, tokenizer: Any, name: str, folder: Path, facts: Mapping[s
 
 def card(name: str, facts: Mapping[str, Any]) -> str:
     """The model card."""
-    lines = "\n".join(f"| {key} | {_spelled(value)} |" for key, value in facts.items())
+    lines = "\n".join(f"| {key} | {_format_fact(value)} |" for key, value in facts.items())
     return f"""# {name} of foveate's testbed
 
 Trained from scratch by `foveate train testbed --model {name} --seed {facts["seed"]}` on procedural pictures of at most
@@ -71,7 +73,7 @@ sizes.
 """
 
 
-def _spelled(value: Any) -> str:
+def _format_fact(value: Any) -> str:
     return ", ".join(f"{name} {part:.3f}" for name, part in value.items()) if isinstance(value, Mapping) else str(value)
 
 

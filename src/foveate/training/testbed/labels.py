@@ -76,7 +76,7 @@ def label(scenes: list[Scene], rows: int, columns: int) -> Labels:
 
 def _describe(labels: dict[str, np.ndarray], item: Item, frame: int) -> None:
     box = item.boxes[min(frame, len(item.boxes) - 1)]
-    where = _covered(box)
+    where = _token_slices(box)
     labels["thing"][where] = 1 + THINGS.index(item.noun)
     labels["colour"][where] = 1 + TINTS.index(item.colour_at(frame))
     for name, side in zip(("x0", "y0", "x1", "y1"), box, strict=True):
@@ -84,13 +84,13 @@ def _describe(labels: dict[str, np.ndarray], item: Item, frame: int) -> None:
     if item.noun == BAR:
         labels["value"][where] = int(item.text)
     for place, (character, glyph) in enumerate(zip(item.text.replace(" ", ""), item.glyphs, strict=False)):
-        labels["character"][_covered(glyph)] = 1 + CHARACTERS.index(character)
-        labels["place"][_covered(glyph)] = 1 + place
+        labels["character"][_token_slices(glyph)] = 1 + CHARACTERS.index(character)
+        labels["place"][_token_slices(glyph)] = 1 + place
     middle = int((box[1] + box[3]) / 2 // CELL), int((box[0] + box[2]) / 2 // CELL)
     labels["centre"][middle] = 1
 
 
-def _covered(box: Box) -> tuple[slice, slice]:
+def _token_slices(box: Box) -> tuple[slice, slice]:
     """Rows and columns of the tokens whose middle lies in a box."""
     first = [int(np.ceil((side - CELL / 2) / CELL)) for side in box]
     return slice(first[1], first[3]), slice(first[0], first[2])

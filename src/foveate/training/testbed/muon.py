@@ -1,4 +1,4 @@
-"""Muon: momentum whose every matrix is made orthogonal before it is applied, and AdamW for what is no hidden matrix.
+"""Muon: momentum whose every matrix is made orthogonal before it is applied; for hidden matrices only.
 
 Paper: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the scale of a step is that of
 Liu et al. 2025 (arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon orthogonalises in bfloat16,
@@ -18,7 +18,7 @@ from torch.nn import Parameter
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values towards 1
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """The matrices (B, m, n) with all their singular values brought near 1, by Newton-Schulz iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -42,12 +42,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step; parameters without a gradient stay as they are."""
         for group in self.param_groups:
-            alike: dict[tuple[int, ...], list[Parameter]] = {}
+            same_shape: dict[tuple[int, ...], list[Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault(tuple(parameter.shape), []).append(parameter)
-            for shape, parameters in alike.items():
-                directions = orthogonalised(torch.stack([self._direction(p, group["momentum"]) for p in parameters]))
+                    same_shape.setdefault(tuple(parameter.shape), []).append(parameter)
+            for shape, parameters in same_shape.items():
+                directions = orthogonalise(torch.stack([self._direction(p, group["momentum"]) for p in parameters]))
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)

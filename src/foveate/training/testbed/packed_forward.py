@@ -1,4 +1,4 @@
-"""How the models of the testbed are run in training: whole batches at once, all questions of a picture in one pass.
+"""The forward of the testbed's models in training: whole batches at once, all questions of a picture in one pass.
 
 The modules are those of transformers; only what lies between them is arranged anew: pictures of any size go into the
 tower of LLaVA, windows of many pictures into that of Qwen2.5-VL at once, packed questions into the language model.
@@ -50,10 +50,10 @@ class Student(ABC):
         embed = self.text.embed_tokens
         before, after, places = self.frame(visual.shape[1] // (grid[0] * grid[1]), grid)
 
-        def fixed(ids: list[int]) -> Tensor:
+        def embed_ids(ids: list[int]) -> Tensor:
             return embed(torch.tensor(ids, dtype=torch.long, device=visual.device)).expand(len(visual), -1, -1)
 
-        prefix = torch.cat([fixed(before), visual, fixed(after)], 1)
+        prefix = torch.cat([embed_ids(before), visual, embed_ids(after)], 1)
         length = prefix.shape[1]
         places = places.to(visual.device)[..., None, :].expand(*places.shape[:-1], len(visual), -1)
         found = self.text(
@@ -97,7 +97,7 @@ class QwenStudent(Student):
         batch, frames, _, height, width = pixels.shape
         times = frames // config.temporal_patch_size
         rows, columns = height // CELL, width // CELL
-        patches = patchified(pixels, config.temporal_patch_size, config.patch_size, config.spatial_merge_size)
+        patches = patchify(pixels, config.temporal_patch_size, config.patch_size, config.spatial_merge_size)
         grid = torch.tensor([[1, rows * 2, columns * 2]])
         order, ends = get_vision_window_index(grid, config.spatial_merge_size, config.window_size, config.patch_size)
         order = order.to(pixels.device)
@@ -133,7 +133,7 @@ def _attend(attention: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], lengt
     return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
-def patchified(pixels: Tensor, temporal: int, patch: int, merge: int) -> Tensor:
+def patchify(pixels: Tensor, temporal: int, patch: int, merge: int) -> Tensor:
     """Patches (B, P, values) of clips (B, frames, C, height, width), as Qwen-VL's image processors lay them out."""
     batch, frames, channels, height, width = pixels.shape
     rows, columns = height // (patch * merge), width // (patch * merge)

@@ -29,7 +29,7 @@ from .packed_forward import student
 from .supervision import Heads, Inventory, Pointer, Symbols
 
 _NOISE = 0.1  # added to symbols, whose vectors have a deviation of about 0.9
-_LIKENESS = 4.0  # what resembling the symbols weighs while the tower learns: the language model knows nothing else
+_LIKENESS = 4.0  # weight of resembling the symbols while the tower learns: the language model knows nothing else
 _INVENTORY = 5.0  # what naming all that is there weighs beside what each token shows
 _POINTING = 0.3  # what finding the things that a question names weighs beside its answer
 _VALIDATION = 8  # batches
@@ -59,8 +59,8 @@ STAGES = (
 
 
 @dataclass
-class Standing:
-    """Where a stage stands: steps, seconds of processor time, and the means since the last report."""
+class StageProgress:
+    """How far a stage is: steps, seconds of processor time, and the means since the last report."""
 
     stage: str
     step: int
@@ -70,7 +70,7 @@ class Standing:
 
 
 class Training:
-    """One model of one seed in one folder; `run` goes on where the folder's last checkpoint is.
+    """One model of one seed in one folder; `run` resumes from the folder's last checkpoint.
 
     Args:
         model: ``"llava"`` or ``"qwen2.5-vl"``.
@@ -93,7 +93,7 @@ class Training:
         self.spread = float(embeddings.var()) * 8  # about the variance of symbols
         self.model.to(self.device)
 
-    def run(self, report: Callable[[Standing], None], only: str | None = None) -> Path | None:
+    def run(self, report: Callable[[StageProgress], None], only: str | None = None) -> Path | None:
         """Train all stages, or `only` one; the folder of the trained model after the last."""
         if only is not None and only not in (names := [stage.name for stage in STAGES]):
             raise TrainingError(f"stage {only!r} must be one of {', '.join(names)}.")
@@ -112,18 +112,22 @@ class Training:
         reached = {
             name.removeprefix("validation/"): round(value, 4) for name, value in self.validate(STAGES[-1]).items()
         }
-        facts = {"seed": self.seed, "hours of processor time": round(self.spent() / 3600, 2), "validation": reached}
+        facts = {
+            "seed": self.seed,
+            "hours of processor time": round(self.cpu_seconds() / 3600, 2),
+            "validation": reached,
+        }
         export(self.model, self.tokenizer, self.name, folder, facts)
         return folder
 
-    def spent(self) -> float:
-        """Seconds of processor time in all stages, as their checkpoints tell."""
+    def cpu_seconds(self) -> float:
+        """Seconds of processor time in all stages, from their checkpoints."""
         paths = [self._path(stage) for stage in STAGES]
         return sum(load_checkpoint(path, "of")["seconds"] for path in paths if path.exists())
 
     # one stage
 
-    def _stage(self, stage: Stage, report: Callable[[Standing], None]) -> None:
+    def _stage(self, stage: Stage, report: Callable[[StageProgress], None]) -> None:
         optimisers = self._optimisers(stage)
         step, before = self._resume(stage, optimisers)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,7 @@ class Training:
                 means.clear()
                 if step % 500 == 0:
                     figures |= self.validate(stage)
-                self._log(report, Standing(stage.name, step, seconds, min(1.0, seconds / budget), figures))
+                self._log(report, StageProgress(stage.name, step, seconds, min(1.0, seconds / budget), figures))
             if time.process_time() - saved > 120:
                 saved = time.process_time()
                 self._save(stage, optimisers, step, seconds)
@@ -180,11 +184,11 @@ class Training:
         each = F.cross_entropy(logits, batch.packed.targets[asked], reduction="none")
         loss = (each * weight).sum() / weight.sum()
         _note(means, {"answers": loss.item(), "named boxes": found})
-        for family, right in self._judged(batch.packed, logits.argmax(-1)):
+        for family, right in self._judge_answers(batch.packed, logits.argmax(-1)):
             means[family].append(float(right))
         return loss + _POINTING * pointing
 
-    def _judged(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
+    def _judge_answers(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
         """For each question its family, and whether the likeliest tokens, given the true ones before, are right."""
         asked = packed.targets != NOT_ASKED
         rows, _ = asked.nonzero(as_tuple=True)
@@ -282,18 +286,18 @@ class Training:
 
     @property
     def _of(self) -> dict[str, str | int]:
-        """What a checkpoint must be of to go on with it."""
+        """The facts that a checkpoint must have to be resumed here."""
         return {"model": self.name, "seed": self.seed, "data version": DATA_VERSION}
 
     def _path(self, stage: Stage) -> Path:
         return self.folder / f"{stage.name}.pt"
 
-    def _log(self, report: Callable[[Standing], None], standing: Standing) -> None:
-        line = {"stage": standing.stage, "step": standing.step, "seconds": round(standing.seconds)}
-        line |= {name: round(value, 4) for name, value in standing.figures.items()}
+    def _log(self, report: Callable[[StageProgress], None], progress: StageProgress) -> None:
+        line = {"stage": progress.stage, "step": progress.step, "seconds": round(progress.seconds)}
+        line |= {name: round(value, 4) for name, value in progress.figures.items()}
         with appending(self.folder / "log.jsonl") as log:
             log.write(json.dumps(line) + "\n")
-        report(standing)
+        report(progress)
 
 
 def _note(means: dict[str, list[float]], figures: dict[str, float]) -> None:

@@ -113,12 +113,12 @@ def test_after_earlier_stages(zoo: Zoo) -> None:
         text = (inputs["attention_mask"][row].bool() & ~image[row]).nonzero()[:, 0]
         real = tokens.text_valid[row]
         assert torch.equal(tokens.text(row), plain["hidden"][row, text])
-        at = step.placed(text, row, 2)
-        span = step.placed(image[row].nonzero()[:, 0][kept[row]], row, 2)
+        at = step.locate(text, row, 2)
+        span = step.locate(image[row].nonzero()[:, 0][kept[row]], row, 2)
         expected = attention[row][:, at][:, :, span].permute(2, 0, 1)
         assert torch.allclose(tokens.llm_text_attention[row, alive][..., real], expected, atol=1e-6)
         assert not tokens.llm_text_attention[row, ~alive].any()
-        entered = step.placed(image[row].nonzero()[:, 0], row, 0)
+        entered = step.locate(image[row].nonzero()[:, 0], row, 0)
         embedded = torch.where((entered >= 0)[:, None], given["hidden"][row, entered], 0.0)
         assert torch.equal(tokens.input_embeddings[row, :n], embedded)
 

@@ -92,22 +92,22 @@ class EncoderCues:
         for modality, one in zip(modalities, passes, strict=False):
             by_order = {s.order: s.grid for s in spans if s.modality == modality}
             grids = [by_order[order] for order in sorted(by_order)]
-            for cue, values in self._of_pass(one, grids).items():
+            for cue, values in self._read_pass(one, grids).items():
                 found |= {(cue, modality, order): value for order, value in zip(sorted(by_order), values, strict=True)}
         return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in self._reader.needs}
 
-    def seen(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> list[Tensor] | None:
-        """Of each span the tokens (n,) that entered the encoder; None where all did."""
+    def keep_of(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> list[Tensor]:
+        """Of each span which tokens (n,) entered the encoder's blocks; empty where all did."""
         modalities = self._modalities(spans)
-        masks = {modality: one.kept for modality, one in zip(modalities, passes, strict=False) if one.kept is not None}
+        masks = {modality: one.keep for modality, one in zip(modalities, passes, strict=False) if one.keep}
         if len(masks) < len(modalities) or not masks:
-            return None
+            return []
         return [masks[span.modality][span.order] for span in spans]
 
     def _modalities(self, spans: Sequence[Span]) -> list[str]:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
 
-    def _of_pass(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
+    def _read_pass(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
         if not one.cues:
             one.cues = self._reader.read(one.trace, grids)
@@ -131,8 +131,8 @@ def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
 
 
 @dataclass
-class _Heard:
-    """What was read in one forward, and kept until the method that needs it is asked.
+class _Readings:
+    """What was read in one forward so far, until the method that needs it chooses.
 
     Args:
         embeds: (B, W, d) that entered the language model; W is 0 where no method reads them.
@@ -229,8 +229,9 @@ class LanguageModelCues:
     def begin(self, state: ForwardState, embeds: Tensor) -> None:
         """The language model begins with `embeds` (B, W, d)."""
         if self._stages and state.spans:
-            kept = embeds.detach() if self._keeps_embeds else embeds.new_empty(len(embeds), 0, embeds.shape[-1])
-            state.slots[self] = _Heard(kept)
+            if not self._keeps_embeds:  # they are large
+                embeds = embeds.new_empty(len(embeds), 0, embeds.shape[-1])
+            state.slots[self] = _Readings(embeds.detach())
 
     def end(self, state: ForwardState) -> None:
         """The language model is through: let go of what was read."""
@@ -242,29 +243,29 @@ class LanguageModelCues:
         """The cues that a stage's method needs, in the moment in which its layer begins."""
         if stage.layer not in self._stages:
             return {}
-        heard: _Heard = state.slots[self]
+        readings: _Readings = state.slots[self]
         tokens = state.entering(stage.layer)
-        entering = Entering(state, stage, module, hidden, kwargs, tokens, heard.embeds, heard.rows, self._text)
-        return heard.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
+        entering = Entering(state, stage, module, hidden, kwargs, tokens, readings.embeds, readings.rows, self._text)
+        return readings.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
 
     @full_precision
     def _observe(self, stack: CallStack, stage: Stage, call: AttentionCall) -> None:
         """Take what the stage's method needs from the attention of the layer below."""
         state = stack.forward
         if state is not None and not stack.replaying and groups_of(stage, state).drops:
-            heard: _Heard = state.slots[self]
+            readings: _Readings = state.slots[self]
             with torch.no_grad():
-                below = _below(state, stage.layer, call, heard.contributions)
-                heard.below[stage.layer] = _read(BELOW_LAYER, below, stage.method.needs)
+                below = _below(state, stage.layer, call, readings.contributions)
+                readings.below[stage.layer] = _read(BELOW_LAYER, below, stage.method.needs)
 
     @full_precision
     def _observe_row(self, stack: CallStack, stage: Stage, layer: int, call: AttentionCall) -> None:
         """Take the attention row of a lower layer that the stage's method chose."""
         state = stack.forward
         if state is not None and not stack.replaying and groups_of(stage, state).drops:
-            heard: _Heard = state.slots[self]
+            readings: _Readings = state.slots[self]
             with torch.no_grad():
-                heard.rows[layer] = _attention_row(_below(state, layer + 1, call, heard.contributions))
+                readings.rows[layer] = _attention_row(_below(state, layer + 1, call, readings.contributions))
 
 
 def _below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
@@ -350,7 +351,7 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
     text, width = state.text, call.query.shape[2]
     out = []
     for row in range(len(valid)):  # one by one, because the attention to all keys is large
-        at = state.placed(text.index[row], row, layer).clamp_min(0)
+        at = state.locate(text.index[row], row, layer).clamp_min(0)
         one = slice(row, row + 1)
         mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
         alone = replace(call, query=call.query[one, :, at], key=call.key[one], value=None, mask=mask)

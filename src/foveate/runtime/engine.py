@@ -256,7 +256,7 @@ class Pruning:
         """The passes for images that were encoded before this call: for it by generate, or by the caller."""
         stack, given = self._stack, kwargs.get("mm_encoder_outputs") or {}
         outputs = [given[modality] for modality in self._adapter.modalities if given.get(modality) is not None]
-        passes = [next((one for one in reversed(stack.ahead) if one.gave(output)), None) for output in outputs]
+        passes = [next((one for one in reversed(stack.ahead) if one.is_source_of(output)), None) for output in outputs]
         found = [one for one in passes if one is not None]
         if outputs and len(found) == len(outputs):
             return found
@@ -319,7 +319,7 @@ class Pruning:
             self._check(state, kwargs)
             state.selection_watch.start()
             state.encoder_cues = self._encoder.read(call.passes, call.spans)
-            state.seen = self._encoder.seen(call.passes, call.spans)
+            state.encoder_keep = self._encoder.keep_of(call.passes, call.spans)
             state.selection_watch.stop()
         stack.forward = state
         kwargs = dict(kwargs)

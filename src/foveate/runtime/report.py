@@ -262,7 +262,7 @@ def account_of(
         cost.text_flops(full),
         cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
         cost.vision_flops([span.grid for span in state.spans]),
-        cost.vision_flops([span.grid for span in state.spans], state.seen),
+        cost.vision_flops([span.grid for span in state.spans], state.encoder_keep),
         cost.kv_bytes(full, dtype_bytes),
         cost.kv_bytes(lengths, dtype_bytes),
         sum(watch.seconds for watch in state.encoder_watches),

@@ -25,6 +25,10 @@ from .masks import key_validity, one_mask
 from .timing import Stopwatch
 
 
+def _nothing() -> None:
+    """What a weak reference to something gone gives."""
+
+
 @dataclass
 class EncoderPass:
     """One forward of the encoder: all images, or all clips.
@@ -38,39 +42,31 @@ class EncoderPass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     device: torch.device
-    kept: list[Tensor] | None = None  # of each image what entered the encoder's blocks (n,); None: all
-    patches: Tensor | None = None  # which patches of all images stay, in the encoder's order; None: all
-    tokens: Tensor | None = None  # which tokens, likewise
+    keep: list[Tensor] = field(default_factory=list)  # of each image which tokens (n,) entered its blocks; empty: all
     cues: dict[Cue, list[Tensor]] = field(default_factory=dict)  # read off its trace, once
-    made: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # shortened arguments, once for all blocks
-    output: weakref.ref[Tensor] | None = None
+    slots: dict[Any, Any] = field(default_factory=dict)  # what each seam keeps of this pass
+    output: Callable[[], Tensor | None] = _nothing  # a weak reference, by which callers who encode ahead refer to it
 
     def __post_init__(self) -> None:
         self.trace = EncoderTrace(self.args, self.kwargs)
         self.watch, self.selection_watch = Stopwatch(self.device), Stopwatch(self.device)
 
-    def once(self, given: Any, make: Any) -> Any:
-        """What `make` makes of an argument that all blocks are handed, made once."""
-        if id(given) not in self.made:
-            self.made[id(given)] = given, make()  # what was given is kept alive, so that its id stays unique
-        return self.made[id(given)][1]
-
     def finish(self, output: Any) -> None:
-        """The encoder is through; remember its output, by which a caller who encodes ahead refers to this pass."""
+        """The encoder is through."""
         self.watch.stop()
         tensor = hidden_of(output)
-        self.output = None if tensor is None else weakref.ref(tensor)
+        if tensor is not None:
+            self.output = weakref.ref(tensor)
 
     @property
     def alive(self) -> bool:
         """Whether anybody still holds the output."""
-        return self.output is not None and self.output() is not None
+        return self.output() is not None
 
-    def gave(self, outputs: Any) -> bool:
+    def is_source_of(self, outputs: Any) -> bool:
         """Whether `outputs`, what a caller hands to the model in the place of pixels, came from this pass."""
-        tensor = None if self.output is None else self.output()
-        given = hidden_of(outputs)
-        return tensor is not None and given is not None and tensor.data_ptr() == given.data_ptr()
+        mine, other = self.output(), hidden_of(outputs)
+        return mine is not None and other is not None and mine.data_ptr() == other.data_ptr()
 
 
 def hidden_of(output: Any) -> Tensor | None:
@@ -137,16 +133,16 @@ class ForwardState:
         self.length = embeds.shape[1]
         self.own_mask = own
         self.reentrant = False  # layers run again such that gradients pass through their arguments only
-        cache_state.given = given = _given(cache_state, embeds, mask, own, past)
+        cache_state.given = given = _real_tokens(cache_state, embeds, mask, own, past)
         self.given, self.valid, self.past = given[:, past:], given, past
         if cache_state.before is not None:
             self.valid = torch.cat([cache_state.before.valid, self.given], 1)
             self.past = cache_state.before.valid.shape[1]
         self.lengths: list[int] = self.given.sum(1).tolist() if self.spans else []
-        self.seen: list[Tensor] | None = None  # by span: which tokens entered the encoder's blocks; None: all
+        self.encoder_keep: list[Tensor] = []  # by span: which tokens (n,) entered the encoder's blocks; empty: all
         self.encoder_cues: dict[Cue, list[Tensor]] = {}
-        self.before: TokenIndex | None = None  # who of the L tokens enters the language model; None: all
-        self.inside: dict[int, TokenIndex] = {}  # by stage: who of the L tokens is left from that layer on
+        self.before: TokenIndex | None = None  # which of the L tokens enter the language model; None: all
+        self.inside: dict[int, TokenIndex] = {}  # by stage: which of the L tokens are left from its layer on
         self.slots: dict[Any, Any] = {}  # what each seam keeps of this forward
         self.encoder_watches = [one.watch for one in call.passes]
         self.selection_watches = [one.selection_watch for one in call.passes]
@@ -182,11 +178,11 @@ class ForwardState:
     @property
     def unseen(self) -> Tensor | None:
         """(B, L) bool: visual tokens that never entered the vision encoder; None where there are none."""
-        if self.seen is None or all(bool(seen.all()) for seen in self.seen):
+        if all(bool(keep.all()) for keep in self.encoder_keep):
             return None
         unseen = torch.zeros_like(self.given)
-        for span, seen in zip(self.spans, self.seen, strict=True):
-            unseen[span.row, span.index] = ~seen
+        for span, keep in zip(self.spans, self.encoder_keep, strict=True):
+            unseen[span.row, span.index] = ~keep
         return unseen
 
     def stage_below(self, layer: int) -> int | None:
@@ -202,7 +198,7 @@ class ForwardState:
         inner = self.inside[below].places()
         return inner if place is None else inner.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1)
 
-    def placed(self, index: Tensor, rows: Tensor | int, layer: int) -> Tensor:
+    def locate(self, index: Tensor, rows: Tensor | int, layer: int) -> Tensor:
         """Where prompt tokens, by `index` in their `rows`, lie in the input of a layer; -1 where dropped before."""
         place = self.places(layer)
         return index if place is None else place[rows, index.to(place.device)]
@@ -211,7 +207,7 @@ class ForwardState:
         """The part of each span of `values` (B, W, ...), one for each token that enters a layer; 0 where dropped."""
         found = []
         for span in self.spans:
-            index = self.placed(span.index, span.row, layer).to(values.device)
+            index = self.locate(span.index, span.row, layer).to(values.device)
             part = values[span.row, index.clamp_min(0)]
             found.append(part.masked_fill((index < 0).view(-1, *[1] * (part.ndim - 1)), 0))
         return found
@@ -222,7 +218,7 @@ class ForwardState:
         Padding of the text has the values of some token.
         """
         rows = torch.arange(len(values), device=values.device)[:, None]
-        return values[rows, self.placed(self.text.index, rows, layer).to(values.device).clamp_min(0)]
+        return values[rows, self.locate(self.text.index, rows, layer).to(values.device).clamp_min(0)]
 
     def entering(self, layer: int) -> TokenIndex:
         """Which of this forward's tokens enter a layer, by their places behind the stage before the LLM."""
@@ -277,7 +273,7 @@ class ForwardState:
             self._memo, self.slots = {}, {}
 
 
-def _given(cache: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> Tensor:
+def _real_tokens(cache: CacheState, embeds: Tensor, mask: Any, own: Any, past: int) -> Tensor:
     """(B, past + L) bool: the real tokens of the whole sequence before any pruning."""
     batch, length = embeds.shape[:2]
     pairs = one_mask(mask)

@@ -94,7 +94,7 @@ def _rows(state: ForwardState, edit: AttentionEdit, width: int) -> Tensor:
     if edit.rows == "visual":
         return rows
     text = TokenIndex.of(state.text_mask())
-    at = state.placed(text.index, torch.arange(batch, device=rows.device)[:, None], edit.layer + 1)
+    at = state.locate(text.index, torch.arange(batch, device=rows.device)[:, None], edit.layer + 1)
     marked = torch.zeros(batch, width + 1, dtype=torch.bool, device=rows.device)
     # Padding entries are sent to a spare last column.
     return marked.scatter_(1, torch.where(text.valid, at, width), True)[:, :-1]
@@ -107,7 +107,7 @@ def _values(state: ForwardState, edit: AttentionEdit, value: Tensor) -> Tensor:
     value = value.clone()
     ranges: dict[tuple[int, int], list[Tensor]] = {}
     for number, span in enumerate(state.spans):
-        at = state.placed(span.index, span.row, edit.layer + 1)
+        at = state.locate(span.index, span.row, edit.layer + 1)
         columns = past + at[at >= 0].to(value.device)
         ranges.setdefault((span.row, number if edit.of == "image" else 0), []).append(columns)
     for (row, _), parts in ranges.items():

@@ -8,6 +8,8 @@ tokens as it expects. Before the language model those are dropped. The patch emb
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +25,26 @@ from ..state import CallStack, EncoderPass
 from .base import Seam
 
 
+@dataclass
+class _Staying:
+    """What of one encoder pass enters the encoder's blocks.
+
+    Args:
+        tokens: (T,) bool, of all images, in the encoder's order.
+        patches: (P,) bool, likewise.
+    """
+
+    tokens: Tensor
+    patches: Tensor
+    _shortened: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def once(self, argument: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes of an argument that all blocks are handed, made once."""
+        if id(argument) not in self._shortened:
+            self._shortened[id(argument)] = argument, make()  # it is kept alive, so that its id stays unique
+        return self._shortened[id(argument)][1]
+
+
 class BeforeEncoder(Seam):
     """Asks a method about the pixels of each encoder pass, and has the others left out."""
 
@@ -31,9 +53,9 @@ class BeforeEncoder(Seam):
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for index, block in enumerate(self._adapter.vision_layers()):
-            hooks.before(block, functools.partial(_enter_block, stack, index == 0))
+            hooks.before(block, functools.partial(self._enter_block, stack, index == 0))
         for module in self._adapter.token_modules():
-            hooks.after(module, functools.partial(_leave_blocks, stack))
+            hooks.after(module, functools.partial(self._leave_blocks, stack))
 
     @torch.no_grad()
     def enter_encoder(self, encoding: EncoderPass) -> None:
@@ -44,37 +66,38 @@ class BeforeEncoder(Seam):
             spans = [Span(i, "", i, grid, place) for i, (grid, place) in enumerate(zip(grids, places, strict=True))]
             groups = TokenGroups.of(spans, self._stage.budget)
             keep = choose(self._stage.method, groups, pad_sequence(pixels, batch_first=True), None, {}).keep
-            kept = [row[: len(grid)] for row, grid in zip(keep, grids, strict=True)]
-            ordered = [k[adapter.encoder_order(g).to(k.device)] for k, g in zip(kept, grids, strict=True)]
-            tokens = torch.cat(ordered)
-            encoding.kept = kept
+            encoding.keep = [row[: len(grid)] for row, grid in zip(keep, grids, strict=True)]
+            pairs = zip(encoding.keep, grids, strict=True)
+            tokens = torch.cat([mask[adapter.encoder_order(grid).to(mask.device)] for mask, grid in pairs])
             if not bool(tokens.all()):
-                encoding.tokens = tokens
-                encoding.patches = tokens.repeat_interleave(adapter.patches(grids[0]) // len(grids[0]))
+                patches = tokens.repeat_interleave(adapter.patches(grids[0]) // len(grids[0]))
+                encoding.slots[self] = _Staying(tokens, patches)
 
+    def _enter_block(self, stack: CallStack, first: bool, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        staying = self._staying(stack)
+        if staying is None:
+            return None
+        patches, kwargs = staying.patches, dict(kwargs)
+        if first and args:
+            args = (args[0][patches], *args[1:])
+        elif first:
+            kwargs["hidden_states"] = kwargs["hidden_states"][patches]
+        if (rotary := kwargs.get("position_embeddings")) is not None:
+            kwargs["position_embeddings"] = staying.once(rotary, lambda: tuple(part[patches] for part in rotary))
+        if (ends := kwargs.get("cu_seqlens")) is not None:
+            kwargs["cu_seqlens"] = staying.once(ends, lambda: _ends(ends, patches))
+        return args, kwargs
 
-def _enter_block(stack: CallStack, first: bool, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    encoding = stack.encoding
-    if encoding is None or (patches := encoding.patches) is None:
-        return None
-    kwargs = dict(kwargs)
-    if first and args:
-        args = (args[0][patches], *args[1:])
-    elif first:
-        kwargs["hidden_states"] = kwargs["hidden_states"][patches]
-    if (rotary := kwargs.get("position_embeddings")) is not None:
-        kwargs["position_embeddings"] = encoding.once(rotary, lambda: tuple(part[patches] for part in rotary))
-    if (ends := kwargs.get("cu_seqlens")) is not None:
-        kwargs["cu_seqlens"] = encoding.once(ends, lambda: _ends(ends, patches))
-    return args, kwargs
+    def _leave_blocks(self, stack: CallStack, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        staying = self._staying(stack)
+        if staying is None:
+            return output
+        whole = output.new_zeros(len(staying.tokens), *output.shape[1:])
+        return whole.index_put((staying.tokens.nonzero()[:, 0],), output)
 
-
-def _leave_blocks(stack: CallStack, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-    encoding = stack.encoding
-    if encoding is None or encoding.tokens is None:
-        return output
-    whole = output.new_zeros(len(encoding.tokens), *output.shape[1:])
-    return whole.index_put((encoding.tokens.nonzero()[:, 0],), output)
+    def _staying(self, stack: CallStack) -> _Staying | None:
+        """What stays in the pass under way; None where everything does."""
+        return None if stack.encoding is None else stack.encoding.slots.get(self)
 
 
 def _ends(ends: Tensor, patches: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def test_demo_reports_and_writes_its_picture(tmp_path: Path) -> None:
     result = run("demo", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "70 questions about 12 held-out scenes" in result.stdout
-    assert "testbed-llava" in result.stdout
+    assert "testbed-llava (2.4 M parameters)" in " ".join(result.stdout.split())
     assert "Right answers" in result.stdout
     written = Path(result.stdout.strip().splitlines()[-1])
     assert Image.open(written).width == PADDING + 4 * (PANEL + PADDING)

@@ -54,10 +54,11 @@ def demo(
     questions, text = out / "scenes" / "questions.jsonl", _lines(known, pictures)
     require_file(questions, "--out", "questions.jsonl", force=force or _holds(questions, text))
     session = load(DEFAULT)
+    size = session.model.num_parameters() / 1e6
     asked = [(scene, question) for scene in known for question in scene.questions]
     console.print(
-        f"{len(asked)} questions about {len(known)} held-out scenes, asked of {DEFAULT} (2.4 M parameters), which was "
-        "trained on such scenes only. It shows how pruning works, not how well it does on photos."
+        f"{len(asked)} questions about {len(known)} held-out scenes, asked of {DEFAULT} ({size:.1f} M parameters), "
+        "which was trained on such scenes only. It shows how pruning works, not how well it does on photos."
     )
     with unannounced():  # of the same methods again and again
         given = _answers(session, asked)

@@ -6,7 +6,7 @@ the input embeddings of the prompt's text (in a later turn on the same cache, of
 Between CLIP's patches and sentences the patches that matter have the lower cosine, for which reason CDPruner, TRIM and
 EADP negate it. Nobody has settled the sign between projected tokens and input embeddings: EADP's own port to Qwen keeps
 the minus, OpenVINO's port of CDPruner drops it. Here it is a field, and the plus by default; docs/provenance.md tells
-what either does to the bundled model.
+what either does to a small LLaVA.
 """
 
 from __future__ import annotations

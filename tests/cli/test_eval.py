@@ -69,6 +69,17 @@ def test_it_goes_on_and_refuses_another(done: Path, folder: Path) -> None:
     assert_one_sentence(evaluated(folder, done, "--methods", "idpruner"), "holds another evaluation", "methods:")
 
 
+def test_the_shipped_scenes_are_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the default model, with the oracle, and without what drawing scenes needs."""
+    monkeypatch.setattr("foveate.testbed.sources.import_module", lambda name: pytest.fail(f"needs {name}"))
+    few = ("--questions", 4, "--keep", "25%", "--methods", "stride", "--random-seeds", 1, "--workers", 1)
+    result = run("eval", "--suite", "scenes", *few, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert told["configuration"]["model"] == "testbed-llava" and len(told["samples"]) == 4
+    assert "oracle" in {run["label"] for run in told["runs"]}
+
+
 def test_the_leaderboard_is_made_of_results(done: Path, tmp_path: Path) -> None:
     page = tmp_path / "leaderboard.md"
     result = run("leaderboard", done.parent, "-o", page)

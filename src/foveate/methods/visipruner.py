@@ -15,8 +15,8 @@ Where paper and released code conflict, the code is the default: it adds still l
 a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`layer0_edit`). It takes the visual tokens of
 several images as one range: all weight goes to the first token of the first image, or the first half of all is hidden
 (`images`).
-The bundled model of four layers has no layer that is shallow in this sense: at 10 % 68 of its 75 answers are right,
-23 with ``shallow=1``.
+The five layers of `testbed-llava` have none that is shallow in this sense: of 350 questions of the testbed it answers
+93 % correctly at 10 %, 88 % with ``shallow=1`` and 26 % with ``shallow=2``.
 Deviations: behind the shallow layers each image decides for itself; with ``scope="prompt"`` they decide together, as in
 the reference. The thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares
 ``|c_j| / |o|`` instead. Text of a later turn on the same cache sees all of the images before it.

@@ -1,14 +1,49 @@
 """What a method is made of: the base class, the registry, and the pieces that several methods share.
 
-Packages of your own may import everything that is listed here.
+Packages of your own may import everything that is listed here; it changes only with a note in the changelog.
+
+| for | use |
+|---|---|
+| a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
+| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
+| budgets of several stages | `proportional`, `geometric`, `layer_average` |
+| hyperparameters that cannot be | `check_range`, `check_whole`, `check_choice`, `check_layer_of`, `check_rising`, `check_shares` |
+| what is compared | `cues_of`, `features_of`, `check_source`, `centred` |
+| the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
+| parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
+| choosing | `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
+| merging | `nearest`, `identity_targets`, `group_size`, `Mixture` |
+| the language model | `AttentionEdit`, `LogitBias`, `ExpertCut` |
+| a line for the user | `Note` |
+| tests | `check_contract` |
 """
 
+from .apportion import largest_remainder
 from .at_layer import AtLayer
 from .base import Method, ModelFacts, Provenance, Stage, Where
+from .centring import centred
+from .contract import check_contract
+from .density_peaks import RunningMoments, peaks
+from .feature_source import check_source, cues_of, features_of
 from .interventions import AttentionEdit, ExpertCut, LogitBias
+from .max_coverage import greedy_coverage
+from .merging import Mixture, group_size, identity_targets, nearest
+from .notes import Note
 from .published import published
+from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
+from .schedules import geometric, layer_average, proportional
+from .text_relevance import attention_of_text, by_image, mean_of, relevance_of
 from .two_stage import HybridMethod, TwoStageMethod
+from .validation import (
+    check_choice,
+    check_layer_of,
+    check_range,
+    check_rising,
+    check_shares,
+    check_undropped,
+    check_whole,
+)
 from .wrapper import Wrapper
 
 __all__ = [
@@ -18,14 +53,45 @@ __all__ = [
     "HybridMethod",
     "LogitBias",
     "Method",
+    "Mixture",
     "ModelFacts",
+    "Note",
     "Provenance",
+    "RunningMoments",
     "Stage",
     "TwoStageMethod",
     "Where",
     "Wrapper",
+    "attention_of_text",
+    "by_image",
+    "centred",
+    "check_choice",
+    "check_contract",
+    "check_layer_of",
+    "check_range",
+    "check_rising",
+    "check_shares",
+    "check_source",
+    "check_undropped",
+    "check_whole",
+    "cues_of",
+    "features_of",
+    "full_windows",
+    "geometric",
     "get_method",
+    "greedy_coverage",
+    "group_size",
+    "identity_targets",
+    "largest_remainder",
+    "layer_average",
+    "mean_of",
     "method_names",
+    "nearest",
+    "peaks",
+    "proportional",
     "published",
+    "rank_within",
+    "region_of",
     "register_method",
+    "relevance_of",
 ]

@@ -166,7 +166,10 @@ def test_the_first_example_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
     assert result["pruning"].report().tokens < result["pruning"].report().tokens_before
 
 
-def test_the_quickstart_runs_offline(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quickstart_runs_offline(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = [block for block in python_blocks(DOCS / "quickstart.md")]
     start = next(i for i, block in enumerate(blocks) if "shipped_models" in block)
     run_blocks(blocks[start:])

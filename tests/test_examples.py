@@ -41,7 +41,7 @@ def test_the_package_of_a_method_passes_its_own_tests(tmp_path: Path) -> None:
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{lines}")
     assert group == registry.ENTRY_POINTS and not others
     paths = os.pathsep.join([str(tmp_path), str(package), str(ROOT / "src")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package / "tests")]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", str(package / "tests")]
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300
     )

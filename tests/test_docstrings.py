@@ -41,10 +41,15 @@ def run(public: Any, name: str, names: dict[str, Any]) -> int:
     return sum(result.attempted for result in results)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_example_runs(name: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # what an example registers must not outlive it
+@pytest.fixture(autouse=True)
+def _registries(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an example registers does not outlive it."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     monkeypatch.setattr(families, "_ADAPTERS", dict(families._ADAPTERS))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_example_runs(name: str, names: dict[str, Any]) -> None:
     assert run(getattr(foveate, name), name, names) >= 1
 
 

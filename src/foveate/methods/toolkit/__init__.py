@@ -7,7 +7,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
-| hyperparameters that cannot be | `check_range`, `check_whole`, `check_choice`, `check_layer_of`, `check_rising`, `check_shares` |
+| hyperparameters | `check_range`, `check_whole`, `check_choice`, `check_layer_of`, `check_rising`, `check_shares` |
 | what is compared | `cues_of`, `features_of`, `check_source`, `centred` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |

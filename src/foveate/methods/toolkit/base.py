@@ -45,6 +45,9 @@ def in_words(places: Sequence[Where]) -> str:
 class Stage:
     """One place where a method prunes, and what it leaves there.
 
+    >>> [(stage.layer, str(stage.budget)) for stage in foveate.get_method("vscan").stages(32, foveate.Budget(0.25))]
+    [(0, '0.375'), (16, '0.125')]
+
     Args:
         method: what chooses; it may be another one than that whose stage it is, with a `select` and needs of its own.
         where: in the model.

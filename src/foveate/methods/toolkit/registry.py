@@ -16,6 +16,21 @@ _PACKAGE = "foveate.methods"
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
+# What `foveate.prune` and `prune_inputs` are given beside hyperparameters, and what data of a method says beside them.
+RESERVED = frozenset(
+    {
+        "model",
+        "inputs",
+        "method",
+        "keep",
+        "scope",
+        "positions",
+        "encoder_queries",
+        "hyperparameters",
+        "name",
+        "at_layer",
+    }
+)
 ENTRY_POINTS = "foveate.methods"
 
 
@@ -32,7 +47,8 @@ def register_method(name: str) -> Callable[[M], M]:
     First()
 
     Raises:
-        MethodError: when the name is taken by another class or is not lower-case.
+        MethodError: when the name is taken by another class or is not lower-case, and when a field is called like an
+            argument of `foveate.prune` or a key of its configurations.
     """
 
     def add(cls: M) -> M:
@@ -42,6 +58,13 @@ def register_method(name: str) -> Callable[[M], M]:
         if taken is not None and taken.__qualname__ != cls.__qualname__:
             raise MethodError(
                 f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another."
+            )
+        hints = vars(cls).get("__annotations__", {})  # where the class is not a dataclass yet
+        fields = {field.name for field in dataclasses.fields(cls)}
+        fields |= {field for field, hint in hints.items() if "ClassVar" not in str(hint)}
+        if clash := sorted(fields & RESERVED):
+            raise MethodError(
+                f"{name} cannot have a hyperparameter {clash[0]!r}, which foveate.prune uses itself; rename it."
             )
         cls.name = name
         _METHODS[name] = cls

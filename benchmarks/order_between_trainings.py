@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from foveate.evaluation.rank_agreement import agreement, shared_methods
+from foveate.evaluation.rank_agreement import rank_correlation, shared_methods
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 from foveate.methods import get_method, method_names
@@ -38,7 +38,7 @@ def main() -> None:
     for one, other in combinations(reports, 2):
         for left_out in (set(), reading):
             pair = without(reports[one], left_out), without(reports[other], left_out)
-            taus = [agreement(*pair, keep) for keep in keeps]
+            taus = [rank_correlation(*pair, keep) for keep in keeps]
             cells = [f"{tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]" for tau in taus]
             table.add_row(f"{one}, {other}", str(len(shared_methods(*pair))), *cells)
     Console(width=130).print(table)

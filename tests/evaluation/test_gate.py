@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from foveate.evaluation.gate import failures
+from foveate.evaluation.gate import find_failures
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 from foveate.evaluation.suites import EvaluationError
@@ -34,7 +34,7 @@ GOOD = {"unpruned": (0.8, 0.95), "blind": (0.3, 0.1), "oracle_25": (0.8, 0.9), "
 
 
 def test_what_is_good_passes() -> None:
-    assert failures(report(**GOOD)) == []
+    assert find_failures(report(**GOOD)) == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_is_good_passes() -> None:
     ],
 )
 def test_each_condition(changes: dict[str, tuple[float, float]], sentences: list[str]) -> None:
-    found = failures(report(**(GOOD | changes)))
+    found = find_failures(report(**(GOOD | changes)))
     assert len(found) == len(sentences)
     assert all(sentence in said for sentence, said in zip(sentences, found, strict=True))
 
@@ -56,4 +56,4 @@ def test_each_condition(changes: dict[str, tuple[float, float]], sentences: list
 @pytest.mark.parametrize(("missing", "message"), [("blind", "the blind one"), ("oracle_25", "oracle at 25%")])
 def test_what_it_needs(missing: str, message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        failures(report(**{name: shares for name, shares in GOOD.items() if name != missing}))
+        find_failures(report(**{name: shares for name, shares in GOOD.items() if name != missing}))

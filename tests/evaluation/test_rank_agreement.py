@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from foveate.evaluation.rank_agreement import agreement, shared_methods
+from foveate.evaluation.rank_agreement import rank_correlation, shared_methods
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 
@@ -41,7 +41,7 @@ def by_chance(rates: np.ndarray, rng: np.random.Generator) -> Results:
 def test_pairs_counted_by_hand() -> None:
     first, second = (0.9, 0.7, 0.5, 0.3, 0.1), (0.7, 0.9, 0.5, 0.1, 0.3)
     alike = [(a - b) * (c - d) > 0 for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)]
-    found = agreement(Report(ordered(first)), Report(ordered(second)), "25%")
+    found = rank_correlation(Report(ordered(first)), Report(ordered(second)), "25%")
     assert found.value == pytest.approx(2 * np.mean(alike) - 1) and found.low <= found.value <= found.high
 
 
@@ -56,21 +56,21 @@ def test_intervals_hold_the_order_of_endless_questions() -> None:
             Report(by_chance(rates, np.random.default_rng((seed, n))))
             for n, rates in enumerate((shares, 0.7 * shares + 0.3 * other))
         ]
-        found = agreement(*reports, "25%")
+        found = rank_correlation(*reports, "25%")
         held.append(found.low <= truth <= found.high)
     assert sum(held) >= 18
 
 
 def test_the_same_order_and_its_reverse() -> None:
     down = (0.9, 0.7, 0.5, 0.3, 0.1)
-    assert agreement(Report(ordered(down)), Report(ordered(down, seed=1)), "25%").value == pytest.approx(1)
-    assert agreement(Report(ordered(down)), Report(ordered(down[::-1])), "25%").value == pytest.approx(-1)
+    assert rank_correlation(Report(ordered(down)), Report(ordered(down, seed=1)), "25%").value == pytest.approx(1)
+    assert rank_correlation(Report(ordered(down)), Report(ordered(down[::-1])), "25%").value == pytest.approx(-1)
 
 
 def test_with_itself_close_methods_change_places() -> None:
     far, close = (Report(ordered(shares)) for shares in ((0.9, 0.7, 0.5, 0.3, 0.1), (0.52, 0.51, 0.5, 0.49, 0.48)))
-    assert agreement(far, far, "25%").low == pytest.approx(1)
-    asked_again = agreement(close, close, "25%")
+    assert rank_correlation(far, far, "25%").low == pytest.approx(1)
+    asked_again = rank_correlation(close, close, "25%")
     assert asked_again.low < 1
 
 
@@ -80,7 +80,7 @@ def test_what_is_compared() -> None:
     reports = Report(first), Report(second)
     assert shared_methods(*reports) == ["idpruner", "divprune", "fastv", "vispruner"]
     lone = Report(dataclasses.replace(second, runs=second.runs[:-3]))
-    assert np.isnan(agreement(reports[0], lone, "25%").value)
+    assert np.isnan(rank_correlation(reports[0], lone, "25%").value)
 
 
 def test_families_that_only_one_was_asked_do_not_count() -> None:
@@ -89,6 +89,6 @@ def test_families_that_only_one_was_asked_do_not_count() -> None:
     renamed = [sample | {"family": "clips"} if sample["family"] == "words" else sample for sample in second.samples]
     clips = np.array([sample["family"] == "clips" for sample in renamed])
     runs = [run | {"right": np.where(clips, 1 - np.array(run["right"]), run["right"])} for run in second.runs]
-    assert agreement(
+    assert rank_correlation(
         Report(first), Report(dataclasses.replace(second, samples=renamed, runs=runs)), "25%"
     ).value == pytest.approx(1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.evaluation.inference import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
-from foveate.evaluation.paper_results import PUBLISHED
+from foveate.evaluation.paper_results import PAPER_TABLES
 from foveate.evaluation.plots import ReportError, styles, write_report
 from foveate.evaluation.report import Report, percent
 from foveate.evaluation.results import Results
@@ -210,7 +210,7 @@ def test_the_leaderboard(tmp_path: Path) -> None:
     assert text.count("| toy | itself | 4 |") == 2 and text.count("| toy | toy | 4 | 25%: 1.00") == 1
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (page.parent / link).is_file()
-    assert all(one.title in text and one.source in text for one in PUBLISHED)
+    assert all(one.title in text and one.source in text for one in PAPER_TABLES)
 
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> 
 
 
 def test_published_figures_are_of_methods_that_are_here() -> None:
-    for one in PUBLISHED:
+    for one in PAPER_TABLES:
         assert all(len(row) == len(one.head) and row[0] in method_names() for row in one.rows)
         assert "arXiv" in one.source
 

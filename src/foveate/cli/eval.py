@@ -155,9 +155,9 @@ def _require_attachable(session: LoadedModel, methods: Sequence[Method], keeps: 
 
 def _passes_gate(report: Report) -> bool:
     """Print whether the model passes the gate, and if not, why."""
-    from ..evaluation.gate import failures
+    from ..evaluation.gate import find_failures
 
-    reasons = failures(report)
+    reasons = find_failures(report)
     typer.echo("\n".join(["The gate is not passed:", *reasons]) if reasons else "The gate is passed.")
     return not reasons
 

@@ -46,20 +46,20 @@ def question_keys(samples: Sequence[Sample]) -> list[str]:
 
     Accepted answers, families and the way of judging are none of that: they may change, and the answers stay.
     """
-    shown: dict[Path | int, str] = {}
-    seen: Counter[str] = Counter()
+    content_hashes: dict[Path | int, str] = {}
+    repeats: Counter[str] = Counter()
     keys = []
     for sample in samples:
         pictures = []
         for one in sample.pictures:
             name = one if isinstance(one, Path) else id(one)
-            if name not in shown:
-                shown[name] = _content(one)
-            pictures.append(shown[name])
+            if name not in content_hashes:
+                content_hashes[name] = _content(one)
+            pictures.append(content_hashes[name])
         facts = (sample.question, sample.video, pictures, sample.boxes, sample.metric == "iou")
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-        seen[key] += 1
-        keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")  # the same question once more
+        repeats[key] += 1
+        keys.append(key if repeats[key] == 1 else f"{key}-{repeats[key]}")  # the same question once more
     return keys
 
 

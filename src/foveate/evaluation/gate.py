@@ -11,7 +11,7 @@ QUESTIONS = 2000  # to ask, unless told otherwise: families must be measured to 
 MACRO_LEAST, FAMILY_LEAST, BLIND_MOST = 0.85, 0.70, 0.30
 
 
-def failures(report: Report) -> list[str]:
+def find_failures(report: Report) -> list[str]:
     """Why a checkpoint does not pass, a sentence each; empty if it does.
 
     It must answer 85 % of questions and 70 % of each family with all tokens, no more than 30 % without the picture, and

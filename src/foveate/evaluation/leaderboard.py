@@ -7,9 +7,9 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 from ..files import write_text
-from .paper_results import PUBLISHED, Published
+from .paper_results import PAPER_TABLES, PaperTable
 from .plots import write_report
-from .rank_agreement import agreement, shared_methods
+from .rank_agreement import rank_correlation, shared_methods
 from .report import REPORT, Report, table
 from .results import RESULTS, Results
 from .suites import SUITES, EvaluationError
@@ -71,7 +71,7 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
         written.append(write_report(report, place))
         parts.append(_section(report, f"{aside.name}/{folder.name}"))
     parts += _agreements(reports)
-    parts += [PAPERS, *map(_format_published, PUBLISHED)]
+    parts += [PAPERS, *map(_format_paper_table, PAPER_TABLES)]
     write_text(page, "\n\n".join(parts) + "\n")
     return written
 
@@ -111,7 +111,7 @@ def _agreements(reports: Sequence[Report]) -> list[str]:
             continue
         for first, second in combinations_with_replacement(same_suite, 2):
             keeps = [keep for keep in first.keeps if keep in second.keeps]
-            taus = {keep: agreement(first, second, keep) for keep in keeps}
+            taus = {keep: rank_correlation(first, second, keep) for keep in keeps}
             cells = ", ".join(f"{keep}: {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]" for keep, tau in taus.items())
             beside = "itself" if first is second else _fact(second, "model")
             rows.append([_fact(first, "model"), beside, str(len(shared_methods(first, second))), cells])
@@ -122,5 +122,5 @@ def _fact(report: Report, key: str) -> str:
     return str(report.results.configuration[key])
 
 
-def _format_published(one: Published) -> str:
+def _format_paper_table(one: PaperTable) -> str:
     return f"### {one.title}\n\n{one.source}. {one.about}\n\n{table(one.head, one.rows)}"

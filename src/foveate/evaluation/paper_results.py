@@ -8,7 +8,7 @@ Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperTable:
     """One table.
 
     Attributes:
@@ -26,8 +26,8 @@ class Published:
     rows: tuple[Row, ...]
 
 
-PUBLISHED = (
-    Published(
+PAPER_TABLES = (
+    PaperTable(
         "Qwen2.5-VL-7B-Instruct, eleven benchmarks, % of unpruned",
         "IDPruner, arXiv 2602.13315, main table",
         "AI2D, ChartQA, DocVQA, MMBench (English and Chinese), MME, MMStar, OCRBench, POPE, ScienceQA and TextVQA at "
@@ -45,7 +45,7 @@ PUBLISHED = (
             ("dart", "85.74", "69.80"),
         ),
     ),
-    Published(
+    PaperTable(
         "LLaVA-1.5-7B, the same eleven benchmarks, % of unpruned",
         "IDPruner, arXiv 2602.13315",
         "Of 576 tokens.",
@@ -62,14 +62,14 @@ PUBLISHED = (
             ("fastv", "81.59", "66.68", "59.83"),
         ),
     ),
-    Published(
+    PaperTable(
         "RefCOCO, RefCOCO+ and RefCOCOg, InternVL-2.5-8B, % of unpruned accuracy at IoU 0.5",
         "D2Pruner, arXiv 2512.19443",
         "The figure of FastV is quoted by others from the paper's table 3.",
         ("method", "10 %"),
         (("d2pruner", "85.7"), ("fastv", "34.5")),
     ),
-    Published(
+    PaperTable(
         "The same methods in different papers, LLaVA-1.5-7B, % of unpruned at 192 / 128 / 64 tokens",
         "own: the method's paper; copied: as printed in HoloV's table (arXiv 2510.02912), taken over from others; "
         "re-run: RESTORE (arXiv 2606.01711), official code in one environment",
@@ -88,7 +88,7 @@ PUBLISHED = (
             ("vscan", "99.0 / 98.8 / 96.7", "", ""),
         ),
     ),
-    Published(
+    PaperTable(
         "Claims of newer papers, LLaVA-1.5-7B, % of unpruned",
         "TOPS (arXiv 2606.27161) and EADP (arXiv 2607.02484), each from its own paper",
         "Each on benchmarks of its own choice.",

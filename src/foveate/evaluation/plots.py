@@ -119,8 +119,8 @@ def _late(report: Report, label: str) -> bool:
     """Whether a method spends more than half as much again as random tokens do at its smallest budget."""
     place = report.places(label)[-1]
     other = report.at(RANDOM, report.rows[place].keep)
-    spent = report.rows[place].costs["visual_tokens"]
-    return other is not None and spent > 1.5 * report.rows[other].costs["visual_tokens"]
+    used = report.rows[place].costs["visual_tokens"]
+    return other is not None and used > 1.5 * report.rows[other].costs["visual_tokens"]
 
 
 def _is_other(style: dict[str, Any]) -> bool:
@@ -168,8 +168,8 @@ def _tokens(report: Report, figure: Any) -> None:
             low, high = [100 * one.low for one in scores], [100 * one.high for one in scores]
             axes.fill_between(across, low, high, color=style["color"], alpha=0.12, linewidth=0)
     _levels(report, axes, MACRO)
-    spent = [row.costs["visual_tokens"] for row in report.rows if row.keep]
-    if max(spent) > _NARROW * min(spent):
+    used = [row.costs["visual_tokens"] for row in report.rows if row.keep]
+    if max(used) > _NARROW * min(used):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("visual tokens a question, mean over the layers")
@@ -186,7 +186,7 @@ def _side_by_side(report: Report, axes: Any) -> None:
         axes.plot([across], [100 * score.value], **_line_style(label, style, 1))
         axes.errorbar([across], [100 * score.value], _spans([score]), fmt="none", ecolor=style["color"], alpha=0.5)
     tokens = [report.rows[places[label]].costs["visual_tokens"] for label in order]
-    names = [f"{label} ({spent:.0f})" for label, spent in zip(order, tokens, strict=True)]
+    names = [f"{label} ({used:.0f})" for label, used in zip(order, tokens, strict=True)]
     axes.set_xticks(range(len(order)), names, rotation=90 if len(order) > 8 else 30, ha="center", fontsize=8)
     _levels(report, axes, MACRO)
     axes.set_xlabel(f"at {report.keeps[0]}: in parentheses, visual tokens a question, mean over the layers")
@@ -252,8 +252,8 @@ def _levels(report: Report, axes: Any, column: str) -> None:
 
 
 def _title(report: Report) -> str:
-    told = report.results.configuration
-    return f"model {told['model']}, suite {told['suite']}, {len(report.results.samples)} questions"
+    configuration = report.results.configuration
+    return f"model {configuration['model']}, suite {configuration['suite']}, {len(report.results.samples)} questions"
 
 
 def _finish(report: Report, figure: Any, axes: Any) -> None:

@@ -26,7 +26,7 @@ def shared_methods(first: Report, second: Report) -> list[str]:
     return [label for label in first.labels if label in second.labels and label != ORACLE]
 
 
-def agreement(first: Report, second: Report, keep: str) -> Estimate:
+def rank_correlation(first: Report, second: Report, keep: str) -> Estimate:
     """Kendall's tau between the accuracies of the methods of two evaluations at a budget, with a 95 % interval.
 
     Accuracy is the mean over the families that both were asked. A report given twice is compared with itself on scenes

@@ -31,11 +31,11 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Report:
-    """What can be said of results.
+    """Tables of the results of one evaluation.
 
     Args:
         results: of one evaluation.
-        against: the method that others are compared with; by default idpruner, or the first that is no baseline.
+        against: the method that others are compared with; by default idpruner, or the first that is not a baseline.
 
     Raises:
         EvaluationError: when `against` was not evaluated.
@@ -66,12 +66,12 @@ class Report:
     @cached_property
     def keeps(self) -> list[str]:
         """The budgets, the largest first."""
-        spent: dict[str, float] = {}
+        tokens_at: dict[str, float] = {}
         for row in self.rows:
             if row.keep:
                 tokens = row.costs.get("visual_tokens", 0.0)
-                spent[row.keep] = min(tokens, spent.get(row.keep, tokens))
-        return sorted(spent, key=lambda keep: -spent[keep])
+                tokens_at[row.keep] = min(tokens, tokens_at.get(row.keep, tokens))
+        return sorted(tokens_at, key=lambda keep: -tokens_at[keep])
 
     @cached_property
     def reference(self) -> str | None:
@@ -94,7 +94,7 @@ class Report:
         parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
         for keep in self.keeps:
             parts += [f"## Accuracy at {keep}", self.accuracy(keep)]
-        parts += ["## Costs", COSTS_SAY, self.costs()]
+        parts += ["## Costs", COSTS_NOTE, self.costs()]
         if self.results.refused:
             parts += ["## Could not run", self.refusals()]
         for heading, lines in (("Skipped", self.results.skipped), ("Failed", self.results.failed)):
@@ -107,11 +107,11 @@ class Report:
         fixed = [label for label in (*REFERENCES, ORACLE) if self._place(label, self.keeps[0]) is not None]
         others = [label for label in self.labels if label != ORACLE]
         others.sort(key=lambda label: -self._macro(label, self.keeps[-1]))
-        shown = percent if intervals else _half_width
+        format_score = percent if intervals else _half_width
         found = []
         for label in (*fixed, *others):
             places = [self._place(label, keep) for keep in self.keeps]
-            cells = ["" if place is None else shown(self.bootstrap.score(place)) for place in places]
+            cells = ["" if place is None else format_score(self.bootstrap.score(place)) for place in places]
             tokens = ["–" if place is None else f"{self.rows[place].costs['visual_tokens']:.0f}" for place in places]
             shown_tokens = tokens[:1] if label in REFERENCES else tokens
             found.append((f"*{label}*" if label in ABOUT and intervals else label, [*cells, " / ".join(shown_tokens)]))
@@ -123,32 +123,32 @@ class Report:
 
     def preface(self, tables: bool = True) -> str:
         """What was asked, and how to read the tables."""
-        told, samples = self.results.configuration, self.results.samples
+        configuration, samples = self.results.configuration, self.results.samples
         images = len({sample["image"] for sample in samples})
-        said = f"{told['about']} {len(samples)} questions about {images} images or clips, answered greedily."
+        text = f"{configuration['about']} {len(samples)} questions about {images} images or clips, answered greedily."
         for lines, why in ((self.results.skipped, "skipped, as they cannot be used"), (self.results.failed, "failed")):
-            said += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
+            text += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
         if images < _FEW:
-            said += f" {images} images are too few to tell apart methods that are close."
-        if earlier := told.get("earlier_rules"):
-            said += (
+            text += f" {images} images are too few to tell apart methods that are close."
+        if earlier := configuration.get("earlier_rules"):
+            text += (
                 f" Measured before the rule or a default of these methods changed, so run them again before you "
                 f"compare them: {', '.join(earlier)}."
             )
         if not tables:
-            return said
-        said += (
+            return text
+        text += (
             " Right answers are in percent; macro is the mean over families, with the 95 % interval of a bootstrap "
             "over images. *Of unpruned* is macro as a share of the unpruned model's, *above blind* the same counted "
             "from the accuracy without any picture."
         )
         if self.reference:
-            said += (
+            text += (
                 f" The last column is the paired difference to {self.reference} in points, in bold where its interval "
                 "does not hold 0."
             )
-        seen = [f"*{label}*: {ABOUT[label]}" for label in ABOUT if any(row.label == label for row in self.rows)]
-        return f"{said}\n\nBaselines: {'; '.join(seen)}."
+        baselines = [f"*{label}*: {ABOUT[label]}" for label in ABOUT if any(row.label == label for row in self.rows)]
+        return f"{text}\n\nBaselines: {'; '.join(baselines)}."
 
     def accuracy(self, keep: str) -> str:
         """The table of one budget, the best method first."""
@@ -207,7 +207,7 @@ class Report:
         return table(["method", "keep", "why"], rows, texts=3)
 
 
-COSTS_SAY = (
+COSTS_NOTE = (
     "Means over the questions. Visual tokens are the mean over the language model's layers, so that pruning late is "
     "not taken for pruning early; FLOPs and KV cache are those of the prefill, text included. Times are of one "
     "question in a batch, medians over the batches: encoding (measured once for all runs that show the same "

@@ -118,10 +118,10 @@ class Results:
                 continue
             answers = [str(one.text) for one in own]
             right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
-            told: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
-            done.append(told | {"answers": answers, "right": right, "costs": _means(own)})
+            entry: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
+            done.append(entry | {"answers": answers, "right": right, "costs": _means(own)})
             times[run.key] = _medians(own)
-        told_samples = [
+        sample_entries = [
             {
                 "id": sample.id,
                 "family": sample.family,
@@ -135,7 +135,7 @@ class Results:
         ]
         machine = f"{platform.machine()}, {platform.system()}"
         skipped = [dataclasses.asdict(one) for one in suite.skipped]
-        return cls(configuration, told_samples, done, refused, times, machine, skipped, failed)
+        return cls(configuration, sample_entries, done, refused, times, machine, skipped, failed)
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` and ``times.json``, a line for each question and each run."""

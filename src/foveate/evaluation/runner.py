@@ -99,7 +99,7 @@ def evaluate(
     described = configuration(evaluation, model, processor)
     with lock_folder(folder):
         journal = Journal(folder, described, [[keys[place] for place in batch] for batch in split])
-        work, numbers = _remaining_work(evaluation, journal, split, keys)
+        work, number_batches = _remaining_work(evaluation, journal, split, keys)
         report_progress = advance or (lambda done, whole: None)
         whole = len(samples) * len(runs)
         done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
@@ -107,7 +107,7 @@ def evaluate(
         failed = 0  # questions that the unpruned model could not be asked, before any that it could
         examinee = Examinee(model, processor, evaluation.max_new_tokens)
         for cell in answer_all(work, examinee, load, processes(evaluation, model)):
-            journal.add(replace(cell, batch=numbers[cell.batch]))
+            journal.add(replace(cell, batch=number_batches[cell.batch]))
             done += len(work.batches[cell.batch])
             report_progress(done, whole)
             if cell.run == UNPRUNED:
@@ -115,8 +115,8 @@ def evaluate(
                 failed = -len(samples) if answered else failed + len(cell.failed)
                 if _HOPELESS <= failed < len(samples):
                     raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
-        shown, partial = _other_runs(journal, runs, keys)
-        runs = sorted([*runs, *shown], key=lambda run: _place(run, journal.configuration["keep"]))
+        others, partial = _other_runs(journal, runs, keys)
+        runs = sorted([*runs, *others], key=lambda run: _place(run, journal.configuration["keep"]))
         journal.finish(runs)
         outcomes = journal.outcomes()
         results = Results.of(
@@ -146,7 +146,7 @@ def _remaining_work(
                 missing.setdefault(places, []).append(run)
     described = [[_describe_question(samples[place], keys[place]) for place in places] for places in missing]
     todo = tuple((number, tuple(runs)) for number, runs in enumerate(missing.values()))
-    return Work(samples, tuple(missing), todo, evaluation.max_new_tokens), journal.numbers(described)
+    return Work(samples, tuple(missing), todo, evaluation.max_new_tokens), journal.number_batches(described)
 
 
 def _done(outcome: Outcome | None) -> bool:

@@ -104,16 +104,16 @@ def bootstrap(
     image = np.unique(np.asarray(groups), return_inverse=True)[1]
     family = np.searchsorted(np.asarray(names), np.asarray(families))
     count = int(image.max()) + 1
-    asked = np.zeros((count, len(names)))
-    np.add.at(asked, (image, family), 1.0)
+    questions = np.zeros((count, len(names)))
+    np.add.at(questions, (image, family), 1.0)
     right = np.zeros((count, len(scores), len(names)))
     for run, row in enumerate(scores):
         np.add.at(right[:, run], (image, family), row)
     times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = (times @ right.reshape(count, -1)).reshape(resamples, len(scores), -1) / (times @ asked)[:, None]
-        point = right.sum(0) / asked.sum(0)
-    images = np.append((asked > 0).sum(0), count)
+        drawn = (times @ right.reshape(count, -1)).reshape(resamples, len(scores), -1) / (times @ questions)[:, None]
+        point = right.sum(0) / questions.sum(0)
+    images = np.append((questions > 0).sum(0), count)
     return Bootstrap((*names, MACRO), _with_macro(point), _with_macro(drawn), images, level)
 
 

@@ -104,7 +104,7 @@ class Journal:
         self.cells = {key: cell for key, cell in self.cells.items() if label_of(cell.run) not in changed}
         self.configuration = merge_configurations(there, self.configuration, [Run.of_key(run) for run, _ in self.cells])
 
-    def numbers(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
+    def number_batches(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
         """The numbers of batches of questions, which are known by their ``key``; new batches get new numbers."""
         keys = [tuple(one["key"] for one in batch) for batch in batches]
         self._extend([batch for batch, own in zip(batches, keys, strict=True) if own not in self.batches])

@@ -50,9 +50,9 @@ def attention_weights(query: Tensor, key: Tensor, scaling: float, visible: Tenso
         (B, H, M, L) float32, zero on invisible keys and for queries that see nothing.
     """
     logits = _group_heads(query, key.shape[1]) @ key.float().mT[:, :, None] * scaling
-    seen = visible[:, None, None]
-    weights = logits.masked_fill_(~seen, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill_(~seen, 0).flatten(1, 2)
+    mask = visible[:, None, None]
+    weights = logits.masked_fill_(~mask, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill_(~mask, 0).flatten(1, 2)
 
 
 @full_precision

@@ -37,8 +37,8 @@ def _logits_kernel(  # type: ignore[no-untyped-def]
     keys = keys.to(tl.float32)
     for of_group in range(GROUP):
         row = sequence * heads + head * GROUP + of_group
-        asked = tl.load(query + row * depth + place, inside, other=0.0).to(tl.float32)
-        tl.store(logits + row * length + token, tl.sum(keys * asked[None, :], axis=1) * scaling, there)
+        query_row = tl.load(query + row * depth + place, inside, other=0.0).to(tl.float32)
+        tl.store(logits + row * length + token, tl.sum(keys * query_row[None, :], axis=1) * scaling, there)
 
 
 @torch.library.custom_op("foveate::attention_logits", mutates_args=())

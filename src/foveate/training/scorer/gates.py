@@ -41,9 +41,9 @@ def _by_attention(kwargs: dict[str, Any], logs: Tensor) -> dict[str, Any]:
     batch, length = logs.shape
     keys = key_validity(kwargs.get("attention_mask"), batch, length, logs.device)
     causal = torch.ones(length, length, dtype=torch.bool, device=logs.device).tril()
-    seen = causal & keys[:, None, None]
+    visible = causal & keys[:, None, None]
     least = torch.finfo(embeds.dtype).min  # a row of padding sees nothing; minus infinity would make it NaN
-    return {**kwargs, "attention_mask": torch.where(seen, logs.to(embeds.dtype)[:, None, None], least)}
+    return {**kwargs, "attention_mask": torch.where(visible, logs.to(embeds.dtype)[:, None, None], least)}
 
 
 def _by_embeddings(adapter: ModelAdapter, kwargs: dict[str, Any], factors: Tensor) -> dict[str, Any]:

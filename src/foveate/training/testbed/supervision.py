@@ -32,15 +32,15 @@ class Heads(nn.Module):
     def forward(self, tokens: Tensor, labels: Labels) -> tuple[Tensor, dict[str, float]]:
         """The loss of visual tokens (B, N, d), and for each label the share of tokens that show it and are right."""
         logits = self.readout(tokens).flatten(0, 1).split(list(CLASSES.values()), dim=-1)
-        shown = labels.thing.flatten() > 0
-        weight = torch.where(shown, 1.0, _EMPTY_WEIGHT)
+        occupied = labels.thing.flatten() > 0
+        weight = torch.where(occupied, 1.0, _EMPTY_WEIGHT)
         loss = tokens.new_zeros(())
         right: dict[str, float] = {}
         for (name, label), scores in zip(labels.items(), logits, strict=True):
             target = label.flatten()
             if name in _SIDES:
-                loss = loss + _SIDE_WEIGHT * F.cross_entropy(scores[shown], target[shown])
-                where = shown
+                loss = loss + _SIDE_WEIGHT * F.cross_entropy(scores[occupied], target[occupied])
+                where = occupied
             else:
                 each = F.cross_entropy(scores, target, reduction="none")
                 loss = loss + _WEIGHTS[name] * (each * weight).sum() / weight.sum()
@@ -125,11 +125,11 @@ class Symbols(nn.Module):
 
     def forward(self, labels: Labels, grid: tuple[int, int]) -> Tensor:
         """The symbols of visual tokens in raster order: (B, N, d)."""
-        shown = (labels.thing > 0)[..., None]
+        occupied = (labels.thing > 0)[..., None]
         total: Tensor = torch.zeros(())
         for name, label in labels.items():
             vectors = self.get_buffer(name)[label]
-            total = total + (vectors * shown if name in _SIDES else vectors)
+            total = total + (vectors * occupied if name in _SIDES else vectors)
         rows, columns = grid
         places = (self.get_buffer("rows")[:rows, None] + self.get_buffer("columns")[None, :columns]).flatten(0, 1)
         return total + places.repeat(total.shape[1] // len(places), 1)

@@ -163,25 +163,25 @@ class Training:
         symbols = self.symbols(batch.labels, batch.grid)
         if stage.name == "language":
             return self._answers(batch, symbols + _NOISE * torch.randn_like(symbols), means)
-        seen, summary = self.student.see(batch.pixels)
-        dense, right = self.heads["labels"](seen, batch.labels)
+        visual, summary = self.student.see(batch.pixels)
+        dense, right = self.heads["labels"](visual, batch.labels)
         if summary is not None:
             loss, right["inventory"] = self.heads["inventory"](summary, batch.labels)
             dense = dense + _INVENTORY * loss
-        likeness = (seen - symbols).pow(2).mean() / self.spread
+        likeness = (visual - symbols).pow(2).mean() / self.spread
         _note(means, {"dense": dense.item(), "likeness": likeness.item(), **right})
         if stage.name == "vision":
             return dense + _LIKENESS * likeness
-        return self._answers(batch, seen, means) + 0.3 * dense + 0.5 * max(0.0, 1 - 2 * share) * likeness
+        return self._answers(batch, visual, means) + 0.3 * dense + 0.5 * max(0.0, 1 - 2 * share) * likeness
 
-    def _answers(self, batch: Batch, seen: Tensor, means: dict[str, list[float]]) -> Tensor:
+    def _answers(self, batch: Batch, visual: Tensor, means: dict[str, list[float]]) -> Tensor:
         assert batch.packed is not None
-        asked = batch.packed.targets != NOT_ASKED
-        every, halfway = self.student.answer(seen, batch.packed, batch.grid)
+        has_target = batch.packed.targets != NOT_ASKED
+        every, halfway = self.student.answer(visual, batch.packed, batch.grid)
         pointing, found = self.heads["pointer"](halfway, batch.packed.named)
-        logits = every[asked]
-        weight = batch.packed.weights[asked]
-        each = F.cross_entropy(logits, batch.packed.targets[asked], reduction="none")
+        logits = every[has_target]
+        weight = batch.packed.weights[has_target]
+        each = F.cross_entropy(logits, batch.packed.targets[has_target], reduction="none")
         loss = (each * weight).sum() / weight.sum()
         _note(means, {"answers": loss.item(), "named boxes": found})
         for family, right in self._judge_answers(batch.packed, logits.argmax(-1)):
@@ -190,11 +190,11 @@ class Training:
 
     def _judge_answers(self, packed: Packed, best: Tensor) -> Iterator[tuple[str, bool]]:
         """For each question its family, and whether the likeliest tokens, given the true ones before, are right."""
-        asked = packed.targets != NOT_ASKED
-        rows, _ = asked.nonzero(as_tuple=True)
+        has_target = packed.targets != NOT_ASKED
+        rows, _ = has_target.nonzero(as_tuple=True)
         words = self.tokenizer.convert_ids_to_tokens(best.tolist())
         replies: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for row, number, word in zip(rows.tolist(), packed.numbers[asked].tolist(), words, strict=True):
+        for row, number, word in zip(rows.tolist(), packed.numbers[has_target].tolist(), words, strict=True):
             replies[row, number].append(word)
         for (row, number), reply in replies.items():
             question = packed.questions[row][number]

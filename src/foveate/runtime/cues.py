@@ -58,7 +58,7 @@ class EncoderCues:
                 stack.encoding.trace.calls[module].append(call)
 
         def on_projector(module: nn.Module, args: Any, kwargs: Any) -> None:
-            encoding = stack.encoding or stack.encoded  # a projector is part of the encoder, or follows it
+            encoding = stack.encoding or stack.latest_encoding  # a projector is part of the encoder, or follows it
             if encoding is not None and not stack.replaying:
                 encoding.trace.projected.append(args[0])
 

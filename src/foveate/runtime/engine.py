@@ -207,7 +207,7 @@ class Pruning:
             )
         asked = kwargs.get("logits_to_keep")
         places = asked.clone() if isinstance(asked, Tensor) else None
-        self._stack.asked = asked, places
+        self._stack.logits_request = asked, places
         # A copy, to be filled in when it is known where its tokens have gone.
         return None if places is None else (args, {**kwargs, "logits_to_keep": places})
 
@@ -256,7 +256,10 @@ class Pruning:
         """The passes for images that were encoded before this call: for it by generate, or by the caller."""
         stack, given = self._stack, kwargs.get("mm_encoder_outputs") or {}
         outputs = [given[modality] for modality in self._adapter.modalities if given.get(modality) is not None]
-        passes = [next((one for one in reversed(stack.ahead) if one.is_source_of(output)), None) for output in outputs]
+        passes = [
+            next((one for one in reversed(stack.early_encodings) if one.is_source_of(output)), None)
+            for output in outputs
+        ]
         found = [one for one in passes if one is not None]
         if outputs and len(found) == len(outputs):
             return found
@@ -279,7 +282,7 @@ class Pruning:
         if stack.generations:
             stack.generations[-1].passes.append(encoding)
         if call is None and not stack.generations:
-            stack.ahead = [one for one in stack.ahead if one.alive] + [encoding]
+            stack.early_encodings = [one for one in stack.early_encodings if one.alive] + [encoding]
         encoding.watch.start()
         for seam in self._seams:
             seam.enter_encoder(encoding)
@@ -288,7 +291,7 @@ class Pruning:
         stack = self._stack
         if stack.encoding is not None:
             stack.encoding.finish(output)
-            stack.encoded, stack.encoding = stack.encoding, None
+            stack.latest_encoding, stack.encoding = stack.encoding, None
 
     def _enter_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         stack = self._stack
@@ -434,7 +437,7 @@ class Pruning:
                     "gradient checkpointing runs layers again that were pruned, but pruning is detached; call backward "
                     "before you detach it, inside the with block."
                 )
-            return stack.resumed(forward, encoding, again)
+            return stack.resume(forward, encoding, again)
 
         return resume
 

@@ -295,25 +295,28 @@ class CallStack(threading.local):
         self.generations: list[Generation] = []
         self.calls: list[Call] = []
         self.encoding: EncoderPass | None = None  # under way
-        self.encoded: EncoderPass | None = None  # the latest
-        self.ahead: list[EncoderPass] = []  # images that a caller encoded before calling the model
+        self.latest_encoding: EncoderPass | None = None  # the one that ended last
+        self.early_encodings: list[EncoderPass] = []  # of images that a caller encodes before calling the model
         self.forward: ForwardState | None = None
         self.replaying = False  # a layer runs again for its gradients
-        self.asked: tuple[Any, Tensor | None] = (None, None)  # `logits_to_keep` of the call that is about to begin
+        self.logits_request: tuple[Any, Tensor | None] = (
+            None,
+            None,
+        )  # `logits_to_keep` of the call that is about to begin
         self.latest: ForwardState | None = None  # prefill with images
 
     def begin(self, call: Call) -> None:
         """A call begins, perhaps in the middle of another."""
-        call.logits_to_keep, call.logits_places = self.asked
-        call.outer = self.forward, self.encoding, self.encoded
-        self.asked, self.forward, self.encoding = (None, None), None, None
+        call.logits_to_keep, call.logits_places = self.logits_request
+        call.outer = self.forward, self.encoding, self.latest_encoding
+        self.logits_request, self.forward, self.encoding = (None, None), None, None
         self.calls.append(call)
 
     def end(self) -> None:
         """The latest call is over, and what it interrupted goes on."""
         if self.calls:
             call = self.calls.pop()
-            self.forward, self.encoding, self.encoded = call.outer
+            self.forward, self.encoding, self.latest_encoding = call.outer
             # Reports keep a forward, and with it its call, but not the pixels that its passes were given.
             call.outer, call.passes = (None, None, None), []
 
@@ -339,7 +342,7 @@ class CallStack(threading.local):
         return self.forward
 
     @contextmanager
-    def resumed(self, forward: ForwardState | None, encoding: EncoderPass | None, replaying: bool) -> Iterator[None]:
+    def resume(self, forward: ForwardState | None, encoding: EncoderPass | None, replaying: bool) -> Iterator[None]:
         """Within it, this thread is in the middle of a forward that began earlier, perhaps in another thread."""
         held = self.forward, self.encoding, self.replaying
         self.forward, self.encoding, self.replaying = forward, encoding, replaying

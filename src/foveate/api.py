@@ -67,10 +67,11 @@ def prune(
 
     The result is a context manager, too, which detaches on exit, whatever happens inside:
 
-    >>> with foveate.prune(model, "idpruner", keep=0.25) as pruning:
-    ...     output = model.generate(**inputs, max_new_tokens=4)
-    >>> pruning.report().tokens_before, pruning.report().tokens
-    (196, 49)
+    Examples:
+        >>> with foveate.prune(model, "idpruner", keep=0.25) as pruning:
+        ...     output = model.generate(**inputs, max_new_tokens=4)
+        >>> pruning.report().tokens_before, pruning.report().tokens
+        (196, 49)
 
     Several threads may call the pruned model at once.
 
@@ -125,10 +126,11 @@ def prune_inputs(
 ) -> dict[str, Tensor]:
     """Encode the images, merge them into the prompt and drop visual tokens, without running the language model.
 
-    >>> short = foveate.prune_inputs(model, inputs, "divprune", keep=0.25)
-    >>> inputs["input_ids"].shape[1] - short["inputs_embeds"].shape[1]  # of 196 visual tokens, 49 are left
-    147
-    >>> output = model.generate(**short, max_new_tokens=4)
+    Examples:
+        >>> short = foveate.prune_inputs(model, inputs, "divprune", keep=0.25)
+        >>> inputs["input_ids"].shape[1] - short["inputs_embeds"].shape[1]  # of 196 visual tokens, 49 are left
+        147
+        >>> output = model.generate(**short, max_new_tokens=4)
 
     Args:
         model: a supported model; it is unchanged afterwards.

@@ -21,10 +21,11 @@ _HELP = (
 class Budget:
     """How much to keep of each image (or, with ``scope="prompt"``, of all images of a prompt together).
 
-    >>> Budget("25%").count(576)
-    144
-    >>> Budget(64, scope="prompt")
-    Budget(keep=64, scope='prompt')
+    Examples:
+        >>> Budget("25%").count(576)
+        144
+        >>> Budget(64, scope="prompt")
+        Budget(keep=64, scope='prompt')
 
     Args:
         keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens); scalars of

@@ -25,11 +25,12 @@ _EXAMPLE = '{"method": "idpruner", "keep": 0.25}'
 class PruningConfig:
     """A method, its hyperparameters and a budget, as one object that `foveate.prune` takes.
 
-    >>> config = foveate.PruningConfig(foveate.get_method("idpruner", balance=0.7), keep=0.1)
-    >>> config.to_dict()
-    {'version': 1, 'method': {'name': 'idpruner', 'balance': 0.7}, 'keep': 0.1}
-    >>> foveate.PruningConfig.from_dict({"method": "divprune", "keep": "25%"}).keep
-    0.25
+    Examples:
+        >>> config = foveate.PruningConfig(foveate.get_method("idpruner", balance=0.7), keep=0.1)
+        >>> config.to_dict()
+        {'version': 1, 'method': {'name': 'idpruner', 'balance': 0.7}, 'keep': 0.1}
+        >>> foveate.PruningConfig.from_dict({"method": "divprune", "keep": "25%"}).keep
+        0.25
 
     The same data configures the command line (``--config``) and a vLLM server
     (``--hf-overrides '{"foveate": {...}}'``). Two configurations are equal where they prune alike.

@@ -9,84 +9,92 @@ from collections.abc import Iterable
 class FoveateError(Exception):
     """Base class of all errors raised by foveate.
 
-    >>> try:
-    ...     foveate.prune(model, "idpruner", keep=2.5)
-    ... except foveate.FoveateError as error:
-    ...     print(type(error).__name__)
-    BudgetError
+    Examples:
+        >>> try:
+        ...     foveate.prune(model, "idpruner", keep=2.5)
+        ... except foveate.FoveateError as error:
+        ...     print(type(error).__name__)
+        BudgetError
     """
 
 
 class BudgetError(FoveateError, ValueError):
     """The `keep` value is not a fraction, a percentage or a token count.
 
-    >>> foveate.Budget(2.5)
-    Traceback (most recent call last):
-        ...
-    foveate.errors.BudgetError: keep=2.5 is out of range. Give a fraction in (0, 1] such as 0.25, ...
+    Examples:
+        >>> foveate.Budget(2.5)
+        Traceback (most recent call last):
+            ...
+        foveate.errors.BudgetError: keep=2.5 is out of range. Give a fraction in (0, 1] such as 0.25, ...
     """
 
 
 class ConfigError(FoveateError, ValueError):
     """A pruning configuration cannot be read or written.
 
-    >>> foveate.PruningConfig.from_dict({"kep": 0.25})
-    Traceback (most recent call last):
-        ...
-    foveate.errors.ConfigError: a pruning configuration has no key 'kep'; did you mean 'keep'? ...
+    Examples:
+        >>> foveate.PruningConfig.from_dict({"kep": 0.25})
+        Traceback (most recent call last):
+            ...
+        foveate.errors.ConfigError: a pruning configuration has no key 'kep'; did you mean 'keep'? ...
     """
 
 
 class SelectionError(FoveateError, ValueError):
     """A selector was given tensors that it cannot choose from.
 
-    >>> foveate.selection.topk(torch.tensor([0.1, float("nan")]), 1)
-    Traceback (most recent call last):
-        ...
-    foveate.errors.SelectionError: ...
+    Examples:
+        >>> foveate.selection.topk(torch.tensor([0.1, float("nan")]), 1)
+        Traceback (most recent call last):
+            ...
+        foveate.errors.SelectionError: ...
     """
 
 
 class MethodError(FoveateError, ValueError):
     """A method is unknown, badly configured or lacks something that it needs.
 
-    >>> foveate.get_method("idpuner")
-    Traceback (most recent call last):
-        ...
-    foveate.errors.MethodError: unknown method 'idpuner'; did you mean 'idpruner'? ...
+    Examples:
+        >>> foveate.get_method("idpuner")
+        Traceback (most recent call last):
+            ...
+        foveate.errors.MethodError: unknown method 'idpuner'; did you mean 'idpruner'? ...
     """
 
 
 class ModelError(FoveateError, ValueError):
     """The model is not supported, or cannot give a cue that the method needs.
 
-    >>> foveate.prune(torch.nn.Linear(2, 2), "idpruner")
-    Traceback (most recent call last):
-        ...
-    foveate.errors.ModelError: ...
+    Examples:
+        >>> foveate.prune(torch.nn.Linear(2, 2), "idpruner")
+        Traceback (most recent call last):
+            ...
+        foveate.errors.ModelError: ...
     """
 
 
 class RequestError(FoveateError, ValueError):
     """What a server was asked, or how it was set up, is not understood.
 
-    >>> from foveate.serving.vllm.request import ServerSettings
-    >>> ServerSettings.read({"kep": 0.25}, {})
-    Traceback (most recent call last):
-        ...
-    foveate.errors.RequestError: the server's foveate settings have an unknown key 'kep'; did you mean 'keep'? ...
+    Examples:
+        >>> from foveate.serving.vllm.request import ServerSettings
+        >>> ServerSettings.read({"kep": 0.25}, {})
+        Traceback (most recent call last):
+            ...
+        foveate.errors.RequestError: the server's foveate settings have an unknown key 'kep'; did you mean 'keep'? ...
     """
 
 
 class RuntimeStateError(FoveateError, RuntimeError):
     """Pruning was asked for something that its current state does not allow.
 
-    >>> pruning = foveate.prune(model, "divprune", keep=0.25)
-    >>> pruning.report()
-    Traceback (most recent call last):
-        ...
-    foveate.errors.RuntimeStateError: nothing to report yet: run the model on a prompt with an image first.
-    >>> pruning.detach()
+    Examples:
+        >>> pruning = foveate.prune(model, "divprune", keep=0.25)
+        >>> pruning.report()
+        Traceback (most recent call last):
+            ...
+        foveate.errors.RuntimeStateError: nothing to report yet: run the model on a prompt with an image first.
+        >>> pruning.detach()
     """
 
 

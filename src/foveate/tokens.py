@@ -47,12 +47,13 @@ class Kind(enum.Enum):
 class Cue(enum.Enum):
     """Something that a method can need beyond the token features themselves.
 
-    >>> foveate.get_method("fastv").needs
-    frozenset({<Cue.LLM_ATTENTION: ...>})
+    Examples:
+        >>> foveate.get_method("fastv").needs
+        frozenset({<Cue.LLM_ATTENTION: ...>})
 
     A member declares all there is to know of a cue; messages, checks, refusals and docs follow from it.
 
-    Args:
+    Attributes:
         value: what it is, in words that complete "cannot give what the method needs: ...".
         source: where it arises.
         axes: its shape beyond the batch, see `shape`.
@@ -203,8 +204,9 @@ AttentionKind = Literal["cls", "received", "keys"]
 class EncoderReading:
     """The attention of one more layer of the vision encoder, or of another kind, beside ENCODER_ATTENTION.
 
-    >>> foveate.get_method("hiprune").encoder_readings
-    (EncoderReading(depth=0.36363636363636365, kind='received'), EncoderReading(depth=1.0, kind='received'))
+    Examples:
+        >>> foveate.get_method("hiprune").encoder_readings
+        (EncoderReading(depth=0.36363636363636365, kind='received'), EncoderReading(depth=1.0, kind='received'))
 
     Args:
         depth: how deep the layer lies, in [0, 1]: 0 is the first one, 1 the one that ENCODER_ATTENTION is read in. The
@@ -222,8 +224,9 @@ class EncoderReading:
 class Grid:
     """The layout of one image or clip in LLM tokens: `rows` x `columns`, times `frames` for a clip.
 
-    >>> len(foveate.Grid(24, 24)), foveate.Grid(4, 6, frames=8).frame
-    (576, Grid(rows=4, columns=6, frames=1))
+    Examples:
+        >>> len(foveate.Grid(24, 24)), foveate.Grid(4, 6, frames=8).frame
+        (576, Grid(rows=4, columns=6, frames=1))
     """
 
     rows: int
@@ -251,9 +254,10 @@ _NO_CUES: Mapping[Cue, Tensor] = MappingProxyType({})
 class VisualTokens:
     """Visual tokens of a padded batch of groups; a group is an image, a clip, or all images of a prompt.
 
-    >>> tokens = foveate.VisualTokens.of(torch.randn(6, 16), foveate.Grid(2, 3))  # one image
-    >>> foveate.get_method("divprune").select(tokens, torch.tensor([2])).keep.sum().item()
-    2
+    Examples:
+        >>> tokens = foveate.VisualTokens.of(torch.randn(6, 16), foveate.Grid(2, 3))  # one image
+        >>> foveate.get_method("divprune").select(tokens, torch.tensor([2])).keep.sum().item()
+        2
 
     Args:
         features: (B, N, d), any float dtype; what the LLM would read (embeddings before it, hidden states inside), or
@@ -433,8 +437,9 @@ def _single(cue: Cue, value: Tensor) -> Tensor:
 class Selection:
     """What a method decided.
 
-    >>> foveate.Selection(torch.tensor([[True, False, True]])).merged(torch.tensor([[[1.0], [2.0], [3.0]]])).shape
-    torch.Size([1, 3, 1])
+    Examples:
+        >>> foveate.Selection(torch.tensor([[True, False, True]])).merged(torch.tensor([[[1.0], [2.0], [3.0]]])).shape
+        torch.Size([1, 3, 1])
 
     Args:
         keep: (B, N) bool; exactly the asked count is true in each row, only on valid tokens.

@@ -2,8 +2,9 @@
 
 None is imported before it is asked for, by its class or, with `get_method`, by its name:
 
->>> foveate.methods.IDPruner(balance=0.7) == foveate.get_method("idpruner", balance=0.7)
-True
+Examples:
+    >>> foveate.methods.IDPruner(balance=0.7) == foveate.get_method("idpruner", balance=0.7)
+    True
 """
 
 from importlib import import_module

@@ -24,12 +24,13 @@ _ADAPTERS: dict[str, type[ModelAdapter]] = {}
 def register_model(cls: A) -> A:
     """Class decorator: serve models whose ``config.model_type`` is the adapter's `model_type`.
 
-    >>> from foveate.models.llava import LlavaAdapter
-    >>> @foveate.register_model
-    ... class OwnAdapter(LlavaAdapter):
-    ...     model_type, class_name = "own_llava", "OwnForConditionalGeneration"
-    >>> "own_llava" in [family.model_type for family in foveate.supported_models()]
-    True
+    Examples:
+        >>> from foveate.models.llava import LlavaAdapter
+        >>> @foveate.register_model
+        ... class OwnAdapter(LlavaAdapter):
+        ...     model_type, class_name = "own_llava", "OwnForConditionalGeneration"
+        >>> "own_llava" in [family.model_type for family in foveate.supported_models()]
+        True
     """
     _ADAPTERS[cls.model_type] = cls
     return cls
@@ -70,8 +71,9 @@ class SupportedModel:
 def supported_models() -> list[SupportedModel]:
     """Every model family that foveate can prune.
 
-    >>> [family.class_name for family in foveate.supported_models() if "video" in family.modalities][0]
-    'Qwen2_5_VLForConditionalGeneration'
+    Examples:
+        >>> [family.class_name for family in foveate.supported_models() if "video" in family.modalities][0]
+        'Qwen2_5_VLForConditionalGeneration'
     """
     _load_all()
     return sorted((_row(adapter) for adapter in _ADAPTERS.values()), key=lambda row: row.model_type)

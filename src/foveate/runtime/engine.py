@@ -45,12 +45,13 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictio
 class Pruning:
     """Pruning attached to one model; made by `foveate.prune`, and a context manager that detaches on exit.
 
-    >>> pruning = foveate.prune(model, "divprune", keep=0.25)
-    >>> pruning
-    Pruning(attached to LlavaForConditionalGeneration: divprune keeps 0.25 before the LLM, per image)
-    >>> pruning.detach()
-    >>> pruning.attached
-    False
+    Examples:
+        >>> pruning = foveate.prune(model, "divprune", keep=0.25)
+        >>> pruning
+        Pruning(attached to LlavaForConditionalGeneration: divprune keeps 0.25 before the LLM, per image)
+        >>> pruning.detach()
+        >>> pruning.attached
+        False
 
     Args:
         adapter: of the model.

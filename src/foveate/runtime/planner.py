@@ -84,11 +84,14 @@ class Composition:
 def compose(*methods: str | Method, ratio: float = 0.5) -> Composition:
     """Several methods with one honest budget.
 
-    >>> with foveate.prune(model, foveate.compose("divprune", "fastv"), keep=0.25) as pruning:
-    ...     output = model.generate(**inputs, max_new_tokens=4)
-    >>> report = pruning.report()
-    >>> [round(stage.budget.keep, 3) for stage in report.stages], report.average_visual_tokens / report.tokens_before
-    ([0.357, 0.179], 0.25)
+    Examples:
+        >>> with foveate.prune(model, foveate.compose("divprune", "fastv"), keep=0.25) as pruning:
+        ...     output = model.generate(**inputs, max_new_tokens=4)
+        >>> report = pruning.report()
+        >>> [round(stage.budget.keep, 3) for stage in report.stages]
+        [0.357, 0.179]
+        >>> report.average_visual_tokens / report.tokens_before
+        0.25
 
     `keep` is then the average number of visual tokens over the language model's layers, as a fraction of the unpruned
     ones: what `Report.average_visual_tokens` tells, so that pruning late is not taken for pruning early. It is shared

@@ -69,13 +69,14 @@ class StageReport:
 class Report:
     """The latest prefill. ``print`` gives a line, and ``repr``, which notebooks show, a table.
 
-    >>> with foveate.prune(model, "divprune", keep=0.25) as pruning:
-    ...     output = model.generate(**inputs, max_new_tokens=4)
-    >>> report = pruning.report()
-    >>> report.tokens_before, report.tokens
-    (196, 49)
-    >>> round(report.factors()["kv_bytes"], 1)
-    3.4
+    Examples:
+        >>> with foveate.prune(model, "divprune", keep=0.25) as pruning:
+        ...     output = model.generate(**inputs, max_new_tokens=4)
+        >>> report = pruning.report()
+        >>> report.tokens_before, report.tokens
+        (196, 49)
+        >>> round(report.factors()["kv_bytes"], 1)
+        3.4
 
     Prompt tokens are those left in the last layer, per prompt; visual tokens per layer are of all prompts together.
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real

@@ -32,7 +32,7 @@ class TokenBatch:
         batched: whether the caller gave a batch, and so gets one back.
         data: the tensors that were given, by name; see the properties.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batch = prepare_batch(2, None, features=torch.randn(5, 8))
         >>> batch.select(lambda batch: mask_from_order(order_by_score(batch.norms, batch.valid), batch)).shape
@@ -149,7 +149,7 @@ def prepare_batch(
     Raises:
         SelectionError: on shapes that do not fit, counts that cannot be met, and values that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batch = prepare_batch(2, None, scores=torch.tensor([0.1, 0.7, 0.4]))
         >>> mask_from_order(order_by_score(batch.scores, batch.valid), batch).tolist()
@@ -220,7 +220,7 @@ def require(good: Tensor, message: str) -> None:
 
     On a GPU the check is asynchronous, so that the host does not wait: a fault ends in an error of CUDA.
 
-    Example:
+    Examples:
         >>> import torch
         >>> require(torch.tensor([[True, False]]), "scores must be at least 0")
         Traceback (most recent call last):
@@ -250,7 +250,7 @@ def mask_from_order(order: Tensor, batch: TokenBatch) -> Tensor:
     Returns:
         (B, N) bool.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batch = prepare_batch(2, None, features=torch.zeros(4, 8))
         >>> mask_from_order(torch.tensor([[3, 1, 0, 2]]), batch).tolist()
@@ -273,7 +273,7 @@ def order_by_score(scores: Tensor, valid: Tensor) -> Tensor:
     Returns:
         (B, N) long.
 
-    Example:
+    Examples:
         >>> import torch
         >>> order_by_score(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[True, True, False]])).tolist()
         [[1, 0, 2]]
@@ -290,7 +290,7 @@ def count_valid_before(valid: Tensor) -> Tensor:
     Returns:
         (B, N) long; unspecified, but at least 0, on padding.
 
-    Example:
+    Examples:
         >>> import torch
         >>> count_valid_before(torch.tensor([[True, False, True, True]]))[0, [0, 2, 3]].tolist()
         [0, 1, 2]

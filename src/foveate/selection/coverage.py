@@ -42,7 +42,7 @@ def coverage(
     Raises:
         SelectionError: on shapes or counts that do not fit, a negative alpha or score, or values that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0]])
         >>> coverage(features, torch.ones(3), count=2).tolist()

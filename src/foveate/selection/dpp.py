@@ -40,7 +40,7 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
     Raises:
         SelectionError: on shapes or counts that do not fit, or values that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
         >>> dpp(features, torch.tensor([1.0, 0.9, 0.5, 0.0]), count=2).tolist()

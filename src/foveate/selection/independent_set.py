@@ -124,7 +124,7 @@ def independent_set(
         SelectionError: on shapes, counts or grids that do not fit, shares outside [0, 1], a spatial term that is
             neither of the two, a negative number of tokens, or values that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> independent_set(features, torch.tensor([0.9, 0.8, 0.2, 0.1]), 2, grid=(2, 2), pivots=0.0).tolist()

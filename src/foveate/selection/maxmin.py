@@ -35,7 +35,7 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     Raises:
         SelectionError: on shapes or counts that do not fit, or features that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> angles = torch.tensor([0.0, 0.1, 1.5, 1.6, 3.0])
         >>> maxmin(torch.stack([angles.cos(), angles.sin()], 1), count=3).nonzero()[:, 0].tolist()

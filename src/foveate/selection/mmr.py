@@ -39,7 +39,7 @@ def mmr(
     Raises:
         SelectionError: on shapes or counts that do not fit, a balance outside [0, 1], or values that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # the first two are copies
         >>> mmr(features, torch.tensor([0.9, 0.8, 0.1]), count=2).tolist()

@@ -27,7 +27,7 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
     Raises:
         SelectionError: on shapes or counts that do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> keep = random(torch.zeros(100, 4), count=25, seed=1)
         >>> int(keep.sum()), keep.equal(random(torch.zeros(100, 4), count=25, seed=1))

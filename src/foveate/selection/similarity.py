@@ -37,7 +37,7 @@ def snap_near_one(cosines: Tensor) -> Tensor:
     Returns:
         The same tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> snap_near_one(torch.tensor([0.5, 0.9999999, 1.0000001])).tolist()
         [0.5, 1.0, 1.0]
@@ -52,7 +52,7 @@ class Cosines:
         unit: (B, N, d) float32, of unit length; see `TokenBatch.unit`.
         matrix: (B, N, N) float32 where it is known already.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cosines = Cosines(torch.eye(3)[None])
         >>> cosines.of(torch.tensor([1])).tolist()

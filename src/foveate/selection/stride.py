@@ -23,7 +23,7 @@ def stride(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
     Raises:
         SelectionError: on shapes or counts that do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> stride(torch.zeros(8, 4), count=2).nonzero()[:, 0].tolist()
         [2, 6]

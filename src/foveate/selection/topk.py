@@ -23,7 +23,7 @@ def topk(scores: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Te
     Raises:
         SelectionError: on shapes or counts that do not fit, or scores that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> topk(torch.tensor([0.2, 0.9, 0.5, 0.9]), count=2).tolist()
         [False, True, False, True]

@@ -26,8 +26,9 @@ from .published import Published, untouched
 class Where(enum.Enum):
     """A place in the model where methods prune, in the order of a forward.
 
-    >>> foveate.get_method("nuwa").places()
-    (<Where.BEFORE_LLM: 'before the LLM'>, <Where.INSIDE_LLM: 'inside the LLM'>)
+    Examples:
+        >>> foveate.get_method("nuwa").places()
+        (<Where.BEFORE_LLM: 'before the LLM'>, <Where.INSIDE_LLM: 'inside the LLM'>)
     """
 
     BEFORE_ENCODER = "before the vision encoder"
@@ -45,8 +46,9 @@ def in_words(places: Sequence[Where]) -> str:
 class Stage:
     """One place where a method prunes, and what it leaves there.
 
-    >>> [(stage.layer, str(stage.budget)) for stage in foveate.get_method("vscan").stages(32, foveate.Budget(0.25))]
-    [(0, '0.375'), (16, '0.125')]
+    Examples:
+        >>> [(stage.layer, str(stage.budget)) for stage in foveate.get_method("vscan").stages(32, foveate.Budget(0.25))]
+        [(0, '0.375'), (16, '0.125')]
 
     Args:
         method: what chooses; it may be another one than that whose stage it is, with a `select` and needs of its own.
@@ -75,8 +77,9 @@ class Stage:
 class Provenance:
     """Where a method comes from: paper, licence of the reference code, and where foveate deviates.
 
-    >>> foveate.methods.FastV.provenance.paper
-    '...'
+    Examples:
+        >>> foveate.methods.FastV.provenance.paper
+        '...'
     """
 
     paper: str
@@ -117,16 +120,17 @@ class ModelFacts:
 class Method(ABC):
     """A pruning method: a frozen dataclass whose fields are its hyperparameters.
 
-    >>> @dataclass(frozen=True)
-    ... class Largest(foveate.Method):
-    ...     power: float = 2.0
-    ...     def select(self, tokens, count):
-    ...         norms = tokens.features.float().norm(p=self.power, dim=-1)
-    ...         return foveate.Selection(foveate.selection.topk(norms, count, valid=tokens.valid))
-    >>> with foveate.prune(model, Largest(power=1.0), keep=64) as pruning:
-    ...     output = model.generate(**inputs, max_new_tokens=4)
-    >>> pruning.report().tokens
-    64
+    Examples:
+        >>> @dataclass(frozen=True)
+        ... class Largest(foveate.Method):
+        ...     power: float = 2.0
+        ...     def select(self, tokens, count):
+        ...         norms = tokens.features.float().norm(p=self.power, dim=-1)
+        ...         return foveate.Selection(foveate.selection.topk(norms, count, valid=tokens.valid))
+        >>> with foveate.prune(model, Largest(power=1.0), keep=64) as pruning:
+        ...     output = model.generate(**inputs, max_new_tokens=4)
+        >>> pruning.report().tokens
+        64
 
     Subclasses set `provenance` and, where they need more than features, `needs`. One that prunes inside the LLM sets
     `where` and has a field `layer`, the zero-based layer whose input is shortened; one with several stages overrides

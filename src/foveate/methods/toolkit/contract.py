@@ -23,7 +23,8 @@ _FOLLOWS = ((False, True, True, True), (False, False, True, True), (False, False
 def check_contract(method: Method, *, groups: Groups = IMAGES, width: int = 8) -> None:
     """Run a method on a small random batch, and raise at the first thing that it owes and does not give.
 
-    >>> foveate.methods.toolkit.check_contract(foveate.get_method("divprune"))
+    Examples:
+        >>> foveate.methods.toolkit.check_contract(foveate.get_method("divprune"))
 
     It must keep exactly the asked number of tokens in each row, never padding and never a token that an earlier stage
     dropped; keep everything, unchanged, where everything is asked for; choose the same again, alone as in a batch,

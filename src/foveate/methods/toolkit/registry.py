@@ -37,14 +37,15 @@ ENTRY_POINTS = "foveate.methods"
 def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a Method available as ``foveate.get_method(name)``.
 
-    >>> @foveate.register_method("first")
-    ... @dataclass(frozen=True)
-    ... class First(foveate.Method):
-    ...     def select(self, tokens, count):
-    ...         keep = (tokens.valid.cumsum(1) <= count[:, None]) & tokens.valid
-    ...         return foveate.Selection(keep)
-    >>> foveate.get_method("first")
-    First()
+    Examples:
+        >>> @foveate.register_method("first")
+        ... @dataclass(frozen=True)
+        ... class First(foveate.Method):
+        ...     def select(self, tokens, count):
+        ...         keep = (tokens.valid.cumsum(1) <= count[:, None]) & tokens.valid
+        ...         return foveate.Selection(keep)
+        >>> foveate.get_method("first")
+        First()
 
     Raises:
         MethodError: when the name is taken by another class or is not lower-case, and when a field is called like an
@@ -89,12 +90,13 @@ def method_class(name: str) -> type[Method]:
 def get_method(name: str | Method, **hyperparameters: Any) -> Method:
     """A method by name with its hyperparameters.
 
-    >>> foveate.get_method("fastv", layer=3)
-    FastV(layer=3)
-    >>> foveate.get_method("fastv", layers=3)
-    Traceback (most recent call last):
-        ...
-    foveate.errors.MethodError: fastv has no hyperparameter 'layers'; did you mean 'layer'? Known: layer.
+    Examples:
+        >>> foveate.get_method("fastv", layer=3)
+        FastV(layer=3)
+        >>> foveate.get_method("fastv", layers=3)
+        Traceback (most recent call last):
+            ...
+        foveate.errors.MethodError: fastv has no hyperparameter 'layers'; did you mean 'layer'? Known: layer.
 
     Raises:
         MethodError: for an unknown name or hyperparameter, or a value that the method refuses.
@@ -117,8 +119,9 @@ def get_method(name: str | Method, **hyperparameters: Any) -> Method:
 def method_names() -> list[str]:
     """All method names, sorted: foveate's own and those of installed packages.
 
-    >>> {"d2pruner", "idpruner"} <= set(foveate.method_names())
-    True
+    Examples:
+        >>> {"d2pruner", "idpruner"} <= set(foveate.method_names())
+        True
     """
     _load_all()
     return sorted(_METHODS)

@@ -103,14 +103,14 @@ def dataset(
         EvaluationError: for an unknown family.
     """
     samples, bad = usable_samples(
-        path, metric, suffix, skip_bad, lambda read: chosen(read, questions, seed, families) if read else ()
+        path, metric, suffix, skip_bad, lambda read: choose_samples(read, questions, seed, families) if read else ()
     )
     name = path.resolve().name
     about = f"The questions of {name}" + (f", each with “{suffix}” behind it." if suffix else ".")
     return Suite(name, about, tuple(samples), tuple(bad))
 
 
-def chosen(
+def choose_samples(
     samples: Sequence[Sample], questions: int | None, seed: int, families: Sequence[str] | None
 ) -> tuple[Sample, ...]:
     """Those of some families, at most so many, drawn without replacement, in their order.
@@ -137,7 +137,7 @@ def _scenes(questions: int | None, seed: int, families: Sequence[str] | None, cl
         for place, scene in enumerate(scenes())
         for number, question in enumerate(scene.questions)
     ]
-    left = chosen(samples, questions, seed, families)
+    left = choose_samples(samples, questions, seed, families)
     return Suite("scenes", "The twelve drawn scenes that come with foveate.", left)
 
 
@@ -151,7 +151,7 @@ def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, c
     return Suite(
         "testbed",
         f"Generated scenes of seed {seed}; none of their photographs, handwriting and words were seen in training.",
-        chosen(made, wanted, seed, None),
+        choose_samples(made, wanted, seed, None),
     )
 
 

@@ -72,7 +72,7 @@ class _LazyDpp(FeatureLazyGreedy):
     def _extend_factor(self, tokens: Tensor, start: int) -> None:
         """Forward substitution: the tokens' rows of the factor from `start` on."""
         new = slice(start, self.num_picked)
-        right = self.features[tokens].cosines(self.picked(start, self.num_picked))
+        right = self.features[tokens].cosines(self.pick_features(start, self.num_picked))
         if start:
             right.addmm_(self._factor[tokens, :start], self._picked_factor[new, :start].mT, alpha=-1)
         # A pick that adds no direction has zeros in its column: 1 on the diagonal keeps the system regular.

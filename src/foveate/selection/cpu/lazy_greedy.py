@@ -144,24 +144,24 @@ class FeatureLazyGreedy(LazyGreedy):
         super().__init__(bounds, count)
         self.features = features
         vectors, inverse_norms = features.vectors, features.inverse_norms
-        # LANES more than are picked: room in front of the first pick for what `picked_aligned` adds.
+        # LANES more than are picked: room in front of the first pick for what `pick_features_aligned` adds.
         self._picked = TokenFeatures(
             vectors.new_empty(LANES + count, vectors.shape[1]), inverse_norms.new_empty(LANES + count)
         )
 
-    def picked(self, start: int, stop: int) -> TokenFeatures:
+    def pick_features(self, start: int, stop: int) -> TokenFeatures:
         """A view of the features of the picks from `start` to `stop`."""
         return self._picked.view(LANES + start, LANES + stop)
 
-    def picked_aligned(self, start: int, stop: int) -> TokenFeatures:
+    def pick_features_aligned(self, start: int, stop: int) -> TokenFeatures:
         """The same and some earlier picks, or copies of the first: as many as BLAS is fast with. One alone stays so."""
-        return self.picked(start if stop - start == 1 else stop - round_up(stop - start), stop)
+        return self.pick_features(start if stop - start == 1 else stop - round_up(stop - start), stop)
 
     def record_picks(self, tokens: Indices) -> None:
         """Append these picks and their features, and exclude them from later ones."""
         start, index = self.num_picked, torch.from_numpy(tokens)
         super().record_picks(tokens)
-        new = self.picked(start, self.num_picked)
+        new = self.pick_features(start, self.num_picked)
         torch.index_select(self.features.vectors, 0, index, out=new.vectors)
         torch.index_select(self.features.inverse_norms, 0, index, out=new.inverse_norms)
         if start == 0:

@@ -85,7 +85,7 @@ class _LazyMmr(FeatureLazyGreedy):
     def _lower(self, bounds: Tensor, features: TokenFeatures, bonus: Tensor, start: int) -> None:
         for stop in range(self.num_picked, start, -CHUNK):
             # Earlier picks, which alignment adds, are in these bounds already and change nothing.
-            highest = features.highest(self.picked_aligned(max(start, stop - CHUNK), stop))
+            highest = features.highest(self.pick_features_aligned(max(start, stop - CHUNK), stop))
             torch.minimum(bounds, torch.sub(bonus, highest, alpha=self._penalty), out=bounds)
 
     def pick_among(self, candidates: Indices, limit: int) -> Indices:

@@ -81,7 +81,7 @@ def train_scorer(
     done = folder.resume(scorer, optimizer)
     if accelerator.is_main_process:
         folder.begin(done)
-    with _frozen(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
+    with _freeze(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
         learner = Learner(model, mask, scorer, encode, padding, micro_batch, accelerator)
         for entry in _train_steps(learner, optimizer, recipe, samples, done):
             if accelerator.is_main_process:
@@ -171,7 +171,7 @@ def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _freeze(model: nn.Module) -> Iterator[None]:
     """No gradients for any weight of the model, and no dropout; both as before on exit."""
     wanted, training = {p: p.requires_grad for p in model.parameters()}, model.training
     model.requires_grad_(False).eval()

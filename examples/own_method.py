@@ -4,12 +4,14 @@ Usage: python examples/own_method.py
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 import foveate
 from foveate.data import answer
 from foveate.methods import Method, Provenance, register_method
+from foveate.methods.toolkit import AtLeast
 from foveate.selection import topk
 from foveate.testbed import load_shipped, scenes
 from foveate.tokens import Selection, VisualTokens
@@ -20,7 +22,7 @@ from foveate.tokens import Selection, VisualTokens
 class Norm(Method):
     """The tokens with the largest `power`-norm."""
 
-    power: float = 2.0
+    power: Annotated[float, AtLeast(0)] = 2.0
 
     provenance = Provenance(paper="none (example)", licence="none")
 

@@ -89,8 +89,11 @@ def _page(one: MethodFacts) -> str:
     (head, *facts) = one.facts.items()
     blocks += ["## At a glance", "\n".join([_row(*head), _row("---", "---"), *(_row(*fact) for fact in facts)])]
     if one.hyperparameters:
-        rows = [_row("name", "type", "default", "meaning"), _row(*["---"] * 4)]
-        rows += [_row(f"`{h.name}`", f"`{h.type}`", f"`{h.default}`", h.description) for h in one.hyperparameters]
+        rows = [_row("name", "type", "must be", "default", "meaning"), _row(*["---"] * 5)]
+        rows += [
+            _row(f"`{h.name}`", f"`{h.type}`", h.constraint, f"`{h.default}`", h.description)
+            for h in one.hyperparameters
+        ]
         blocks += ["## Hyperparameters", "\n".join(rows)]
     if one.published:
         rows = [_row("", *(", ".join(some.families) for some in one.published))]

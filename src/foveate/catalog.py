@@ -15,6 +15,7 @@ from typing import Any
 from .budget import Budget
 from .errors import MethodError
 from .methods import Method, Where, get_method, method_names
+from .methods.toolkit import constraints
 from .methods.toolkit.base import in_words
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
@@ -27,12 +28,13 @@ _SECTIONS = ("Deviations", "Cost class", "Cost")
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A field of a method, with its type and default as they are written in Python."""
+    """A field of a method, with its type and default as they are written in Python, and what its values must be."""
 
     name: str
     type: str
     default: str
     description: str
+    constraint: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,13 @@ def _paragraph(text: str) -> str:
 def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
     hints, described = typing.get_type_hints(cls), _described(inspect.getdoc(cls) or "")
     return tuple(
-        Hyperparameter(field.name, _type(hints[field.name]), _default(field), described.get(field.name, ""))
+        Hyperparameter(
+            field.name,
+            _type(hints[field.name]),
+            _default(field),
+            described.get(field.name, ""),
+            constraints.in_words(cls, field.name),
+        )
         for field in dataclasses.fields(cls)
         if field.init
     )

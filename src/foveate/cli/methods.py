@@ -52,10 +52,10 @@ def _method(name: str) -> None:
     if not one.hyperparameters:
         return
     table = Table(title="Hyperparameters", title_justify="left", show_lines=True)
-    for heading in ("name", "type", "default", "meaning"):
+    for heading in ("name", "type", "must be", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "name")
     for field in one.hyperparameters:
-        table.add_row(*map(Text, (field.name, field.type, field.default, field.description)))
+        table.add_row(*map(Text, (field.name, field.type, field.constraint, field.default, field.description)))
     console.print(table)
     if not one.published:
         return

@@ -24,6 +24,7 @@ Cost class: at each of its layers the attention rows of all text to all tokens, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.apportion import largest_remainder
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.constraints import AtLeast, Cosine
 from .toolkit.regions import rank_within
 from .toolkit.registry import register_method
 from .toolkit.schedules import geometric
 from .toolkit.text_relevance import SIGNS, Sign, attention_of_text, mean_of
-from .toolkit.validation import check_choice, check_range, check_whole
 
 _ALIKE = 1e-6  # range of relevance below which all segments weigh the same
 
@@ -51,12 +52,12 @@ class AdaTp(Method):
     """The text's attention inside segments whose budgets follow the prompt, each place of the grid first once.
 
     Args:
-        boundary: cosine of two frames below which a segment ends, in [-1, 1].
-        spread: how much more a frame of the most relevant segment weighs than one of the least, at least 1; 1 leaves
+        boundary: cosine of two frames below which a segment ends.
+        spread: how much more a frame of the most relevant segment weighs than one of the least; 1 leaves
             out the global step.
         local: whether repeats at a place come last.
         sign: ``"plus"`` takes frames near to the prompt for relevant, ``"minus"`` those far from it.
-        start: zero-based, the first layer whose input is shortened, at least 1.
+        start: zero-based, the first layer whose input is shortened.
         end: so many layers before the model's number of layers N lies the last one, at layer N - end; at least 1. In
             models of fewer layers it is `start`.
     """
@@ -67,19 +68,12 @@ class AdaTp(Method):
         deviations="budgets of segments, schedule and rows reconstructed; the LLM's embeddings for SigLIP's",
     )
 
-    boundary: float = 0.95
-    spread: float = 2.0
+    boundary: Cosine = 0.95
+    spread: Annotated[float, AtLeast(1)] = 2.0
     local: bool = True
     sign: Sign = "plus"
-    start: int = 2
-    end: int = 12
-
-    def __post_init__(self) -> None:
-        check_range("adatp", "boundary", self.boundary, -1, 1)
-        check_range("adatp", "spread", self.spread, 1)
-        check_choice("adatp", "sign", self.sign, SIGNS)
-        check_whole("adatp", "start", self.start, 1)
-        check_whole("adatp", "end", self.end, 1)
+    start: Annotated[int, AtLeast(1)] = 2
+    end: Annotated[int, AtLeast(1)] = 12
 
     @property
     def needs(self) -> frozenset[Cue]:

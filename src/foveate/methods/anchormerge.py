@@ -27,9 +27,9 @@ from ..selection.batch import require
 from ..selection.similarity import snap_near_one
 from ..tokens import Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import Share
 from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range
 from .toolkit.wrapper import Wrapper
 
 
@@ -40,7 +40,7 @@ class AnchorMerge(Wrapper):
 
     Args:
         base: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
-        anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
+        anchors: share of the budget that goes to merged tokens; at least one token is chosen.
         stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
             ``"larger"`` (the paper); the two conflict and keep different tokens.
     """
@@ -52,12 +52,10 @@ class AnchorMerge(Wrapper):
     )
 
     base: str | Method = "divprune"
-    anchors: float = 0.5
+    anchors: Share = 0.5
     stronger: Literal["larger", "smaller"] = "smaller"
 
-    def __post_init__(self) -> None:
-        check_range(self.name, "anchors", self.anchors, 0, 1)
-        check_choice(self.name, "stronger", self.stronger, ("larger", "smaller"))
+    def validate(self) -> None:
         self.require_before_llm()
 
     def check(self, grid: Grid, count: int) -> None:

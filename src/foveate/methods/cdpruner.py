@@ -23,8 +23,7 @@ from ..selection import dpp
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
-from .toolkit.text_relevance import SIGNS, Sign, mean_of, relevance_of
-from .toolkit.validation import check_choice
+from .toolkit.text_relevance import Sign, mean_of, relevance_of
 
 
 @register_method("cdpruner")
@@ -44,9 +43,6 @@ class CDPruner(Method):
     )
 
     sign: Sign = "plus"
-
-    def __post_init__(self) -> None:
-        check_choice("cdpruner", "sign", self.sign, SIGNS)
 
     @property
     def needs(self) -> frozenset[Cue]:

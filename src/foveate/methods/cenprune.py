@@ -47,7 +47,7 @@ class CenPrune(Wrapper):
     base: str | Method = "divprune"
     standardise: bool = False
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         inner = self.inner
         self.require_before_llm(otherwise="prunes inside it")
         if getattr(inner, "scorer", None) is not None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -35,8 +35,9 @@ from ..selection import independent_set
 from ..selection.independent_set import Spatial
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Where
+from .toolkit.constraints import AtLeast, Cosine, Layer, Share
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_layer_of, check_range, check_whole
+from .toolkit.validation import check_layer_of
 
 SHALLOW = "shallow"
 SPATIAL_WEIGHTS = {"understanding": 0.0, "grounding": 0.5}
@@ -48,21 +49,21 @@ class D2Pruner(Method):
     """Attention divided by its prior scores the tokens; the best are pivots, an independent set supplements them.
 
     Args:
-        layer: zero-based layer whose input is shortened, at least 1.
+        layer: zero-based layer whose input is shortened.
         prior: calibrated prior of this model and layer, or its file; None looks for the model's (see `find_prior`);
             ``"shallow"`` takes the attention in the layer `shallow` of the same forward in its place.
         shallow: zero-based layer of ``prior="shallow"``, below ``layer - 1``, whose attention is divided by it.
         debias: whether to divide by the prior; False scores by the plain attention and needs no prior.
-        pivots: share of the budget that goes to the highest scores, in [0, 1]; above 0 it is at least one token.
-        threshold: similarity above which two tokens are neighbours, in [-1, 1].
+        pivots: share of the budget that goes to the highest scores; above 0 it is at least one token.
+        threshold: similarity above which two tokens are neighbours.
         task: ``"grounding"`` for questions that ask for a place, such as RefCOCO's, else ``"understanding"``.
-        spatial_weight: weight of the spatial against the semantic similarity, in [0, 1]; None: that of the task, 0 for
+        spatial_weight: weight of the spatial against the semantic similarity; None: that of the task, 0 for
             understanding and 0.5 for grounding.
         spatial: the spatial similarity: ``"gaussian"`` of the distance, ``exp(-d^2 / (2 * 1.5^2))``, or ``"square"``: 1
             where two tokens are at most `radius` rows and columns apart, else 0.
-        radius: of the square, in tokens, at least 0.
+        radius: of the square, in tokens.
         pivots_suppress: whether pivots also exclude their neighbours.
-        epsilon: added to the prior before dividing, at least 0.
+        epsilon: added to the prior before dividing.
     """
 
     where = Where.INSIDE_LLM
@@ -74,29 +75,20 @@ class D2Pruner(Method):
 
     requires = "an attention prior calibrated for the model, or prior='shallow'"
 
-    layer: int = 2
+    layer: Layer = 2
     prior: str | Path | AttentionPrior | None = None
-    shallow: int = 0
+    shallow: Annotated[int, AtLeast(0)] = 0
     debias: bool = True
-    pivots: float = 0.7
-    threshold: float = 0.8
+    pivots: Share = 0.7
+    threshold: Cosine = 0.8
     task: Literal["understanding", "grounding"] = "understanding"
-    spatial_weight: float | None = None
+    spatial_weight: Share | None = None
     spatial: Spatial = "gaussian"
-    radius: int = 2
+    radius: Annotated[int, AtLeast(0)] = 2
     pivots_suppress: bool = False
-    epsilon: float = 1e-7
+    epsilon: Annotated[float, AtLeast(0)] = 1e-7
 
-    def __post_init__(self) -> None:
-        check_whole("d2pruner", "layer", self.layer, 1)
-        check_range("d2pruner", "pivots", self.pivots, 0, 1)
-        check_range("d2pruner", "threshold", self.threshold, -1, 1)
-        check_choice("d2pruner", "task", self.task, SPATIAL_WEIGHTS)
-        if self.spatial_weight is not None:
-            check_range("d2pruner", "spatial_weight", self.spatial_weight, 0, 1)
-        check_choice("d2pruner", "spatial", self.spatial, get_args(Spatial))
-        check_whole("d2pruner", "radius", self.radius, 0)
-        check_whole("d2pruner", "shallow", self.shallow, 0)
+    def validate(self) -> None:
         if self.prior is not None and not self.debias:
             raise MethodError("d2pruner: debias=False would ignore the prior; give only one of them.")
         if self.prior == SHALLOW and self.shallow >= self.layer - 1:
@@ -104,7 +96,6 @@ class D2Pruner(Method):
                 f"d2pruner: prior='shallow' divides the attention of layer {self.layer - 1} by that of a shallower "
                 f"one, which layer {self.shallow} is not; give shallow=0 and layer=2 or more."
             )
-        check_range("d2pruner", "epsilon", self.epsilon, 0)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -19,7 +19,7 @@ Cost class: O(pivots N d), no attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ from ..selection.batch import TokenBatch, order_by_score, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Where
+from .toolkit.constraints import AtLeast
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_layer_of, check_whole
+from .toolkit.validation import check_layer_of
 
 PivotsBy = Literal["keys", "states"]
 Words = Literal["behind", "all"]
@@ -44,10 +45,10 @@ class Dart(Method):
     """Tokens and words of long keys, and the tokens that repeat them least.
 
     Args:
-        layer: zero-based layer whose input is shortened, at least 1; at 0, where embeddings enter, only with
+        layer: zero-based layer whose input is shortened; at 0, where embeddings enter, only with
             ``pivots_by="states", text_pivots=0, normed=False``.
-        pivots: visual tokens that are kept and compared with, at least 1.
-        text_pivots: words that tokens are compared with, at least 0.
+        pivots: visual tokens that are kept and compared with.
+        text_pivots: words that tokens are compared with.
         pivots_by: whose L1 norm makes a pivot: ``"keys"`` of the layer below, or the hidden ``"states"``.
         words: which of the text can be pivots, that ``"behind"`` the image or ``"all"``.
         normed: whether hidden states pass the model's last norm before they are compared.
@@ -62,21 +63,13 @@ class Dart(Method):
         deviations="from two ports, one for LLaVA and one for Qwen2.5-VL; the budget is met exactly",
     )
 
-    layer: int = 2
-    pivots: int = 4
-    text_pivots: int = 4
+    layer: Annotated[int, AtLeast(0)] = 2
+    pivots: Annotated[int, AtLeast(1)] = 4
+    text_pivots: Annotated[int, AtLeast(0)] = 4
     pivots_by: PivotsBy = "keys"
     words: Words = published("behind", qwen2_5_vl="all")
     normed: bool = published(True, qwen2_5_vl=False)
     shares: Shares = published("equal", qwen2_5_vl="rounded up")
-
-    def __post_init__(self) -> None:
-        check_whole("dart", "layer", self.layer, 0)
-        check_whole("dart", "pivots", self.pivots, 1)
-        check_whole("dart", "text_pivots", self.text_pivots, 0)
-        check_choice("dart", "pivots_by", self.pivots_by, get_args(PivotsBy))
-        check_choice("dart", "words", self.words, get_args(Words))
-        check_choice("dart", "shares", self.shares, get_args(Shares))
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -27,11 +28,12 @@ from torch.nn.functional import normalize
 
 from ..tokens import Cue, Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import AtLeast, Share
 from .toolkit.max_coverage import greedy_coverage
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import SIGNS, Sign, by_image, mean_of
-from .toolkit.validation import check_choice, check_range, check_undropped
+from .toolkit.validation import check_undropped
 
 SHARPNESS = 100.0  # of the softmax whose entropy is taken
 TEMPERATURE = 0.01  # of the weights of text tokens
@@ -44,9 +46,9 @@ class Eadp(Method):
     """Greedy facility location, each token to be covered weighted by its relevance to the text.
 
     Args:
-        text_share: share of the text tokens that count, those of the lowest entropy, in [0, 1]; at least one does.
+        text_share: share of the text tokens that count, those of the lowest entropy; at least one does.
             All of the authors' runs take 0.2.
-        power: exponent of the relevance, at least 0; the paper takes 1 for LLaVA, 2 for Qwen and video.
+        power: exponent of the relevance; the paper takes 1 for LLaVA, 2 for Qwen and video.
         sign: ``"plus"`` takes tokens near to the text for relevant, ``"minus"`` those far from it, as the authors do
             in their port to Qwen, and on LLaVA between CLIP's towers.
     """
@@ -57,14 +59,9 @@ class Eadp(Method):
         deviations="on LLaVA the LLM's text embeddings, as in the authors' Qwen port, and the plus",
     )
 
-    text_share: float = 0.2
-    power: float = published(2.0, llava=1.0)
+    text_share: Share = 0.2
+    power: Annotated[float, AtLeast(0)] = published(2.0, llava=1.0)
     sign: Sign = published("plus", qwen2_vl="minus", qwen2_5_vl="minus")
-
-    def __post_init__(self) -> None:
-        check_range("eadp", "text_share", self.text_share, 0, 1)
-        check_range("eadp", "power", self.power, 0)
-        check_choice("eadp", "sign", self.sign, SIGNS)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +36,12 @@ from ..selection import topk
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.constraints import AtLeast, Layers, Share
 from .toolkit.interventions import ExpertCut, Reading
 from .toolkit.merging import identity_targets
 from .toolkit.registry import register_method
 from .toolkit.schedules import geometric
-from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_whole
+from .toolkit.validation import check_layer_of
 
 _OF = 48  # layers of the model that the default layers are given for
 
@@ -51,9 +52,9 @@ class FastMMoE(Method):
     """Groups that the router treats alike are merged; of the other tokens those stay that the last one attends to.
 
     Args:
-        layers: zero-based layers whose input is shortened, rising, at least 1; None: 5, 8 and 12 of 48, in proportion.
-        balance: weight of the router's redundancy against attention, in [0, 1] (the paper's alpha).
-        merge: share of the tokens to be left that are merged groups, in [0, 1] (the paper's mu).
+        layers: zero-based layers whose input is shortened; None: 5, 8 and 12 of 48, in proportion.
+        balance: weight of the router's redundancy against attention (the paper's alpha).
+        merge: share of the tokens to be left that are merged groups (the paper's mu).
         window: tokens of a group.
         merging: ``"mlerp"`` gives a merged token the direction of the group's mean and its largest length, ``"mean"``
             the mean.
@@ -68,28 +69,18 @@ class FastMMoE(Method):
         deviations="formulas of a port; the router reads the layer's normalised input",
     )
 
-    layers: tuple[int, ...] | None = None
-    balance: float = 0.5
-    merge: float = 0.025
-    window: int = 3
+    layers: Layers | None = None
+    balance: Share = 0.5
+    merge: Share = 0.025
+    window: Annotated[int, AtLeast(1)] = 3
     merging: Literal["mlerp", "mean"] = "mlerp"
-    expert_layer: int = 2
-    expert_share: float = 0.5
+    expert_layer: Annotated[int, AtLeast(0)] = 2
+    expert_share: Share = 0.5
     expert_reading: Reading = "number"
 
-    def __post_init__(self) -> None:
-        check_range("fastmmoe", "balance", self.balance, 0, 1)
-        check_range("fastmmoe", "merge", self.merge, 0, 1)
-        check_whole("fastmmoe", "window", self.window, 1)
-        check_choice("fastmmoe", "merging", self.merging, ("mlerp", "mean"))
-        check_whole("fastmmoe", "expert_layer", self.expert_layer, 0)
-        check_range("fastmmoe", "expert_share", self.expert_share, 0, 1)
-        check_choice("fastmmoe", "expert_reading", self.expert_reading, get_args(Reading))
+    def validate(self) -> None:
         if self.expert_share == 0:
             raise MethodError("fastmmoe: expert_share=0 leaves visual tokens no expert; give a share such as 0.5.")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            check_rising("fastmmoe", self.layers)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -143,7 +134,7 @@ class FastMMoE(Method):
         Args:
             router: (n, E) probabilities.
             attention: (n,).
-            groups: (n,) long, rising.
+            groups: (n,) long.
         """
         most = math.floor(self.merge * wanted)
         if not most or len(groups) == 0:

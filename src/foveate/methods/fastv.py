@@ -15,8 +15,9 @@ from torch import Tensor
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Where
+from .toolkit.constraints import Layer
 from .toolkit.registry import register_method
-from .toolkit.validation import check_layer_of, check_whole
+from .toolkit.validation import check_layer_of
 
 
 @register_method("fastv")
@@ -25,7 +26,7 @@ class FastV(Method):
     """The highest attention of the last prompt token in the layer below.
 
     Args:
-        layer: zero-based layer whose input is shortened, at least 1.
+        layer: zero-based layer whose input is shortened.
     """
 
     where = Where.INSIDE_LLM
@@ -35,10 +36,7 @@ class FastV(Method):
         deviations="attention of the last token only, as in the released code",
     )
 
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        check_whole("fastv", "layer", self.layer, 1)
+    layer: Layer = 2
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -18,7 +18,7 @@ Cost class: O(N log N) here; the attention of two encoder layers is recomputed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from torch import Tensor
 from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import AttentionKind, Cue, EncoderReading, Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import Share
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range
 
 Neighbours = Literal["image", "raster"]
 
@@ -39,8 +39,8 @@ class HiPrune(Method):
     """Anchors and their neighbours by the attention of a middle layer, the rest by that of the last one.
 
     Args:
-        anchors: share of the budget that goes to anchors and their four neighbours, in [0, 1] (the paper's alpha).
-        depth: the middle layer, in [0, 1] (see `EncoderReading`); the paper's 9th layer of CLIP-L is the default.
+        anchors: share of the budget that goes to anchors and their four neighbours (the paper's alpha).
+        depth: the middle layer (see `EncoderReading`); the paper's 9th layer of CLIP-L is the default.
         neighbours: ``"image"``: above, below, left and right of an anchor in its frame, or ``"raster"``: its neighbours
             in raster order and those a row's length away, clamped to the frame (the released code).
         attention: ``"received"`` from all queries (the paper), or ``"cls"``, the CLS token's (ports of it).
@@ -52,16 +52,10 @@ class HiPrune(Method):
         deviations="the middle layer is a share of the encoder's depth",
     )
 
-    anchors: float = 0.1
-    depth: float = 8 / 22
+    anchors: Share = 0.1
+    depth: Share = 8 / 22
     neighbours: Neighbours = published("image", llava="raster", qwen2_5_vl="raster")
     attention: AttentionKind = "received"
-
-    def __post_init__(self) -> None:
-        check_range("hiprune", "anchors", self.anchors, 0, 1)
-        check_range("hiprune", "depth", self.depth, 0, 1)
-        check_choice("hiprune", "neighbours", self.neighbours, get_args(Neighbours))
-        check_choice("hiprune", "attention", self.attention, ("received", "cls"))
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -18,6 +18,7 @@ Cost class: O(N), no features read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ from torch import Tensor
 from ..selection.batch import TokenBatch, count_valid_before, prepare_batch, require
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import AtLeast
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.validation import check_whole
 
 
 @register_method("holov")
@@ -36,7 +37,7 @@ class HoloV(Method):
     """The highest encoder attention of each part of the image, parts sharing the budget by their attention.
 
     Args:
-        chunks: parts of the image, at least 1 (the paper's P); None: int(1024 / 576 * N / K), at least 1.
+        chunks: parts of the image (the paper's P); None: int(1024 / 576 * N / K).
     """
 
     provenance = Provenance(
@@ -45,11 +46,7 @@ class HoloV(Method):
         deviations="without the variance term, which cancels in the released code; surplus goes to other chunks",
     )
 
-    chunks: int | None = published(16, qwen2_5_vl=None)
-
-    def __post_init__(self) -> None:
-        if self.chunks is not None:
-            check_whole("holov", "chunks", self.chunks, 1)
+    chunks: Annotated[int, AtLeast(1)] | None = published(16, qwen2_5_vl=None)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -28,9 +28,9 @@ from ..importance.attention_prior import short_name
 from ..selection import mmr
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance
+from .toolkit.constraints import Share
 from .toolkit.notes import Note
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range
 
 PUBLISHED = "published"
 
@@ -49,7 +49,7 @@ class IDPruner(Method):
     """First the most important token, then always the best of ``balance * importance - (1 - balance) * similarity``.
 
     Args:
-        balance: weight of importance against diversity, in [0, 1] (the paper's lambda).
+        balance: weight of importance against diversity (the paper's lambda).
         importance: ``"scorer"``, ``"encoder_attention"``, or None: the scorer if there is one, else the attention.
         scorer: file, folder or hub id of a VisionSelector scorer trained for the model, or a loaded one;
             ``"published"`` for the one that the authors published for the model, which is downloaded; None for
@@ -64,16 +64,13 @@ class IDPruner(Method):
         "counted for each image, where the released code pools a prompt's images",
     )
 
-    balance: float = 0.5
+    balance: Share = 0.5
     importance: Literal["scorer", "encoder_attention"] | None = None
     scorer: str | Path | LearnedScorer | None = None
     revision: str | None = None
     _note: Note | None = field(default=None, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        check_range("idpruner", "balance", self.balance, 0, 1)
-        if self.importance is not None:
-            check_choice("idpruner", "importance", self.importance, ("scorer", "encoder_attention"))
+    def validate(self) -> None:
         if self.importance == "encoder_attention" and self.scorer is not None:
             raise MethodError(
                 "idpruner: importance='encoder_attention' would ignore the scorer; give only one of them."

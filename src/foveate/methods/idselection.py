@@ -12,6 +12,7 @@ Cost class: one N x N product, then K steps of O(N).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import AtLeast
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.registry import register_method
-from .toolkit.validation import check_range
 
 
 @register_method("idselection")
@@ -31,7 +32,7 @@ class IdSelection(Method):
     """Encoder attention, from which every pick takes away what it already tells.
 
     Args:
-        gamma: how fast the effect of a pick fades with the distance, at least 0; at infinity nothing is lowered.
+        gamma: how fast the effect of a pick fades with the distance; at infinity nothing is lowered.
         clamp: whether no importance falls below 0 (see above).
         features: ``"projected"`` compares features after the projector, ``"encoder"`` before it.
     """
@@ -42,13 +43,9 @@ class IdSelection(Method):
         deviations="a reading from a digest and a port; encoder attention on every model",
     )
 
-    gamma: float = 20.0
+    gamma: Annotated[float, AtLeast(0)] = 20.0
     clamp: bool = True
     features: Source = "projected"
-
-    def __post_init__(self) -> None:
-        check_range("idselection", "gamma", self.gamma, 0)
-        check_source("idselection", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from ..selection.similarity import snap_near_one
 from ..tokens import Selection, VisualTokens
 from .toolkit.apportion import largest_remainder
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import AtLeast, Cosine, Share
 from .toolkit.density_peaks import RunningMoments, peaks
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range, check_whole
 
 _SHARES = (0.05, 0.95)  # what a segment may keep at least and at most, before all are scaled to the budget
 _EQUAL = 1e-6  # standard deviation below which all segments add the same
@@ -45,10 +45,10 @@ class MmgVid(Method):
     """Density peaks of each frame, new against the frames before; segments get more where they add more.
 
     Args:
-        boundary: cosine of two frames below which a segment ends, in [-1, 1].
+        boundary: cosine of two frames below which a segment ends.
         balance: from 0 (a segment adds what differs from those before) to 1 (what is like those after).
-        spread: how far the shares of two segments lie apart, at least 0; 0 gives all frames the same.
-        neighbours: tokens that the density of a first frame is measured over, at least 1 (the paper's K).
+        spread: how far the shares of two segments lie apart; 0 gives all frames the same.
+        neighbours: tokens that the density of a first frame is measured over (the paper's K).
         gain: ``"paper"`` compares as above; ``"port"`` swaps earlier and later segments, as one port does.
     """
 
@@ -58,18 +58,11 @@ class MmgVid(Method):
         deviations="a reading from ports; budgets are met exactly; ties by index; an image is a clip of one frame",
     )
 
-    boundary: float = 0.95
-    balance: float = 0.5
-    spread: float = 0.1
-    neighbours: int = 7
+    boundary: Cosine = 0.95
+    balance: Share = 0.5
+    spread: Annotated[float, AtLeast(0)] = 0.1
+    neighbours: Annotated[int, AtLeast(1)] = 7
     gain: Literal["paper", "port"] = "paper"
-
-    def __post_init__(self) -> None:
-        check_range("mmgvid", "boundary", self.boundary, -1, 1)
-        check_range("mmgvid", "balance", self.balance, 0, 1)
-        check_range("mmgvid", "spread", self.spread, 0)
-        check_whole("mmgvid", "neighbours", self.neighbours, 1)
-        check_choice("mmgvid", "gain", self.gain, ("paper", "port"))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, features=tokens.features)

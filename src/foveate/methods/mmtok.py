@@ -19,6 +19,7 @@ Cost class: N x (N + M) products for M text tokens, then K steps of O(N (N + M))
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -26,11 +27,11 @@ from torch.nn.functional import normalize
 
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import AtLeast
 from .toolkit.max_coverage import greedy_coverage
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import by_image
-from .toolkit.validation import check_range
 
 
 @register_method("mmtok")
@@ -39,7 +40,7 @@ class MMTok(Method):
     """Greedy maximum coverage of text and image.
 
     Args:
-        image: weight of covering the image, at least 0 (the paper's alpha); 0 covers the text alone.
+        image: weight of covering the image (the paper's alpha); 0 covers the text alone.
         text_temperature: of the softmax for the text, above 0.
         image_temperature: of the softmax for the image, above 0.
         skip_padding: whether tokens that show nothing but the border that makes a picture square are picked last.
@@ -51,15 +52,10 @@ class MMTok(Method):
         deviations="all text of the prompt, stop words and chat template included",
     )
 
-    image: float = 0.5
-    text_temperature: float = published(0.01, llava=0.02)
-    image_temperature: float = 0.2
+    image: Annotated[float, AtLeast(0)] = 0.5
+    text_temperature: Annotated[float, AtLeast(1e-4)] = published(0.01, llava=0.02)
+    image_temperature: Annotated[float, AtLeast(1e-4)] = 0.2
     skip_padding: bool = published(False, llava=True)
-
-    def __post_init__(self) -> None:
-        check_range("mmtok", "image", self.image, 0)
-        check_range("mmtok", "text_temperature", self.text_temperature, 1e-4)
-        check_range("mmtok", "image_temperature", self.image_temperature, 1e-4)
 
     @property
     def needs(self) -> frozenset[Cue]:

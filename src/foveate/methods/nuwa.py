@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -44,14 +44,14 @@ from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import AtLeast, Share
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.merging import Mixture, identity_targets
 from .toolkit.published import published
 from .toolkit.regions import rank_within, region_of
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import mean_of, relevance_of
 from .toolkit.two_stage import TwoStageMethod
-from .toolkit.validation import check_choice, check_range, check_whole
 
 Rule = Literal["attention", "text"]
 Heads = Literal["mean", "max"]
@@ -65,11 +65,11 @@ class Nuwa(TwoStageMethod):
 
     Args:
         inside: whether the second stage, inside the LLM, follows. Without it the method runs in vLLM, too.
-        region: rows and columns of a region, at least 1 (the code's 2; the paper leaves it open).
-        per_region: candidates of each region, at least 1; None takes as few as the budget allows, and so does a number
+        region: rows and columns of a region (the code's 2; the paper leaves it open).
+        per_region: candidates of each region; None takes as few as the budget allows, and so does a number
             that is too small for it. The paper has 1, 2 and 3 for its budgets of 112, 224 and 336; the code for
             Qwen2.5-VL 3, and 4 where more than three quarters are kept.
-        pillars: quantile of the kept tokens' attention from which on they stay as they are, in [0, 1]. The code has
+        pillars: quantile of the kept tokens' attention from which on they stay as they are. The code has
             0.55 for LLaVA-1.5, 0.5 for LLaVA-NeXT and 0.1 for Qwen2.5-VL; the paper's text says 0.75.
         reach: distance at which tokens stop being aggregated, as a share of the largest one. The code has the square
             root of 280 of 1058 for LLaVA-1.5 and 0.8 for Qwen2.5-VL.
@@ -83,11 +83,11 @@ class Nuwa(TwoStageMethod):
         pillars_by: what the quantile is of, ``"salience"`` (the code) or ``"keys"``, their length (the paper).
         second_stage_rule: the second stage's choice, by ``"attention"`` (the code) or similarity to the ``"text"``
             (the paper).
-        rows: of how many of the last prompt tokens that attention is the mean, at least 1.
+        rows: of how many of the last prompt tokens that attention is the mean.
         heads: what is taken of all heads, their ``"mean"`` or the highest of them, ``"max"``.
-        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32, and
+        layer: zero-based layer whose input the second stage shortens; None: the middle, 16 of 32, and
             `behind` more.
-        behind: how many layers behind the middle one that is, at least 0; at most the model's last layer.
+        behind: how many layers behind the middle one that is; at most the model's last layer.
         ratio: what the second stage keeps of what the first one left, in (0, 1]. The paper's pairs for LLaVA-1.5 make
             it a seventh; for Qwen2.5-VL it has 0.42, 0.66 and 0.7 at 25, 50 and 75 %.
     """
@@ -98,37 +98,20 @@ class Nuwa(TwoStageMethod):
         deviations="cosines of one layer's features; aggregated after the projector",
     )
 
-    region: int = 2
-    per_region: int | None = published(None, qwen2_5_vl=3)
-    pillars: float = published(0.55, llava_next=0.5, qwen2_5_vl=0.1)
-    reach: float = published(math.sqrt(280 / 1058), qwen2_5_vl=0.8)
+    region: Annotated[int, AtLeast(1)] = 2
+    per_region: Annotated[int, AtLeast(1)] | None = published(None, qwen2_5_vl=3)
+    pillars: Share = published(0.55, llava_next=0.5, qwen2_5_vl=0.1)
+    reach: Annotated[float, AtLeast(0)] = published(math.sqrt(280 / 1058), qwen2_5_vl=0.8)
     reach_of: Literal["image", "regions"] = published("image", qwen2_5_vl="regions")
     rule: Literal["sum", "mean"] = published("sum", qwen2_5_vl="mean")
     features: Source = "encoder"
     salience: Literal["attention", "attention_keys"] = "attention"
     pillars_by: Literal["salience", "keys"] = "salience"
     second_stage_rule: Rule = "attention"
-    rows: int = published(1, qwen2_5_vl=3)
+    rows: Annotated[int, AtLeast(1)] = published(1, qwen2_5_vl=3)
     heads: Heads = published("mean", qwen2_5_vl="max")
-    behind: int = published(0, qwen2_5_vl=1)
-    ratio: float = published(1 / 7, qwen2_5_vl=0.42)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("nuwa", "region", self.region, 1)
-        if self.per_region is not None:
-            check_whole("nuwa", "per_region", self.per_region, 1)
-        check_range("nuwa", "pillars", self.pillars, 0, 1)
-        check_range("nuwa", "reach", self.reach, 0)
-        check_choice("nuwa", "reach_of", self.reach_of, ("image", "regions"))
-        check_choice("nuwa", "rule", self.rule, ("sum", "mean"))
-        check_source("nuwa", self.features)
-        check_choice("nuwa", "salience", self.salience, ("attention", "attention_keys"))
-        check_choice("nuwa", "pillars_by", self.pillars_by, ("salience", "keys"))
-        check_choice("nuwa", "second_stage_rule", self.second_stage_rule, get_args(Rule))
-        check_whole("nuwa", "rows", self.rows, 1)
-        check_choice("nuwa", "heads", self.heads, get_args(Heads))
-        check_whole("nuwa", "behind", self.behind, 0)
+    behind: Annotated[int, AtLeast(0)] = published(0, qwen2_5_vl=1)
+    ratio: Share = published(1 / 7, qwen2_5_vl=0.42)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -220,7 +203,7 @@ class NuwaInside(Method):
     provenance = Nuwa.provenance
 
     rule: Rule = "attention"
-    rows: int = 1
+    rows: Annotated[int, AtLeast(1)] = 1
     heads: Heads = "mean"
 
     @property

@@ -27,9 +27,9 @@ from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import Cosine
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import SIGNS, Sign, by_image
-from .toolkit.validation import check_choice, check_range
 
 
 @register_method("par")
@@ -38,8 +38,8 @@ class Par(Method):
     """Clusters by their relevance to the prompt, and in a cluster what differs.
 
     Args:
-        link_threshold: cosine from which on two tokens belong together, in [-1, 1]; the paper's was not seen.
-        duplicate_threshold: cosine from which on a token of a cluster repeats another, in [-1, 1]; the paper's was not
+        link_threshold: cosine from which on two tokens belong together; the paper's was not seen.
+        duplicate_threshold: cosine from which on a token of a cluster repeats another; the paper's was not
             seen. Below `link_threshold` or at it, neighbours repeat each other.
         sign: ``"plus"`` takes clusters near to the text for relevant, ``"minus"`` those far from it.
     """
@@ -50,14 +50,9 @@ class Par(Method):
         deviations="formulas reconstructed; the prompt is not rewritten; the LLM's space, not CLIP's",
     )
 
-    link_threshold: float = 0.8
-    duplicate_threshold: float = 0.9
+    link_threshold: Cosine = 0.8
+    duplicate_threshold: Cosine = 0.9
     sign: Sign = "plus"
-
-    def __post_init__(self) -> None:
-        check_range("par", "link_threshold", self.link_threshold, -1, 1)
-        check_range("par", "duplicate_threshold", self.duplicate_threshold, -1, 1)
-        check_choice("par", "sign", self.sign, SIGNS)
 
     @property
     def needs(self) -> frozenset[Cue]:

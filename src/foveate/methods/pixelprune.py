@@ -26,8 +26,9 @@ from torch import Tensor
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
+from .toolkit.constraints import Share
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range, check_undropped
+from .toolkit.validation import check_undropped
 
 _FIRST = torch.finfo(torch.float32).max  # the error of a token that nothing predicts
 
@@ -50,12 +51,8 @@ class PixelPrune(Method):
         deviations="both frames of a clip's tokens are compared",
     )
 
-    tolerance: float = 0.0
+    tolerance: Share = 0.0
     difference: Literal["max", "mean", "rms"] = "max"
-
-    def __post_init__(self) -> None:
-        check_range("pixelprune", "tolerance", self.tolerance, 0, 1)
-        check_choice("pixelprune", "difference", self.difference, ("max", "mean", "rms"))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(self.errors(tokens), count, valid=tokens.valid))

@@ -22,7 +22,7 @@ Cost class: one N x N eigendecomposition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -32,11 +32,11 @@ from ..selection.batch import TokenBatch, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import AtLeast
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.published import published
 from .toolkit.regions import rank_within
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range, check_whole
 
 Order = Literal["attention", "weight"]
 Mean = Literal["pairs", "half"]
@@ -50,8 +50,8 @@ class PruneSid(Method):
     Args:
         order: by what tokens come first in their group, ``"attention"`` of the encoder or the ``"weight"`` on its
             component, which needs no attention.
-        least_rho: rho is at least this, at least 0.
-        least_groups: as many components at least, at least 1.
+        least_rho: rho is at least this.
+        least_groups: how many components there are at least.
         mean: the mean cosine that rho is a multiple of: over all ``"pairs"`` of two tokens, or ``"half"``, the sum over
             the pairs i <= j divided by N * N.
         with_cls: whether the rule's budget counts a CLS token on top of those that are kept, T = K + 1.
@@ -65,18 +65,11 @@ class PruneSid(Method):
     )
 
     order: Order = published("attention", qwen2_vl="weight")
-    least_rho: float = published(0.0, qwen2_vl=1.0)
-    least_groups: int = published(1, qwen2_vl=4)
+    least_rho: Annotated[float, AtLeast(0)] = published(0.0, qwen2_vl=1.0)
+    least_groups: Annotated[int, AtLeast(1)] = published(1, qwen2_vl=4)
     mean: Mean = published("pairs", qwen2_vl="half")
     with_cls: bool = published(True, qwen2_vl=False)
     features: Source = published("encoder", qwen2_vl="projected")
-
-    def __post_init__(self) -> None:
-        check_choice("prunesid", "order", self.order, get_args(Order))
-        check_range("prunesid", "least_rho", self.least_rho, 0)
-        check_whole("prunesid", "least_groups", self.least_groups, 1)
-        check_choice("prunesid", "mean", self.mean, get_args(Mean))
-        check_source("prunesid", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -146,7 +139,7 @@ def quotas(survivors: list[int], sizes: list[int], count: int, total: int | None
     """How many tokens each group keeps.
 
     Args:
-        survivors: of each group, at least 1.
+        survivors: of each group.
         sizes: tokens of each group.
         count: how many are to be kept in all.
         total: what the caps must add up to, `count` unless it is given.

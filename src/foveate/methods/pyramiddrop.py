@@ -27,9 +27,10 @@ from ..errors import MethodError
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.constraints import Layers, Proportions
 from .toolkit.registry import register_method
 from .toolkit.schedules import geometric, proportional
-from .toolkit.validation import check_layer_of, check_rising, check_shares
+from .toolkit.validation import check_falling, check_layer_of
 
 
 @register_method("pyramiddrop")
@@ -38,7 +39,7 @@ class PyramidDrop(Method):
     """The highest attention of the last prompt token in the layer itself, at several layers.
 
     Args:
-        layers: zero-based layers whose input is shortened, rising, at least 1; None: after each quarter of the layers
+        layers: zero-based layers whose input is shortened; None: after each quarter of the layers
             but the last, ``layers * s // 4`` (8, 16 and 24 of 32).
         shares: what is left behind each stage, falling, in proportion to the last; None: each stage shrinks the image
             by the same factor.
@@ -50,16 +51,12 @@ class PyramidDrop(Method):
         deviations="survivors keep their positions; counts rounded to the nearest, not down",
     )
 
-    layers: tuple[int, ...] | None = None
-    shares: tuple[float, ...] | None = None
+    layers: Layers | None = None
+    shares: Proportions | None = None
 
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            check_rising("pyramiddrop", self.layers)
+    def validate(self) -> None:
         if self.shares is not None:
-            object.__setattr__(self, "shares", tuple(self.shares))
-            check_shares("pyramiddrop", self.shares, 3 if self.layers is None else len(self.layers))
+            check_falling("pyramiddrop", self.shares, 3 if self.layers is None else len(self.layers))
 
     @property
     def needs(self) -> frozenset[Cue]:

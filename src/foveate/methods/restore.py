@@ -16,13 +16,14 @@ Cost class: that of `anchormerge`; a bias of L x L for a prompt of L tokens, and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from .anchormerge import AnchorMerge
 from .toolkit.base import Provenance
+from .toolkit.constraints import AtLeast
 from .toolkit.interventions import LogitBias
 from .toolkit.registry import register_method
 from .toolkit.two_stage import HybridMethod
-from .toolkit.validation import check_range
 
 
 @register_method("restore")
@@ -33,10 +34,10 @@ class Restore(AnchorMerge, HybridMethod):
     Args:
         inside: whether attention is corrected. Without, it is `anchormerge`, which runs in vLLM, too.
         base: the method that chooses, by name or with its hyperparameters; it must prune before the LLM.
-        anchors: share of the budget that goes to merged tokens, in [0, 1]; at least one token is chosen.
+        anchors: share of the budget that goes to merged tokens; at least one token is chosen.
         stronger: which tokens an anchor must differ from: those of ``"smaller"`` R (the released code) or of
             ``"larger"`` (the paper); the two conflict and keep different tokens.
-        ceiling: what the decay is taken from, at least 1.001; None leaves distance as it is.
+        ceiling: what the decay is taken from; None leaves distance as it is.
     """
 
     provenance = Provenance(
@@ -45,12 +46,7 @@ class Restore(AnchorMerge, HybridMethod):
         deviations="no correction of distance to earlier turns on the same cache",
     )
 
-    ceiling: float | None = 2.0
-
-    def __post_init__(self) -> None:
-        AnchorMerge.__post_init__(self)
-        if self.ceiling is not None:
-            check_range("restore", "ceiling", self.ceiling, 1.001)
+    ceiling: Annotated[float, AtLeast(1.001)] | None = 2.0
 
     @property
     def bias(self) -> LogitBias | None:

@@ -10,15 +10,16 @@ Positions stay, where the released code, which hands on embeddings alone, has th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from ..selection import coverage
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import AtLeast
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.registry import register_method
-from .toolkit.validation import check_range
 
 
 @register_method("scope")
@@ -27,7 +28,7 @@ class Scope(Method):
     """Greedy facility location: always the token with the largest ``coverage gain * saliency ** alpha``.
 
     Args:
-        alpha: exponent of the saliency, at least 0; 0 is coverage alone.
+        alpha: exponent of the saliency; 0 is coverage alone.
         features: ``"encoder"`` compares features before the projector (the paper), ``"projected"`` after it.
     """
 
@@ -37,12 +38,8 @@ class Scope(Method):
         deviations="encoder attention of the adapter where the encoder has no CLS token",
     )
 
-    alpha: float = 1.0
+    alpha: Annotated[float, AtLeast(0)] = 1.0
     features: Source = "encoder"
-
-    def __post_init__(self) -> None:
-        check_range("scope", "alpha", self.alpha, 0)
-        check_source("scope", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -28,10 +28,10 @@ from ..selection import topk
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
+from .toolkit.constraints import Layer
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import attention_of_text
 from .toolkit.two_stage import TwoStageMethod
-from .toolkit.validation import check_choice, check_whole
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
 
@@ -46,7 +46,7 @@ class Sms(TwoStageMethod):
             ``keep="auto"``.
         similarity: ``"attention"`` of the CLS token to a patch (the adapter's encoder attention where there is none),
             or ``"mean"``: the cosine of a patch's feature before the projector to the mean of its image or frame.
-        layer: zero-based layer whose input the second cut shortens, at least 1.
+        layer: zero-based layer whose input the second cut shortens.
         ratio: with a given budget, what the second cut keeps of what the first one left, in (0, 1].
     """
 
@@ -57,12 +57,7 @@ class Sms(TwoStageMethod):
     )
 
     similarity: Literal["attention", "mean"] = "attention"
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("sms", "layer", self.layer, 1)  # unlike others of two stages, never the middle
-        check_choice("sms", "similarity", self.similarity, ("attention", "mean"))
+    layer: Layer = 2
 
     @property
     def needs(self) -> frozenset[Cue]:

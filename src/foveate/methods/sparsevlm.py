@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -39,11 +39,12 @@ from ..errors import MethodError
 from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.constraints import AtLeast, Layers, Proportions
 from .toolkit.density_peaks import RunningMoments, peaks
 from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
 from .toolkit.schedules import geometric, proportional
-from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising, check_shares
+from .toolkit.validation import check_falling, check_layer_of
 
 _OF_32 = (3, 7, 16)  # the inputs of these are the outputs of the paper's layers 2, 6 and 15
 _EQUAL = 1 + 1e-5  # by which factor a rater must exceed the mean, so that rounding makes none
@@ -55,7 +56,7 @@ class SparseVlm(Method):
     """The highest attention of the words that the image is about, at several layers.
 
     Args:
-        layers: zero-based layers whose input is shortened, rising, at least 1; None: 3, 7 and 16 of 32 layers, behind
+        layers: zero-based layers whose input is shortened; None: 3, 7 and 16 of 32 layers, behind
             the paper's 2, 6 and 15, in proportion.
         shares: what is left behind each stage, falling, in proportion to the last; None: each stage shrinks the image
             by the same factor.
@@ -73,24 +74,18 @@ class SparseVlm(Method):
         deviations="recycled tokens count towards the budget; positions stay; the decay is clamped",
     )
 
-    layers: tuple[int, ...] | None = None
-    shares: tuple[float, ...] | None = None
+    layers: Layers | None = None
+    shares: Proportions | None = None
     unbias: bool = True
-    floor: float = 0.05
+    floor: Annotated[float, AtLeast(1e-6)] = 0.05
     heads: int | float = 14
     recycle: bool = False
     groups: Literal["fewest", "most"] = "fewest"
 
-    def __post_init__(self) -> None:
-        check_range("sparsevlm", "floor", self.floor, 1e-6)
+    def validate(self) -> None:
         check_heads(self.heads)
-        check_choice("sparsevlm", "groups", self.groups, ("fewest", "most"))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            check_rising("sparsevlm", self.layers)
         if self.shares is not None:
-            object.__setattr__(self, "shares", tuple(self.shares))
-            check_shares("sparsevlm", self.shares, len(self.layers or _OF_32))
+            check_falling("sparsevlm", self.shares, len(self.layers or _OF_32))
 
     @property
     def needs(self) -> frozenset[Cue]:

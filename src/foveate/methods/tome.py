@@ -23,7 +23,7 @@ from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.merging import group_size
 from .toolkit.registry import register_method
 
@@ -44,9 +44,6 @@ class ToMe(Method):
     )
 
     features: Source = "projected"
-
-    def __post_init__(self) -> None:
-        check_source("tome", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -18,7 +18,7 @@ Cost class: one N x N product, then K steps of O(N^2).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -30,10 +30,11 @@ from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .sparsevlm import SparseVlm
 from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
+from .toolkit.constraints import AtLeast, Layer, Proportions, Rising
 from .toolkit.registry import register_method
 from .toolkit.schedules import layer_average
 from .toolkit.two_stage import HybridMethod
-from .toolkit.validation import check_choice, check_layer_of, check_range, check_rising
+from .toolkit.validation import check_layer_of
 
 _RATERS = SparseVlm(unbias=False, heads=1.0)
 
@@ -48,12 +49,12 @@ class Tops(HybridMethod):
     24 of 32 with (8, 4, 1), 15 and 30 of 40 on 13B; on Qwen2.5-VL 12 and 16 of 28 with (512, 281, 77).
 
     Args:
-        diversity: weight of the distance to the kept tokens, at least 0 (the paper's alpha).
-        coverage: weight of the gain in coverage, at least 0 (the paper's lambda).
+        diversity: weight of the distance to the kept tokens (the paper's alpha).
+        coverage: weight of the gain in coverage (the paper's lambda).
         normalise: ``"minmax"`` maps each term to [0, 1] (the paper's text), ``"mean"`` divides it by its mean (the
             paper's algorithm boxes); the two conflict and keep different tokens.
         inside: whether the stage inside the LLM follows. Without it the method runs in vLLM, too.
-        layers: the two zero-based layers whose input it shortens, rising, at least 1; None: 12 and 24 of 32, in
+        layers: the two zero-based layers whose input it shortens; None: 12 and 24 of 32, in
             proportion.
         shares: what is left before the LLM and behind each of the two, falling, in proportion.
     """
@@ -65,24 +66,17 @@ class Tops(HybridMethod):
     )
 
     inside: bool = False
-    diversity: float = 0.5
-    coverage: float = 0.5
+    diversity: Annotated[float, AtLeast(0)] = 0.5
+    coverage: Annotated[float, AtLeast(0)] = 0.5
     normalise: Literal["minmax", "mean"] = "minmax"
-    layers: tuple[int, int] | None = None
-    shares: tuple[float, float, float] = (8.0, 4.0, 1.0)
+    layers: Annotated[tuple[Layer, Layer], Rising()] | None = None
+    shares: Proportions = (8.0, 4.0, 1.0)
 
-    def __post_init__(self) -> None:
-        check_range("tops", "diversity", self.diversity, 0)
-        check_range("tops", "coverage", self.coverage, 0)
-        check_choice("tops", "normalise", self.normalise, ("minmax", "mean"))
-        for share in self.shares:
-            check_range("tops", "shares", share, 1e-6)
+    def validate(self) -> None:
         if len(self.shares) != 3 or list(self.shares) != sorted(self.shares, reverse=True):
             raise MethodError(f"tops: shares={self.shares} must be three that fall, such as (8.0, 4.0, 1.0).")
-        if self.layers is not None:
-            check_rising("tops", self.layers)
-            if len(self.layers) != 2:
-                raise MethodError(f"tops: layers={self.layers} must be two, such as (12, 24).")
+        if self.layers is not None and len(self.layers) != 2:
+            raise MethodError(f"tops: layers={self.layers} must be two, such as (12, 24).")
 
     @property
     def needs(self) -> frozenset[Cue]:

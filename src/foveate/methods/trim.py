@@ -28,8 +28,7 @@ from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.merging import group_size, identity_targets
 from .toolkit.registry import register_method
-from .toolkit.text_relevance import SIGNS, Sign, mean_of, relevance_of
-from .toolkit.validation import check_choice
+from .toolkit.text_relevance import Sign, mean_of, relevance_of
 
 
 @register_method("trim")
@@ -49,9 +48,6 @@ class Trim(Method):
     )
 
     sign: Sign = "plus"
-
-    def __post_init__(self) -> None:
-        check_choice("trim", "sign", self.sign, SIGNS)
 
     @property
     def needs(self) -> frozenset[Cue]:

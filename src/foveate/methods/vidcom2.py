@@ -16,6 +16,7 @@ Cost class: O(N d), no loop over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ from ..errors import MethodError
 from ..selection.batch import TokenBatch, prepare_batch
 from ..tokens import Selection, VisualTokens
 from .toolkit.base import Method, Provenance
+from .toolkit.constraints import AtLeast
 from .toolkit.registry import register_method
-from .toolkit.validation import check_range
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
@@ -46,10 +47,9 @@ class VidCom2(Method):
         deviations="the base share follows from the budget, not the total from the base share",
     )
 
-    temperature: float = 0.01
+    temperature: Annotated[float, AtLeast(0)] = 0.01
 
-    def __post_init__(self) -> None:
-        check_range("vidcom2", "temperature", self.temperature, 0)
+    def validate(self) -> None:
         if self.temperature == 0:
             raise MethodError("vidcom2: temperature=0 must be above 0.")
 

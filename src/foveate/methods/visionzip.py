@@ -26,11 +26,11 @@ from torch import Tensor
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import Share
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_range
 
 
 @register_method("visionzip")
@@ -39,7 +39,7 @@ class VisionZip(Method):
     """Dominant tokens by encoder attention, contextual ones by merging the rest.
 
     Args:
-        contextual: share that goes to contextual tokens, in [0, 1]; at least one token is dominant. The default is the
+        contextual: share that goes to contextual tokens; at least one token is dominant. The default is the
             paper's 10 of 64, 20 of 128 and 30 of 192 on LLaVA; 0 keeps dominant tokens alone.
         contextual_of: what it is a share of: the ``"kept"`` tokens, rounded, or all tokens of the ``"image"``, rounded
             down, but at least one token.
@@ -54,16 +54,10 @@ class VisionZip(Method):
         deviations="cosines of features instead of keys; merged after the projector; CLS neither kept nor counted",
     )
 
-    contextual: float = published(10 / 64, qwen2_5_vl=0.05)
+    contextual: Share = published(10 / 64, qwen2_5_vl=0.05)
     contextual_of: Literal["kept", "image"] = published("kept", qwen2_5_vl="image")
     rule: Literal["sum", "mean"] = "sum"
     features: Source = "encoder"
-
-    def __post_init__(self) -> None:
-        check_range("visionzip", "contextual", self.contextual, 0, 1)
-        check_choice("visionzip", "contextual_of", self.contextual_of, ("kept", "image"))
-        check_choice("visionzip", "rule", self.rule, ("sum", "mean"))
-        check_source("visionzip", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -38,9 +38,10 @@ from ..errors import MethodError
 from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
+from .toolkit.constraints import AtLeast, Cosine, Layer
 from .toolkit.interventions import AttentionEdit
 from .toolkit.registry import register_method
-from .toolkit.validation import check_choice, check_layer_of, check_range, check_whole
+from .toolkit.validation import check_layer_of
 
 _OF_13B = 40  # layers of LLaVA-1.5's 13B
 
@@ -51,7 +52,7 @@ class VisiPruner(Method):
     """No look in shallow layers, the tokens that move the last prompt token's output, then none.
 
     Args:
-        shallow: number of shallow layers, at least 0; 0 leaves their attention alone. None: 6 of 32, the paper's
+        shallow: number of shallow layers; 0 leaves their attention alone. None: 6 of 32, the paper's
             LLaVA-1.5, in proportion and rounded down.
         layer0_edit: the edit of layer 0: the text's weights go to the first visual token and those of visual tokens
             vanish (``"sink"``, the code's 7B), or those of visual tokens vanish and the text's on the first half of
@@ -59,13 +60,13 @@ class VisiPruner(Method):
             ``"sink"``.
         images: whether layer 0 takes the visual tokens of several images ``"together"`` (the code) or ``"apart"``,
             each image with a first token and a first half of its own.
-        fusion: the cosine below which a layer is the filtering one, in [-1, 1].
-        contribution: the length above which a token is left, at least 0.
+        fusion: the cosine below which a layer is the filtering one.
+        contribution: the length above which a token is left.
         relative: whether that length is a share of the whole output's.
-        stable_cosine: the cosine from which on a token changes nothing, in [-1, 1].
-        patience: so many still layers, at least 1, and vision is over; None: never.
+        stable_cosine: the cosine from which on a token changes nothing.
+        patience: so many still layers, and vision is over; None: never.
         in_a_row: whether they must follow each other (the paper), or add up (the code).
-        layer: where a given budget cuts: the zero-based layer whose input is shortened, at least 1; None: the middle.
+        layer: where a given budget cuts: the zero-based layer whose input is shortened; None: the middle.
     """
 
     may_drop_all = True
@@ -75,30 +76,16 @@ class VisiPruner(Method):
         deviations="each image decides for itself which tokens stay; with a given budget one cut at a given layer",
     )
 
-    shallow: int | None = None
+    shallow: Annotated[int, AtLeast(0)] | None = None
     layer0_edit: Literal["sink", "half"] | None = None
     images: Literal["together", "apart"] = "together"
-    fusion: float = 0.995
-    contribution: float = 0.2
+    fusion: Cosine = 0.995
+    contribution: Annotated[float, AtLeast(0)] = 0.2
     relative: bool = False
-    stable_cosine: float = 0.999
-    patience: int | None = 2
+    stable_cosine: Cosine = 0.999
+    patience: Annotated[int, AtLeast(1)] | None = 2
     in_a_row: bool = False
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.shallow is not None:
-            check_whole("visipruner", "shallow", self.shallow, 0)
-        if self.layer0_edit is not None:
-            check_choice("visipruner", "layer0_edit", self.layer0_edit, ("sink", "half"))
-        check_choice("visipruner", "images", self.images, ("together", "apart"))
-        check_range("visipruner", "fusion", self.fusion, -1, 1)
-        check_range("visipruner", "contribution", self.contribution, 0)
-        check_range("visipruner", "stable_cosine", self.stable_cosine, -1, 1)
-        if self.patience is not None:
-            check_whole("visipruner", "patience", self.patience, 1)
-        if self.layer is not None:
-            check_whole("visipruner", "layer", self.layer, 1)
+    layer: Layer | None = None
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -13,6 +13,7 @@ Cost class: one N x N product, then (N - K) / 8 rounds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ from ..selection.batch import TokenBatch, order_by_score, prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
-from .toolkit.feature_source import Source, check_source, cues_of, features_of
+from .toolkit.constraints import AtLeast, Share
+from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.registry import register_method
-from .toolkit.validation import check_range, check_whole
 
 
 @register_method("vispruner")
@@ -32,8 +33,8 @@ class VisPruner(Method):
     """Important tokens by attention, diverse ones by dropping duplicates round by round.
 
     Args:
-        important: share of the budget that goes to the highest attention, in [0, 1] (the paper's rho).
-        round_size: tokens dropped in a round, at least 1.
+        important: share of the budget that goes to the highest attention (the paper's rho).
+        round_size: tokens dropped in a round.
         features: ``"encoder"`` compares features before the projector (the paper), ``"projected"`` after it.
     """
 
@@ -43,14 +44,9 @@ class VisPruner(Method):
         deviations="rounds drop at most half of the list, so that every budget is met",
     )
 
-    important: float = 0.5
-    round_size: int = 8
+    important: Share = 0.5
+    round_size: Annotated[int, AtLeast(1)] = 8
     features: Source = "encoder"
-
-    def __post_init__(self) -> None:
-        check_range("vispruner", "important", self.important, 0, 1)
-        check_whole("vispruner", "round_size", self.round_size, 1)
-        check_source("vispruner", self.features)
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -26,7 +26,7 @@ LLM the layer's norm and projections once more, and one row of attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -35,12 +35,12 @@ from ..selection import topk
 from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
+from .toolkit.constraints import AtLeast, Share
 from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.regions import full_windows, rank_within, region_of
 from .toolkit.registry import register_method
 from .toolkit.two_stage import TwoStageMethod
-from .toolkit.validation import check_choice, check_range, check_whole
 
 Windows = Literal["same", "capped"]
 
@@ -52,13 +52,13 @@ class VScan(TwoStageMethod):
 
     Args:
         inside: whether the second stage, inside the LLM, follows.
-        local: share of the budget that is chosen window by window, in [0, 1].
-        window: rows and columns of a window in tokens, at least 1. The paper has 6 for LLaVA-1.5, which makes 16
+        local: share of the budget that is chosen window by window.
+        window: rows and columns of a window in tokens. The paper has 6 for LLaVA-1.5, which makes 16
             windows, and 4 for Qwen2.5-VL.
         windows: how windows share the local tokens: all have the ``"same"`` number, or the highest shallow attention
             decides as long as a window is not ``"capped"``.
-        depth: the shallow layer, in [0, 1] (see `EncoderReading`); the paper's 6th layer of CLIP-L is the default.
-        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        depth: the shallow layer (see `EncoderReading`); the paper's 6th layer of CLIP-L is the default.
+        layer: zero-based layer whose input the second stage shortens; None: the middle, 16 of 32.
         ratio: what the second stage keeps of what the first one left, in (0, 1].
         rotary: whether the second stage's attention is that behind the rotary embedding.
     """
@@ -70,19 +70,12 @@ class VScan(TwoStageMethod):
         "share of the encoder's depth; inside the LLM positions stay",
     )
 
-    local: float = 0.5
-    window: int = published(6, qwen2_5_vl=4)
+    local: Share = 0.5
+    window: Annotated[int, AtLeast(1)] = published(6, qwen2_5_vl=4)
     windows: Windows = published("same", qwen2_5_vl="capped")
-    depth: float = 5 / 22
-    ratio: float = 1 / 3
+    depth: Share = 5 / 22
+    ratio: Share = 1 / 3
     rotary: bool = published(True, qwen2_5_vl=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("vscan", "local", self.local, 0, 1)
-        check_whole("vscan", "window", self.window, 1)
-        check_choice("vscan", "windows", self.windows, get_args(Windows))
-        check_range("vscan", "depth", self.depth, 0, 1)
 
     @property
     def needs(self) -> frozenset[Cue]:

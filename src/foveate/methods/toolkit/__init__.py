@@ -7,8 +7,9 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
-| hyperparameters | `check_range`, `check_whole`, `check_choice`, `check_layer_of`, `check_rising`, `check_shares` |
-| what is compared | `cues_of`, `features_of`, `check_source`, `centred` |
+| types of hyperparameters | `Share`, `Cosine`, `Layer`, `Layers`, `Proportions`, and `Between`, `AtLeast`, `Rising` |
+| hyperparameters that go together | `check_falling`, `check_layer_of` |
+| what is compared | `cues_of`, `features_of`, `centred` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
 | choosing | `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
@@ -22,9 +23,10 @@ from .apportion import largest_remainder
 from .at_layer import AtLayer
 from .base import Method, ModelFacts, Provenance, Stage, Where
 from .centring import centred
+from .constraints import AtLeast, Between, Cosine, Layer, Layers, Proportions, Rising, Share
 from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
-from .feature_source import check_source, cues_of, features_of
+from .feature_source import cues_of, features_of
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .max_coverage import greedy_coverage
 from .merging import Mixture, group_size, identity_targets, nearest
@@ -35,29 +37,29 @@ from .registry import get_method, method_names, register_method
 from .schedules import geometric, layer_average, proportional
 from .text_relevance import attention_of_text, by_image, mean_of, relevance_of
 from .two_stage import HybridMethod, TwoStageMethod
-from .validation import (
-    check_choice,
-    check_layer_of,
-    check_range,
-    check_rising,
-    check_shares,
-    check_undropped,
-    check_whole,
-)
+from .validation import check_falling, check_layer_of, check_undropped
 from .wrapper import Wrapper
 
 __all__ = [
     "AtLayer",
+    "AtLeast",
     "AttentionEdit",
+    "Between",
+    "Cosine",
     "ExpertCut",
     "HybridMethod",
+    "Layer",
+    "Layers",
     "LogitBias",
     "Method",
     "Mixture",
     "ModelFacts",
     "Note",
+    "Proportions",
     "Provenance",
+    "Rising",
     "RunningMoments",
+    "Share",
     "Stage",
     "TwoStageMethod",
     "Where",
@@ -65,15 +67,10 @@ __all__ = [
     "attention_of_text",
     "by_image",
     "centred",
-    "check_choice",
     "check_contract",
+    "check_falling",
     "check_layer_of",
-    "check_range",
-    "check_rising",
-    "check_shares",
-    "check_source",
     "check_undropped",
-    "check_whole",
     "cues_of",
     "features_of",
     "full_windows",

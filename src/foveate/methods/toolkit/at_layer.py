@@ -6,13 +6,15 @@ Paper: that of the wrapped method. Deviations: the features are hidden states of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from ...errors import MethodError
 from ...tokens import Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Where, in_words
-from .validation import check_layer_of, check_whole
+from .constraints import AtLeast
+from .validation import check_layer_of
 from .wrapper import Wrapper
 
 
@@ -22,19 +24,18 @@ class AtLayer(Wrapper):
 
     Args:
         base: the method to run there.
-        layer: zero-based layer whose input is shortened, at least 0.
+        layer: zero-based layer whose input is shortened.
     """
 
     where = Where.INSIDE_LLM
 
     base: Method
-    layer: int
+    layer: Annotated[int, AtLeast(0)]
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         places = self.base.places()
         if places != (Where.BEFORE_LLM,):
             raise MethodError(f"{self.base.name} already prunes {in_words(places)}; set its own layer instead.")
-        check_whole(self.name, "layer", self.layer, 0)
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -18,6 +18,7 @@ from ...budget import Budget
 from ...devices import full_precision
 from ...importance.attention_prior import short_name
 from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from .constraints import check_fields
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .notes import Note
 from .published import Published, untouched
@@ -144,6 +145,14 @@ class Method(ABC):
     requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
     provenance: ClassVar[Provenance]
+
+    @final
+    def __post_init__(self) -> None:
+        check_fields(self, self.name or type(self).__name__)
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 - most methods have no such settings
+        """Raise MethodError for settings that do not go together, once each has been found to fit its own type."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

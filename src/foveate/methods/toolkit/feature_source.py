@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from ...tokens import Cue, VisualTokens
-from .validation import check_choice
 
 Source = Literal["encoder", "projected"]
-
-
-def check_source(method: str, source: str) -> None:
-    """Raise MethodError unless a method's field `features` names a source."""
-    check_choice(method, "features", source, get_args(Source))
 
 
 def cues_of(source: Source) -> frozenset[Cue]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ...budget import Budget
 from .base import Method, ModelFacts, Stage
+from .constraints import Layer, Share
 from .schedules import layer_average
-from .validation import check_layer_of, check_range, check_whole
+from .validation import check_layer_of
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,12 @@ class TwoStageMethod(HybridMethod):
     """A method that prunes once before the LLM and once inside it, where `keep` is the average over the layers.
 
     Args:
-        layer: zero-based layer whose input the second stage shortens, at least 1; None: the middle, 16 of 32.
+        layer: zero-based layer whose input the second stage shortens; None: the middle, 16 of 32.
         ratio: what the second stage keeps of what the first one left, in (0, 1].
     """
 
-    layer: int | None = None
-    ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.layer is not None:
-            check_whole(self.name, "layer", self.layer, 1)
-        check_range(self.name, "ratio", self.ratio, 0, 1)
+    layer: Layer | None = None
+    ratio: Share = 0.5
 
     @abstractmethod
     def second_stage(self) -> Method:

@@ -15,6 +15,7 @@ from foveate.methods import method_names
 from foveate.methods.toolkit.registry import method_class
 
 FOLDER = "methods"
+RECORDS = "<!-- records of the methods -->"  # in provenance.md
 INTRO = """---
 hide: [toc]
 ---
@@ -34,9 +35,12 @@ PLACES = ("before the LLM", "inside the LLM", "before the LLM and inside it", "b
 
 def pages() -> dict[str, str]:
     """Markdown by path within docs/: foveate's own methods, not those of other packages that are installed."""
-    own = [name for name in method_names() if method_class(name).__module__.startswith("foveate.")]
-    known = [facts_of(name) for name in own]
+    known = [facts_of(name) for name in _own()]
     return {f"{FOLDER}/index.md": _index(known)} | {f"{FOLDER}/{one.name}.md": _page(one) for one in known}
+
+
+def _own() -> list[str]:
+    return [name for name in method_names() if method_class(name).__module__.startswith("foveate.")]
 
 
 def on_config(config: Any) -> Any:
@@ -56,6 +60,23 @@ def on_files(files: Any, config: Any) -> Any:
     for path, content in pages().items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the table of all records in the place that a page has for it."""
+    return markdown.replace(RECORDS, records()) if RECORDS in markdown else markdown
+
+
+def records() -> str:
+    """Where each of foveate's own methods comes from, as a table."""
+    rows = [_row("method", "paper", "reference code and its licence", "what was read", "deviations", "fidelity test")]
+    rows.append(_row(*["---"] * 6))
+    for name in _own():
+        one = method_class(name).provenance
+        tests = "; ".join(re.sub(r"^(\S+)", r"`\1`", test) for test in one.evidence)
+        page = f"[{name}]({FOLDER}/{name}.md)"
+        rows.append(_row(page, one.source, one.code, one.read, " ".join(one.deviations) or "none known", tests))
+    return "\n".join(rows)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -85,7 +106,7 @@ def _page(one: MethodFacts) -> str:
     ]
     blocks += ["## How it chooses", _first_paragraph(method_class(one.name))]
     if one.about:
-        blocks.append(_steps(one.about))
+        blocks.append(one.about)
     (head, *facts) = one.facts.items()
     blocks += ["## At a glance", "\n".join([_row(*head), _row("---", "---"), *(_row(*fact) for fact in facts)])]
     if one.hyperparameters:
@@ -107,12 +128,6 @@ def _page(one: MethodFacts) -> str:
 
 def _first_paragraph(cls: type) -> str:
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-
-
-def _steps(text: str) -> str:
-    """Numbered sentences of one paragraph as a numbered list."""
-    opening, *steps = re.split(r"(?<=[.:;]) (?=\d\. )", text)
-    return "\n".join([opening, "", *steps]) if steps else opening
 
 
 def _row(*cells: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from foveate.errors import FoveateError
 from foveate.importance import LearnedScorer
 from foveate.methods import Method, Provenance, get_method, method_names, register_method
 from foveate.methods.toolkit import registry
+from foveate.methods.toolkit.registry import method_class
 from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.config import PruningServer
@@ -56,7 +58,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
             Nothing: ever.
         """
 
-        provenance = Provenance("none", "none", "of the class")
+        provenance = Provenance("none", "none", deviations=("Of the class.", "And more."), cost="O(1).")
 
         whole: int
         choice: Literal["left", "right"] | None = None
@@ -100,12 +102,12 @@ def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
 
 
 def test_docstrings_are_taken_apart(toy: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "Toy: a toy.\n\nPaper: none.\nIt does\nnothing.\nDeviations: many\nmore.\nCost class: O(1).\n"
+    text = "Toy: a toy.\n\nIt does\nnothing.\n\n1. One\n   step.\n2. Another.\n"
     monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", text)
     one = facts_of("toy")
-    assert (one.summary, one.about) == ("Toy: a toy.", "Paper: none. It does nothing.")
+    assert (one.summary, one.about) == ("Toy: a toy.", "It does nothing.\n\n1. One step.\n2. Another.")
     assert one.facts["needs"] == "a value for whole, which has no default; give whole="
-    assert (one.facts["deviations"], one.facts["cost"]) == ("many more.", "O(1).")
+    assert (one.facts["deviations"], one.facts["cost"]) == ("Of the class. And more.", "O(1).")
     assert one.hyperparameters == (
         Hyperparameter("whole", "int", "required", "first line and second: with a colon."),
         Hyperparameter("choice", "'left' | 'right' | None", "None", "one | other."),
@@ -114,7 +116,7 @@ def test_docstrings_are_taken_apart(toy: type[Method], monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(facts.sys.modules[toy.__module__], "__doc__", None)
     one = facts_of("toy")
-    assert one.summary == "A toy." and one.facts["deviations"] == "of the class"
+    assert one.summary == "A toy." and one.about == ""
 
 
 def test_models_that_lack_a_cue_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +163,21 @@ def test_the_command_line_shows_published_settings() -> None:
     result = CliRunner().invoke(app, ["methods", "visionzip"], env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "Published settings" in result.output and "qwen2_5_vl" in result.output
     assert "Published settings" not in CliRunner().invoke(app, ["methods", "divprune"]).output
+
+
+def test_evidence_is_there() -> None:
+    root = Path(__file__).parents[1]
+    for name in method_names():
+        record = method_class(name).provenance
+        if record.paper == "not told":  # of another package, or of a test
+            continue
+        assert record.evidence, name
+        for line in record.evidence:
+            path, _, test = line.split(" ")[0].partition("::")
+            assert (root / path).is_file(), (name, path)
+            assert not test or f"def {test}(" in (root / path).read_text(encoding="utf-8"), (name, line)
+
+
+def test_a_sentence_alone_is_not_a_tuple() -> None:
+    with pytest.raises(FoveateError, match="put a comma behind a single one"):
+        Provenance("none", "none", deviations="of the class")  # type: ignore[arg-type]

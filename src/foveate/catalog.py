@@ -23,7 +23,6 @@ from .models import SupportedModel, supported_models
 from .tokens import Cue, Source
 
 _LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
-_SECTIONS = ("Deviations", "Cost class", "Cost")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class PublishedSettings:
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """One method: a sentence, labelled facts, paragraphs from its module's docstring, and its hyperparameters.
+    """One method: a sentence, labelled facts, paragraphs of its module's docstring, and its hyperparameters.
 
     `published` has an entry for each group of families on which the same settings were published; none where no
     hyperparameter follows the model.
@@ -68,18 +67,19 @@ def facts_of(name: str) -> MethodFacts:
         MethodError: for an unknown name, with the nearest known one.
     """
     cls = method_class(name)
-    summary, about, sections = _parts(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or name))
+    summary, about = _parts(cls)
     facts = {
-        "paper": cls.provenance.paper,
+        "paper": cls.provenance.source,
         "prunes": in_words(places_of(name)),
         "needs": needs_of(name),
-        "cost": sections.get("Cost class", sections.get("Cost", "")),
+        "cost": cls.provenance.cost,
         'keep="auto"': "yes" if name in counting_methods() else "",
         "models": _models(cls, _cues(name)),
         "refuses": _refusals(cls, _cues(name)),
         "vLLM": _vllm(name, _cues(name)),
-        "reference code": cls.provenance.licence,
-        "deviations": sections.get("Deviations", cls.provenance.deviations),
+        "reference code": cls.provenance.code,
+        "read": cls.provenance.read,
+        "deviations": " ".join(cls.provenance.deviations) or "none known",
     }
     told = {k: v for k, v in facts.items() if v}
     return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published(cls))
@@ -171,14 +171,14 @@ def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
     return next((f"no: {cue.not_in_vllm}" for cue in Cue if cue in needs and cue.not_in_vllm), None)
 
 
-def _parts(text: str) -> tuple[str, str, dict[str, str]]:
-    """The first line of a docstring, what follows it, and its sections by name; each as one paragraph."""
-    first, _, rest = text.partition("\n")
-    opening, *others = re.split(rf"^({'|'.join(_SECTIONS)}): ", rest, flags=re.MULTILINE)
-    sections = {name: _paragraph(body) for name, body in zip(others[::2], others[1::2], strict=True)}
-    # A line with nothing but the paper and the licence says what the facts say.
-    about = _paragraph(opening) if len(opening.strip().splitlines()) > 1 else ""
-    return first.strip(), about, sections
+def _parts(cls: type[Method]) -> tuple[str, str]:
+    """The first line of a module's docstring, and the paragraphs behind it, in which each numbered step has a line."""
+    text = sys.modules[cls.__module__].__doc__
+    if not text:  # the class says at least what it is
+        return _paragraph((inspect.getdoc(cls) or cls.name).partition("\n\n")[0]), ""
+    first, _, rest = inspect.cleandoc(text).partition("\n")
+    paragraphs = (re.split(r"\n(?=\d\. )", part) for part in rest.strip().split("\n\n") if part.strip())
+    return first.strip(), "\n\n".join("\n".join(map(_paragraph, steps)) for steps in paragraphs)
 
 
 def _paragraph(text: str) -> str:

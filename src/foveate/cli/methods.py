@@ -30,7 +30,7 @@ def methods(
         table.add_column(heading, no_wrap=heading == "name")
     for name in method_names():
         cls = method_class(name)
-        table.add_row(name, in_words(places_of(name)), needs_of(name), cls.provenance.paper)
+        table.add_row(name, in_words(places_of(name)), needs_of(name), cls.provenance.source)
     show(Console(), table)
 
 
@@ -47,7 +47,7 @@ def _method(name: str) -> None:
         facts.add_row(Text(label, style="bold"), Text(fact))
     console.print(Text(one.summary, style="bold"))
     if one.about:
-        console.print(Text(one.about))
+        console.print(Text(f"\n{one.about}\n"))
     console.print(facts)
     if not one.hyperparameters:
         return

@@ -1,6 +1,5 @@
 """AdaTP, a reading: attention chooses layer by layer, freed of its bias to the ends of a clip and to fixed places.
 
-Paper: arXiv 2505.20100, Findings of EMNLP 2025. No code was released; a reading from the abstract and a reader's note.
 1. A segment ends where the cosine of a frame to the next is below `boundary`.
 2. Globally: with r_k the mean over the frames of segment k of the cosine of frame and prompt, a frame of it weighs
    ``spread ^ ((r_k - min r) / (max r - min r))``, and the segments share the budget by the sum of their frames'
@@ -9,16 +8,12 @@ Paper: arXiv 2505.20100, Findings of EMNLP 2025. No code was released; a reading
    come after all such.
 4. In this order, and among equals by the attention of the text behind the clip in the layer below, mean over heads and
    text, the first tokens of each segment stay.
+
 This is done at the input of each layer from `start` to layer N - `end` of N, which shrinks the clip by the same factor
 each time.
+
 Budget: `keep` is what is left behind the last of them; ``foveate.compose("adatp")`` takes it for the average over the
 layers, and shares it by its own rule.
-Deviations: reconstructed are the weights of the segments (the paper has a larger ratio for relevant ones), the rows and
-heads of the attention, the schedule's steps, and that repeats come last instead of going at once. The paper compares
-frames and prompt in SigLIP's space, whose text tower no checkpoint has: here frames are means of encoder features for
-the segments, and of projected tokens for the cosine to the mean of the prompt's input embeddings. An image is a clip of
-one frame, of which the attention chooses.
-Cost class: at each of its layers the attention rows of all text to all tokens, by head; else O(N log N).
 """
 
 from __future__ import annotations
@@ -63,9 +58,25 @@ class AdaTp(Method):
     """
 
     provenance = Provenance(
-        paper="a reading of AdaTP, arXiv 2505.20100, Findings of EMNLP 2025",
+        paper="a reading of AdaTP",
+        arxiv="2505.20100",
+        venue="Findings of EMNLP 2025",
         licence="none released",
-        deviations="budgets of segments, schedule and rows reconstructed; the LLM's embeddings for SigLIP's",
+        read="The abstract and a reader's note.",
+        deviations=(
+            "Reconstructed are the weights of the segments (the paper has a larger ratio for relevant ones), the "
+            "rows and heads of the attention, the schedule's steps, and that repeats come last instead of going at "
+            "once.",
+            "The paper compares frames and prompt in SigLIP's space, whose text tower no checkpoint has: here "
+            "frames are means of encoder features for the segments, and of projected tokens for the cosine to the "
+            "mean of the prompt's input embeddings.",
+            "An image is a clip of one frame, of which the attention chooses.",
+        ),
+        evidence=(
+            "tests/methods/test_adatp.py::test_by_hand",
+            "tests/methods/test_adatp.py::test_lists (loops)",
+        ),
+        cost="At each of its layers the attention rows of all text to all tokens, by head; else O(N log N).",
     )
 
     boundary: Cosine = 0.95

@@ -1,16 +1,12 @@
 """Anchor merging, the part of RESTORE before the LLM: half of the budget is another method's, the rest merged tokens.
 
-Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: cvlab-yonsei/RESTORE at 9b27e687a2, GPL-3.0; read by a
-secondary audit alone, facts and formulas only.
-Of K tokens, `base` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``,
-and ``d_i = 1 - max S_ij over the j of smaller R`` (1 if there is none). The anchors are those of the highest R * d;
-every other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its middle
-token (the lower of two).
+Of K tokens, `base` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``, and
+``d_i = 1 - max S_ij over the j of smaller R`` (1 if there is none). The anchors are those of the highest R * d; every
+other token joins the anchor of the highest cosine, and the group becomes its mean, at the place of its middle token
+(the lower of two).
+
 The paper has the maximum over the j of larger R, its code over those of smaller R; the code made the published figures
 and is the default (`stronger`).
-Deviations: this is not RESTORE, which corrects the attention logits for the size and distance of merged tokens, too:
-see `restore`. Of one token alone the code makes a mean of all; here it is one that `base` chose.
-Cost class: that of the wrapped method and one n x n product.
 """
 
 from __future__ import annotations
@@ -46,9 +42,24 @@ class AnchorMerge(Wrapper):
     """
 
     provenance = Provenance(
-        paper="RESTORE (its anchor merging), arXiv 2606.01711, ICML 2026",
-        licence="GPL-3.0 (code not copied)",
-        deviations="merging only, without the correction of the attention logits",
+        paper="RESTORE (its anchor merging)",
+        arxiv="2606.01711",
+        venue="ICML 2026",
+        repository="cvlab-yonsei/RESTORE",
+        commit="9b27e687a2",
+        licence="GPL-3.0",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "This is not RESTORE, which corrects the attention logits for the size and distance of merged tokens, "
+            "too: see `restore`.",
+            "Of one token alone the code makes a mean of all; here it is one that `base` chose.",
+            "Ties are broken as torch.topk breaks them.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_restore.py (outputs of the released code)",
+            "tests/methods/test_anchormerge.py::test_lists (loops, both rules)",
+        ),
+        cost="That of the wrapped method and one n x n product.",
     )
 
     base: str | Method = "divprune"

@@ -1,7 +1,4 @@
-"""Average-pooling baseline: split each image into as many near-square cells as the budget allows, keep their means.
-
-Paper: none. Licence: foveate's own. Deviations: none.
-"""
+"""Average-pooling baseline: split each image into as many near-square cells as the budget allows, keep their means."""
 
 from __future__ import annotations
 
@@ -26,7 +23,15 @@ _AXES = (1, 2, 0)  # where two axes of a box are equally long, rows are cut befo
 class AvgPool(Method):
     """Each kept token is the one nearest the centre of its cell and carries the mean of the cell."""
 
-    provenance = Provenance(paper="none (baseline)", licence="foveate's own")
+    provenance = Provenance(
+        paper="none (baseline)",
+        licence="foveate's own",
+        evidence=(
+            "tests/methods/test_avgpool.py",
+            "tests/methods/test_contract.py",
+            "tests/selection/test_selectors.py::test_baselines",
+        ),
+    )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("avgpool", tokens)

@@ -1,15 +1,7 @@
 """CDPruner: relevance to the prompt and diversity in one determinantal point process, before the LLM.
 
-Paper: arXiv 2506.10967, NeurIPS 2025. Reference code: Theia-4869/CDPruner at 9541616c40, Apache-2.0; read by a
-secondary audit, not copied.
-With cosines S of the projected tokens and their relevance r, min-max normalised over the image, the kernel is
-``L = diag(r) S diag(r)``; tokens are picked greedily by the growth of the determinant of the picked.
-Deviations: the text-embedding variant. The release's r is minus the mean cosine of CLIP's patches to the pieces of the
-question in CLIP's text tower, which no checkpoint holds; here it is the mean cosine of projected tokens to the input
-embeddings of all text of the prompt, chat template included, of either sign, and by default the plus (see
-`docs/provenance.md`). Normalised over the image, not over the batch. The strength theta, a comment in the released code
-that its runs do not use, is left out.
-Cost class: one N x N product, then K steps of O(N K); O(d (N + M)) for the relevance to M text tokens.
+With cosines S of the projected tokens and their relevance r, min-max normalised over the image, the kernel is ``L =
+diag(r) S diag(r)``; tokens are picked greedily by the growth of the determinant of the picked.
 """
 
 from __future__ import annotations
@@ -37,9 +29,27 @@ class CDPruner(Method):
     """
 
     provenance = Provenance(
-        paper="CDPruner, arXiv 2506.10967, NeurIPS 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="relevance to the LLM's text embeddings instead of CLIP's text tower, and the plus by default",
+        paper="CDPruner",
+        arxiv="2506.10967",
+        venue="NeurIPS 2025",
+        repository="Theia-4869/CDPruner",
+        commit="9541616c40",
+        licence="Apache-2.0",
+        read="A secondary audit.",
+        deviations=(
+            "The text-embedding variant.",
+            "The release's r is minus the mean cosine of CLIP's patches to the pieces of the question in CLIP's "
+            "text tower, which no checkpoint holds; here it is the mean cosine of projected tokens to the input "
+            "embeddings of all text of the prompt, chat template included, of either sign, and by default the plus "
+            "(see `docs/provenance.md`).",
+            "Normalised over the image, not over the batch.",
+            "The strength theta, a comment in the released code that its runs do not use, is left out.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_text.py::test_cdpruner (outputs of the released code, of either sign)",
+            "tests/methods/test_cdpruner.py::test_lists (determinants computed anew)",
+        ),
+        cost="One N x N product, then K steps of O(N K); O(d (N + M)) for the relevance to M text tokens.",
     )
 
     sign: Sign = "plus"

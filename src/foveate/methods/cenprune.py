@@ -1,13 +1,9 @@
 """Cen-Prune: centre the features before they are compared, around any method that compares them.
 
-Paper: arXiv 2608.30263. Written from the paper's formulas; no code was seen.
 Tokens share a large mean component, which makes all cosines alike. The mean over the image is subtracted (or channels
 are standardised) before the wrapped method sees the features. Around DivPrune it is the paper's DivPrune+: first
 DivPrune's own seed, on the features as they are, then always the argmax of ``g_i * min over kept s of (1 - cosine of
 the centred i and s)``, where g is minus the mean raw cosine to the other tokens, min-max normalised.
-Deviations: around other methods g is not used, as the paper gives no rule for them; the mean is that of the tokens
-that share a budget, which are one image unless the budget is the prompt's.
-Cost class: O(N d) beside that of the wrapped method.
 """
 
 from __future__ import annotations
@@ -39,9 +35,20 @@ class CenPrune(Wrapper):
     """
 
     provenance = Provenance(
-        paper="Cen-Prune, arXiv 2608.30263",
+        paper="Cen-Prune",
+        arxiv="2608.30263",
         licence="no code seen",
-        deviations="centring alone around methods other than divprune",
+        read="The paper's formulas.",
+        deviations=(
+            "Around other methods g is not used, as the paper gives no rule for them; the mean is that of the "
+            "tokens that share a budget, which are one image unless the budget is the prompt's.",
+        ),
+        evidence=(
+            "tests/methods/test_cenprune.py::test_the_toy",
+            "tests/methods/test_cenprune.py::test_the_kernel_of_cdpruner (by an independent implementation)",
+            "tests/methods/test_cenprune.py::test_lists (loops)",
+        ),
+        cost="O(N d) beside that of the wrapped method.",
     )
 
     base: str | Method = "divprune"

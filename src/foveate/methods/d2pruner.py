@@ -1,23 +1,19 @@
 """D2Pruner: debiased attention, then a maximal independent set on a semantic and spatial graph, inside the LLM.
 
-Paper: arXiv 2512.19443, AAAI-26. Reference code: EvelynZhang-epiclab/D2Pruner, licence not known. Neither the paper's
-method section nor that code was read: this is a reading of the abstract and of three secondary sources, a harness that
-calls the authors' ``graph.py``, a port that quotes the paper's formulas, and a public review.
-They agree on ``A_rel = A / (A_bias + 1e-7)`` with the attention A of the last prompt token, mean over heads (in the
-layer below the one that is shortened, but for the port, which is a layer later); on 70 % pivots, ``max(1, int(0.7 n))``
-in the port; on the rest by a greedy maximal independent set among the other tokens, where tokens are neighbours whose
-``S = alpha * S_sem + (1 - alpha) * S_spat`` exceeds 0.8; and on the tasks' weights: alpha is 1 for understanding and
-0.5 for grounding, here ``task="grounding"``, which is ``spatial_weight=0.5``. A_bias is measured on 1,000 images of
-COCO with one generic prompt: ``foveate calibrate`` does the same with yours.
+The secondary sources agree on ``A_rel = A / (A_bias + 1e-7)`` with the attention A of the last prompt token, mean over
+heads (in the layer below the one that is shortened, but for the port, which is a layer later); on 70 % pivots, ``max(1,
+int(0.7 n))`` in the port; on the rest by a greedy maximal independent set among the other tokens, where tokens are
+neighbours whose ``S = alpha * S_sem + (1 - alpha) * S_spat`` exceeds 0.8; and on the tasks' weights: alpha is 1 for
+understanding and 0.5 for grounding, here ``task="grounding"``, which is ``spatial_weight=0.5``. A_bias is measured on
+1,000 images of COCO with one generic prompt: ``foveate calibrate`` does the same with yours.
+
 Not known: the form of S_spat, and whether S_sem is scaled before it meets the threshold. ``spatial`` offers a Gaussian
 of the distance (foveate's guess) and a square (the port's guess: 1 within two rows and columns). They differ much: with
 weight 0.5 and threshold 0.8 the Gaussian makes neighbours only of adjacent tokens (of a cosine above 0.80, diagonally
 0.96), the square of all within two rows and columns with a cosine above 0.6.
+
 ``prior="shallow"`` needs no calibration: it divides by the attention of the same token in a shallower layer of the same
 forward, which the harness suggests; the paper does not.
-Deviations: the semantic term is the raw cosine; pivots do not suppress their neighbours unless `pivots_suppress` asks
-for it; the prior is a 2-D map resized to each image's grid; when the graph runs out of nodes, the rest is filled by
-score.
 """
 
 from __future__ import annotations
@@ -68,9 +64,24 @@ class D2Pruner(Method):
 
     where = Where.INSIDE_LLM
     provenance = Provenance(
-        paper="D2Pruner, arXiv 2512.19443, AAAI-26",
-        licence="EvelynZhang-epiclab/D2Pruner, licence not known (code not read)",
-        deviations="a reading of the abstract and secondary sources; the form of the spatial term is not known",
+        paper="D2Pruner",
+        arxiv="2512.19443",
+        venue="AAAI-26",
+        repository="EvelynZhang-epiclab/D2Pruner",
+        licence="not known",
+        read="Neither the paper's method section nor the code: the abstract, a harness that calls the authors' "
+        "``graph.py``, a port that quotes the paper's formulas, and a public review.",
+        deviations=(
+            "The semantic term is the raw cosine; pivots do not suppress their neighbours unless `pivots_suppress` "
+            "asks for it; the prior is a 2-D map resized to each image's grid; when the graph runs out of nodes, "
+            "the rest is filled by score.",
+        ),
+        evidence=(
+            "tests/methods/test_d2pruner.py (loops, both spatial terms)",
+            "tests/methods/test_d2pruner.py::test_d2pruner_divides_by_the_prior",
+            "tests/runtime/test_cues_llm_readings.py (eager attention)",
+            "tests/selection/test_selectors.py::test_oracles (not compared with the released code)",
+        ),
     )
 
     requires = "an attention prior calibrated for the model, or prior='shallow'"

@@ -1,19 +1,13 @@
 """DART: a few pivots of large keys, visual ones and words, and of the other tokens those least like them.
 
-Paper: arXiv 2502.11494, EMNLP 2025. Reference code: the authors' repository could not be fetched; two ports of it are
-described by secondary sources and not copied: ModelTC/LightCompress at 9701d035b0, Apache-2.0 (a copy of the authors'
-function agrees with it), for LLaVA, and Tencent/AngelSlim at 67394ce55f, Apache-2.0, for Qwen2.5-VL.
 Pivots are the visual tokens and the words with the longest keys, by L1 norm, in the layer below, behind the rotary
 embedding, all heads side by side. The visual ones are kept, and what is left of the budget is split over all of them;
 each in turn, visual ones first, the longest first, adds so many tokens of the lowest cosine to it that are not kept
 yet. Hidden states that enter the layer are compared.
+
 On LLaVA they first pass the model's last norm, words are those behind the image, and shares are equal. On Qwen2.5-VL
 there is no norm, words are all of the text, the system prompt too, and shares are rounded up, the last ones getting
 what is left.
-Deviations: a budget that shares do not divide is met, the remainder going to the first pivots (LLaVA's port keeps so
-many fewer). Its pivots come in the order of a Python set, which no rule states; here they come by length.
-Where no text is there, or none follows the image, visual pivots are alone.
-Cost class: O(pivots N d), no attention.
 """
 
 from __future__ import annotations
@@ -58,9 +52,27 @@ class Dart(Method):
 
     where = Where.INSIDE_LLM
     provenance = Provenance(
-        paper="DART, arXiv 2502.11494, EMNLP 2025",
-        licence="not seen; of the ports Apache-2.0 (code not copied)",
-        deviations="from two ports, one for LLaVA and one for Qwen2.5-VL; the budget is met exactly",
+        paper="DART",
+        arxiv="2502.11494",
+        venue="EMNLP 2025",
+        repository="ModelTC/LightCompress",
+        commit="9701d035b0",
+        licence="Apache-2.0",
+        read="Descriptions of two ports, as the authors' repository could not be fetched: the one named here for "
+        "LLaVA, with which a copy of the authors' function agrees, and Tencent/AngelSlim at 67394ce55f, "
+        "Apache-2.0, for Qwen2.5-VL.",
+        deviations=(
+            "A budget that shares do not divide is met, the remainder going to the first pivots (LLaVA's port "
+            "keeps so many fewer).",
+            "Its pivots come in the order of a Python set, which no rule states; here they come by length.",
+            "Where no text is there, or none follows the image, visual pivots are alone.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_dart.py (outputs of both ports, pivots by length)",
+            "tests/runtime/test_cues_of_keys.py (keys and states of live models)",
+            "tests/methods/test_dart.py::test_lists (loops)",
+        ),
+        cost="O(pivots N d), no attention.",
     )
 
     layer: Annotated[int, AtLeast(0)] = 2

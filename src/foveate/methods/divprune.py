@@ -1,12 +1,4 @@
-"""DivPrune: the most diverse tokens by greedy max-min cosine distance, before the LLM.
-
-Paper: arXiv 2503.02175, CVPR 2025. Reference code: vbdi/divprune at 799e2d9, CC BY-NC 4.0; read by a secondary audit
-alone, facts and formulas only.
-Deviations: kept tokens stay in raster order, as in the released code (the paper's runs did not sort), and keep their
-positions, where the released code, which hands on embeddings alone, has them numbered anew, as ``positions="compact"``
-does. Of half a token the reference rounds to even. Cosines are taken in float32; the reference's float16 chooses
-otherwise (Jaccard index 0.75).
-"""
+"""DivPrune: the most diverse tokens by greedy max-min cosine distance, before the LLM."""
 
 from __future__ import annotations
 
@@ -26,9 +18,24 @@ class DivPrune(Method):
     """First the most isolated token, then always the one farthest from those picked."""
 
     provenance = Provenance(
-        paper="DivPrune, arXiv 2503.02175, CVPR 2025",
-        licence="CC BY-NC 4.0 (code not copied)",
-        deviations="positions stay, where the released code numbers them anew; float32, where it has float16",
+        paper="DivPrune",
+        arxiv="2503.02175",
+        venue="CVPR 2025",
+        repository="vbdi/divprune",
+        commit="799e2d9",
+        licence="CC BY-NC 4.0",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "Kept tokens stay in raster order, as in the released code (the paper's runs did not sort), and keep "
+            "their positions, where the released code, which hands on embeddings alone, has them numbered anew, as "
+            '``positions="compact"`` does.',
+            "Of half a token the reference rounds to even.",
+            "Cosines are taken in float32; the reference's float16 chooses otherwise (Jaccard index 0.75).",
+        ),
+        evidence=(
+            "tests/methods/test_golden_fastv.py::test_divprune (outputs of the released code)",
+            "tests/selection/test_selectors.py::test_golden",
+        ),
     )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

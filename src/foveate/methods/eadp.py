@@ -1,19 +1,13 @@
 """EADP: facility location, weighted by a relevance to the text that trusts words of low entropy, before the LLM.
 
-Paper: arXiv 2607.02484, ECCV 2026. Reference code: SJTU-DeepVisionLab/EADP at e1a0880146, no licence; read by a
-secondary audit alone, facts and formulas only.
 With signed cosines of tokens i to the mean text embedding, G_i, and to each text token t, D_it: the entropy of the
-softmax over i of ``100 D_it`` tells how well t points; of the share of text tokens with the lowest entropy H_t the
-mean of D_it, weighted by the softmax of ``-H_t / 0.01``, is the local relevance. ``(G + local) / 2`` is min-max
-normalised, smoothed by a 3 x 3 Gaussian on the grid and raised to a power: s. Greedy facility location of projected
-tokens with ``W = (1 + cosine) / 2``: the gain of token u is ``sum over j of s_j max(0, W_uj - best W_j so far)``.
-On Qwen this is the authors' own port: input embeddings of the text, the minus, a power of 2. On LLaVA they compare
-with CLIP's text tower, whose whole text is an embedding of its own.
-Deviations: that tower is in no checkpoint, so that on LLaVA, too, the LLM's input embeddings are compared, all text of
-the prompt, with the authors' power of 1, but with the plus unless `sign` says otherwise (see `docs/provenance.md`);
-each image has the budget that was asked for (the reference shares one among LLaVA-NeXT's tiles); a grid of a single row
-or column, which has nothing to mirror, repeats its edge; the frames of a clip are smoothed each on its own.
-Cost class: N x (N + M) products for M text tokens, then K steps of O(N^2).
+softmax over i of ``100 D_it`` tells how well t points; of the share of text tokens with the lowest entropy H_t the mean
+of D_it, weighted by the softmax of ``-H_t / 0.01``, is the local relevance. ``(G + local) / 2`` is min-max normalised,
+smoothed by a 3 x 3 Gaussian on the grid and raised to a power: s. Greedy facility location of projected tokens with ``W
+= (1 + cosine) / 2``: the gain of token u is ``sum over j of s_j max(0, W_uj - best W_j so far)``.
+
+On Qwen this is the authors' own port: input embeddings of the text, the minus, a power of 2. On LLaVA they compare with
+CLIP's text tower, whose whole text is an embedding of its own.
 """
 
 from __future__ import annotations
@@ -54,9 +48,26 @@ class Eadp(Method):
     """
 
     provenance = Provenance(
-        paper="EADP, arXiv 2607.02484, ECCV 2026",
-        licence="none (code not copied)",
-        deviations="on LLaVA the LLM's text embeddings, as in the authors' Qwen port, and the plus",
+        paper="EADP",
+        arxiv="2607.02484",
+        venue="ECCV 2026",
+        repository="SJTU-DeepVisionLab/EADP",
+        commit="e1a0880146",
+        licence="none",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "That tower is in no checkpoint, so that on LLaVA, too, the LLM's input embeddings are compared, all "
+            "text of the prompt, with the authors' power of 1, but with the plus unless `sign` says otherwise (see "
+            "`docs/provenance.md`); each image has the budget that was asked for (the reference shares one among "
+            "LLaVA-NeXT's tiles); a grid of a single row or column, which has nothing to mirror, repeats its edge; "
+            "the frames of a clip are smoothed each on its own.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_text.py::test_eadp_on_qwen",
+            "tests/methods/test_golden_text.py::test_the_parts_of_eadp_on_llava (outputs of the released code)",
+            "tests/methods/test_eadp.py::test_lists (loops)",
+        ),
+        cost="N x (N + M) products for M text tokens, then K steps of O(N^2).",
     )
 
     text_share: Share = 0.2

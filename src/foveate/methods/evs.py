@@ -1,12 +1,7 @@
 """EVS, efficient video sampling: of a clip, the tokens that differ most from their place in the frame before.
 
-Paper: arXiv 2510.14624. Reference code: vllm/multimodal/evs.py in the fork emricksini-h/vllm at 5400014d55,
-Apache-2.0, not copied.
-A token of the first frame counts as 255 different, so that this frame stays whole; a later one as
-``1 - cosine(token, the token at its place one frame before)``. The most different are kept, ties to the lowest index.
-Deviations: the budget is met exactly, where the reference truncates the count and raises it to a whole frame; a
-budget below the first frame is refused, as are single images, because all of their tokens would tie.
-Cost class: O(N d), no loop over tokens.
+A token of the first frame counts as 255 different, so that this frame stays whole; a later one as ``1 - cosine(token,
+the token at its place one frame before)``. The most different are kept, ties to the lowest index.
 """
 
 from __future__ import annotations
@@ -35,9 +30,21 @@ class Evs(Method):
     """The first frame of a clip, and what changes after it. Clips only."""
 
     provenance = Provenance(
-        paper="EVS, arXiv 2510.14624",
-        licence="Apache-2.0 (code not copied)",
-        deviations="budgets are met exactly; those below the first frame are refused",
+        paper="EVS",
+        arxiv="2510.14624",
+        repository="emricksini-h/vllm",
+        commit="5400014d55",
+        licence="Apache-2.0",
+        read="Descriptions of vllm/multimodal/evs.py in that fork of vLLM.",
+        deviations=(
+            "The budget is met exactly, where the reference truncates the count and raises it to a whole frame; a "
+            "budget below the first frame is refused, as are single images, because all of their tokens would tie.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_features.py::test_evs (outputs of that code)",
+            "tests/methods/test_video.py",
+        ),
+        cost="O(N d), no loop over tokens.",
     )
     refusals = (_SINGLE,)
 

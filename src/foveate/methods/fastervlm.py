@@ -1,10 +1,4 @@
-"""FasterVLM: the tokens that the CLS token attends to in the vision encoder.
-
-Paper: arXiv 2412.01818, first version. Reference code: Theia-4869/FasterVLM at f5d5f12037, Apache-2.0, not
-copied.
-Deviations: where the encoder has no CLS token, the attention that the model adapter gives in its place.
-Cost class: O(N).
-"""
+"""FasterVLM: the tokens that the CLS token attends to in the vision encoder."""
 
 from __future__ import annotations
 
@@ -24,9 +18,15 @@ class FasterVlm(Method):
     """The highest encoder attention, nothing else."""
 
     provenance = Provenance(
-        paper="FasterVLM, arXiv 2412.01818v1",
-        licence="Apache-2.0 (code not copied)",
-        deviations="encoder attention of the adapter where the encoder has no CLS token",
+        paper="FasterVLM",
+        arxiv="2412.01818v1",
+        repository="Theia-4869/FasterVLM",
+        commit="f5d5f12037",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=("Where the encoder has no CLS token, the attention that the model adapter gives in its place.",),
+        evidence=("tests/methods/test_golden_attention.py::test_fastervlm (outputs of the released code)",),
+        cost="O(N).",
     )
 
     @property

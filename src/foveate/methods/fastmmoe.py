@@ -1,23 +1,18 @@
 """A reading of FastMMoE: fewer experts for visual tokens, and pruning that reads the router of a mixture of experts.
 
-Paper: arXiv 2511.17885, CVPR 2026 Findings. Neither its body nor its code (MindVLA-Team/FastMMoE) could be had:
-formulas are those of an independent port and of two audits, and nothing is compared with the authors' output.
 Part one: from `expert_layer` on a visual token goes through ``max(1, round(expert_share * k))`` of the k experts that
 the router chose for it, the best ones, whose weights are scaled to the sum of all k; text is untouched.
+
 Part two, at each of `layers`, with r_i the router's softmax over all experts and a_i the last prompt token's attention
 one layer below: consecutive tokens form groups of `window`; the redundancy of a group is the mean cosine of its r_i to
 their mean, 0 for a single token; its importance is the mean a_i over the largest such mean. Of T tokens to be left, the
 ``m = floor(merge * T)`` groups with the highest ``balance * redundancy - (1 - balance) * importance`` become one token
 each, in the place of their first one, and outside them the T - m highest a_i stay.
+
 Budget: `keep` is what is left after the last of `layers`, each of which shrinks an image by the same factor. With
 keep=1.0 nothing is changed, the experts included; for fewer experts alone give a number of tokens that no image has.
-The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05,
-(2, 5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
-Deviations: r_i is what the layer's own router makes of the layer's normalised input, as the layer's attention has not
-run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie outside them to reach T.
-The readings of part one conflict: the port leaves fewer experts, the default here (``expert_reading="number"``); one
-audit that says it read the official code has it cut the width of visual experts instead (``expert_reading="width"``).
-Cost class: O(N (d + E)), no loop over tokens; part one halves the visual tokens' share of the experts' work.
+The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05, (2,
+5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
 """
 
 from __future__ import annotations
@@ -64,9 +59,29 @@ class FastMMoE(Method):
     """
 
     provenance = Provenance(
-        paper="a reading of FastMMoE, arXiv 2511.17885, CVPR 2026 Findings",
-        licence="not readable (code not copied)",
-        deviations="formulas of a port; the router reads the layer's normalised input",
+        paper="a reading of FastMMoE",
+        arxiv="2511.17885",
+        venue="CVPR 2026 Findings",
+        repository="MindVLA-Team/FastMMoE",
+        licence="not readable",
+        read="Neither the paper's body nor the code: the formulas of an independent port, and two audits.",
+        deviations=(
+            "Nothing is compared with the authors' output.",
+            "R_i is what the layer's own router makes of the layer's normalised input, as the layer's attention "
+            "has not run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie "
+            "outside them to reach T.",
+            "The readings of part one conflict: the port leaves fewer experts, the default here "
+            '(``expert_reading="number"``); one audit that says it read the official code has it cut the width of '
+            'visual experts instead (``expert_reading="width"``).',
+            "`expert_reading` offers fewer experts, as the port has it (default), and narrower ones, as a reading "
+            "of the official code says.",
+        ),
+        evidence=(
+            "tests/methods/test_fastmmoe.py::test_groups_that_the_router_treats_alike_merge (by hand)",
+            "tests/runtime/seams/test_experts.py::test_fewer_experts_are_as_if_the_others_weighed_nothing (routing "
+            "weights set to 0; not compared with the released code)",
+        ),
+        cost="O(N (d + E)), no loop over tokens; part one halves the visual tokens' share of the experts' work.",
     )
 
     layers: Layers | None = None

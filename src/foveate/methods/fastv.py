@@ -1,10 +1,4 @@
-"""FastV: keep the tokens that the last prompt token attends to, inside the LLM.
-
-Paper: arXiv 2403.06764, ECCV 2024. Reference code: pkunlp-icler/FastV at d1659729b5, no licence at its top
-level, Apache-2.0 in src/*; read by a secondary audit alone, facts and formulas only.
-Deviations: the attention row of the last prompt token alone, as the released code does (the paper's formula averages
-over all later tokens); pruned once at prefill, positions unchanged.
-"""
+"""FastV: keep the tokens that the last prompt token attends to, inside the LLM."""
 
 from __future__ import annotations
 
@@ -31,9 +25,21 @@ class FastV(Method):
 
     where = Where.INSIDE_LLM
     provenance = Provenance(
-        paper="FastV, arXiv 2403.06764, ECCV 2024",
-        licence="none at the top level, Apache-2.0 in src/* (code not copied)",
-        deviations="attention of the last token only, as in the released code",
+        paper="FastV",
+        arxiv="2403.06764",
+        venue="ECCV 2024",
+        repository="pkunlp-icler/FastV",
+        commit="d1659729b5",
+        licence="none at its top level, Apache-2.0 in src/*",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "The attention row of the last prompt token alone, as the released code does (the paper's formula "
+            "averages over all later tokens); pruned once at prefill, positions unchanged.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_fastv.py::test_fastv (outputs of the released code)",
+            "tests/methods/test_fastv.py::test_fastv_keeps_the_most_attended (by hand)",
+        ),
     )
 
     layer: Layer = 2

@@ -1,18 +1,16 @@
 """HiPrune: objects found in a middle layer of the vision encoder, what lies beside them, and tokens of the last layer.
 
-Paper: arXiv 2508.00553, AAAI 2026. Reference code: Danielement321/HiPrune at 6e83a12408, MIT, not copied.
 With o and p the attention that tokens receive in a middle and in the last layer of the encoder, averaged over heads and
 all queries: of K tokens, the ``n = round(K * anchors / 5)`` highest o are anchors, their neighbours above, below, left
 and right are buffers, and the highest p of all others fill the budget.
+
 The middle layer is the paper's 9th of CLIP-L. The same share of Qwen2.5-VL's encoder is nearest to its 16th block, the
 paper's choice there, too, as only four of its 32 blocks attend to whole images.
+
 Neighbours are those of the image. In the released code they are the tokens before and behind an anchor and those a
 row's length away, in raster order: beside an anchor at the left edge lies the last token of the row above, and what
 would lie outside the image is its first or last token. On the families for which code was released, LLaVA and Qwen-VL,
 this is the default; ``neighbours="image"`` stops at the edges.
-Deviations: where anchors and buffers are more than K, the anchors stay and the buffers of the highest o. Images and
-frames that share a budget share the anchors.
-Cost class: O(N log N) here; the attention of two encoder layers is recomputed.
 """
 
 from __future__ import annotations
@@ -47,9 +45,26 @@ class HiPrune(Method):
     """
 
     provenance = Provenance(
-        paper="HiPrune, arXiv 2508.00553, AAAI 2026",
-        licence="MIT (code not copied)",
-        deviations="the middle layer is a share of the encoder's depth",
+        paper="HiPrune",
+        arxiv="2508.00553",
+        venue="AAAI 2026",
+        repository="Danielement321/HiPrune",
+        commit="6e83a12408",
+        licence="MIT",
+        read="Descriptions of the code.",
+        deviations=(
+            "Where anchors and buffers are more than K, the anchors stay and the buffers of the highest o.",
+            "Images and frames that share a budget share the anchors.",
+            "The middle layer is a share of the encoder's depth, which is the paper's layer on CLIP-L and Qwen2.5-VL.",
+            "On other families than LLaVA and Qwen-VL neighbours end at the image's edge, where the released code "
+            "wraps.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_attention.py::test_hiprune (outputs of the released code on both families)",
+            "tests/methods/test_hiprune.py",
+            "tests/models/test_encoder_readings.py::test_the_papers_layers",
+        ),
+        cost="O(N log N) here; the attention of two encoder layers is recomputed.",
     )
 
     anchors: Share = 0.1

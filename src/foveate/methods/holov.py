@@ -1,18 +1,10 @@
 """HoloV: attention decides how much of the budget each part of the image gets, and which of its tokens are kept.
 
-Paper: arXiv 2510.02912, NeurIPS 2025. Reference code: obananas/HoloV at 1d2e65e961, Apache-2.0, not copied.
 The tokens, in raster order, are cut into `chunks` runs of equal length (the first ones longer by one). A chunk gets
 floor(K * its share of the mean attention of all chunks); what is missing goes one each to the largest shares. In each
 chunk the tokens of the highest attention are kept.
+
 On Qwen-VL the number of chunks follows from the budget, as in the released code: int(1024 / 576 * N / K), at least 1.
-Deviations: the paper's similarity and variance term is left out: in the released code it cancels in the shares, and
-the tokens of a chunk are ranked by attention alone, so that code's choice does not depend on it. Where a chunk is
-smaller than what it gets, the surplus goes to the other chunks by share, and what the released code keeps is part of
-what is kept: that code hands on rows of zeros in place of the surplus. Kept tokens stay in the order of the image,
-where the released code's come by chunk, and in it by attention. On Qwen2.5-VL that code leaves the attention in the
-order of the encoder's windows while the features are back in raster order, likely a slip; here both are in raster
-order. It truncates K, where foveate rounds.
-Cost class: O(N), no features read.
 """
 
 from __future__ import annotations
@@ -41,9 +33,31 @@ class HoloV(Method):
     """
 
     provenance = Provenance(
-        paper="HoloV, arXiv 2510.02912, NeurIPS 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="without the variance term, which cancels in the released code; surplus goes to other chunks",
+        paper="HoloV",
+        arxiv="2510.02912",
+        venue="NeurIPS 2025",
+        repository="obananas/HoloV",
+        commit="1d2e65e961",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=(
+            "The paper's similarity and variance term is left out: in the released code it cancels in the shares, "
+            "and the tokens of a chunk are ranked by attention alone, so that code's choice does not depend on it.",
+            "Where a chunk is smaller than what it gets, the surplus goes to the other chunks by share, and what "
+            "the released code keeps is part of what is kept: that code hands on rows of zeros in place of the "
+            "surplus.",
+            "Kept tokens stay in the order of the image, where the released code's come by chunk, and in it by "
+            "attention.",
+            "On Qwen2.5-VL that code leaves the attention in the order of the encoder's windows while the features "
+            "are back in raster order, likely a slip; here both are in raster order.",
+            "It truncates K, where foveate rounds.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_attention.py::test_holov (outputs of the released code on both families; a "
+            "superset where a chunk is full)",
+            "tests/methods/test_holov.py::test_lists (loops)",
+        ),
+        cost="O(N), no features read.",
     )
 
     chunks: Annotated[int, AtLeast(1)] | None = published(16, qwen2_5_vl=None)

@@ -1,15 +1,9 @@
 """IDPruner: importance and diversity balanced by maximal marginal relevance, before the LLM.
 
-Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", arXiv 2602.13315.
-Reference code: Tencent/AngelSlim at 67394ce55f, Apache-2.0 except for third-party parts (licence read; not copied).
 The importance is that of a small scorer trained for the model. For Qwen2.5-VL 3B, 7B and 32B the authors have published
 one: ``scorer="published"`` downloads it; others are made by ``foveate train scorer``. Without a scorer the importance
 is the attention received inside the vision encoder, a cue that needs no training, and attaching the method says so: the
 figures of the paper are all with a scorer.
-Deviations: the raw scorer logits are min-max normalised (as the released code does; the paper first squashes them with
-DiffTopK). The released code takes all images of a prompt as one, for the scorer's mean, the min-max and the choice: so
-does ``scope="prompt"``, while by default each image has a budget of its own. Its counts round halves to even, foveate's
-up: one token more where the kept share of N ends in .5 (10 tokens at 25 % are 3, not 2).
 """
 
 from __future__ import annotations
@@ -58,10 +52,26 @@ class IDPruner(Method):
     """
 
     provenance = Provenance(
-        paper="IDPruner, arXiv 2602.13315",
-        licence="Tencent/AngelSlim at 67394ce55f, Apache-2.0 except for third-party parts (read; code not copied)",
-        deviations="raw scorer logits as in the released code; encoder attention where there is no trained scorer; "
-        "counted for each image, where the released code pools a prompt's images",
+        paper="IDPruner",
+        arxiv="2602.13315",
+        repository="Tencent/AngelSlim",
+        commit="67394ce55f",
+        licence="Apache-2.0 except for third-party parts",
+        read="The licence.",
+        deviations=(
+            "The raw scorer logits are min-max normalised (as the released code does; the paper first squashes "
+            "them with DiffTopK).",
+            "The released code takes all images of a prompt as one, for the scorer's mean, the min-max and the "
+            'choice: so does ``scope="prompt"``, while by default each image has a budget of its own.',
+            "Its counts round halves to even, foveate's up: one token more where the kept share of N ends in .5 "
+            "(10 tokens at 25 % are 3, not 2).",
+        ),
+        evidence=(
+            "tests/methods/test_golden_scorer.py (outputs of the released code, on both families, two images "
+            "pooled, other balances)",
+            "tests/methods/test_scorer_files.py",
+            "tests/importance/test_learned_scorer.py::test_a_folder_decides_what_a_live_model_keeps",
+        ),
     )
 
     balance: Share = 0.5

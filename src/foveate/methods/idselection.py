@@ -1,12 +1,10 @@
 """A reading of ID-Selection: the most important token, then again and again, each pick lowering what is like it.
 
-Paper: arXiv 2604.05601. Neither its full text nor its code was read, only a digest and a port.
-The importance is min-max normalised to s. K times: keep j, the argmax of s; then
-``s_i = s_i - exp(-gamma * (1 - cosine_ij)^2) * s_j`` for all i.
+The importance is min-max normalised to s. K times: keep j, the argmax of s; then ``s_i = s_i - exp(-gamma * (1 -
+cosine_ij)^2) * s_j`` for all i.
+
 Reconstructed: s is clamped at 0 (`clamp`, as in the port; the digest does not say); tokens that have come to 0 are
 picked last, by their original importance, as nothing was seen on them; cosines of the projected features (`features`).
-Deviations: the adapter's encoder attention on every model, where the paper takes an early LLM layer's on Qwen2.5-VL.
-Cost class: one N x N product, then K steps of O(N).
 """
 
 from __future__ import annotations
@@ -38,9 +36,19 @@ class IdSelection(Method):
     """
 
     provenance = Provenance(
-        paper="ID-Selection, arXiv 2604.05601",
-        licence="not verified (code not read)",
-        deviations="a reading from a digest and a port; encoder attention on every model",
+        paper="a reading of ID-Selection",
+        arxiv="2604.05601",
+        licence="not verified",
+        read="A digest of the paper and a port, neither the full text nor the code.",
+        deviations=(
+            "The adapter's encoder attention on every model, where the paper takes an early LLM layer's on Qwen2.5-VL.",
+            "Reconstructed are the clamping (`clamp`), the order of tokens that came to 0, and the compared features.",
+        ),
+        evidence=(
+            "tests/methods/test_idselection.py::test_the_toy (by an independent implementation)",
+            "tests/methods/test_idselection.py::test_lists (loops)",
+        ),
+        cost="One N x N product, then K steps of O(N).",
     )
 
     gamma: Annotated[float, AtLeast(0)] = 20.0

@@ -1,19 +1,13 @@
 """A reading of MMG-Vid: segments share the budget by what they add to a clip, density peaks choose in each frame.
 
-Paper: arXiv 2508.21044, AAAI 2026. No code was released; a reading from the abstract and two independent ports, whose
-code is not copied.
 1. A frame is the mean of its tokens. A segment ends where the cosine to the next frame is below `boundary`.
 2. With s_i the mean of the frames of segment i, and `later` and `earlier` the means of the segments after and before
    it, ``V_i = balance * cos(s_i, later) + (1 - balance) * (1 - cos(s_i, earlier))``; a cosine to nothing is 0. Its
    frames keep the share ``R_i = R + spread * (V_i - mean V) / std V``, clamped to [0.05, 0.95], R being the pool's own.
 3. With D the distance over sqrt(d): tokens of the first frame of a segment have the density rho = exp(-mean of the
-   `neighbours` smallest D^2, their own 0 among them); those of a later one rho = 1 - exp(-mean D^2 to all tokens
-   kept in the segment so far). The highest rho * delta are kept, where delta is the smallest D to a token of the
-   same frame with a higher rho; for the highest rho the largest D of the frame.
-Deviations: the shares are scaled to spend the budget exactly, by largest remainder, the earliest frame first; a
-segment of one frame joins the more similar of its neighbours; ties in rho go to the lowest index (the ports add noise);
-the standard deviation is that of all segments. An image is a clip of one frame: density peaks alone.
-Cost class: one n x n product per frame of n tokens, frame by frame.
+   `neighbours` smallest D^2, their own 0 among them); those of a later one rho = 1 - exp(-mean D^2 to all tokens kept
+   in the segment so far). The highest rho * delta are kept, where delta is the smallest D to a token of the same frame
+   with a higher rho; for the highest rho the largest D of the frame.
 """
 
 from __future__ import annotations
@@ -53,9 +47,25 @@ class MmgVid(Method):
     """
 
     provenance = Provenance(
-        paper="MMG-Vid, arXiv 2508.21044, AAAI 2026",
+        paper="a reading of MMG-Vid",
+        arxiv="2508.21044",
+        venue="AAAI 2026",
         licence="none released",
-        deviations="a reading from ports; budgets are met exactly; ties by index; an image is a clip of one frame",
+        read="The abstract and two independent ports.",
+        deviations=(
+            "The shares are scaled to spend the budget exactly, by largest remainder, the earliest frame first; a "
+            "segment of one frame joins the more similar of its neighbours; ties in rho go to the lowest index "
+            "(the ports add noise); the standard deviation is that of all segments.",
+            "An image is a clip of one frame: density peaks alone.",
+            "The segments' value, its spread and their scaling to the budget are those of ports or reconstructed; "
+            "`gain` offers a port's swapped form.",
+        ),
+        evidence=(
+            "tests/methods/test_mmgvid.py::test_peaks_of_a_first_frame_by_hand",
+            "tests/methods/test_mmgvid.py::test_peaks_of_a_later_frame_by_hand",
+            "tests/methods/test_mmgvid.py::test_lists (loops)",
+        ),
+        cost="One n x n product per frame of n tokens, frame by frame.",
     )
 
     boundary: Cosine = 0.95

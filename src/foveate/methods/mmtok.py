@@ -1,19 +1,13 @@
 """MMTok: tokens that cover both the prompt's text and the image, before the LLM.
 
-Paper: arXiv 2508.18264, ICLR 2026. Reference code: Ironieser/MMTok at d1522cda0a, Apache-2.0; read by a secondary
-audit, not copied.
 With text Z (m, d), projected tokens X (N, d) and encoder features Y, P is the softmax over tokens of ``cos(Z, X)``
 divided by a temperature and by m, Q that of ``cos(Y, Y)`` divided by another and by N. Greedy maximum coverage of the
 rows of P and, weighted, of Q: the gain of token j is the sum over the rows r of ``max(0, C_rj - best C_r so far)``.
+
 On LLaVA-1.5 the reference makes pictures square with a border, knows it from the picture's size, and picks no token of
 it, though its rows are to be covered like all others (`skip_padding`). Models are given pixels alone, so that foveate
 finds the border in them, as whole rows or columns of patches at the edges that have no colour; most LLaVA-1.5
 checkpoints crop pictures instead, and have none. A budget beyond all other tokens takes in the border, too.
-Deviations: Z is all text of the prompt, chat template included; the reference leaves out the start token, some fifty
-stop words and its benchmarks' answer instructions, for which it takes a tokenizer. Once no token gains anything, which
-the paper does not speak of, the others follow by all that they cover. Counts are rounded to the nearest, where the
-code for Qwen cuts them off.
-Cost class: N x (N + M) products for M text tokens, then K steps of O(N (N + M)).
 """
 
 from __future__ import annotations
@@ -47,9 +41,25 @@ class MMTok(Method):
     """
 
     provenance = Provenance(
-        paper="MMTok, arXiv 2508.18264, ICLR 2026",
-        licence="Apache-2.0 (code not copied)",
-        deviations="all text of the prompt, stop words and chat template included",
+        paper="MMTok",
+        arxiv="2508.18264",
+        venue="ICLR 2026",
+        repository="Ironieser/MMTok",
+        commit="d1522cda0a",
+        licence="Apache-2.0",
+        read="A secondary audit.",
+        deviations=(
+            "Z is all text of the prompt, chat template included; the reference leaves out the start token, some "
+            "fifty stop words and its benchmarks' answer instructions, for which it takes a tokenizer.",
+            "Once no token gains anything, which the paper does not speak of, the others follow by all that they "
+            "cover.",
+            "Counts are rounded to the nearest, where the code for Qwen cuts them off.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_text.py::test_mmtok (outputs of the released code, border included)",
+            "tests/methods/test_mmtok.py::test_lists (loops)",
+        ),
+        cost="N x (N + M) products for M text tokens, then K steps of O(N (N + M)).",
     )
 
     image: Annotated[float, AtLeast(0)] = 0.5

@@ -1,32 +1,27 @@
 """Nüwa: the best tokens of every small region take in what lies around them; inside the LLM few of them go on.
 
-Paper: arXiv 2602.02951, ICLR 2026. Reference code: Man-PaperRejected/Nuwa at 175b7d57a7, Apache-2.0, not copied.
 With S the encoder attention: of each region of 2 x 2 tokens the highest S are candidates, and the K highest of all of
 them are kept. Kept tokens whose S reaches the `pillars` quantile of the kept ones are pillars and stay as they are; the
 others are collectors. With ``w_ij = ReLU(cosine_ij) * (1 - min(1, distance_ij / reach))`` to any token j, a collector i
 becomes ``v_i + (sum over j != i of w_ij v_j) / (sum over all j of w_ij)``.
+
 In the middle of the LLM a second stage keeps a seventh of them: in the released code those that the last prompt token
 attends to most in the layer below, in the paper those whose embedding, as it entered the LLM, has the highest cosine to
 the mean of the text's.
+
 The released code for Qwen2.5-VL has another rule, which is the default there: three candidates of each region, or as
 many as the budget needs; pillars from the 0.1 quantile on; a reach of 0.8 of the largest distance in the grid, counted
 in whole regions; a collector becomes the weighted mean, its own weight 1 (``rule="mean"``). The second stage shortens
 the input of the layer behind the middle one, 15 of 28, by the attention of the middle one: the mean over the last three
 prompt tokens, then the highest of all heads.
+
 Budget: `keep` is the average over the layers, as the paper counts. On LLaVA-1.5 keep=64 is 112 tokens and from layer 16
-on 16, 128 is 224 and 32, 192 is 336 and 48. On Qwen2.5-VL the paper's 25, 50 and 75 % are first stages of 35, 60 and
-85 %, and ratios of 0.42, 0.66 and 0.7; the first is the default at any budget. Without the second stage `keep` is what
-is kept before the LLM.
+on 16, 128 is 224 and 32, 192 is 336 and 48. On Qwen2.5-VL the paper's 25, 50 and 75 % are first stages of 35, 60 and 85
+%, and ratios of 0.42, 0.66 and 0.7; the first is the default at any budget. Without the second stage `keep` is what is
+kept before the LLM.
+
 Where paper and released code conflict, the code is the default. The paper is ``salience="attention_keys",
 pillars_by="keys", pillars=0.75, rule="mean", second_stage_rule="text"``.
-Deviations: cosines of the features of one layer, where the released code has the mean of several (CLIP-L's last nine
-layers, Qwen2.5-VL's blocks 7 to 23 behind the merger); aggregated after the projector, on LLaVA where the code does so
-before it; the length of a key is that of all heads. Each frame of a clip is an image of its own, but they share the
-budget. Where all tokens are kept, all are pillars. The text is all of the prompt's, special tokens included; of its
-last three those count that are text behind the image. Counts are rounded, where the code for Qwen2.5-VL rounds up in
-the first stage and down in the second.
-Cost class: one product of K x N tokens to choose and one to merge, no loop over tokens; K x N weights in memory; one
-row of attention in the LLM.
 """
 
 from __future__ import annotations
@@ -93,9 +88,32 @@ class Nuwa(TwoStageMethod):
     """
 
     provenance = Provenance(
-        paper="Nüwa, arXiv 2602.02951, ICLR 2026",
-        licence="Apache-2.0 (code not copied)",
-        deviations="cosines of one layer's features; aggregated after the projector",
+        paper="Nüwa",
+        arxiv="2602.02951",
+        venue="ICLR 2026",
+        repository="Man-PaperRejected/Nuwa",
+        commit="175b7d57a7",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=(
+            "Cosines of the features of one layer, where the released code has the mean of several (CLIP-L's last "
+            "nine layers, Qwen2.5-VL's blocks 7 to 23 behind the merger); aggregated after the projector, on LLaVA "
+            "where the code does so before it; the length of a key is that of all heads.",
+            "Each frame of a clip is an image of its own, but they share the budget.",
+            "Where all tokens are kept, all are pillars.",
+            "The text is all of the prompt's, special tokens included; of its last three those count that are text "
+            "behind the image.",
+            "Counts are rounded, where the code for Qwen2.5-VL rounds up in the first stage and down in the second.",
+            "Where paper and code conflict, `rule`, `pillars`, `pillars_by`, `salience` and `second_stage_rule` "
+            "offer both.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_nuwa.py (outputs of the released code on three families, both stages, given "
+            "the mean of the layers)",
+            "tests/methods/test_nuwa.py",
+        ),
+        cost="One product of K x N tokens to choose and one to merge, no loop over tokens; K x N weights in "
+        "memory; one row of attention in the LLM.",
     )
 
     region: Annotated[int, AtLeast(1)] = 2

@@ -1,18 +1,11 @@
 """PAR-like, a reading: clusters of similar tokens that the prompt asks for, and of each the tokens that say it all.
 
-Paper: Prompt-Aware Token Reduction, arXiv 2410.07278. Only the abstract and a review were read, no code was found: the
-order of the steps is the paper's, the formulas are reconstructed.
 1. Tokens whose cosine is at least `link_threshold` are joined; clusters are the connected parts. The key of a cluster
    is the mean of its tokens at unit length.
 2. The relevance of a cluster is the highest cosine of its key to any token of the prompt's text. Clusters are retrieved
    from the highest to the lowest.
 3. Of a cluster stays the token nearest to its key, then, from near to far, each whose cosine to all that stay of it is
    below `duplicate_threshold`; until the budget is spent. Tokens left out come after all clusters, in the same order.
-Deviations: the prompt is taken as it is, where the paper first rewrites the question into a template, which was not
-seen. Prompt and tokens are compared in the LLM's space, where the paper may use CLIP's, whose text tower checkpoints
-lack; the text is all of the prompt's, special tokens included. In a space where few cosines reach `link_threshold`,
-clusters are single tokens; where all do, it is one.
-Cost class: one product of N x N tokens, and a loop over the tokens of a cluster.
 """
 
 from __future__ import annotations
@@ -45,9 +38,22 @@ class Par(Method):
     """
 
     provenance = Provenance(
-        paper="a reading of PAR, arXiv 2410.07278",
+        paper="a reading of PAR (Prompt-Aware Token Reduction)",
+        arxiv="2410.07278",
         licence="no code found",
-        deviations="formulas reconstructed; the prompt is not rewritten; the LLM's space, not CLIP's",
+        read="The abstract and a review: the order of the steps is the paper's, the formulas are reconstructed.",
+        deviations=(
+            "The prompt is taken as it is, where the paper first rewrites the question into a template, which was "
+            "not seen.",
+            "Prompt and tokens are compared in the LLM's space, where the paper may use CLIP's, whose text tower "
+            "checkpoints lack; the text is all of the prompt's, special tokens included.",
+            "In a space where few cosines reach `link_threshold`, clusters are single tokens; where all do, it is one.",
+        ),
+        evidence=(
+            "tests/methods/test_par.py::test_by_hand",
+            "tests/methods/test_par.py::test_lists (loops)",
+        ),
+        cost="One product of N x N tokens, and a loop over the tokens of a cluster.",
     )
 
     link_threshold: Cosine = 0.8

@@ -1,18 +1,17 @@
 """PixelPrune: before the vision encoder, leave out what the pixels to the left and above already show.
 
-Paper: arXiv 2604.00886. Reference code: OPPO-Mente-Lab/PixelPrune at a870e31b26, Apache-2.0, not copied.
 With A, B and C the tokens to the left, above and above left of a token, each the pixels of all its patches in [0, 1]:
 the first row of an image is predicted from the left, the first column from above; elsewhere the prediction is B where C
 is similar to A and not to B (a horizontal edge), else A. A token stays if it is not similar to its prediction; the
 first one always stays. Similar is what differs by at most `tolerance`. Where that is above 0, neighbours that were left
 out are what they were predicted to be, so that errors do not add up.
+
 Budget: with ``keep="auto"`` the count is that of the paper's rule, from 22 to 71 % on its documents and screens and
 nearly everything on photos at tolerance 0. With a given count the largest errors of prediction stay.
+
 What is left out reaches neither the encoder's blocks nor the language model; tokens keep their positions. The report's
 vision FLOPs tell what the encoder saves; its patch embedding sees all patches. Encoders that take a batch of whole
 images of one size (LLaVA's, InternVL's) cannot leave any out, so these models are refused.
-Deviations: of a clip, whose tokens show two frames each, both are compared; the paper compares the first.
-Cost class: O(N p) for p pixels a token, in as many steps as a frame has diagonals.
 """
 
 from __future__ import annotations
@@ -46,9 +45,23 @@ class PixelPrune(Method):
 
     where = Where.BEFORE_ENCODER
     provenance = Provenance(
-        paper="PixelPrune, arXiv 2604.00886",
-        licence="Apache-2.0 (code not copied)",
-        deviations="both frames of a clip's tokens are compared",
+        paper="PixelPrune",
+        arxiv="2604.00886",
+        repository="OPPO-Mente-Lab/PixelPrune",
+        commit="a870e31b26",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=(
+            "Of a clip, whose tokens show two frames each, both are compared; the paper compares the first.",
+            "With a given count the largest errors of prediction stay.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_features.py::test_pixelprune (outputs of the released code)",
+            "tests/methods/test_pixelprune.py::test_loop (loops)",
+            "tests/runtime/seams/test_before_encoder.py::test_as_if_nobody_attended_to_what_is_left_out (attention "
+            "of the whole encoder, blind for what is left out)",
+        ),
+        cost="O(N p) for p pixels a token, in as many steps as a frame has diagonals.",
     )
 
     tolerance: Share = 0.0

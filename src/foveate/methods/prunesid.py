@@ -1,22 +1,20 @@
 """PruneSID: groups of tokens by principal components, and in each the best ones that do not repeat each other.
 
-Paper: arXiv 2603.09480, ICLR 2026. Reference code: ZhengyaoFang/PruneSID at 4ef17d96b3, without a licence file, though
-its README declares Apache-2.0; not copied: written from a description of it, and held to its outputs by tests.
-With T = K + 1, as the authors count the CLS token on LLaVA: 1. A token belongs to the principal component, of the first
-T // 4 of the sigmoid of the features, each token's channels centred, on which its weight is largest. 2. In each
-group, by falling attention, a token suppresses those whose cosine to it is above rho * (mean cosine of all pairs), with
-rho = 18 T / N. 3. Each group gets one token, and of the others of the budget a share by its survivors (rounded
-cumulative sums), but at most min(survivors, 5 * ceil(T / 64)). While these caps add up to less than T, all of them rise
-by 1, each to at most the size of its group. What is still missing goes to the groups of most survivors, up to their
-caps. 4. A group keeps its survivors by attention, and then its suppressed tokens by attention.
+With T = K + 1, as the authors count the CLS token on LLaVA:
+
+1. Compute the first T // 4 principal components of the sigmoid of the features, each token's channels centred. A token
+   belongs to the component on which its weight is largest.
+2. In each group, by falling attention, a token suppresses those whose cosine to it is above rho * (mean cosine of all
+   pairs), with rho = 18 T / N.
+3. Each group gets one token, and of the rest of the budget a share by its survivors (rounded cumulative sums), but at
+   most min(survivors, 5 * ceil(T / 64)). While these caps add up to less than T, all of them rise by 1, each to at most
+   the size of its group. What is still missing goes to the groups with most survivors, up to their caps.
+4. A group keeps its survivors by attention, and then its suppressed tokens by attention.
+
 On the Qwen-VL families the authors have another rule, which is the default there. No attention is read: the features
 are those behind the projector, and the order in a group is that of the weight on its component. T is K; there are at
 least 4 groups; rho is at least 1; and the mean cosine is the sum over the pairs i <= j, divided by N * N, about half of
 the mean. So no choice depends on which attention the encoder pays.
-Deviations: exact components, where the authors' code draws random ones; the kept tokens stay in the order of the image,
-where theirs on LLaVA come group by group; the authors keep the CLS token, too, and on Qwen-VL at least 16 tokens. Where
-there are more groups than tokens to keep, those of the highest attention (weight) go on.
-Cost class: one N x N eigendecomposition.
 """
 
 from __future__ import annotations
@@ -59,9 +57,25 @@ class PruneSid(Method):
     """
 
     provenance = Provenance(
-        paper="PruneSID, arXiv 2603.09480, ICLR 2026",
-        licence="no licence file; the README declares Apache-2.0 (code not copied)",
-        deviations="exact principal components instead of random ones; CLS not kept; tokens stay in the image's order",
+        paper="PruneSID",
+        arxiv="2603.09480",
+        venue="ICLR 2026",
+        repository="ZhengyaoFang/PruneSID",
+        commit="4ef17d96b3",
+        licence="no licence file, though its README declares Apache-2.0",
+        read="A description of the code; it is held to its outputs by tests.",
+        deviations=(
+            "Exact components, where the authors' code draws random ones; the kept tokens stay in the order of the "
+            "image, where theirs on LLaVA come group by group; the authors keep the CLS token, too, and on Qwen-VL "
+            "at least 16 tokens.",
+            "Where there are more groups than tokens to keep, those of the highest attention (weight) go on.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_prunesid.py (outputs of the released code on both families, given exact "
+            "components)",
+            "tests/methods/test_prunesid.py::test_lists (loops)",
+        ),
+        cost="One N x N eigendecomposition.",
     )
 
     order: Order = published("attention", qwen2_vl="weight")

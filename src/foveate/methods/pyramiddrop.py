@@ -1,19 +1,14 @@
 """PyramidDrop: ever fewer tokens towards the end of the LLM, each time those that the last prompt token attends to.
 
-Paper: arXiv 2410.17247, CVPR 2025. Reference code: Cooperx521/PyramidDrop at 6444f304ae, MIT; read by a secondary
-audit, not copied.
 Before layer L runs, with x the hidden states that enter it: ``q, k = rotary(q_proj(norm(x)), k_proj(norm(x)))`` with
 the layer's own weights; the score of a token is the softmax attention of the last prompt token to it, in float32 over
 all tokens that are there, mean over heads. The highest scores stay, ties by the lower index. Of N tokens of an image,
 ``N * keep^(s / S)`` are left after stage s of S, so that each stage shrinks it by the same factor, unless `shares` says
 otherwise.
+
 Budget: `keep` is what is left after the last stage. The released setting, half at each of three stages (layers 8, 16
-and 24 of 32, ratios 0.5, 0.25 and 0.125 of the unpruned image), is keep=0.125,
-with 0.47 of the tokens on average over the layers; `Report.average_visual_tokens` tells what it is for another `keep`.
-Deviations: survivors keep their positions, where the reference numbers them anew at each stage; counts are rounded as
-every budget's are, where the reference rounds down. Pruned once, at prefill, as in the reference.
-Cost: the layer's norm and its projections of queries, keys and values once more at each stage, where the reference
-projects one query and no values; one row of attention.
+and 24 of 32, ratios 0.5, 0.25 and 0.125 of the unpruned image), is keep=0.125, with 0.47 of the tokens on average over
+the layers; `Report.average_visual_tokens` tells what it is for another `keep`.
 """
 
 from __future__ import annotations
@@ -46,9 +41,25 @@ class PyramidDrop(Method):
     """
 
     provenance = Provenance(
-        paper="PyramidDrop, arXiv 2410.17247, CVPR 2025",
-        licence="MIT (code not copied)",
-        deviations="survivors keep their positions; counts rounded to the nearest, not down",
+        paper="PyramidDrop",
+        arxiv="2410.17247",
+        venue="CVPR 2025",
+        repository="Cooperx521/PyramidDrop",
+        commit="6444f304ae",
+        licence="MIT",
+        read="A secondary audit.",
+        deviations=(
+            "Survivors keep their positions, where the reference numbers them anew at each stage; counts are "
+            "rounded as every budget's are, where the reference rounds down.",
+            "Pruned once, at prefill, as in the reference.",
+            "Layers are scaled to the model's depth.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_fastv.py::test_pyramiddrop_stage_by_stage (outputs of the released code)",
+            "tests/runtime/test_schedule.py::test_the_row_is_that_of_the_layer (attention of transformers)",
+        ),
+        cost="The layer's norm and its projections of queries, keys and values once more at each stage, where the "
+        "reference projects one query and no values; one row of attention.",
     )
 
     layers: Layers | None = None

@@ -1,7 +1,4 @@
-"""Random baseline: a seeded random choice, the floor that every method must beat.
-
-Paper: none. Licence: foveate's own. Deviations: none.
-"""
+"""Random baseline: a seeded random choice, the floor that every method must beat."""
 
 from __future__ import annotations
 
@@ -26,7 +23,15 @@ class Random(Method):
         seed: of the draw.
     """
 
-    provenance = Provenance(paper="none (baseline)", licence="foveate's own")
+    provenance = Provenance(
+        paper="none (baseline)",
+        licence="foveate's own",
+        evidence=(
+            "tests/methods/test_avgpool.py",
+            "tests/methods/test_contract.py",
+            "tests/selection/test_selectors.py::test_baselines",
+        ),
+    )
 
     seed: Annotated[int, AtLeast(0)] = 0
 

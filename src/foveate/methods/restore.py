@@ -1,16 +1,10 @@
 """RESTORE: another method keeps half of the budget, the rest is merged into anchors, and attention is told so.
 
-Paper: RESTORE, arXiv 2606.01711, ICML 2026. Reference code: cvlab-yonsei/RESTORE at 9b27e687a2, GPL-3.0; read by a
-secondary audit alone, facts and formulas only.
 The anchors are those of `anchormerge`. In all layers of the LLM, log(s) is added to the logits of a key that stands for
 s tokens; in the first layer each visual token stands for N / K of the N tokens of its image, of which K are kept. For
 the queries of the prompt ``log(ceiling - D)`` is added, too, with D the rotary decay between query and key: D is 1 at
 the same position and falls with distance, so that gaps between what is kept cost less attention. The size in the first
 layer counts for what is generated, too, as in the released code.
-Deviations: what a later turn on the same cache attends to in earlier turns has sizes, but no correction of distance.
-Merging as in `anchormerge`: means, not weighted by size,
-as all that is merged are single tokens.
-Cost class: that of `anchormerge`; a bias of L x L for a prompt of L tokens, and kernels without their causal shortcut.
 """
 
 from __future__ import annotations
@@ -41,9 +35,24 @@ class Restore(AnchorMerge, HybridMethod):
     """
 
     provenance = Provenance(
-        paper="RESTORE, arXiv 2606.01711, ICML 2026",
-        licence="GPL-3.0 (code not copied)",
-        deviations="no correction of distance to earlier turns on the same cache",
+        paper="RESTORE",
+        arxiv="2606.01711",
+        venue="ICML 2026",
+        repository="cvlab-yonsei/RESTORE",
+        commit="9b27e687a2",
+        licence="GPL-3.0",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "What a later turn on the same cache attends to in earlier turns has sizes, but no correction of distance.",
+            "Merging as in `anchormerge`: means, not weighted by size, as all that is merged are single tokens.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_restore.py (outputs of the released code)",
+            "tests/methods/test_restore.py::test_it_equals_copies_of_keys (weights in loops)",
+            "tests/runtime/test_cues_inside_llm.py::test_decay_of_the_published_head",
+        ),
+        cost="That of `anchormerge`; a bias of L x L for a prompt of L tokens, and kernels without their causal "
+        "shortcut.",
     )
 
     ceiling: Annotated[float, AtLeast(1.001)] | None = 2.0

@@ -1,11 +1,4 @@
-"""SCOPE: tokens that cover the image, each gain weighted by the saliency of the token, before the LLM.
-
-Paper: arXiv 2510.24214, NeurIPS 2025. Reference code: kinredon/SCOPE at 6bf73069e0, no licence at its top level; read
-by a secondary audit alone, facts and formulas only.
-Deviations: the CLS row is replaced by whatever encoder attention the model adapter gives where there is no CLS token.
-Positions stay, where the released code, which hands on embeddings alone, has them numbered anew
-(``positions="compact"``). All is in float32; the reference's float16 chooses a little otherwise (Jaccard index 0.97).
-"""
+"""SCOPE: tokens that cover the image, each gain weighted by the saliency of the token, before the LLM."""
 
 from __future__ import annotations
 
@@ -33,9 +26,24 @@ class Scope(Method):
     """
 
     provenance = Provenance(
-        paper="SCOPE, arXiv 2510.24214, NeurIPS 2025",
-        licence="none (code not copied)",
-        deviations="encoder attention of the adapter where the encoder has no CLS token",
+        paper="SCOPE",
+        arxiv="2510.24214",
+        venue="NeurIPS 2025",
+        repository="kinredon/SCOPE",
+        commit="6bf73069e0",
+        licence="none at its top level",
+        read="A secondary audit alone, facts and formulas only.",
+        deviations=(
+            "The CLS row is replaced by whatever encoder attention the model adapter gives where there is no CLS "
+            "token.",
+            "Positions stay, where the released code, which hands on embeddings alone, has them numbered anew "
+            '(``positions="compact"``).',
+            "All is in float32; the reference's float16 chooses a little otherwise (Jaccard index 0.97).",
+        ),
+        evidence=(
+            "tests/methods/test_golden_fastv.py::test_scope (outputs of the released code)",
+            "tests/selection/test_selectors.py::test_golden",
+        ),
     )
 
     alpha: Annotated[float, AtLeast(0)] = 1.0

@@ -1,27 +1,23 @@
 """SparseVLM+: ever fewer tokens, each time those that the words rate highest which the image is about.
 
-Paper: SparseVLM, arXiv 2410.04417, ICML 2025, and its version 2.0. Reference code: Gumpest/SparseVLMs, Apache-2.0,
-branch v2.0 at 72cd2026e8 and v1.5 at d8fa47fb53; read by a secondary audit, not copied.
 With V the image's and T the text's embeddings as they enter the LLM, T behind the image: P = softmax of ``V T'`` over
 the text, p_t its mean over the image. The text tokens with p_t above the mean of all are raters; where there is none,
 all are. At each stage, with A the attention in the layer below from raters to the tokens that are left: A is divided by
 the rotary decay between the two positions, which undoes its fading with distance; of the heads those 14 with the
 largest sum count, whatever their number (LLaVA-1.5's 7B has 32, its 13B 40). A token's score is the mean over these
 heads and raters, and the highest scores stay.
+
 Version 1 has no division and takes all heads (``unbias=False, heads=1.0``), and recycles (`recycle`): of n tokens that
 go, the m = floor(0.3 n) + 1 with the highest scores are grouped around floor(m / 10) + 1 density peaks, which stay as
 the means of their groups.
-Budget: `keep` is what is left behind the last stage; with `shares` the released lists are met, on LLaVA-1.5:
-"192" is ``shares=(300, 200, 118)`` with keep=118, and in version 1 (309, 204, 113) with 113, groups included;
-"128" is (238, 108, 60) with 60, and (312, 117, 39) with 39; "96" is (246, 54, 28) with 28, and (249, 55, 27) with 27;
-"64" is (66, 34, 20) with 20, and (82, 32, 18) with 18.
+
+Budget: `keep` is what is left behind the last stage; with `shares` the released lists are met, on LLaVA-1.5: "192" is
+``shares=(300, 200, 118)`` with keep=118, and in version 1 (309, 204, 113) with 113, groups included; "128" is (238,
+108, 60) with 60, and (312, 117, 39) with 39; "96" is (246, 54, 28) with 28, and (249, 55, 27) with 27; "64" is (66, 34,
+20) with 20, and (82, 32, 18) with 18.
+
 Without, each stage shrinks the image by the same factor. The lists' names are averages if the stages act one layer
 earlier than they do; `Report.average_visual_tokens` says 207, 144, 114 and 82 for those of version 2.
-Deviations: recycled tokens count towards the budget, and stay at their peaks' places with their positions, where
-version 1 numbers positions anew behind each stage, the means behind all tokens that stay; ties go to the lowest index,
-without noise. The decay is at least `floor`: with heads of 128 channels it first falls below at distance 1109, farther
-than LLaVA-1.5's tokens lie, with heads of 16 at distance 90.
-Cost class: at each stage the attention rows of all text to all tokens, by head.
 """
 
 from __future__ import annotations
@@ -69,9 +65,27 @@ class SparseVlm(Method):
     """
 
     provenance = Provenance(
-        paper="SparseVLM, arXiv 2410.04417, ICML 2025, in its version 2.0 (SparseVLM+)",
-        licence="Apache-2.0 (code not copied)",
-        deviations="recycled tokens count towards the budget; positions stay; the decay is clamped",
+        paper="SparseVLM, in its version 2.0 (SparseVLM+)",
+        arxiv="2410.04417",
+        venue="ICML 2025",
+        repository="Gumpest/SparseVLMs",
+        commit="72cd2026e8",
+        licence="Apache-2.0",
+        read="A secondary audit of the branch v2.0, whose commit this is, and of v1.5 at d8fa47fb53.",
+        deviations=(
+            "Recycled tokens count towards the budget, and stay at their peaks' places with their positions, where "
+            "version 1 numbers positions anew behind each stage, the means behind all tokens that stay; ties go to "
+            "the lowest index, without noise.",
+            "The decay is at least `floor`: with heads of 128 channels it first falls below at distance 1109, "
+            "farther than LLaVA-1.5's tokens lie, with heads of 16 at distance 90.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_sparsevlm.py (outputs of both versions)",
+            "tests/methods/test_sparsevlm.py::test_lists (loops)",
+            "tests/methods/test_sparsevlm.py::test_the_paper_on_llava (the paper's counts)",
+            "tests/runtime/test_cues_inside_llm.py (eager attention)",
+        ),
+        cost="At each stage the attention rows of all text to all tokens, by head.",
     )
 
     layers: Layers | None = None

@@ -1,7 +1,4 @@
-"""Stride baseline: tokens at even steps through the raster, a plain subsampling of the image.
-
-Paper: none. Licence: foveate's own. Deviations: none.
-"""
+"""Stride baseline: tokens at even steps through the raster, a plain subsampling of the image."""
 
 from __future__ import annotations
 
@@ -20,7 +17,15 @@ from .toolkit.registry import register_method
 class Stride(Method):
     """Every n-th token in raster order, n fractional where it must be."""
 
-    provenance = Provenance(paper="none (baseline)", licence="foveate's own")
+    provenance = Provenance(
+        paper="none (baseline)",
+        licence="foveate's own",
+        evidence=(
+            "tests/methods/test_avgpool.py",
+            "tests/methods/test_contract.py",
+            "tests/selection/test_selectors.py::test_baselines",
+        ),
+    )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(selection.stride(tokens.features, count, valid=tokens.valid))

@@ -1,14 +1,8 @@
 """ToMe before the LLM: merge the most alike tokens in pairs until the budget is met.
 
-Paper: arXiv 2210.09461, ICLR 2023. Reference code: facebookresearch/ToMe at af95e4b, CC BY-NC 4.0, not copied;
-facts and formulas only.
 One step: tokens at even places are compared with those at odd places; the evens whose best cosine is highest are merged
 into their best odd token, by a mean that counts every token merged so far. Steps are repeated, each merging at most
 half of the tokens, until as many are left as the budget says.
-Deviations: the paper merges between the layers of the vision encoder, by the keys of their attention; this is the
-baseline that papers on pruning compare with, on the tokens that the LLM would read. Between steps the tokens are in
-raster order, each group at the place of its odd token. No token weighs more in the LLM for having been merged.
-Cost class: one product of half by half of the tokens a step, log2(N / K) steps.
 """
 
 from __future__ import annotations
@@ -38,9 +32,25 @@ class ToMe(Method):
     """
 
     provenance = Provenance(
-        paper="ToMe, arXiv 2210.09461, ICLR 2023",
-        licence="CC BY-NC 4.0 (code not copied)",
-        deviations="merges before the LLM, not between the layers of the encoder",
+        paper="ToMe",
+        arxiv="2210.09461",
+        venue="ICLR 2023",
+        repository="facebookresearch/ToMe",
+        commit="af95e4b",
+        licence="CC BY-NC 4.0",
+        read="Facts and formulas only.",
+        deviations=(
+            "The paper merges between the layers of the vision encoder, by the keys of their attention; this is "
+            "the baseline that papers on pruning compare with, on the tokens that the LLM would read.",
+            "Between steps the tokens are in raster order, each group at the place of its odd token.",
+            "No token weighs more in the LLM for having been merged.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_features.py::test_tome (outputs of the released code, where no step but the "
+            "last is of an odd number)",
+            "tests/methods/test_tome.py::test_lists (loops)",
+        ),
+        cost="One product of half by half of the tokens a step, log2(N / K) steps.",
     )
 
     features: Source = "projected"

@@ -1,18 +1,15 @@
 """TOPS: relevance, diversity and coverage in one greedy score, before the LLM and, if asked for, at two of its layers.
 
-Paper: arXiv 2606.27161. No code was released; written from the paper's formulas.
-First the most relevant token. Then always the argmax, over the tokens U not yet kept, of ``relevance + diversity
-weight * div + coverage weight * cov``, where with cosines S and M_j the highest cosine of j to a kept token
-``div_i = 1 - M_i`` and ``cov_i = sum over j in U of max(0, S_ij - M_j)``; each term is normalised over U. The
-relevance is the CLS token's attention.
+First the most relevant token. Then always the argmax, over the tokens U not yet kept, of ``relevance + diversity weight
+* div + coverage weight * cov``, where with cosines S and M_j the highest cosine of j to a kept token ``div_i = 1 -
+M_i`` and ``cov_i = sum over j in U of max(0, S_ij - M_j)``; each term is normalised over U. The relevance is the CLS
+token's attention.
+
 With ``inside=True`` the same follows at two layers of the LLM on the hidden states there, where the relevance is the
 attention that raters pay in the layer below, mean over heads: the words behind the image that it is about.
+
 Budget: with ``inside=True`` `keep` is the average over the layers. The paper's T is less: it counts what is left
 between the two layers, of 2 T, T and T / 4, of which the average is 1.19 T.
-Deviations: where the encoder has no CLS token, which the paper does not speak of, the adapter's encoder attention is
-the relevance. The paper's threshold for raters was not seen; they are those of `sparsevlm`, above the mean. That is why
-the stage inside the LLM is off by default. Survivors keep their positions, where the paper numbers them anew.
-Cost class: one N x N product, then K steps of O(N^2).
 """
 
 from __future__ import annotations
@@ -60,9 +57,24 @@ class Tops(HybridMethod):
     """
 
     provenance = Provenance(
-        paper="TOPS, arXiv 2606.27161",
+        paper="TOPS",
+        arxiv="2606.27161",
         licence="none released",
-        deviations="raters inside the LLM are reconstructed; the adapter's encoder attention without a CLS token",
+        read="The paper's formulas.",
+        deviations=(
+            "Where the encoder has no CLS token, which the paper does not speak of, the adapter's encoder "
+            "attention is the relevance.",
+            "The paper's threshold for raters was not seen; they are those of `sparsevlm`, above the mean.",
+            "That is why the stage inside the LLM is off by default.",
+            "Survivors keep their positions, where the paper numbers them anew.",
+            "`normalise` offers both rules of the paper, which conflict.",
+        ),
+        evidence=(
+            "tests/methods/test_tops.py::test_the_toy (both rules, by an independent implementation)",
+            "tests/methods/test_tops.py::test_lists (loops)",
+            "tests/methods/test_tops.py::test_the_paper_on_llava (the paper's counts)",
+        ),
+        cost="One N x N product, then K steps of O(N^2).",
     )
 
     inside: bool = False

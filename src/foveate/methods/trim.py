@@ -1,18 +1,11 @@
 """TRIM: the tokens most relevant to the prompt, and one mean of all others, before the LLM.
 
-Paper: arXiv 2409.10994, COLING 2025. Reference code: FreedomIntelligence/TRIM at f5a232d51e, Apache-2.0; read by a
-secondary audit, not copied.
 Tokens are ranked by the dot product with the text, not normalised, of either sign; the softmax over tokens that the
 paper takes of it changes no ranking. Of K tokens, the first K - 1 stay as they are and the last is the plain mean of
 all others.
+
 Budget: with ``keep="auto"`` those stay whose softmax over the image lies above the third quartile by more than 1.5
 times the distance of the quartiles, and the mean of the rest.
-Deviations: the text-embedding variant, projected tokens against the mean input embedding of all text of the prompt,
-as no checkpoint holds CLIP's text tower, with whose pooled text the reference compares CLIP's patches, with the minus;
-here the plus is the default (see `docs/provenance.md`). The mean is taken behind the projector, counts towards the
-budget (the reference keeps one token more than its ratio) and stands at the place of the most relevant token in it
-instead of coming last.
-Cost class: O(N d), no loop.
 """
 
 from __future__ import annotations
@@ -42,9 +35,25 @@ class Trim(Method):
     """
 
     provenance = Provenance(
-        paper="TRIM, arXiv 2409.10994, COLING 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="the LLM's text embeddings instead of CLIP's; merged after the projector; the plus by default",
+        paper="TRIM",
+        arxiv="2409.10994",
+        venue="COLING 2025",
+        repository="FreedomIntelligence/TRIM",
+        commit="f5a232d51e",
+        licence="Apache-2.0",
+        read="A secondary audit.",
+        deviations=(
+            "The text-embedding variant, projected tokens against the mean input embedding of all text of the "
+            "prompt, as no checkpoint holds CLIP's text tower, with whose pooled text the reference compares "
+            "CLIP's patches, with the minus; here the plus is the default (see `docs/provenance.md`).",
+            "The mean is taken behind the projector, counts towards the budget (the reference keeps one token more "
+            "than its ratio) and stands at the place of the most relevant token in it instead of coming last.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_text.py::test_trim (outputs of the released code, with the minus)",
+            "tests/methods/test_trim.py (by hand)",
+        ),
+        cost="O(N d), no loop.",
     )
 
     sign: Sign = "plus"

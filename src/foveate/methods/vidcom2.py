@@ -1,16 +1,14 @@
 """VidCom2: frames that stand out in a clip get more of the budget, and their least common tokens are kept.
 
-Paper: arXiv 2505.14454, EMNLP 2025. Reference code: xuyang-liu16/VidCom2 at 944a17d14f, Apache-2.0, not copied.
-Of the channels only the half with the lowest variance over the clip is read, and tokens are normalised on them. A
-token is as common as ``sum over s in {1/8, 1/4, 1/2, 1, 2} of exp(-distance^2 / (2 s))``, from the mean of the clip
-(g_v) and from that of its frame (g_f). Frame t stands out by u_t = -mean of its g_v; with p = softmax(u / 0.01) it
-keeps round(n * min(1, base * (1 + p_t - mean p))) of its n tokens, at least 1, those of the lowest g_v + g_f.
+Of the channels only the half with the lowest variance over the clip is read, and tokens are normalised on them. A token
+is as common as ``sum over s in {1/8, 1/4, 1/2, 1, 2} of exp(-distance^2 / (2 s))``, from the mean of the clip (g_v) and
+from that of its frame (g_f). Frame t stands out by u_t = -mean of its g_v; with p = softmax(u / 0.01) it keeps round(n
+* min(1, base * (1 + p_t - mean p))) of its n tokens, at least 1, those of the lowest g_v + g_f.
+
 In the released code `base` is given and the total follows from it. Here the total is given, and `base` is what gives
 that total: asked for as many tokens as the released code keeps, the choice is that code's. Where frames are so alike
 that no `base` does, it is the largest that gives less, and the least common of the other tokens fill the total; with
 fewer tokens than frames, the most common of the frames' first ones go.
-Deviations: the total is met exactly. An image counts as a clip of one frame.
-Cost class: O(N d), no loop over tokens.
 """
 
 from __future__ import annotations
@@ -42,9 +40,22 @@ class VidCom2(Method):
     """
 
     provenance = Provenance(
-        paper="VidCom2, arXiv 2505.14454, EMNLP 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="the base share follows from the budget, not the total from the base share",
+        paper="VidCom2",
+        arxiv="2505.14454",
+        venue="EMNLP 2025",
+        repository="xuyang-liu16/VidCom2",
+        commit="944a17d14f",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=(
+            "The total is met exactly.",
+            "An image counts as a clip of one frame.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_features.py::test_vidcom2 (outputs of the released code)",
+            "tests/methods/test_video.py",
+        ),
+        cost="O(N d), no loop over tokens.",
     )
 
     temperature: Annotated[float, AtLeast(0)] = 0.01

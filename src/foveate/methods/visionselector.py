@@ -1,11 +1,7 @@
 """VisionSelector: keep the tokens that a small trained scorer rates highest.
 
-Paper: arXiv 2510.16598. Reference code: JulietChoo/VisionSelector at 800a70f6ec, no licence file (not copied).
 For Qwen2.5-VL 3B and 7B the authors have published a scorer: ``scorer="published"`` downloads it; others are made by
 ``foveate train scorer``.
-Deviations: scores and top-k per pool, where the reference code takes all images of a prompt together, as
-``scope="prompt"`` does; the scorer's map of all pairs is collapsed, with equal results, to a matrix-vector product. Its
-counts are rounded down, foveate's to the nearest: one token more where the kept share of N ends in .5 or above.
 """
 
 from __future__ import annotations
@@ -44,9 +40,28 @@ class VisionSelector(Method):
     """
 
     provenance = Provenance(
-        paper="VisionSelector, arXiv 2510.16598",
-        licence="JulietChoo/VisionSelector at 800a70f6ec, no licence file (code not copied)",
-        deviations="scored per pool instead of over all images of a prompt; exact O(N d) form of the score",
+        paper="VisionSelector",
+        arxiv="2510.16598",
+        repository="JulietChoo/VisionSelector",
+        commit="800a70f6ec",
+        licence="no licence file",
+        read="Descriptions of the code; its training code was not run.",
+        deviations=(
+            "Scores and top-k per pool, where the reference code takes all images of a prompt together, as "
+            '``scope="prompt"`` does; the scorer\'s map of all pairs is collapsed, with equal results, to a '
+            "matrix-vector product.",
+            "Its counts are rounded down, foveate's to the nearest: one token more where the kept share of N ends "
+            "in .5 or above.",
+            "Training masks attention, or with ``--gate embeddings`` scales embeddings as in the paper.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_scorer.py (outputs of the released code)",
+            "tests/importance/test_importance.py::test_scorer_equals_all_pairs",
+            "tests/importance/test_learned_scorer.py::test_a_folder_decides_what_a_live_model_keeps",
+            "tests/training/scorer/test_soft_topk.py",
+            "tests/training/scorer/test_soft_mask.py",
+            "tests/training/scorer/test_trainer.py",
+        ),
     )
 
     requires = "a scorer trained for the model"

@@ -1,18 +1,11 @@
 """VisionZip: the tokens that receive most attention inside the vision encoder, and merges of what they leave out.
 
-Paper: arXiv 2412.04467, CVPR 2025. Reference code: dvlab-research/VisionZip at 3151f6d and, for Qwen2.5-VL,
-jsilvcast/VisionZip at c00dbe5ecb, a fork that still has that port; both Apache-2.0, not copied.
 With C contextual tokens out of K: the K - C tokens of the highest encoder attention are dominant and stay as they are.
 Of the R others, in raster order, those at 0, s, 2s, ... with s = max(1, R // C) are targets, and every other token
 joins the target of the highest cosine; a target becomes ``itself + mean of those that joined it``.
+
 On LLaVA the released code has C = 10 of K = 64, 20 of 128 and 30 of 192, and so has this at any K. On Qwen2.5-VL its C
 is max(1, int(N / 20)), a share of all N tokens and not of the kept ones; below 5 % one token is left dominant.
-Deviations: cosines of the encoder's features, where the released code has those of the keys of that layer, averaged
-over the heads: which tokens are kept does not depend on it, only what is merged into which; merged after the projector,
-like the port to Qwen2.5-VL, not before it; contextual tokens stay at the place of their target instead of coming last;
-the CLS token is neither kept nor counted. The port to Qwen2.5-VL truncates the number of dominant tokens, which with C
-makes K.
-Cost class: one product of K x N tokens, no loop over tokens.
 """
 
 from __future__ import annotations
@@ -49,9 +42,27 @@ class VisionZip(Method):
     """
 
     provenance = Provenance(
-        paper="VisionZip, arXiv 2412.04467, CVPR 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="cosines of features instead of keys; merged after the projector; CLS neither kept nor counted",
+        paper="VisionZip",
+        arxiv="2412.04467",
+        venue="CVPR 2025",
+        repository="dvlab-research/VisionZip",
+        commit="3151f6d",
+        licence="Apache-2.0",
+        read="Descriptions of that code and, for Qwen2.5-VL, of the fork jsilvcast/VisionZip at c00dbe5ecb, "
+        "Apache-2.0, which still has that port.",
+        deviations=(
+            "Cosines of the encoder's features, where the released code has those of the keys of that layer, "
+            "averaged over the heads: which tokens are kept does not depend on it, only what is merged into which; "
+            "merged after the projector, like the port to Qwen2.5-VL, not before it; contextual tokens stay at the "
+            "place of their target instead of coming last; the CLS token is neither kept nor counted.",
+            "The port to Qwen2.5-VL truncates the number of dominant tokens, which with C makes K.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_attention.py::test_visionzip (outputs of the released code on both "
+            "families, given keys)",
+            "tests/methods/test_visionzip.py",
+        ),
+        cost="One product of K x N tokens, no loop over tokens.",
     )
 
     contextual: Share = published(10 / 64, qwen2_5_vl=0.05)

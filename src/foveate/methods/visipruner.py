@@ -1,27 +1,23 @@
 """VisiPruner: shallow layers do not look, one layer in the middle chooses few tokens, deep layers do without any.
 
-Paper: arXiv 2510.17205, EMNLP 2025. Reference code: EIT-NLP/VisiPruner at d778622e37, Apache-2.0; read by a secondary
-audit, not copied.
-With s shallow layers, for the prompt only (what is generated looks as ever), behind the softmax and without
-normalising anew: in layer 0 the text's weights on visual tokens move to the first one, those of visual tokens vanish;
-in layers 1 to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt
-token, side by side, and c_j the part of visual token j in it, weight times value. The first layer where any
-``cos(o, o - c_j)`` is below `fusion` is the filtering layer, behind which the tokens with ``|c_j| > contribution`` are
-left. A layer after it in which all cosines of these are at least `stable_cosine` is a still one; after `patience` of
-them no visual token is left.
+With s shallow layers, for the prompt only (what is generated looks as ever), behind the softmax and without normalising
+anew: in layer 0 the text's weights on visual tokens move to the first one, those of visual tokens vanish; in layers 1
+to s - 1 the text's vanish. From layer s + 1 on, let o be the attention heads' outputs for the last prompt token, side
+by side, and c_j the part of visual token j in it, weight times value. The first layer where any ``cos(o, o - c_j)`` is
+below `fusion` is the filtering layer, behind which the tokens with ``|c_j| > contribution`` are left. A layer after it
+in which all cosines of these are at least `stable_cosine` is a still one; after `patience` of them no visual token is
+left.
+
 Budget: with ``keep="auto"`` layers and numbers are found as above; an image may be left without tokens. With another
 budget, `keep` of the highest ``|c_j|`` are left once, at `layer`, as in the paper's comparison with attention.
+
 Where paper and released code conflict, the code is the default: it adds still layers up, where the paper wants them in
 a row (`in_a_row`). Of a 13B model the code leaves layer 0 otherwise (`layer0_edit`). It takes the visual tokens of
 several images as one range: all weight goes to the first token of the first image, or the first half of all is hidden
 (`images`).
+
 The five layers of `testbed-llava` have none that is shallow in this sense: of 350 questions of the testbed it answers
 93 % correctly at 10 %, 88 % with ``shallow=1`` and 26 % with ``shallow=2``.
-Deviations: behind the shallow layers each image decides for itself; with ``scope="prompt"`` they decide together, as in
-the reference. The thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares
-``|c_j| / |o|`` instead. Text of a later turn on the same cache sees all of the images before it.
-Cost class: in layer 0 three times its attention, in the other shallow layers twice; then one row of attention and of
-its values a layer.
 """
 
 from __future__ import annotations
@@ -71,9 +67,28 @@ class VisiPruner(Method):
 
     may_drop_all = True
     provenance = Provenance(
-        paper="VisiPruner, arXiv 2510.17205, EMNLP 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="each image decides for itself which tokens stay; with a given budget one cut at a given layer",
+        paper="VisiPruner",
+        arxiv="2510.17205",
+        venue="EMNLP 2025",
+        repository="EIT-NLP/VisiPruner",
+        commit="d778622e37",
+        licence="Apache-2.0",
+        read="A secondary audit.",
+        deviations=(
+            'Behind the shallow layers each image decides for itself; with ``scope="prompt"`` they decide '
+            "together, as in the reference.",
+            "The thresholds are the paper's for LLaVA-1.5, and lengths know no scale: `relative` compares ``|c_j| "
+            "/ |o|`` instead.",
+            "Text of a later turn on the same cache sees all of the images before it.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_visipruner.py",
+            "tests/methods/test_golden_visipruner_edits.py (outputs of the released code)",
+            "tests/runtime/seams/test_attention_edits.py::test_it_equals_edited_weights (weights edited in loops)",
+            "tests/methods/test_visipruner.py::test_what_the_cue_holds (eager attention)",
+        ),
+        cost="In layer 0 three times its attention, in the other shallow layers twice; then one row of attention "
+        "and of its values a layer.",
     )
 
     shallow: Annotated[int, AtLeast(0)] | None = None

@@ -1,13 +1,8 @@
 """VisPruner: tokens of high encoder attention, and of the others those that are left when duplicates go.
 
-Paper: arXiv 2412.01818, second version, ICCV 2025. Reference code: Theia-4869/VisPruner at aefa01a,
-Apache-2.0, not copied.
 Of K tokens, floor(K * important) are those of the highest encoder attention. The others form a list by descending
 attention. While it is too long, each token at an even place is compared with all at odd places; the (at most) 8 evens
 of the highest maximal cosine are dropped, and the list becomes the other evens by descending cosine, then the odds.
-Deviations: a round drops no more than half of the list, where the reference stops at an error (odd or tiny budgets);
-the adapter's encoder attention where the encoder has no CLS token.
-Cost class: one N x N product, then (N - K) / 8 rounds.
 """
 
 from __future__ import annotations
@@ -39,9 +34,22 @@ class VisPruner(Method):
     """
 
     provenance = Provenance(
-        paper="VisPruner, arXiv 2412.01818v2, ICCV 2025",
-        licence="Apache-2.0 (code not copied)",
-        deviations="rounds drop at most half of the list, so that every budget is met",
+        paper="VisPruner",
+        arxiv="2412.01818v2",
+        venue="ICCV 2025",
+        repository="Theia-4869/VisPruner",
+        commit="aefa01a",
+        licence="Apache-2.0",
+        read="Descriptions of the code.",
+        deviations=(
+            "A round drops no more than half of the list, where the reference stops at an error (odd or tiny "
+            "budgets); the adapter's encoder attention where the encoder has no CLS token.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_attention.py::test_vispruner (outputs of the released code)",
+            "tests/methods/test_vispruner.py::test_lists (loops)",
+        ),
+        cost="One N x N product, then (N - K) / 8 rounds.",
     )
 
     important: Share = 0.5

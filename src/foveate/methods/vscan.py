@@ -1,26 +1,22 @@
 """VScan: local tokens by a shallow layer, global ones by a deep one, merges of the rest; few go on inside the LLM.
 
-Paper: arXiv 2505.22654, TMLR 2026. Reference code: Tencent/SelfEvolvingAgent, folder VScan, at a82450e1b5, MIT, not
-copied. Of K tokens half are local: chosen window by window by what the CLS token attends to most in a shallow layer of
-the encoder. The others are those of the highest encoder attention among what is left. Every dropped token joins the
-kept one of the highest cosine, after the projector; a kept token becomes the mean of itself and those.
+Of K tokens half are local: chosen window by window by what the CLS token attends to most in a shallow layer of the
+encoder. The others are those of the highest encoder attention among what is left. Every dropped token joins the kept
+one of the highest cosine, after the projector; a kept token becomes the mean of itself and those.
+
 On LLaVA each of W windows of 6 x 6 tokens has the same number of local tokens, floor(K / 2 / W). On Qwen2.5-VL windows
 have 4 x 4 tokens, rows and columns that are left over belong to the last ones, and tokens are walked by falling shallow
 attention: one is local while its window has fewer than ceil(floor(K / 2) / W), until there are floor(K / 2).
+
 The shallow layer is the paper's 6th of CLIP-L. The same share of Qwen2.5-VL's encoder is nearest to its 8th block, the
 paper's choice there, too, and the first of its blocks that attends to whole images.
+
 In the middle of the LLM a third of them go on: those that the last token of the prompt attends to most, by the very
 layer whose input is shortened; on Qwen2.5-VL by its queries and keys before the rotary embedding.
+
 Budget: `keep` is the average over the layers. On LLaVA-1.5 keep=64 is 96 tokens and from layer 16 on 32; on Qwen2.5-VL
 ``keep="11.1%"`` is 16.7 % and from layer 14 on a third of that: the paper's figures. For grounding it has 60 % and 67 %
 of them: ``ratio=0.67, keep="50.1%"``. Without the second stage `keep` is what is kept before the LLM.
-Deviations: on LLaVA, where floor(K / 2) is no multiple of the windows, the released code keeps fewer than K; here the
-rest is global, so all that it keeps is kept, and the next tokens by deep attention with them. Counts are rounded, where
-the code for Qwen2.5-VL truncates them. Where the encoder has no CLS token, the attention that the adapter gives in its
-place. Frames of a clip have windows of their own but share the budget. Inside the LLM positions stay, where the paper
-numbers LLaVA's anew. In a later turn, the attention before the rotary embedding leaves out what is cached.
-Cost class: one product of K x N tokens to merge, else O(N log N); one more layer's attention is recomputed; inside the
-LLM the layer's norm and projections once more, and one row of attention.
 """
 
 from __future__ import annotations
@@ -64,10 +60,33 @@ class VScan(TwoStageMethod):
     """
 
     provenance = Provenance(
-        paper="VScan, arXiv 2505.22654, TMLR 2026",
-        licence="MIT (code not copied)",
-        deviations="local tokens that do not divide among the windows of LLaVA are global ones; the shallow layer is a "
-        "share of the encoder's depth; inside the LLM positions stay",
+        paper="VScan",
+        arxiv="2505.22654",
+        venue="TMLR 2026",
+        repository="Tencent/SelfEvolvingAgent",
+        commit="a82450e1b5",
+        licence="MIT",
+        read="Descriptions of the folder VScan of that repository.",
+        deviations=(
+            "On LLaVA, where floor(K / 2) is no multiple of the windows, the released code keeps fewer than K; "
+            "here the rest is global, so all that it keeps is kept, and the next tokens by deep attention with "
+            "them.",
+            "Counts are rounded, where the code for Qwen2.5-VL truncates them.",
+            "Where the encoder has no CLS token, the attention that the adapter gives in its place.",
+            "Frames of a clip have windows of their own but share the budget.",
+            "Inside the LLM positions stay, where the paper numbers LLaVA's anew.",
+            "In a later turn, the attention before the rotary embedding leaves out what is cached.",
+            "The shallow layer is a share of the encoder's depth, which is the paper's layer on CLIP-L and Qwen2.5-VL.",
+        ),
+        evidence=(
+            "tests/methods/test_golden_vscan.py (outputs of the released code on both families, both stages; a "
+            "superset where it keeps fewer)",
+            "tests/methods/test_vscan.py",
+            "tests/runtime/test_schedule.py::test_the_row_without_positions",
+            "tests/models/test_encoder_readings.py::test_the_papers_layers",
+        ),
+        cost="One product of K x N tokens to merge, else O(N log N); one more layer's attention is recomputed; inside "
+        "the LLM the layer's norm and projections once more, and one row of attention.",
     )
 
     local: Share = 0.5

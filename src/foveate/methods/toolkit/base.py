@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...budget import Budget
 from ...devices import full_precision
+from ...errors import MethodError
 from ...importance.attention_prior import short_name
 from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .constraints import check_fields
@@ -76,16 +77,50 @@ class Stage:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a method comes from: paper, licence of the reference code, and where foveate deviates.
+    """Where a method comes from, and where foveate does otherwise: all that pages and the command line tell of it.
 
     Examples:
-        >>> foveate.methods.FastV.provenance.paper
-        '...'
+        >>> foveate.get_method("fastv").provenance.source
+        'FastV, arXiv 2403.06764, ECCV 2024'
+
+    Args:
+        paper: its short name; "a reading of" it where not enough could be read to be sure.
+        licence: of the reference code, none of which is copied.
+        arxiv: its number there.
+        venue: where it was published.
+        repository: of the reference code, ``owner/name``.
+        commit: the one that foveate is compared with.
+        read: what of the paper and the code was read.
+        deviations: sentences.
+        evidence: the tests that compare the method with its reference.
+        cost: of a selection among N tokens with d channels, of which K are kept.
     """
 
     paper: str
     licence: str
-    deviations: str = "none known"
+    arxiv: str = ""
+    venue: str = ""
+    repository: str = ""
+    commit: str = ""
+    read: str = ""
+    deviations: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    cost: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.deviations, str) or isinstance(self.evidence, str):
+            raise MethodError("a Provenance has tuples of deviations and of evidence; put a comma behind a single one.")
+
+    @property
+    def source(self) -> str:
+        """The paper as it is cited."""
+        return ", ".join(filter(None, (self.paper, self.arxiv and f"arXiv {self.arxiv}", self.venue)))
+
+    @property
+    def code(self) -> str:
+        """The reference code and its licence."""
+        repository = self.repository + (f" at {self.commit}" if self.commit else "")
+        return "; ".join(filter(None, (repository, self.licence)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +179,7 @@ class Method(ABC):
     may_drop_all: ClassVar[bool] = False
     requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
-    provenance: ClassVar[Provenance]
+    provenance: ClassVar[Provenance] = Provenance(paper="not told", licence="not told")
 
     @final
     def __post_init__(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from foveate.methods.toolkit import Method, Provenance, check_range
+from foveate.methods.toolkit import AtLeast, Method, Provenance
 from foveate.selection import topk
 from foveate.tokens import Selection, VisualTokens
 
@@ -16,15 +17,12 @@ class Norm(Method):
     """The tokens with the largest norm.
 
     Args:
-        power: of the norm, at least 1: 2 is the Euclidean one.
+        power: of the norm; 2 is the Euclidean one.
     """
 
-    power: float = 2.0
+    power: Annotated[float, AtLeast(1)] = 2.0
 
     provenance = Provenance(paper="none (example)", licence="foveate's own")
-
-    def __post_init__(self) -> None:
-        check_range("norm", "power", self.power, 1)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         scores = tokens.features.float().norm(p=self.power, dim=-1)

@@ -114,7 +114,7 @@ def video_inputs(
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     patches = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(5).flatten(0, 4)
     frame = f"<|vision_start|>{'<|video_pad|>' * rows * columns}<|vision_end|>"
-    if zoo.name.startswith("qwen3_vl"):  # each frame is a run of its own, after the time at which it was taken
+    if zoo.name.startswith("qwen3_"):  # each frame is a run of its own, after the time at which it was taken
         clip = "".join(f"<{time}.5 seconds>{frame}" for time in range(frames))
     else:
         clip = frame.replace("<|video_pad|>", "<|video_pad|>" * frames)
@@ -184,6 +184,38 @@ def qwen3_vl_moe(head_dim: int = 16) -> Zoo:
     """Qwen3-VL-MoE in small: 2 of 8 experts for each token, in all decoder layers but layer 0, which is dense."""
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}
     return _qwen3(tf.Qwen3VLMoeForConditionalGeneration, head_dim, **experts)
+
+
+@functools.cache
+def qwen3_5(head_dim: int = 16) -> Zoo:
+    """Qwen3.5 in small: layers of linear attention but for layers 1 and 3, which attend to all; no DeepStack."""
+    return _qwen35(tf.Qwen3_5ForConditionalGeneration, head_dim)
+
+
+@functools.cache
+def qwen3_5_moe(head_dim: int = 16) -> Zoo:
+    """Qwen3.5-MoE in small: 2 of 8 experts for each token and one for all, in all decoder layers."""
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return _qwen35(
+        tf.Qwen3_5MoeForConditionalGeneration, head_dim, **experts, shared_expert_intermediate_size=2 * head_dim
+    )
+
+
+def _qwen35(cls: Any, head_dim: int, **text: Any) -> Zoo:
+    kinds = ["linear_attention", "full_attention"] * 2
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    widths = {"linear_key_head_dim": head_dim, "linear_value_head_dim": head_dim}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 4 * head_dim,
+        "num_heads": 2,
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+    }
+    text = {"layer_types": kinds, **heads, **widths, **text}
+    return _qwen(cls, head_dim, vision, (2, 1, 1), 1, text, mrope_interleaved=True, partial_rotary_factor=0.5)
 
 
 def _qwen3(cls: Any, head_dim: int, **text: Any) -> Zoo:
@@ -341,5 +373,5 @@ def windowed(kind: str) -> Zoo:
     return replace(base, name=f"{base.name}-{kind}", model=_scaled(type(base.model)(config)))
 
 
-MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)
-VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, internvl)
+VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +69,14 @@ class DeepStack:
     layers: int
 
 
+@dataclass(frozen=True)
+class RecurrentState:
+    """What a layer of linear attention keeps of a prompt instead of keys and values: how many numbers, of each kind."""
+
+    recurrent: int
+    convolution: int
+
+
 class ModelAdapter(ABC):
     """Where one model family's visual tokens come out and which cues it can give. Knows no method.
 
@@ -109,9 +118,18 @@ class ModelAdapter(ABC):
         """The language model: called with `inputs_embeds`, has `.layers` whose attention is `.self_attn`."""
         return self.base.language_model
 
+    @cached_property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers of the language model in which tokens attend to tokens; in hybrid models others carry a state."""
+        return tuple(index for index, layer in enumerate(self.text.layers) if hasattr(layer, "self_attn"))
+
     @property
     def deepstack(self) -> DeepStack | None:
         """What the language model adds to visual tokens beside their embeddings; None in most families."""
+        return None
+
+    def recurrent_state(self, layer: int) -> RecurrentState | None:
+        """The state that a layer of the language model carries; None for one with keys and values."""
         return None
 
     def moe(self) -> list[MoeBlock | None]:

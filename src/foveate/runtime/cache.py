@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuntimeStateError
+from .compat import counting_layer
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,20 @@ class CacheState:
         """Whether anything was ever dropped."""
         return self.before is not None or bool(self.inside)
 
+    def layout_of(self, layer: int) -> CacheLayout | None:
+        """What a layer's cache holds; None where nothing was dropped on the way to it."""
+        stage = max((stage for stage in self.inside if stage <= layer), default=None)
+        return self.before if stage is None else self.inside[stage]
+
+    def dropped(self, layer: int) -> int:
+        """How many tokens of the sequence a layer's cache lacks."""
+        layouts = {id(one): one for one in (self.before, self.layout_of(layer)) if one is not None}
+        return sum(layout.dropped for layout in layouts.values())
+
     def check_against(self, cache: Any) -> None:
         """Raise RuntimeStateError where the cache lacks what a forward that failed half-way noted of it."""
-        if self.before is not None and cache.get_query_offset() != self.before.column.shape[1]:
+        layout = self.layout_of(counting_layer(cache))
+        if layout is not None and cache.get_query_offset() != layout.column.shape[1]:
             raise RuntimeStateError(
                 "this pruned KV cache was left incomplete by a forward that failed; start a new cache."
             )
@@ -196,8 +208,7 @@ class PrunedCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]
-        before = self._foveate.before
-        return length + before.dropped if before is not None and length else length
+        return length + self._foveate.dropped(layer_idx or counting_layer(self)) if length else length
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from transformers.cache_utils import CacheLayerMixin
 
 # The oldest and the newest release that `make test-transformers` ran on; with every patch release of theirs.
 TESTED = ("5.16", "5.24")
@@ -33,6 +34,15 @@ def cache_of_output(output: Any) -> Any:
 def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
     """The keyword arguments of a forward with another KV cache, or with None."""
     return {name: cache if name in _CACHE_NAMES else value for name, value in arguments.items()}
+
+
+def counting_layer(cache: Any) -> int:
+    """The first layer whose cache holds an entry for each token, of which a cache tells its length.
+
+    Layers of linear attention come before it in some models: they hold a state of one size.
+    """
+    layers = getattr(cache, "layers", ())
+    return next((index for index, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)), 0)
 
 
 def warn_if_untested() -> None:

@@ -2,6 +2,8 @@
 
 A multiply-add counts as two FLOPs; attention counts every query-key pair (causal kernels that skip half of them
 do not lower the figure), as papers of the field do. The prompt's text tokens and the vision encoder are counted.
+A layer of linear attention reads its state twice and updates it once for each token, whatever the order in which a
+kernel does it, and keeps that state, in float32, instead of keys and values.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from ..tokens import Grid
 
 def linear_weights(modules: Iterable[nn.Module]) -> int:
     """Weights of all linear and convolution layers below `modules`, one multiply-add a token each."""
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return sum(m.weight.numel() for root in modules for m in root.modules() if isinstance(m, kinds))
 
 
@@ -56,6 +58,9 @@ class CostModel:
         """
         total = 0.0
         for layer, (weights, row) in enumerate(zip(self._layer_weights, lengths, strict=True)):
+            if (state := self._adapter.recurrent_state(layer)) is not None:
+                total += sum(2.0 * (weights + 3 * state.recurrent) * n for n in row)
+                continue
             attention = 4.0 * self._heads * self._head_dim * (1 + (again or {}).get(layer, 0))
             total += sum(2.0 * weights * n + attention * n * n for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
@@ -71,5 +76,11 @@ class CostModel:
         return total
 
     def kv_bytes(self, lengths: Sequence[Sequence[int]], bytes_per_value: int) -> int:
-        """Bytes of keys and values after the prefill, real tokens only."""
-        return sum(map(sum, lengths)) * 2 * self._kv_heads * self._head_dim * bytes_per_value
+        """Bytes of keys and values after the prefill, real tokens only, and of the states of linear attention."""
+        total = 0
+        for layer, row in enumerate(lengths):
+            if (state := self._adapter.recurrent_state(layer)) is not None:
+                total += len(row) * (4 * state.recurrent + bytes_per_value * state.convolution)
+            else:
+                total += sum(row) * 2 * self._kv_heads * self._head_dim * bytes_per_value
+        return total

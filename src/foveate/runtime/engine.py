@@ -159,7 +159,8 @@ class Pruning:
             at[stage.where].append(stage)
         inside = tuple(at[Where.INSIDE_LLM])
         seams: list[Seam] = [BeforeEncoder(stage, adapter) for stage in at[Where.BEFORE_ENCODER]]
-        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions))
+        stateful = len(adapter.attention_layers) < len(text.layers)
+        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions, stateful))
         if adapter.deepstack is not None:
             seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
         seams.append(InsideLlm(inside, adapter))

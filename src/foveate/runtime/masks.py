@@ -218,5 +218,25 @@ def layer_mask(
     return soft.to(dtype).masked_fill(~allowed, _closed(dtype))
 
 
+def state_mask(kept: TokenIndex) -> Tensor | None:
+    """(B, W) bool, the real tokens, for a layer that carries a state instead of keys; None where it asks for none."""
+    return None if kept.index.shape[1] == 1 or bool(kept.valid.all()) else kept.valid
+
+
+def check_state(kept: TokenIndex, given: Tensor, past: int) -> None:
+    """Raise RuntimeStateError where dropping would put padding between what a recurrent state has seen and what follows.
+
+    Args:
+        kept: the survivors of this forward.
+        given: (B, L) bool, its real tokens before.
+        past: tokens that the state has seen; padding before all of them does it no harm.
+    """
+    if past and bool(((~kept.valid).sum(1) > (~given).sum(1)).any()):
+        raise RuntimeStateError(
+            "the prompts of this batch continue a cache and would keep different numbers of tokens, but layers of linear "
+            "attention cannot skip padding in the middle of a sequence; ask them one by one, or with images of one size."
+        )
+
+
 def _closed(dtype: torch.dtype) -> float | bool:
     return False if dtype == torch.bool else torch.finfo(dtype).min

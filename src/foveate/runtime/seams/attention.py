@@ -150,7 +150,8 @@ class AttentionBias(Seam):
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for index, layer in enumerate(self._decoder):
-            hooks.around(layer.self_attn, functools.partial(self._biased, stack, index))
+            if hasattr(layer, "self_attn"):  # layers of linear attention have no logits
+                hooks.around(layer.self_attn, functools.partial(self._biased, stack, index))
 
     def enter_layer(
         self, state: ForwardState, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]

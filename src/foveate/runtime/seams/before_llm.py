@@ -11,7 +11,7 @@ from ...grouping import ReadCue, choose
 from ...methods import Stage
 from ...tokens import Cue
 from ..cache import CacheLayout, TokenIndex
-from ..masks import shorten_own
+from ..masks import check_state, shorten_own
 from ..state import ForwardState
 from .base import Seam, groups_of
 
@@ -24,10 +24,11 @@ class BeforeLlm(Seam):
     Args:
         stage: what prunes here; None where only the cache, or the encoder, lacks tokens.
         positions: ``"original"`` or ``"compact"``, see `foveate.prune`.
+        stateful: whether layers of the language model carry a state, in which padding leaves a trace.
     """
 
-    def __init__(self, stage: Stage | None, positions: Positions) -> None:
-        self.stage, self._positions = stage, positions
+    def __init__(self, stage: Stage | None, positions: Positions, stateful: bool = False) -> None:
+        self.stage, self._positions, self._stateful = stage, positions, stateful
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
@@ -52,6 +53,8 @@ class BeforeLlm(Seam):
             kept = TokenIndex.of(there)
         else:
             kept = TokenIndex.everything(state.given)
+        if self._stateful:
+            check_state(kept, state.given, state.past)
         if layout is None:
             layout = state.cache.before = CacheLayout.unpruned(state.valid[:, : state.past])
         ids = kwargs.get("position_ids")

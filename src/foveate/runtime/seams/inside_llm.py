@@ -15,7 +15,7 @@ from ..cache import TokenIndex, mark
 from ..compat import cache_of
 from ..cues import LanguageModelCues
 from ..hooks import Hooks
-from ..masks import Window, layer_mask
+from ..masks import Window, check_state, layer_mask, state_mask
 from ..state import CallStack, ForwardState
 from .base import Seam, groups_of
 
@@ -63,6 +63,10 @@ class InsideLlm(Seam):
 
     def _mask(self, state: ForwardState, stage: int, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """The mask of a layer behind the stage at layer `stage`."""
+        if index not in self._attends:
+            kept = state.inside[stage]
+            kwargs["attention_mask"] = state.once(("state", stage), kwargs.get("attention_mask"), lambda: state_mask(kept))
+            return
         cache, width = cache_of(kwargs), hidden.shape[1]
         keys = (width, 0) if cache is None else cache.get_mask_sizes(width, index)
         window, kernel = Window.of(self._config, index), self._config._attn_implementation
@@ -98,6 +102,8 @@ class InsideLlm(Seam):
                 return hidden
             made[stage.layer] = choice, survivors
             hidden, kept = survivors.gather(hidden), entering.then(survivors)
+            if len(self._attends) < len(self._decoder):
+                check_state(survivors, entering.valid, state.past)
         if stage.layer not in cache.inside:
             cache.inside[stage.layer] = state.cached(stage.layer)
         cache.inside[stage.layer].append(kept)

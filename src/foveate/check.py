@@ -1,0 +1,249 @@
+"""Checks of foveate on a model of your own: what the tests hold on small models, held on the checkpoint that you run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .api import prune
+from .errors import FoveateError
+from .methods import get_method, method_names
+from .methods.toolkit.at_layer import AtLayer
+from .models import ModelAdapter, adapter_of
+from .runtime.compat import cache_of, with_cache
+from .runtime.planner import plan
+from .runtime.prompt import locate
+
+_NEW_TOKENS = 4
+# By how much logits may differ from those that were computed by hand, as a share of the largest: kernels sum in
+# another order on sequences of another length.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold, whether it does, and by how much not: a sentence."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Args:
+        checks: in the order in which they were made.
+        methods: for each method by name the sentence with which it is refused; None where it runs.
+    """
+
+    checks: tuple[Check, ...]
+    methods: Mapping[str, str | None]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks hold."""
+        return all(one.passed for one in self.checks)
+
+
+@torch.no_grad()
+def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | None = None) -> CheckReport:
+    """Hold pruning on `model` against what is computed by hand, on one prompt with one or several images::
+
+        inputs = processor(images=[picture], text=[prompt], return_tensors="pt").to(model.device)
+        report = foveate.check(model, inputs)
+        assert report.passed, report.checks
+
+    Args:
+        model: a supported model, in eval mode; it is unchanged afterwards.
+        inputs: what the processor returned for one prompt, on the model's device.
+        methods: the methods to try, by name; all when None.
+
+    Raises:
+        FoveateError: for a model that is not supported, or a prompt without an image.
+    """
+    adapter = adapter_of(model)
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    checks = [_keeps_all(adapter, inputs), _before(adapter, inputs)]
+    if layer := _layer_inside(adapter):
+        checks.append(_inside(adapter, inputs, layer))
+    checks += [_cached(adapter, inputs), _restored(adapter, inputs)]
+    names = method_names() if methods is None else methods
+    return CheckReport(tuple(checks), {name: refusal(adapter, name) for name in names})
+
+
+def refusal(adapter: ModelAdapter, name: str) -> str | None:
+    """The sentence with which a method is refused on a model; None where it runs."""
+    try:
+        plan(adapter, get_method(name), 0.5, "image", "keep", {})
+    except FoveateError as error:
+        return str(error)
+    return None
+
+
+def _layer_inside(adapter: ModelAdapter) -> int:
+    """A layer in the middle of the language model; 0 where it has one layer only."""
+    return len(adapter.text.layers) // 2
+
+
+def _keeps_all(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+    plain = _logits(adapter, inputs)
+    with prune(adapter.model, "stride", keep=1.0):
+        same = torch.equal(_logits(adapter, inputs), plain)
+    return Check("keep=1.0 changes nothing", same, "bit-identical" if same else "the logits differ")
+
+
+def _before(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+    """Pruning before the language model, against that model run on what is left."""
+    given = _observe(adapter.text, lambda: _logits(adapter, inputs))
+    with prune(adapter.model, "stride", keep=0.5) as pruning:
+        pruned = _logits(adapter, inputs)
+        kept = [image.kept for image in pruning.report().images]
+    index = _indices(adapter, inputs, kept)
+    hidden = adapter.text(**shorten_by_hand(adapter, given, index, kept)).last_hidden_state
+    return _compare("before the LLM: equal to a prompt shortened by hand", _head(adapter, hidden), pruned)
+
+
+def _inside(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: int) -> Check:
+    """Pruning at a layer, against the layers from there on run one by one on what is left."""
+    layers = adapter.text.layers
+    given: list[dict[str, Any]] = []
+    handles = [
+        block.register_forward_pre_hook(lambda module, args, kwargs: given.append({**kwargs, "": args}), with_kwargs=True)
+        for block in layers[layer:]
+    ]
+    try:
+        _logits(adapter, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with prune(adapter.model, AtLayer(get_method("stride"), layer), keep=0.5) as pruning:
+        pruned = _logits(adapter, inputs)
+        kept = [image.kept for image in pruning.report().images]
+    index = _indices(adapter, inputs, kept)
+    first = given[0]
+    hidden = (first[""][0] if first[""] else first["hidden_states"])[:, index]
+    for block, kwargs in zip(layers[layer:], given, strict=True):
+        rest = {name: value for name, value in kwargs.items() if name not in ("", "hidden_states")}
+        out = block(hidden, **{name: _gather(name, value, index) for name, value in with_cache(rest, None).items()})
+        hidden = out[0] if isinstance(out, tuple) else out
+    return _compare(f"at layer {layer}: equal to layers run by hand", _head(adapter, adapter.text.norm(hidden)), pruned)
+
+
+def _cached(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+    """A few tokens with the KV cache, and the same without."""
+    with prune(adapter.model, "stride", keep=0.5):
+        scores = [_generate(adapter, inputs, cache) for cache in (True, False)]
+    return _compare("generating with the KV cache: as without", *(torch.stack(one) for one in scores))
+
+
+def _restored(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+    plain = _logits(adapter, inputs)
+    before = _hooks(adapter.model)
+    with prune(adapter.model, "stride", keep=0.5):
+        _logits(adapter, inputs)
+    same = torch.equal(_logits(adapter, inputs), plain) and _hooks(adapter.model) == before
+    return Check("detached: the model is as it was", same, "bit-identical" if same else "the logits or hooks differ")
+
+
+def shorten_by_hand(
+    adapter: ModelAdapter, given: Mapping[str, Any], index: Tensor, kept: Sequence[Tensor]
+) -> dict[str, Any]:
+    """The language model's arguments for one prompt without what is dropped.
+
+    Args:
+        adapter: of the model.
+        given: what the language model was called with.
+        index: (W,) long, the tokens that stay.
+        kept: (N,) bool for each image, for rows that are added inside.
+    """
+    shortened = {name: _gather(name, value, index) for name, value in with_cache(given, None).items()}
+    if shortened.get("position_ids") is None:
+        shortened["position_ids"] = index[None]
+    if shortened.get("attention_mask") is None:  # else gaps between positions are read as the seams of packed prompts
+        shortened["attention_mask"] = torch.ones(1, len(index), dtype=torch.long, device=index.device)
+    if (deep := adapter.deepstack) is not None and given.get(deep.mask) is not None:
+        rows = torch.cat([mask.to(index.device) for mask in kept])
+        shortened[deep.rows] = [one[rows.to(one.device)] for one in given[deep.rows]]
+    return {**shortened, "use_cache": False}
+
+
+def _gather(name: str, value: Any, index: Tensor) -> Any:
+    """An argument of the language model or of a layer, cut down to the tokens of `index`."""
+    if isinstance(value, Mapping):
+        return {kind: _gather(name, one, index) for kind, one in value.items()}
+    if isinstance(value, (tuple, list)) and name == "position_embeddings":
+        return tuple(_gather(name, one, index) for one in value)
+    if not isinstance(value, Tensor):
+        return value
+    if name == "inputs_embeds":
+        return value[:, index]
+    if name == "position_embeddings":
+        return value[..., index, :]
+    if name == "attention_mask" and value.ndim == 4:
+        return value[:, :, index][..., index]
+    if name in ("attention_mask", "position_ids") or value.ndim == 2 and value.dtype in (torch.bool, torch.long):
+        return value[..., index]
+    return value
+
+
+def _indices(adapter: ModelAdapter, inputs: Mapping[str, Any], kept: Sequence[Tensor]) -> Tensor:
+    """(W,) long: the tokens of the one prompt that stay."""
+    ids = inputs["input_ids"]
+    stays = torch.ones(ids.shape[1], dtype=torch.bool, device=ids.device)
+    for span, mask in zip(locate(adapter, ids, inputs), kept, strict=True):
+        stays[span.index] = mask.to(ids.device)
+    return stays.nonzero()[:, 0]
+
+
+def _observe(module: nn.Module, run: Callable[[], object]) -> dict[str, Any]:
+    """The keyword arguments that `module` is called with in `run`."""
+    found: dict[str, Any] = {}
+    handle = module.register_forward_pre_hook(lambda module, args, kwargs: found.update(kwargs), with_kwargs=True)
+    try:
+        run()
+    finally:
+        handle.remove()
+    return found
+
+
+def _logits(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Tensor:
+    logits: Tensor = adapter.model(**inputs, use_cache=False).logits
+    return logits
+
+
+def _head(adapter: ModelAdapter, hidden: Tensor) -> Tensor:
+    logits: Tensor = adapter.model.get_output_embeddings()(hidden)
+    return logits
+
+
+def _generate(adapter: ModelAdapter, inputs: Mapping[str, Any], cache: bool) -> Sequence[Tensor]:
+    tokens = [*adapter.token_ids().values()]
+    output = adapter.model.generate(
+        **inputs,
+        use_cache=cache,
+        max_new_tokens=_NEW_TOKENS,
+        min_new_tokens=_NEW_TOKENS,
+        do_sample=False,
+        suppress_tokens=tokens,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return list(output.logits)
+
+
+def _compare(name: str, expected: Tensor, found: Tensor) -> Check:
+    if expected.shape != found.shape:
+        return Check(name, False, f"shapes {tuple(expected.shape)} and {tuple(found.shape)} differ")
+    gap = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+    return Check(name, gap <= _TOLERANCE.get(expected.dtype, 6e-2), f"logits differ by {gap:.1e} of the largest")
+
+
+def _hooks(model: nn.Module) -> list[int]:
+    return [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules()]

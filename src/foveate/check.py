@@ -81,7 +81,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
 def refusal(adapter: ModelAdapter, name: str) -> str | None:
     """The sentence with which a method is refused on a model; None where it runs."""
     try:
-        plan(adapter, get_method(name), 0.5, "image", "keep", {})
+        plan(adapter, get_method(name), 0.5, "image", "original", {})
     except FoveateError as error:
         return str(error)
     return None
@@ -140,7 +140,7 @@ def _cached(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     """A few tokens with the KV cache, and the same without."""
     with prune(adapter.model, "stride", keep=0.5):
         scores = [_generate(adapter, inputs, cache) for cache in (True, False)]
-    return _compare("generating with the KV cache: as without", *(torch.stack(one) for one in scores))
+    return _compare("generating with the KV cache: as without", *(torch.stack(list(one)) for one in scores))
 
 
 def _restored(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .adapter import FROM_ROUTER
+from ..tokens import Cue, Source
 from .qwen3_5 import Qwen35Adapter
 from .registry import register_model
 
@@ -16,4 +16,4 @@ class Qwen35MoeAdapter(Qwen35Adapter):
     model_type = "qwen3_5_moe"
     class_name = "Qwen3_5MoeForConditionalGeneration"
     relatives: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_vl", "qwen2_5_vl", "qwen2_vl")
-    cues = Qwen35Adapter.cues | FROM_ROUTER
+    cues = Qwen35Adapter.cues | Cue.of(Source.ROUTER)

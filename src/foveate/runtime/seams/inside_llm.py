@@ -32,6 +32,8 @@ class InsideLlm(Seam):
         self._at = {stage.layer: stage for stage in stages}
         self._config, self._cues = adapter.text.config, LanguageModelCues(stages, adapter)
         layers = len(adapter.text.layers)
+        self._attends = frozenset(adapter.attention_layers)
+        self._stateful = len(self._attends) < layers
         self.layers = range(min(self._at, default=layers), layers)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
@@ -102,7 +104,7 @@ class InsideLlm(Seam):
                 return hidden
             made[stage.layer] = choice, survivors
             hidden, kept = survivors.gather(hidden), entering.then(survivors)
-            if len(self._attends) < len(self._decoder):
+            if self._stateful:
                 check_state(survivors, entering.valid, state.past)
         if stage.layer not in cache.inside:
             cache.inside[stage.layer] = state.cached(stage.layer)

@@ -65,6 +65,10 @@ class Budget:
         """Whether the method counts, so that counts are not known before an image is encoded."""
         return self.keep == AUTO
 
+    def at_layers(self, starts: Sequence[int], layers: int) -> Budget:
+        """This budget where the stages of its method begin at other of a model's `layers`; itself in most."""
+        return self
+
     def count(self, tokens: int) -> int:
         """Tokens kept of `tokens`: ``max(1, floor(keep * n + 0.5))`` for a fraction, never more than n.
 

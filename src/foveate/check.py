@@ -1,9 +1,8 @@
-"""Checks of foveate on a model of your own: what the tests hold on small models, held on the checkpoint that you run."""
+"""Checks of foveate on a model of your own: what the tests hold on small models, on the checkpoint that you run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from .errors import FoveateError
 from .methods import get_method, method_names
 from .methods.toolkit.at_layer import AtLayer
 from .models import ModelAdapter, adapter_of
-from .runtime.compat import cache_of, with_cache
+from .runtime.compat import with_cache
 from .runtime.planner import plan
 from .runtime.prompt import locate
 
@@ -115,7 +114,9 @@ def _inside(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: int) -> Che
     layers = adapter.text.layers
     given: list[dict[str, Any]] = []
     handles = [
-        block.register_forward_pre_hook(lambda module, args, kwargs: given.append({**kwargs, "": args}), with_kwargs=True)
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: given.append({**kwargs, "": args}), with_kwargs=True
+        )
         for block in layers[layer:]
     ]
     try:
@@ -188,7 +189,7 @@ def _gather(name: str, value: Any, index: Tensor) -> Any:
         return value[..., index, :]
     if name == "attention_mask" and value.ndim == 4:
         return value[:, :, index][..., index]
-    if name in ("attention_mask", "position_ids") or value.ndim == 2 and value.dtype in (torch.bool, torch.long):
+    if name in ("attention_mask", "position_ids") or (value.ndim == 2 and value.dtype in (torch.bool, torch.long)):
         return value[..., index]
     return value
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import MethodError, ModelError
 from ..importance.attention_prior import AttentionPrior
+from ..methods.toolkit.base import attention_from
 from ..models import adapter_of
 from ..models.adapter import AttentionCall
 from .cues import last_row
@@ -28,7 +29,8 @@ def measure_prior(
         inputs: processor outputs of single, unpadded prompts with one image each; grids may differ, maps are
             resized to the first image's grid (bicubic) before they are averaged. The map of an image that the model
             sees in tiles is the mean of its tiles'.
-        layer: the layer whose input D2Pruner shortens; attention is read one layer below.
+        layer: the layer whose input D2Pruner shortens; attention is read one layer below, or in the first layer from
+            there on that has any.
         prompt: the question asked, noted in the file.
 
     Raises:
@@ -45,7 +47,7 @@ def measure_prior(
         rows.append(last_row(call, valid, 0)[0])
 
     maps: list[Tensor] = []
-    tap = AttentionObserver(layers[layer - 1].self_attn, observe)
+    tap = AttentionObserver(layers[attention_from(adapter.attention_layers, layer - 1)].self_attn, observe)
     try:
         for one in inputs:
             rows.clear()

@@ -20,6 +20,7 @@ from ..grouping import ReadCue, Span
 from ..importance.attention import attention_row, attention_weights, contributions
 from ..importance.rotary import Table, join_sections, rotary_decay
 from ..methods import Method, Stage
+from ..methods.toolkit.base import attention_from
 from ..models import ModelAdapter
 from ..models.adapter import AttentionCall
 from ..models.encoder_cues import EncoderReader
@@ -212,7 +213,7 @@ class LanguageModelCues:
     """
 
     def __init__(self, stages: Iterable[Stage], adapter: ModelAdapter) -> None:
-        self._text = adapter.text
+        self._text, self._attention = adapter.text, adapter.attention_layers
         self._stages = {stage.layer: stage for stage in stages if stage.method.needs - Cue.of(Source.ENCODER)}
         self._keeps_embeds = any(stage.method.needs & Cue.of(Source.PROMPT) for stage in self._stages.values())
 
@@ -223,7 +224,7 @@ class LanguageModelCues:
                 below = self._text.layers[stage.layer - 1].self_attn
                 hooks.observe(below, functools.partial(self._observe, stack, stage))
             for layer in dict.fromkeys(stage.method.llm_readings):
-                read = self._text.layers[layer].self_attn
+                read = self._text.layers[attention_from(self._attention, layer)].self_attn
                 hooks.observe(read, functools.partial(self._observe_row, stack, stage, layer))
 
     def begin(self, state: ForwardState, embeds: Tensor) -> None:

@@ -69,7 +69,7 @@ class Pruning:
         self._dtype_bytes = next(adapter.text.parameters()).element_size()
         methods = [stage.method for stage in stages]
         check_routers(adapter, stages)
-        self._edits = edits_of(methods, len(adapter.text.layers))
+        self._edits = edits_of(methods, adapter)
         cut = cut_of(methods)
         self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
         self._encoder = EncoderCues(adapter, methods)
@@ -83,7 +83,7 @@ class Pruning:
             self.detach()
             raise
         _ATTACHED[adapter.text] = self
-        announce(stage.method.note for stage in self._stages)
+        announce(note for stage in self._stages for note in (stage.method.note, stage.note))
 
     def __enter__(self) -> Pruning:
         return self

@@ -224,7 +224,7 @@ def state_mask(kept: TokenIndex) -> Tensor | None:
 
 
 def check_state(kept: TokenIndex, given: Tensor, past: int) -> None:
-    """Raise RuntimeStateError where dropping would put padding between what a recurrent state has seen and what follows.
+    """Raise RuntimeStateError where dropping would put padding behind what a recurrent state has seen.
 
     Args:
         kept: the survivors of this forward.
@@ -233,8 +233,9 @@ def check_state(kept: TokenIndex, given: Tensor, past: int) -> None:
     """
     if past and bool(((~kept.valid).sum(1) > (~given).sum(1)).any()):
         raise RuntimeStateError(
-            "the prompts of this batch continue a cache and would keep different numbers of tokens, but layers of linear "
-            "attention cannot skip padding in the middle of a sequence; ask them one by one, or with images of one size."
+            "the prompts of this batch continue a cache and would keep different numbers of tokens, but layers of "
+            "linear attention cannot skip padding in the middle of a sequence; ask them one by one, or with images of "
+            "one size."
         )
 
 

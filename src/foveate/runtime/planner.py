@@ -38,8 +38,8 @@ class Composition:
             )
         return budget
 
-    def stages(self, methods: Sequence[Method], layers: int, budget: Budget) -> list[Stage]:
-        """The stages of the bound `methods` in a model of so many `layers`, in order, with their shares of the budget.
+    def stages(self, methods: Sequence[Method], facts: ModelFacts, budget: Budget) -> list[Stage]:
+        """The stages of the bound `methods` in a model, in order, with their shares of the budget.
 
         Where a method prunes does not depend on how much it keeps. So the methods are asked for their stages as if all
         were kept, and each stage gets its budget here.
@@ -48,7 +48,8 @@ class Composition:
             BudgetError: for a budget that no share of the first stage gives.
         """
         whole = Budget(1.0, budget.scope)
-        stages = sorted((stage for method in methods for stage in method.stages(layers, whole)), key=_order)
+        stages = sorted((stage for method in methods for stage in _stages_of(method, facts, whole)), key=_order)
+        layers = facts.layers
         if budget.keeps_all:
             return stages
         starts = [max(stage.layer, 0) for stage in stages]
@@ -125,7 +126,8 @@ def facts_of(adapter: ModelAdapter) -> ModelFacts:
     name = str(getattr(adapter.model, "name_or_path", ""))
     width = adapter.model.config.get_text_config().hidden_size
     commit = str(getattr(adapter.model.config, "_commit_hash", None) or "")
-    return ModelFacts(name, width, len(adapter.text.layers), adapter.lineage(), commit)
+    layers, attention = len(adapter.text.layers), adapter.attention_layers
+    return ModelFacts(name, width, layers, adapter.lineage(), commit, None if len(attention) == layers else attention)
 
 
 def plan(
@@ -202,7 +204,7 @@ def _wanted(
             raise MethodError(_ONE_METHOD)
         parts = [get_method(part, **hyperparameters) for part in method.methods]
         methods = [_bound(adapter, facts, part, whole) for part in parts]
-        return _checked(adapter, facts, scope, method.stages(methods, facts.layers, whole))
+        return _checked(adapter, facts, scope, method.stages(methods, facts, whole))
     pairs = paired(method, keep)
     if len(pairs) > 1 and hyperparameters:
         raise MethodError(_ONE_METHOD)
@@ -211,12 +213,28 @@ def _wanted(
     for name, amount in pairs:
         budget = Budget(amount, scope)
         bound = _bound(adapter, facts, get_method(name, **hyperparameters), budget)
-        stages = bound.stages(facts.layers, budget)
+        stages = _stages_of(bound, facts, budget)
         if not budget.keeps_all:
             given.append(replace(min(stages, key=_order), method=bound, budget=budget))
         wanted += stages
     _check_falling(given)
     return _checked(adapter, facts, scope, wanted)
+
+
+def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]:
+    """The stages of a bound method, each at the first layer from its own on that gives the attention that it reads."""
+    stages = method.stages(facts.layers, budget)
+    readable = [facts.readable_layer(stage.layer, stage.method) for stage in stages]
+    if readable == [stage.layer for stage in stages]:
+        return stages
+    moved = [
+        stage if stage.layer == layer else replace(stage, layer=layer, asked=stage.layer)
+        for stage, layer in zip(stages, readable, strict=True)
+    ]
+    # Of stages that have come to the same layer the last one leaves what the schedule leaves there.
+    left = list({_order(stage): stage for stage in moved}.values())
+    starts = [max(stage.layer, 0) for stage in left]
+    return [replace(stage, budget=stage.budget.at_layers(starts, facts.layers)) for stage in left]
 
 
 def _bound(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ...budget import Budget
 from ...devices import full_precision
 from ...errors import MethodError
 from ...importance.attention_prior import short_name
-from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from ...tokens import Cue, EncoderReading, Grid, Selection, Source, VisualTokens
 from .constraints import check_fields
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .notes import Note
@@ -57,12 +58,25 @@ class Stage:
         where: in the model.
         layer: inside the LLM the zero-based layer whose input is shortened; 0 before the LLM, -1 before the encoder.
         budget: of the unpruned images.
+        asked: the layer that was asked for, where the model gives nothing to read there and the next one is used.
     """
 
     method: Method
     where: Where
     layer: int
     budget: Budget
+    asked: int | None = None
+
+    @property
+    def note(self) -> Note | None:
+        """What users should know of the layer, where it is not the one that was asked for."""
+        if self.asked is None:
+            return None
+        return Note(
+            f"{self.method.name}: layer {self.asked} of this model gives no attention to read, as its layers of linear "
+            f"attention do not; prunes at layer {self.layer} instead.",
+            logging.WARNING,
+        )
 
     @classmethod
     def before_llm(cls, method: Method, budget: Budget) -> Stage:
@@ -123,6 +137,14 @@ class Provenance:
         return "; ".join(filter(None, (repository, self.licence)))
 
 
+_OWN_ATTENTION = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
+
+
+def attention_from(layers: Sequence[int], layer: int) -> int:
+    """The first of `layers`, those with attention, from `layer` on; the last of them where none is left."""
+    return next((one for one in layers if one >= layer), layers[-1])
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """The little that a method may know of the model when it is bound.
@@ -134,6 +156,7 @@ class ModelFacts:
         lineage: the model's family, as transformers' ``config.model_type`` calls it, and then the families whose
             published settings it takes where none were published for it, nearest first.
         revision: the commit of the hub that the checkpoint was loaded from; empty for one that was not.
+        attention_layers: the layers of the language model in which tokens attend to tokens; None: all.
     """
 
     name_or_path: str
@@ -141,6 +164,28 @@ class ModelFacts:
     layers: int
     lineage: tuple[str, ...] = ()
     revision: str = ""
+    attention_layers: tuple[int, ...] | None = None
+
+    def readable_layer(self, layer: int, method: Method) -> int:
+        """The first layer from `layer` on where the model gives the attention that a method reads.
+
+        Raises:
+            MethodError: where there is none.
+        """
+        known = self.attention_layers
+        if known is None or not 0 < layer < self.layers:
+            return layer
+        below, here = method.needs & Cue.of(Source.LAYER_BELOW), method.needs & _OWN_ATTENTION
+        read = [attention_from(known, one) for one in method.llm_readings]
+        for candidate in range(layer, self.layers):
+            apart = all(one < candidate - bool(below) for one in read)  # a row is not to be compared with itself
+            if apart and (not below or candidate - 1 in known) and (not here or candidate in known):
+                return candidate
+        listed = ", ".join(map(str, known))
+        raise MethodError(
+            f"{method.name} reads the attention of the language model at layer {layer}, but from there on none of its "
+            f"layers with attention ({listed}) can be read; give a lower layer."
+        )
 
     @property
     def label(self) -> str:

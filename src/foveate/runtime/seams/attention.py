@@ -20,6 +20,7 @@ from ...errors import MethodError, ModelError
 from ...importance.rotary import rotary_decay
 from ...methods import Method
 from ...methods.toolkit.interventions import AttentionEdit, LogitBias
+from ...models import ModelAdapter
 from ..cache import TokenIndex
 from ..cues import joint_table
 from ..hooks import Hooks, Kernel
@@ -29,15 +30,21 @@ from .base import Seam
 _ADDITIVE_KERNELS = ("sdpa", "eager")
 
 
-def edits_of(methods: Sequence[Method], layers: int) -> dict[int, list[AttentionEdit]]:
+def edits_of(methods: Sequence[Method], adapter: ModelAdapter) -> dict[int, list[AttentionEdit]]:
     """What the methods of all stages ask for, by layer.
 
     Raises:
+        ModelError: where a layer has no attention.
         MethodError: where two of them edit the same rows of a layer.
     """
     asking: dict[tuple[int, str], tuple[AttentionEdit, str]] = {}
     for method in methods:
-        for edit in method.edits(layers):
+        for edit in method.edits(len(adapter.text.layers)):
+            if edit.layer not in adapter.attention_layers:
+                raise ModelError(
+                    f"{method.name} edits the attention of layer {edit.layer}, a layer of linear attention in this "
+                    "model, which has none; choose another method."
+                )
             known, other = asking.setdefault((edit.layer, edit.rows), (edit, method.name))
             if known != edit:
                 raise MethodError(

@@ -67,7 +67,9 @@ class InsideLlm(Seam):
         """The mask of a layer behind the stage at layer `stage`."""
         if index not in self._attends:
             kept = state.inside[stage]
-            kwargs["attention_mask"] = state.once(("state", stage), kwargs.get("attention_mask"), lambda: state_mask(kept))
+            kwargs["attention_mask"] = state.once(
+                ("state", stage), kwargs.get("attention_mask"), lambda: state_mask(kept)
+            )
             return
         cache, width = cache_of(kwargs), hidden.shape[1]
         keys = (width, 0) if cache is None else cache.get_mask_sizes(width, index)

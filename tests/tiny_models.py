@@ -188,7 +188,7 @@ def qwen3_vl_moe(head_dim: int = 16) -> Zoo:
 
 @functools.cache
 def qwen3_5(head_dim: int = 16) -> Zoo:
-    """Qwen3.5 in small: layers of linear attention but for layers 1 and 3, which attend to all; no DeepStack."""
+    """Qwen3.5 in small: 12 layers, of which 3, 7 and 11 attend to all tokens and the others carry a state."""
     return _qwen35(tf.Qwen3_5ForConditionalGeneration, head_dim)
 
 
@@ -202,7 +202,7 @@ def qwen3_5_moe(head_dim: int = 16) -> Zoo:
 
 
 def _qwen35(cls: Any, head_dim: int, **text: Any) -> Zoo:
-    kinds = ["linear_attention", "full_attention"] * 2
+    kinds = [*["linear_attention"] * 3, "full_attention"] * 3
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     widths = {"linear_key_head_dim": head_dim, "linear_value_head_dim": head_dim}
     vision = {
@@ -214,7 +214,7 @@ def _qwen35(cls: Any, head_dim: int, **text: Any) -> Zoo:
         "patch_size": 16,
         "num_position_embeddings": 64,
     }
-    text = {"layer_types": kinds, **heads, **widths, **text}
+    text = {"num_hidden_layers": len(kinds), "layer_types": kinds, **heads, **widths, **text}
     return _qwen(cls, head_dim, vision, (2, 1, 1), 1, text, mrope_interleaved=True, partial_rotary_factor=0.5)
 
 
@@ -373,5 +373,6 @@ def windowed(kind: str) -> Zoo:
     return replace(base, name=f"{base.name}-{kind}", model=_scaled(type(base.model)(config)))
 
 
-MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, internvl)
-VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe)
+MAKERS = (llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)
+VIDEO_MAKERS = (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+HYBRID_MAKERS = (qwen3_5, qwen3_5_moe)

@@ -135,13 +135,15 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     if cls.where is Where.BEFORE_ENCODER:
         whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
         return f"all but {whole} (the vision encoder takes whole images of one size)"
-    lacking = {row.class_name: spelled(needs - set(row.cues)) for row in known if needs - set(row.cues)}
+    lacking = {row.class_name: f"no {spelled(needs - set(row.cues))}" for row in known if needs - set(row.cues)}
+    if _edits(cls):
+        lacking |= {row.class_name: "no attention in some layers" for row in known if row.hybrid}
     if not lacking:
         return "all that foveate supports"
     if needs & Cue.of(Source.ROUTER):
         routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
         return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
-    return "all but " + ", ".join(f"{model} (no {cues})" for model, cues in lacking.items())
+    return "all but " + ", ".join(f"{model} ({lack})" for model, lack in lacking.items())
 
 
 def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
@@ -149,9 +151,15 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     known, said = supported_models(), list(cls.refusals)
     if cls.where is Where.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
         said.append(takes_whole_images("MODEL", cls.name))
+    if _edits(cls) and any(row.hybrid for row in known):
+        said.append(edits_attention("MODEL", cls.name))
     lacking = {missing for row in known if (missing := needs - set(row.cues))}
     said += sorted(lacks_cues("MODEL", cls.name, missing) for missing in lacking)
     return " ".join(f"“{sentence}”" for sentence in said)
+
+
+def _edits(cls: type[Method]) -> bool:
+    return cls.edits is not Method.edits
 
 
 def _vllm(name: str, needs: frozenset[Cue]) -> str:
@@ -235,6 +243,14 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def edits_attention(model: str, method: str) -> str:
+    """The method edits attention in layers of the model that have none."""
+    return (
+        f"{method} edits the attention of layers that have linear attention in {model}, and so nothing to edit; choose "
+        "another method."
+    )
 
 
 def lacks_cues(model: str, method: str, missing: Iterable[Cue]) -> str:

@@ -59,12 +59,14 @@ def _fits(z: Zoo, name: str, case: str) -> bool:
     """What is expected to run."""
     if name in CLIPS_ONLY:
         return case == "video"
+    if name == "visipruner":  # which edits attention in layers that have none
+        return not z.name.startswith("qwen3_5")
     if name == "fastmmoe":
         return z.name.endswith("moe")
     return name != "pixelprune" or z.mrope
 
 
-@pytest.mark.parametrize("make", zoo.MAKERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", (*zoo.MAKERS, *zoo.HYBRID_MAKERS), ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", method_names())
 def test_runs_right_or_refuses_as_documented(make: Any, name: str) -> None:
     z, method = make(), _method(name)

@@ -94,6 +94,7 @@ class ModelAdapter(ABC):
     relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
+    hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:

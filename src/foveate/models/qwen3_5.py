@@ -20,6 +20,7 @@ class Qwen35Adapter(QwenVLAdapter):
     model_type = "qwen3_5"
     class_name = "Qwen3_5ForConditionalGeneration"
     relatives: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
+    hybrid = True
     pixel_mean = pixel_deviation = (0.5, 0.5, 0.5)
 
     def recurrent_state(self, layer: int) -> RecurrentState | None:

@@ -65,6 +65,7 @@ class SupportedModel:
     modalities: tuple[str, ...]
     cues: tuple[Cue, ...]
     leaves_out_patches: bool = False
+    hybrid: bool = False  # whether layers of its language model carry a state instead of attending
     lineage: tuple[str, ...] = ()  # the family and those whose published settings suit it, nearest first
 
 
@@ -82,7 +83,7 @@ def supported_models() -> list[SupportedModel]:
 def _row(adapter: type[ModelAdapter]) -> SupportedModel:
     cues = sorted(adapter.cues | Cue.of(*EVERY_MODEL), key=lambda cue: cue.name)
     row = (adapter.model_type, adapter.class_name, adapter.modalities, tuple(cues))
-    return SupportedModel(*row, adapter.leaves_out_patches, adapter.lineage())
+    return SupportedModel(*row, adapter.leaves_out_patches, adapter.hybrid, adapter.lineage())
 
 
 def _load_all() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...catalog import edits_attention
 from ...errors import MethodError, ModelError
 from ...importance.rotary import rotary_decay
 from ...methods import Method
@@ -41,10 +42,7 @@ def edits_of(methods: Sequence[Method], adapter: ModelAdapter) -> dict[int, list
     for method in methods:
         for edit in method.edits(len(adapter.text.layers)):
             if edit.layer not in adapter.attention_layers:
-                raise ModelError(
-                    f"{method.name} edits the attention of layer {edit.layer}, a layer of linear attention in this "
-                    "model, which has none; choose another method."
-                )
+                raise ModelError(edits_attention(adapter.class_name, method.name))
             known, other = asking.setdefault((edit.layer, edit.rows), (edit, method.name))
             if known != edit:
                 raise MethodError(

@@ -115,7 +115,7 @@ def refused_by(model: SupportedModel) -> list[str]:
 def _lacks(model: SupportedModel, cls: type[Method], needs: frozenset[Cue]) -> bool:
     if cls.where is Where.BEFORE_ENCODER:
         return not model.leaves_out_patches
-    return not needs <= set(model.cues)
+    return not needs <= set(model.cues) or (model.hybrid and _edits(cls))
 
 
 def _cues(name: str) -> frozenset[Cue]:

@@ -1,4 +1,4 @@
-"""Qwen3.5: layers that carry a state among layers with attention; where methods act, what caches hold, what it costs."""
+"""Qwen3.5: layers that carry a state among others with attention; where methods act, what caches hold and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foveate.errors import MethodError, RuntimeStateError
 from foveate.methods import get_method, method_names
 from foveate.methods.toolkit import AtLayer
 from foveate.runtime.compat import cache_of_output
-from runtime.helpers import TEXTS, cached, gap, generate, logits, pair, single
+from runtime.helpers import cached, gap, generate, logits, pair, single
 from tiny_models import Zoo
 
 CLOSE = 5e-4  # chunks of the linear attention begin elsewhere on sequences of another length
@@ -124,19 +124,28 @@ def test_a_next_turn_goes_on(model: Zoo, method: Any) -> None:
 
 
 def test_a_batch_that_would_be_padded_in_the_middle_is_refused(model: Zoo) -> None:
-    """Rows of a second turn that keep different numbers of tokens: padding would decay the states."""
-    first = tiny_models.inputs(model, [[], []], [TEXTS[0]] * 2)
-    first = {name: value for name, value in first.items() if name != "pixel_values"}
+    """A second turn in which one row loses tokens and the other none: padding would decay the first one's state."""
+    first = {"input_ids": torch.full((2, 6), 20), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    one = single(model)
+    ids = torch.cat([one["input_ids"], torch.full_like(one["input_ids"], 21)])
+    turn = {
+        "input_ids": torch.cat([first["input_ids"], ids], 1),
+        "attention_mask": torch.ones(2, 6 + ids.shape[1], dtype=torch.long),
+        "mm_token_type_ids": torch.cat([torch.zeros(2, 6, dtype=torch.long), (ids == model.visual_ids[0]).long()], 1),
+        "pixel_values": one["pixel_values"],
+        "image_grid_thw": one["image_grid_thw"],
+    }
     with foveate.prune(model.model, "divprune", keep=0.5), torch.no_grad():
-        cache = cache_of_output(model.model(**first))
-        both = tiny_models.inputs(model, [[tiny_models.picture(160, 160, 0)], [tiny_models.picture(64, 64, 1)]], TEXTS)
-        length = first["input_ids"].shape[1]
-        ids = torch.cat([first["input_ids"], both["input_ids"]], 1)
-        mask = torch.cat([first["attention_mask"], both["attention_mask"]], 1)
-        kinds = torch.cat([torch.zeros(2, length, dtype=torch.long), both["mm_token_type_ids"]], 1)
-        turn = {**both, "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+        cache = cache_of_output(model.model(**first, use_cache=True))
         with pytest.raises(RuntimeStateError, match="linear attention cannot skip padding"):
             generate(model, turn, **cached(cache))
+        same = {**turn, "input_ids": turn["input_ids"][:1].repeat(2, 1)}
+        same["mm_token_type_ids"] = (same["input_ids"] == model.visual_ids[0]).long()
+        same["pixel_values"], same["image_grid_thw"] = (
+            same[k].repeat(2, 1) for k in ("pixel_values", "image_grid_thw")
+        )
+        cache = cache_of_output(model.model(**first, use_cache=True))
+        assert generate(model, same, **cached(cache)).logits[0].isfinite().all()  # rows that lose as many go on
 
 
 @pytest.mark.parametrize("method", ["divprune", EARLY], ids=str)

@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
     from .budget import Budget
     from .config import PruningConfig
+    from .methods.toolkit.at_layer import AtLayer
     from .methods.toolkit.base import Method, Provenance, Stage, Where
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
     from .runtime import Pruning, Report
     from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+    from .verification import CheckReport, check
 
 _LAZY = {
+    "AtLayer": ".methods.toolkit",
     "Budget": ".budget",
+    "CheckReport": ".verification",
     "Cue": ".tokens",
     "EncoderReading": ".tokens",
     "Grid": ".tokens",
@@ -45,6 +49,7 @@ _LAZY = {
     "VisualTokens": ".tokens",
     "Where": ".methods",
     "attach": ".api",
+    "check": ".verification",
     "compose": ".api",
     "get_method": ".methods",
     "method_names": ".methods",
@@ -58,8 +63,10 @@ _LAZY = {
 _ROOMS = {"data", "evaluation", "importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
 
 __all__ = [
+    "AtLayer",
     "Budget",
     "BudgetError",
+    "CheckReport",
     "ConfigError",
     "Cue",
     "EncoderReading",
@@ -81,6 +88,7 @@ __all__ = [
     "Where",
     "__version__",
     "attach",
+    "check",
     "compose",
     "get_method",
     "method_names",

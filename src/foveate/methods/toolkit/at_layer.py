@@ -22,6 +22,10 @@ from .wrapper import Wrapper
 class AtLayer(Wrapper):
     """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
 
+    Examples:
+        >>> foveate.AtLayer(foveate.get_method("divprune"), 2).name
+        'divprune@2'
+
     Args:
         base: the method to run there.
         layer: zero-based layer whose input is shortened.

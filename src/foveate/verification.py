@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .api import prune
-from .errors import FoveateError
+from .errors import FoveateError, ModelError
 from .methods import get_method, method_names
 from .methods.toolkit.at_layer import AtLayer
 from .models import ModelAdapter, adapter_of
@@ -40,6 +40,10 @@ class CheckReport:
     Args:
         checks: in the order in which they were made.
         methods: for each method by name the sentence with which it is refused; None where it runs.
+
+    Examples:
+        >>> foveate.CheckReport((), {"divprune": None}).passed
+        True
     """
 
     checks: tuple[Check, ...]
@@ -53,11 +57,14 @@ class CheckReport:
 
 @torch.no_grad()
 def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | None = None) -> CheckReport:
-    """Hold pruning on `model` against what is computed by hand, on one prompt with one or several images::
+    """Hold pruning on `model` against what is computed by hand, on one prompt with one or several images.
 
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt").to(model.device)
-        report = foveate.check(model, inputs)
-        assert report.passed, report.checks
+    Examples:
+        >>> report = foveate.check(model, inputs, methods=["divprune", "fastmmoe"])
+        >>> report.passed
+        True
+        >>> print(report.methods["divprune"], "|", report.methods["fastmmoe"][:50])
+        None | LlavaForConditionalGeneration cannot give what fas
 
     Args:
         model: a supported model, in eval mode; it is unchanged afterwards.
@@ -69,6 +76,11 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
     """
     adapter = adapter_of(model)
     inputs = {name: value for name, value in inputs.items() if value is not None}
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or len(ids) != 1:
+        raise ModelError("check takes one prompt with one or several images; give the processor's inputs of one.")
+    if not locate(adapter, ids, inputs):
+        raise ModelError("the prompt holds no image to prune; give one with a picture.")
     checks = [_keeps_all(adapter, inputs), _before(adapter, inputs)]
     if layer := _layer_inside(adapter):
         checks.append(_inside(adapter, inputs, layer))

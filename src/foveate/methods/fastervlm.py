@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..selection import topk
-from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, Provenance
+from ..tokens import Cue
+from .toolkit.base import Provenance
 from .toolkit.registry import register_method
+from .toolkit.top_k import TopK
 
 
 @register_method("fastervlm")
 @dataclass(frozen=True)
-class FasterVlm(Method):
+class FasterVlm(TopK):
     """The highest encoder attention, nothing else."""
 
+    cue = Cue.ENCODER_ATTENTION
     provenance = Provenance(
         paper="FasterVLM",
         arxiv="2412.01818v1",
@@ -28,10 +27,3 @@ class FasterVlm(Method):
         evidence=("tests/methods/test_golden_attention.py::test_fastervlm (outputs of the released code)",),
         cost="O(N).",
     )
-
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.ENCODER_ATTENTION})
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(tokens.cue(Cue.ENCODER_ATTENTION), count, valid=tokens.valid))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..selection import topk
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue
 from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.constraints import Layer
 from .toolkit.registry import register_method
+from .toolkit.top_k import TopK
 from .toolkit.validation import check_layer_of
 
 
 @register_method("fastv")
 @dataclass(frozen=True)
-class FastV(Method):
+class FastV(TopK):
     """The highest attention of the last prompt token in the layer below.
 
     Args:
@@ -24,6 +22,7 @@ class FastV(Method):
     """
 
     where = Where.INSIDE_LLM
+    cue = Cue.LLM_ATTENTION
     provenance = Provenance(
         paper="FastV",
         arxiv="2403.06764",
@@ -44,13 +43,6 @@ class FastV(Method):
 
     layer: Layer = 2
 
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.LLM_ATTENTION})
-
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of("fastv", self.layer, facts)
         return self
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(tokens.cue(Cue.LLM_ATTENTION), count, valid=tokens.valid))

@@ -46,6 +46,7 @@ from .toolkit.published import published
 from .toolkit.regions import rank_within, region_of
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import mean_of, relevance_of
+from .toolkit.top_k import TopK
 from .toolkit.two_stage import TwoStageMethod
 
 Rule = Literal["attention", "text"]
@@ -206,7 +207,7 @@ class Nuwa(TwoStageMethod):
 
 
 @dataclass(frozen=True)
-class NuwaInside(Method):
+class NuwaInside(TopK):
     """The second stage.
 
     Args:
@@ -234,12 +235,11 @@ class NuwaInside(Method):
     def _one_row(self) -> bool:
         return self.rows == 1 and self.heads == "mean"
 
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+    def scores(self, tokens: VisualTokens) -> Tensor:
         if self.rule == "attention":
-            scores = tokens.cue(Cue.LLM_ATTENTION) if self._one_row else self._by_head(tokens)
-            return Selection(topk(scores, count, valid=tokens.valid))
+            return tokens.cue(Cue.LLM_ATTENTION) if self._one_row else self._by_head(tokens)
         entered = replace(tokens, features=tokens.cue(Cue.INPUT_EMBEDDINGS))
-        return Selection(topk(relevance_of(entered, "plus", cosine_to_mean), count, valid=tokens.valid))
+        return relevance_of(entered, "plus", cosine_to_mean)
 
     def _by_head(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the attention of the last `rows` tokens of text behind the image; anything on padding.

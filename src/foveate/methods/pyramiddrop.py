@@ -15,22 +15,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..budget import Budget
 from ..errors import MethodError
-from ..selection import topk
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.constraints import Layers, Proportions
 from .toolkit.registry import register_method
 from .toolkit.schedules import geometric, proportional
+from .toolkit.top_k import TopK
 from .toolkit.validation import check_falling, check_layer_of
 
 
 @register_method("pyramiddrop")
 @dataclass(frozen=True)
-class PyramidDrop(Method):
+class PyramidDrop(TopK):
     """The highest attention of the last prompt token in the layer itself, at several layers.
 
     Args:
@@ -40,6 +38,7 @@ class PyramidDrop(Method):
             by the same factor.
     """
 
+    cue = Cue.LLM_ATTENTION_HERE
     provenance = Provenance(
         paper="PyramidDrop",
         arxiv="2410.17247",
@@ -69,10 +68,6 @@ class PyramidDrop(Method):
         if self.shares is not None:
             check_falling("pyramiddrop", self.shares, 3 if self.layers is None else len(self.layers))
 
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.LLM_ATTENTION_HERE})
-
     def load(self, facts: ModelFacts) -> Method:
         if self.layers is None and facts.layers < 4:
             raise MethodError(f"pyramiddrop: {facts.label} has only {facts.layers} layers; give layers=.")
@@ -84,6 +79,3 @@ class PyramidDrop(Method):
         at = self.layers or tuple(layers * stage // 4 for stage in (1, 2, 3))
         parts = geometric(budget, len(at)) if self.shares is None else proportional(budget, self.shares)
         return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, parts, strict=True)]
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(tokens.cue(Cue.LLM_ATTENTION_HERE), count, valid=tokens.valid))

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import MethodError
-from ..selection import topk
 from ..selection.similarity import snap_near_one
-from ..tokens import Cue, Selection, VisualTokens
+from ..tokens import Cue, VisualTokens
 from .toolkit.base import Method, Provenance, Where
 from .toolkit.constraints import Layer
 from .toolkit.registry import register_method
 from .toolkit.text_relevance import attention_of_text
+from .toolkit.top_k import TopK
 from .toolkit.two_stage import TwoStageMethod
 
 _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (0, 1) to (1, 0)
@@ -32,7 +32,7 @@ _BEND = 1e-9  # how far below its chord a curve must lie, the chord being from (
 
 @register_method("sms")
 @dataclass(frozen=True)
-class Sms(TwoStageMethod):
+class Sms(TwoStageMethod, TopK):
     """The tokens most similar to what stands for their image, and of these those that the text attends to most.
 
     Args:
@@ -77,9 +77,6 @@ class Sms(TwoStageMethod):
     def second_stage(self) -> Method:
         return SmsInside()
 
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
-
     def counts(self, tokens: VisualTokens) -> Tensor:
         """Those before the knee of each pool's curve."""
         return knees(self.scores(tokens), tokens.valid)
@@ -100,23 +97,20 @@ class Sms(TwoStageMethod):
 
 
 @dataclass(frozen=True)
-class SmsInside(Method):
+class SmsInside(TopK):
     """The second cut: the highest attention of the text."""
 
     name = "sms"
     where = Where.INSIDE_LLM
+    cue = Cue.LLM_TEXT_ATTENTION
     provenance = Sms.provenance
-
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return frozenset({Cue.LLM_TEXT_ATTENTION})
 
     def counts(self, tokens: VisualTokens) -> Tensor:
         """Those before the knee of each pool's curve."""
-        return knees(attention_of_text(tokens), tokens.valid)
+        return knees(self.scores(tokens), tokens.valid)
 
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(attention_of_text(tokens), count, valid=tokens.valid))
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        return attention_of_text(tokens)
 
 
 def knees(scores: Tensor, valid: Tensor) -> Tensor:

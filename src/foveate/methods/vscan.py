@@ -36,6 +36,7 @@ from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.regions import full_windows, rank_within, region_of
 from .toolkit.registry import register_method
+from .toolkit.top_k import TopK
 from .toolkit.two_stage import TwoStageMethod
 
 Windows = Literal["same", "capped"]
@@ -105,7 +106,7 @@ class VScan(TwoStageMethod):
         return (EncoderReading(self.depth, "cls"),)
 
     def second_stage(self) -> Method:
-        return VScanInside(self.rotary)
+        return VScanInside() if self.rotary else VScanInsideUnrotated()
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_ATTENTION))
@@ -135,26 +136,17 @@ class VScan(TwoStageMethod):
 
 
 @dataclass(frozen=True)
-class VScanInside(Method):
-    """The second stage: the highest attention of the last prompt token in the layer itself.
-
-    Args:
-        rotary: whether it is that behind the rotary embedding.
-    """
+class VScanInside(TopK):
+    """The second stage: the highest attention of the last prompt token in the layer itself."""
 
     name = "vscan"
     where = Where.INSIDE_LLM
+    cue = Cue.LLM_ATTENTION_HERE
     provenance = VScan.provenance
 
-    rotary: bool = True
 
-    @property
-    def _cue(self) -> Cue:
-        return Cue.LLM_ATTENTION_HERE if self.rotary else Cue.LLM_ATTENTION_UNROTATED
+@dataclass(frozen=True)
+class VScanInsideUnrotated(VScanInside):
+    """The second stage where the attention is that before the rotary embedding."""
 
-    @property
-    def needs(self) -> frozenset[Cue]:
-        return frozenset({self._cue})
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(tokens.cue(self._cue), count, valid=tokens.valid))
+    cue = Cue.LLM_ATTENTION_UNROTATED

@@ -12,7 +12,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | what is compared | `cues_of`, `features_of`, `centred` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
-| choosing | `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
+| choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
 | merging | `nearest`, `identity_targets`, `group_size`, `Mixture` |
 | the language model | `AttentionEdit`, `LogitBias`, `ExpertCut` |
 | a line for the user | `Note` |
@@ -36,6 +36,7 @@ from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
 from .schedules import geometric, layer_average, proportional
 from .text_relevance import attention_of_text, by_image, mean_of, relevance_of
+from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
 from .validation import check_falling, check_layer_of, check_undropped
 from .wrapper import Wrapper
@@ -61,6 +62,7 @@ __all__ = [
     "RunningMoments",
     "Share",
     "Stage",
+    "TopK",
     "TwoStageMethod",
     "Where",
     "Wrapper",

@@ -1,18 +1,17 @@
-"""AdaTP, a reading: attention chooses layer by layer, freed of its bias to the ends of a clip and to fixed places.
+"""AdaTP, a reading: prune clips by attention, corrected for its bias to the ends of a clip and to fixed places.
 
-1. A segment ends where the cosine of a frame to the next is below `boundary`.
-2. Globally: with r_k the mean over the frames of segment k of the cosine of frame and prompt, a frame of it weighs
-   ``spread ^ ((r_k - min r) / (max r - min r))``, and the segments share the budget by the sum of their frames'
-   weights, none beyond what is left of it. So attention cannot move the budget to the ends of the clip.
-3. Locally: at each place of the grid only the frame of the segment with the highest attention comes first; the others
-   come after all such.
-4. In this order, and among equals by the attention of the text behind the clip in the layer below, mean over heads and
-   text, the first tokens of each segment stay.
+1. Segments: a segment ends where the cosine of a frame to the next is below `boundary`.
+2. Budgets: with r_k the mean cosine of the frames of segment k to the prompt, a frame weighs
+   ``spread ^ ((r_k - min r) / (max r - min r))``. Segments share the budget by the sum of their frames' weights, none
+   beyond what is left of it. So attention cannot move the budget to the ends of the clip.
+3. Places: at each place of the grid, only the frame of the segment with the highest attention comes first. The others
+   come after all such tokens.
+4. In this order, and within it by the attention that the text behind the clip pays in the layer below (mean over heads
+   and text), the first tokens of each segment stay.
 
-This is done at the input of each layer from `start` to layer N - `end` of N, which shrinks the clip by the same factor
-each time.
+This happens at the input of each layer from `start` to N - `end` of N. Each shrinks the clip by the same factor.
 
-Budget: `keep` is what is left behind the last of them; ``foveate.compose("adatp")`` takes it for the average over the
+Budget: `keep` is what is left after the last of them. ``foveate.compose("adatp")`` takes it for the average over the
 layers, and shares it by its own rule.
 """
 
@@ -53,8 +52,7 @@ class AdaTp(Method):
         local: whether repeats at a place come last.
         sign: ``"plus"`` takes frames near to the prompt for relevant, ``"minus"`` those far from it.
         start: zero-based, the first layer whose input is shortened.
-        end: so many layers before the model's number of layers N lies the last one, at layer N - end; at least 1. In
-            models of fewer layers it is `start`.
+        end: the last layer whose input is shortened is N - end in a model of N layers, but never below `start`.
     """
 
     provenance = Provenance(

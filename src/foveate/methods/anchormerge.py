@@ -1,4 +1,4 @@
-"""Anchor merging, the part of RESTORE before the LLM: half of the budget is another method's, the rest merged tokens.
+"""Anchor merging, RESTORE's part before the LLM: another method chooses half of the tokens, the rest are merged.
 
 Of K tokens, `base` keeps floor(K * (1 - anchors)). Over the n others, with cosines S: ``R_i = sum over j of S_ij``, and
 ``d_i = 1 - max S_ij over the j of smaller R`` (1 if there is none). The anchors are those of the highest R * d; every

@@ -1,4 +1,4 @@
-"""Cen-Prune: centre the features before they are compared, around any method that compares them.
+"""Cen-Prune: centre the features before a method compares them.
 
 Tokens share a large mean component, which makes all cosines alike. The mean over the image is subtracted (or channels
 are standardised) before the wrapped method sees the features. Around DivPrune it is the paper's DivPrune+: first

@@ -1,4 +1,4 @@
-"""DART: a few pivots of large keys, visual ones and words, and of the other tokens those least like them.
+"""DART: take a few pivot tokens with large keys, and keep the tokens that are least like them.
 
 Pivots are the visual tokens and the words with the longest keys, by L1 norm, in the layer below, behind the rotary
 embedding, all heads side by side. The visual ones are kept, and what is left of the budget is split over all of them;

@@ -1,4 +1,4 @@
-"""EVS, efficient video sampling: of a clip, the tokens that differ most from their place in the frame before.
+"""EVS, efficient video sampling: keep the tokens of a clip that differ most from their place in the frame before.
 
 A token of the first frame counts as 255 different, so that this frame stays whole; a later one as ``1 - cosine(token,
 the token at its place one frame before)``. The most different are kept, ties to the lowest index.

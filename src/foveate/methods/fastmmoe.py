@@ -1,18 +1,26 @@
-"""A reading of FastMMoE: fewer experts for visual tokens, and pruning that reads the router of a mixture of experts.
+"""A reading of FastMMoE: send visual tokens through fewer experts, merge or drop those that the router treats alike.
 
-Part one: from `expert_layer` on a visual token goes through ``max(1, round(expert_share * k))`` of the k experts that
-the router chose for it, the best ones, whose weights are scaled to the sum of all k; text is untouched.
+Fewer experts: from `expert_layer` on, a visual token goes through the best ``max(1, round(expert_share * k))`` of the k
+experts that the router chose for it. Their weights are scaled to the sum of all k. Text is untouched.
 
-Part two, at each of `layers`, with r_i the router's softmax over all experts and a_i the last prompt token's attention
-one layer below: consecutive tokens form groups of `window`; the redundancy of a group is the mean cosine of its r_i to
-their mean, 0 for a single token; its importance is the mean a_i over the largest such mean. Of T tokens to be left, the
-``m = floor(merge * T)`` groups with the highest ``balance * redundancy - (1 - balance) * importance`` become one token
-each, in the place of their first one, and outside them the T - m highest a_i stay.
+Pruning: at each of `layers`, with r_i the router's softmax over all experts and a_i the last prompt token's attention
+in the layer below, of T tokens to be left:
+
+1. Group consecutive tokens by `window`. The redundancy of a group is the mean cosine of its r_i to their mean, 0 for a
+   single token. Its importance is its mean a_i, divided by the largest such mean.
+2. Merge the ``m = floor(merge * T)`` groups with the highest ``balance * redundancy - (1 - balance) * importance`` into
+   one token each, in the place of their first one.
+3. Of the tokens outside these groups, keep the T - m with the highest a_i.
 
 Budget: `keep` is what is left after the last of `layers`, each of which shrinks an image by the same factor. With
-keep=1.0 nothing is changed, the experts included; for fewer experts alone give a number of tokens that no image has.
-The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05, (2,
-5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
+``keep=1.0`` nothing is changed, the experts included; to use fewer experts alone, give a number of tokens that is
+larger than any image.
+
+The port's values (balance, merge, layers, then the share left after them) by model: DeepSeek-VL2-small (0.3, 0.05,
+(2, 5, 8), 0.754), InternVL3.5-30B-A3B (0.5, 0.025, (5, 8, 12), 0.754).
+
+The sources conflict on the experts: the port leaves fewer experts, which is the default (``expert_reading="number"``);
+one audit that says it read the official code has it cut the width of visual experts (``expert_reading="width"``).
 """
 
 from __future__ import annotations

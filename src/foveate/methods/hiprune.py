@@ -1,4 +1,4 @@
-"""HiPrune: objects found in a middle layer of the vision encoder, what lies beside them, and tokens of the last layer.
+"""HiPrune: keep anchors by a middle layer of the encoder, their neighbours, and the best tokens of the last layer.
 
 With o and p the attention that tokens receive in a middle and in the last layer of the encoder, averaged over heads and
 all queries: of K tokens, the ``n = round(K * anchors / 5)`` highest o are anchors, their neighbours above, below, left

@@ -1,4 +1,4 @@
-"""HoloV: attention decides how much of the budget each part of the image gets, and which of its tokens are kept.
+"""HoloV: share the budget over parts of the image by attention, and keep the most attended tokens of each part.
 
 The tokens, in raster order, are cut into `chunks` runs of equal length (the first ones longer by one). A chunk gets
 floor(K * its share of the mean attention of all chunks); what is missing goes one each to the largest shares. In each

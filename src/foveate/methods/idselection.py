@@ -1,4 +1,4 @@
-"""A reading of ID-Selection: the most important token, then again and again, each pick lowering what is like it.
+"""A reading of ID-Selection: pick the most important token, lower what is like it, and repeat.
 
 The importance is min-max normalised to s. K times: keep j, the argmax of s; then ``s_i = s_i - exp(-gamma * (1 -
 cosine_ij)^2) * s_j`` for all i.

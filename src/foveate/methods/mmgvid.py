@@ -1,4 +1,4 @@
-"""A reading of MMG-Vid: segments share the budget by what they add to a clip, density peaks choose in each frame.
+"""A reading of MMG-Vid: share the budget over the segments of a clip, and keep density peaks in each frame.
 
 1. A frame is the mean of its tokens. A segment ends where the cosine to the next frame is below `boundary`.
 2. With s_i the mean of the frames of segment i, and `later` and `earlier` the means of the segments after and before

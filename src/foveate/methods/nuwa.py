@@ -1,4 +1,4 @@
-"""Nüwa: the best tokens of every small region take in what lies around them; inside the LLM few of them go on.
+"""Nüwa: keep the best tokens of each small region and let them aggregate their surroundings; prune again in the LLM.
 
 With S the encoder attention: of each region of 2 x 2 tokens the highest S are candidates, and the K highest of all of
 them are kept. Kept tokens whose S reaches the `pillars` quantile of the kept ones are pillars and stay as they are; the

@@ -1,11 +1,12 @@
-"""PAR-like, a reading: clusters of similar tokens that the prompt asks for, and of each the tokens that say it all.
+"""PAR-like, a reading: cluster similar tokens, rank the clusters by the prompt, and keep what differs within each.
 
-1. Tokens whose cosine is at least `link_threshold` are joined; clusters are the connected parts. The key of a cluster
-   is the mean of its tokens at unit length.
-2. The relevance of a cluster is the highest cosine of its key to any token of the prompt's text. Clusters are retrieved
-   from the highest to the lowest.
-3. Of a cluster stays the token nearest to its key, then, from near to far, each whose cosine to all that stay of it is
-   below `duplicate_threshold`; until the budget is spent. Tokens left out come after all clusters, in the same order.
+1. Cluster: join tokens whose cosine is at least `link_threshold`; clusters are the connected components. The key of a
+   cluster is the mean of its tokens at unit length.
+2. Rank: the relevance of a cluster is the highest cosine of its key to any token of the prompt's text. Clusters are
+   taken from the highest to the lowest.
+3. Drop duplicates: go through a cluster from the token nearest to its key to the farthest, and keep each whose cosine
+   to all that were kept of it is below `duplicate_threshold`, until the budget is spent. The duplicates come after all
+   clusters, in the same order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PruneSID: groups of tokens by principal components, and in each the best ones that do not repeat each other.
+"""PruneSID: group tokens by principal components, and keep the best of each group that do not repeat each other.
 
 With T = K + 1, as the authors count the CLS token on LLaVA:
 

@@ -1,4 +1,4 @@
-"""PyramidDrop: ever fewer tokens towards the end of the LLM, each time those that the last prompt token attends to.
+"""PyramidDrop: prune at several layers of the LLM, each time by the attention of the last prompt token.
 
 Before layer L runs, with x the hidden states that enter it: ``q, k = rotary(q_proj(norm(x)), k_proj(norm(x)))`` with
 the layer's own weights; the score of a token is the softmax attention of the last prompt token to it, in float32 over

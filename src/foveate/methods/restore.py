@@ -1,4 +1,4 @@
-"""RESTORE: another method keeps half of the budget, the rest is merged into anchors, and attention is told so.
+"""RESTORE: another method chooses half of the tokens, the rest are merged, and attention is corrected for both.
 
 The anchors are those of `anchormerge`. In all layers of the LLM, log(s) is added to the logits of a key that stands for
 s tokens; in the first layer each visual token stands for N / K of the N tokens of its image, of which K are kept. For

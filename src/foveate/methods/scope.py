@@ -1,4 +1,4 @@
-"""SCOPE: tokens that cover the image, each gain weighted by the saliency of the token, before the LLM."""
+"""SCOPE: cover the image greedily, each gain weighted by the saliency of the token, before the LLM."""
 
 from __future__ import annotations
 

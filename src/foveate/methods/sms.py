@@ -1,4 +1,4 @@
-"""SMS-like, a reading of Sparsity Meets Similarity: similarity to the image's CLS token, then attention of the text.
+"""SMS-like, a reading of Sparsity Meets Similarity: cut by similarity to the CLS token, then by attention of the text.
 
 Before the LLM the paper sorts the similarities of the patches to the CLS token and cuts where the curve bends, at
 another count for each image. After the first layers of the LLM it cuts once more, by the interaction with the text:

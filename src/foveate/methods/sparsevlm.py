@@ -1,23 +1,28 @@
-"""SparseVLM+: ever fewer tokens, each time those that the words rate highest which the image is about.
+"""SparseVLM+: prune at several layers by the attention of the words that are about the image.
 
-With V the image's and T the text's embeddings as they enter the LLM, T behind the image: P = softmax of ``V T'`` over
-the text, p_t its mean over the image. The text tokens with p_t above the mean of all are raters; where there is none,
-all are. At each stage, with A the attention in the layer below from raters to the tokens that are left: A is divided by
-the rotary decay between the two positions, which undoes its fading with distance; of the heads those 14 with the
-largest sum count, whatever their number (LLaVA-1.5's 7B has 32, its 13B 40). A token's score is the mean over these
-heads and raters, and the highest scores stay.
+With V the image's and T the text's embeddings as they enter the LLM (T behind the image):
 
-Version 1 has no division and takes all heads (``unbias=False, heads=1.0``), and recycles (`recycle`): of n tokens that
-go, the m = floor(0.3 n) + 1 with the highest scores are grouped around floor(m / 10) + 1 density peaks, which stay as
-the means of their groups.
+1. Choose raters once: P is the softmax of ``V T'`` over the text, p_t its mean over the image. The text tokens with p_t
+   above the mean are raters; where there is none, all are.
+2. At each stage, take the attention in the layer below from the raters to the tokens that are left. Divide it by the
+   rotary decay between the two positions, which undoes its fading with distance.
+3. Take the 14 heads with the largest sum, whatever their number (LLaVA-1.5's 7B has 32, its 13B 40). The score of a
+   token is the mean over these heads and the raters. The highest scores stay.
 
-Budget: `keep` is what is left behind the last stage; with `shares` the released lists are met, on LLaVA-1.5: "192" is
-``shares=(300, 200, 118)`` with keep=118, and in version 1 (309, 204, 113) with 113, groups included; "128" is (238,
-108, 60) with 60, and (312, 117, 39) with 39; "96" is (246, 54, 28) with 28, and (249, 55, 27) with 27; "64" is (66, 34,
-20) with 20, and (82, 32, 18) with 18.
+Version 1 does not divide and takes all heads (``unbias=False, heads=1.0``), and it recycles (`recycle`): of n tokens
+that are dropped, the m = floor(0.3 n) + 1 with the highest scores are grouped around floor(m / 10) + 1 density peaks,
+which stay as the means of their groups.
 
-Without, each stage shrinks the image by the same factor. The lists' names are averages if the stages act one layer
-earlier than they do; `Report.average_visual_tokens` says 207, 144, 114 and 82 for those of version 2.
+Budget: `keep` is what is left after the last stage, and each stage shrinks the image by the same factor. `shares` sets
+the stages instead. The released lists for LLaVA-1.5, with `keep` the last number (version 1 counts its groups):
+
+1. "192": ``shares=(300, 200, 118)``; version 1 (309, 204, 113).
+2. "128": ``shares=(238, 108, 60)``; version 1 (312, 117, 39).
+3. "96": ``shares=(246, 54, 28)``; version 1 (249, 55, 27).
+4. "64": ``shares=(66, 34, 20)``; version 1 (82, 32, 18).
+
+The names of the lists are averages if the stages act one layer earlier than they do; `Report.average_visual_tokens`
+says 207, 144, 114 and 82 for those of version 2.
 """
 
 from __future__ import annotations

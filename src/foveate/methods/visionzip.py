@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that receive most attention inside the vision encoder, and merges of what they leave out.
+"""VisionZip: keep the tokens with the highest attention in the vision encoder, and merge the others into a few.
 
 With C contextual tokens out of K: the K - C tokens of the highest encoder attention are dominant and stay as they are.
 Of the R others, in raster order, those at 0, s, 2s, ... with s = max(1, R // C) are targets, and every other token

@@ -1,4 +1,4 @@
-"""VisiPruner: shallow layers do not look, one layer in the middle chooses few tokens, deep layers do without any.
+"""VisiPruner: edit attention in shallow layers, keep few tokens from one middle layer on, and none in deep layers.
 
 With s shallow layers, for the prompt only (what is generated looks as ever), behind the softmax and without normalising
 anew: in layer 0 the text's weights on visual tokens move to the first one, those of visual tokens vanish; in layers 1

@@ -1,4 +1,4 @@
-"""VisPruner: tokens of high encoder attention, and of the others those that are left when duplicates go.
+"""VisPruner: keep tokens with high encoder attention, and of the others those that are not duplicates.
 
 Of K tokens, floor(K * important) are those of the highest encoder attention. The others form a list by descending
 attention. While it is too long, each token at an even place is compared with all at odd places; the (at most) 8 evens

@@ -1,4 +1,4 @@
-"""VScan: local tokens by a shallow layer, global ones by a deep one, merges of the rest; few go on inside the LLM.
+"""VScan: keep local tokens by a shallow layer and global ones by a deep one, merge the rest; prune again in the LLM.
 
 Of K tokens half are local: chosen window by window by what the CLS token attends to most in a shallow layer of the
 encoder. The others are those of the highest encoder attention among what is left. Every dropped token joins the kept

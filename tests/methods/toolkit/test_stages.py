@@ -89,3 +89,10 @@ def test_a_wrapper_is_given_its_base_by_name(llava: Zoo) -> None:
         assert "cenprune keeps 0.5 before the LLM" in repr(pruning)
     with pytest.raises(foveate.MethodError, match="wraps methods that prune before the LLM; fastv prunes inside it"):
         foveate.prune(llava.model, "cenprune", base="fastv")
+
+
+def test_a_moved_method_says_what_it_does_otherwise() -> None:
+    base = get_method("divprune").provenance
+    moved = AtLayer(get_method("divprune"), 2).provenance
+    assert moved.source == base.source and moved.deviations[:-1] == base.deviations
+    assert moved.deviations[-1] == "The features are hidden states of the LLM instead of its inputs."

@@ -1,11 +1,8 @@
-"""AtLayer: run a method that prunes before the LLM inside the LLM, on the hidden states that enter a layer.
-
-Paper: that of the wrapped method. Deviations: the features are hidden states of the LLM instead of its inputs.
-"""
+"""AtLayer: run a method that prunes before the LLM inside the LLM, on the hidden states that enter a layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from torch import Tensor
@@ -16,6 +13,8 @@ from .base import Method, ModelFacts, Provenance, Where, in_words
 from .constraints import AtLeast
 from .validation import check_layer_of
 from .wrapper import Wrapper
+
+_HIDDEN_STATES = "The features are hidden states of the LLM instead of its inputs."
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class AtLayer(Wrapper):
 
     @property
     def provenance(self) -> Provenance:  # type: ignore[override]
-        return self.base.provenance
+        record = self.base.provenance
+        return replace(record, deviations=(*record.deviations, _HIDDEN_STATES))
 
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)

@@ -340,6 +340,8 @@ def _scaled(model: nn.Module, seed: int = 0) -> nn.Module:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.9 / fan_in**0.5)
             elif name.endswith("bias"):
                 weight.zero_()
+            elif name.endswith("A_log"):  # how fast states decay, which transformers draws at random
+                weight.copy_(torch.linspace(1, 8, len(weight)).log())
             elif name.endswith("class_embedding"):  # else it would depend on what ran before
                 apart = torch.Generator().manual_seed(seed)
                 weight.copy_(torch.randn(weight.shape, generator=apart) / len(weight) ** 0.5)

@@ -147,7 +147,7 @@ FAULTS: list[tuple[Any, str]] = [
     ({"method": {"name": "idpruner", "balance": 2}}, r"must be in \[0, 1\]"),
     ({"method": {"name": "idpruner", "scorer": 5}}, "scorer=5 is not"),
     ({"method": {"name": "eadp", "sign": "up"}}, "one of plus, minus"),
-    ({"method": {"name": "tops", "shares": [1, 2]}}, "is not 3 numbers with commas"),
+    ({"method": {"name": "tops", "shares": [1, 2]}}, "must be three that fall"),
     ({"method": {"name": "pyramiddrop", "layers": [1, 2.5]}}, "whole numbers with commas"),
     ({"method": {"name": "scope", "at_layer": -1}}, "layer=-1 must be"),
     ({"method": []}, "give a name"),

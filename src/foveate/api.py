@@ -15,7 +15,7 @@ from .config import PruningConfig
 from .errors import MethodError, ModelError, RuntimeStateError
 from .methods import Method, Where, get_method
 from .models import adapter_of
-from .models.adapter import MOST_QUERIES, checked_queries
+from .models.adapter import MOST_QUERIES, check_queries
 from .runtime.engine import Pruning, is_pruned
 from .runtime.planner import KeepLike, MethodLike, compose, plan
 from .runtime.seams.before_llm import Positions
@@ -98,7 +98,7 @@ def prune(
         FoveateError: for anything that cannot work, before the model is changed.
     """
     adapter = adapter_of(model)
-    adapter.encoder_queries = checked_queries(encoder_queries)
+    adapter.encoder_queries = check_queries(encoder_queries)
     if is_pruned(adapter):
         raise RuntimeStateError("pruning is already attached to this model; detach it first.")
     return Pruning(adapter, plan(adapter, method, keep, scope, positions, hyperparameters), positions)

@@ -12,8 +12,8 @@ from .budget import Budget, Scope, common_scope
 from .errors import ConfigError, FoveateError, near_miss
 from .methods import Method, get_method
 from .methods.toolkit.settings import method_data, method_of
-from .models.adapter import MOST_QUERIES, checked_queries
-from .runtime.planner import Composition, KeepLike, MethodLike, compose, paired
+from .models.adapter import MOST_QUERIES, check_queries
+from .runtime.planner import Composition, KeepLike, MethodLike, compose, pair_methods
 from .runtime.seams.before_llm import Positions
 
 FILE_NAME = "foveate_config.json"
@@ -60,13 +60,13 @@ class PruningConfig:
         if isinstance(method, Composition):
             found, kept = method, method.check(Budget(keep, scope)).keep  # type: ignore[arg-type]
         else:
-            pairs = [(get_method(one), Budget(amount, scope).keep) for one, amount in paired(method, keep)]
+            pairs = [(get_method(one), Budget(amount, scope).keep) for one, amount in pair_methods(method, keep)]
             several = isinstance(method, (list, tuple))
             found = tuple(one for one, _ in pairs) if several else pairs[0][0]
             kept = tuple(amount for _, amount in pairs) if isinstance(keep, (list, tuple)) else pairs[0][1]
         if self.positions not in get_args(Positions):
             raise ConfigError(f"positions={self.positions!r} is unknown; use 'original' or 'compact'.")
-        checked_queries(self.encoder_queries)
+        check_queries(self.encoder_queries)
         for name, value in (("method", found), ("keep", kept), ("scope", scope)):
             object.__setattr__(self, name, value)
 

@@ -73,7 +73,7 @@ class TokenGroups:
         return cls(groups, counts, budget.by_content)
 
     @classmethod
-    def joined(cls, parts: Sequence[TokenGroups]) -> TokenGroups:
+    def join(cls, parts: Sequence[TokenGroups]) -> TokenGroups:
         """The groups of several, one after the other."""
         spans = [group for part in parts for group in part.spans]
         counts = [count for part in parts for count in part.counts]
@@ -102,7 +102,7 @@ class TokenGroups:
         flat = [torch.cat([span.index.to(device) for span in group]) for group in self.spans]
         return rows, pad_sequence(flat, batch_first=True, padding_value=-1)
 
-    def padded(self, values: Sequence[Tensor]) -> Tensor:
+    def pad(self, values: Sequence[Tensor]) -> Tensor:
         """(P, N, ...): tensors of all tokens, one after the other in the order of the groups, cut and padded.
 
         Args:
@@ -159,7 +159,7 @@ class Choice(NamedTuple):
     merge: Merge | None
     sizes: Tensor | None = None
 
-    def merged(self, hidden: Tensor) -> Tensor:
+    def apply_merge(self, hidden: Tensor) -> Tensor:
         """The sequence (B, W, d) with the method's merges applied."""
         return hidden if self.merge is None else self.merge.apply(hidden)
 
@@ -194,15 +194,15 @@ def choose(
     at = (rows[:, None].expand_as(index), index.clamp_min(0))
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
     masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
-    given = {cue: _grouped(groups, rows, read, cue) for cue, read in cues.items()}
+    given = {cue: _gather_cue(groups, rows, read, cue) for cue, read in cues.items()}
     tokens = VisualTokens(features, groups.grids, given, **masks)
-    wanted = _by_content(method, tokens) if groups.by_content else from_host(groups.counts, hidden.device)
+    wanted = _count_by_content(method, tokens) if groups.by_content else from_host(groups.counts, hidden.device)
     selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
     keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     dropped = alive & ~selection.keep
     keep[at[0][dropped], at[1][dropped]] = False
     merge = None if selection.target is None else Merge(at, alive, selection.keep, selection)
-    return Choice(keep, merge, None if method.bias is None else _sizes(keep, at, alive, selection))
+    return Choice(keep, merge, None if method.bias is None else _token_sizes(keep, at, alive, selection))
 
 
 def select(method: Method, tokens: VisualTokens, count: Tensor, checked: bool = True) -> Selection:
@@ -224,10 +224,10 @@ def select(method: Method, tokens: VisualTokens, count: Tensor, checked: bool = 
     return selection
 
 
-def _grouped(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> Tensor:
+def _gather_cue(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> Tensor:
     """A cue as `VisualTokens` wants it: (P, ...), where `rows` (P,) is the prompt of each group."""
     if not isinstance(read, Tensor):
-        return groups.padded(read)
+        return groups.pad(read)
     return read[rows] if cue.of_text else read.expand(len(rows), *read.shape)
 
 
@@ -238,7 +238,7 @@ def _text_masks(groups: TokenGroups, rows: Tensor, text: PromptText) -> dict[str
     return {"text_valid": valid, "text_follows": (text.index[rows] > last[:, None]) & valid}
 
 
-def _sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selection: Selection) -> Tensor:
+def _token_sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selection: Selection) -> Tensor:
     """(B, W, 2): see `Choice`."""
     sizes, kept = torch.ones(*keep.shape, 2, dtype=torch.float32, device=keep.device), selection.keep
     mean = (alive.sum(1).float() / kept.sum(1).clamp_min(1).float())[:, None].expand(alive.shape)
@@ -247,7 +247,7 @@ def _sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selection: Se
     return sizes
 
 
-def _by_content(method: Method, tokens: VisualTokens) -> Tensor:
+def _count_by_content(method: Method, tokens: VisualTokens) -> Tensor:
     """How many tokens of each group the method wants to keep, at least as many as it must leave: (P,) long."""
     counts = method.counts(tokens)
     if counts is None or counts.shape != tokens.features.shape[:1] or counts.is_floating_point():

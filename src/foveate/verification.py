@@ -81,10 +81,10 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
         raise ModelError("check takes one prompt with one or several images; give the processor's inputs of one.")
     if not locate(adapter, ids, inputs):
         raise ModelError("the prompt holds no image to prune; give one with a picture.")
-    checks = [_keeps_all(adapter, inputs), _before(adapter, inputs)]
+    checks = [_check_keep_all(adapter, inputs), _check_before_llm(adapter, inputs)]
     if layer := _layer_inside(adapter):
-        checks.append(_inside(adapter, inputs, layer))
-    checks += [_cached(adapter, inputs), _restored(adapter, inputs)]
+        checks.append(_check_inside_llm(adapter, inputs, layer))
+    checks += [_check_cache(adapter, inputs), _check_detach(adapter, inputs)]
     names = method_names() if methods is None else methods
     return CheckReport(tuple(checks), {name: refusal(adapter, name) for name in names})
 
@@ -103,14 +103,14 @@ def _layer_inside(adapter: ModelAdapter) -> int:
     return len(adapter.text.layers) // 2
 
 
-def _keeps_all(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+def _check_keep_all(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     plain = _logits(adapter, inputs)
     with prune(adapter.model, "stride", keep=1.0):
         same = torch.equal(_logits(adapter, inputs), plain)
     return Check("keep=1.0 changes nothing", same, "bit-identical" if same else "the logits differ")
 
 
-def _before(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+def _check_before_llm(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     """Pruning before the language model, against that model run on what is left."""
     given = _observe(adapter.text, lambda: _logits(adapter, inputs))
     with prune(adapter.model, "stride", keep=0.5) as pruning:
@@ -121,7 +121,7 @@ def _before(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     return _compare("before the LLM: equal to a prompt shortened by hand", _head(adapter, hidden), pruned)
 
 
-def _inside(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: int) -> Check:
+def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: int) -> Check:
     """Pruning at a layer, against the layers from there on run one by one on what is left."""
     layers = adapter.text.layers
     given: list[dict[str, Any]] = []
@@ -149,14 +149,14 @@ def _inside(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: int) -> Che
     return _compare(f"at layer {layer}: equal to layers run by hand", _head(adapter, adapter.text.norm(hidden)), pruned)
 
 
-def _cached(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+def _check_cache(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     """A few tokens with the KV cache, and the same without."""
     with prune(adapter.model, "stride", keep=0.5):
         scores = [_generate(adapter, inputs, cache) for cache in (True, False)]
     return _compare("generating with the KV cache: as without", *(torch.stack(list(one)) for one in scores))
 
 
-def _restored(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
+def _check_detach(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
     plain = _logits(adapter, inputs)
     before = _hooks(adapter.model)
     with prune(adapter.model, "stride", keep=0.5):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveate.grouping import Span
 from foveate.methods import get_method
 from foveate.runtime.cache import CacheState
-from foveate.runtime.seams.attention import edited_attention
+from foveate.runtime.seams.attention import call_with_edits
 from foveate.runtime.state import Call, CallStack, ForwardState
 from foveate.tokens import Grid
 from methods.golden import Case, cases
@@ -34,7 +34,7 @@ def edited(weights: Tensor, edits: Any, images: list[int]) -> Tensor:
         return (weights @ value).transpose(1, 2), None
 
     value = torch.eye(length).expand(1, len(weights), length, length)
-    out, _ = edited_attention(stack, edits, kernel, nn.Module(), value, value, value)
+    out, _ = call_with_edits(stack, edits, kernel, nn.Module(), value, value, value)
     return out[0].transpose(0, 1)
 
 

@@ -23,7 +23,7 @@ def test_experts_of_each_layer() -> None:
 def test_dense_models_have_none(zoo: Zoo) -> None:
     sparse = zoo.name.endswith("moe")
     assert any(adapter_of(zoo.model).moe()) == sparse
-    assert (Cue.ROUTER_LOGITS in adapter_of(zoo.model).given) == sparse
+    assert (Cue.ROUTER_LOGITS in adapter_of(zoo.model).available_cues) == sparse
 
 
 def test_the_family_lists_the_cue() -> None:

@@ -138,10 +138,10 @@ class ModelAdapter(ABC):
         return [moe_block(layer) for layer in self.text.layers]
 
     @property
-    def given(self) -> frozenset[Cue]:
+    def available_cues(self) -> frozenset[Cue]:
         """The cues that this very model gives in transformers: its family's, any model's, and those of routers."""
-        given = self.cues | Cue.of(*EVERY_MODEL)
-        return given | Cue.of(Source.ROUTER) if any(self.moe()) else given
+        cues = self.cues | Cue.of(*EVERY_MODEL)
+        return cues | Cue.of(Source.ROUTER) if any(self.moe()) else cues
 
     @property
     @abstractmethod
@@ -239,7 +239,7 @@ def pooled_mean(values: Tensor, group: int) -> Tensor:
     return values.reshape(-1, group, *values.shape[1:]).mean(1)
 
 
-def checked_queries(queries: object) -> int:
+def check_queries(queries: object) -> int:
     """`queries`, as `ModelAdapter.encoder_queries`; raises ModelError unless it is a whole number of at least 1."""
     if not isinstance(queries, int) or isinstance(queries, bool) or queries < 1:
         raise ModelError(

@@ -106,7 +106,7 @@ class CacheLayout:
         return cls(column, column.bool(), 0)
 
     @classmethod
-    def unpruned(cls, valid: Tensor) -> CacheLayout:
+    def of_unpruned(cls, valid: Tensor) -> CacheLayout:
         """A cache whose entries (B, P) are those of the sequence, one by one."""
         layout = cls.empty(len(valid), valid.device)
         if valid.shape[1]:
@@ -179,7 +179,7 @@ class CacheState:
         stage = max((stage for stage in self.inside if stage <= layer), default=None)
         return self.before if stage is None else self.inside[stage]
 
-    def dropped(self, layer: int) -> int:
+    def count_dropped(self, layer: int) -> int:
         """How many tokens of the sequence a layer's cache lacks."""
         layouts = {id(one): one for one in (self.before, self.layout_of(layer)) if one is not None}
         return sum(layout.dropped for layout in layouts.values())
@@ -208,7 +208,7 @@ class PrunedCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]
-        return length + self._foveate.dropped(layer_idx or counting_layer(self)) if length else length
+        return length + self._foveate.count_dropped(layer_idx or counting_layer(self)) if length else length
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]
@@ -246,10 +246,10 @@ class PrunedCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         held = {name: value for name, value in self.__dict__.items() if name != "_foveate"}
-        return _restored, (type(self).__mro__[2], held, self._foveate)
+        return _restore_cache, (type(self).__mro__[2], held, self._foveate)
 
 
-def _restored(kind: type, held: dict[str, Any], state: CacheState) -> Any:
+def _restore_cache(kind: type, held: dict[str, Any], state: CacheState) -> Any:
     """A pruned cache from a copy or a file."""
     cache: Any = object.__new__(kind)
     cache.__dict__.update(held)

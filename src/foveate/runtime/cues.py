@@ -256,7 +256,7 @@ class LanguageModelCues:
         if state is not None and not stack.replaying and groups_of(stage, state).drops:
             readings: _Readings = state.slots[self]
             with torch.no_grad():
-                below = _below(state, stage.layer, call, readings.contributions)
+                below = _layer_below(state, stage.layer, call, readings.contributions)
                 readings.below[stage.layer] = _read(BELOW_LAYER, below, stage.method.needs)
 
     @full_precision
@@ -266,12 +266,12 @@ class LanguageModelCues:
         if state is not None and not stack.replaying and groups_of(stage, state).drops:
             readings: _Readings = state.slots[self]
             with torch.no_grad():
-                readings.rows[layer] = _attention_row(_below(state, layer + 1, call, readings.contributions))
+                readings.rows[layer] = _attention_row(_layer_below(state, layer + 1, call, readings.contributions))
 
 
-def _below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
+def _layer_below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
     valid, past = state.keys(layer - 1)
-    return LayerBelow(state, layer, call, state.of_prompt(valid), past, parts)
+    return LayerBelow(state, layer, call, state.without_generated(valid), past, parts)
 
 
 Reader = Callable[[Any], Any]
@@ -296,11 +296,11 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
         valid: (B, past + W) bool, real entries.
         past: entries that were there before this forward.
     """
-    query, visible, first = _last(call, valid, past)
+    query, visible, first = _last_query(call, valid, past)
     return attention_row(query, call.key, call.scaling, visible)[:, first : first + call.query.shape[2]]
 
 
-def unrotated(rotary: Table, hidden: Tensor) -> Table:
+def identity_rotary(rotary: Table, hidden: Tensor) -> Table:
     """Rotary tables like those of a model that turn nothing, for the tokens of `hidden` (B, W, d).
 
     Its tables may have one for each axis, and of one row what serves all.
@@ -319,7 +319,7 @@ def joint_table(rotary: Table, text_config: Any) -> Table:
     return join_sections(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
-def _visible(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
+def _visible_keys(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
     """Which keys (B, M, S) queries of this forward may see, by their places (B, M); and the first key of this forward.
 
     A layer that attends within a window may have let old entries go, so that its S keys are the last of `valid`.
@@ -339,11 +339,11 @@ def _visible(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> 
     return visible, past - first
 
 
-def _last(call: AttentionCall, valid: Tensor, past: int) -> tuple[Tensor, Tensor, int]:
+def _last_query(call: AttentionCall, valid: Tensor, past: int) -> tuple[Tensor, Tensor, int]:
     """The query (B, H, hd) of each prompt's last real token, which keys it sees (B, S), and this forward's first."""
     steps = torch.arange(valid.shape[1], device=valid.device)
     last = torch.where(valid, steps, -1).amax(1) - past  # (B,) index among the queries
-    visible, first = _visible(call, valid, past, last.clamp_min(0)[:, None])
+    visible, first = _visible_keys(call, valid, past, last.clamp_min(0)[:, None])
     return call.query[torch.arange(len(last), device=last.device), :, last], visible[:, 0], first
 
 
@@ -356,7 +356,7 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
         one = slice(row, row + 1)
         mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
         alone = replace(call, query=call.query[one, :, at], key=call.key[one], value=None, mask=mask)
-        visible, first = _visible(replace(alone, query=call.query[one]), valid[one], past, at[None])
+        visible, first = _visible_keys(replace(alone, query=call.query[one]), valid[one], past, at[None])
         visible = visible & text.valid[row, None, :, None]
         weights = attention_weights(alone.query, alone.key, call.scaling, visible)
         out.append(weights[0, ..., first : first + width].permute(2, 0, 1))
@@ -387,7 +387,7 @@ def _attention_row(below: LayerBelow) -> list[Tensor]:
 @reads(BELOW_LAYER, Cue.LLM_CONTRIBUTIONS)
 def _contributions(below: LayerBelow) -> list[Tensor]:
     call = below.call
-    query, visible, first = _last(call, below.valid, below.past)
+    query, visible, first = _last_query(call, below.valid, below.past)
     parts = contributions(query, call.key, call.values, call.scaling, visible)
     below.contributions.append(below.by_span(parts[:, first : first + call.query.shape[2]]))
     return [torch.stack(of_span, 1) for of_span in zip(*below.contributions, strict=True)]
@@ -464,9 +464,9 @@ def _attention_row_here(entering: Entering) -> list[Tensor]:
     below, known = state.stage_below(layer), state.cache.inside.get(layer)
     if below is not None:
         state.cut_positions(below, kwargs)
-    cached = (state.cached(layer) if known is None else known).valid
+    cached = (state.cached_layout(layer) if known is None else known).valid
     call = probe_attention(entering.module, entering.hidden, kwargs)
-    valid = state.of_prompt(torch.cat([cached, entering.tokens.valid], 1))
+    valid = state.without_generated(torch.cat([cached, entering.tokens.valid], 1))
     return entering.by_span(last_row(call, valid, cached.shape[1]))
 
 
@@ -474,6 +474,6 @@ def _attention_row_here(entering: Entering) -> list[Tensor]:
 def _attention_row_unrotated(entering: Entering) -> list[Tensor]:
     # What is cached is rotated, and so has no place in this row.
     kwargs = with_cache(entering.kwargs, None)
-    kwargs["position_embeddings"] = unrotated(kwargs["position_embeddings"], entering.hidden)
+    kwargs["position_embeddings"] = identity_rotary(kwargs["position_embeddings"], entering.hidden)
     call = probe_attention(entering.module, entering.hidden, kwargs)
-    return entering.by_span(last_row(call, entering.state.of_prompt(entering.tokens.valid), 0))
+    return entering.by_span(last_row(call, entering.state.without_generated(entering.tokens.valid), 0))

@@ -27,9 +27,9 @@ from .cost import CostModel
 from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import check_logits_to_keep, place_logits_to_keep
-from .masks import check_last_row, check_length, is_packed, own_mask
+from .masks import check_last_row, check_length, custom_mask, is_packed
 from .prompt import locate, modalities_in
-from .report import Report, StageReport, account_of
+from .report import Report, StageReport, build_report
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
 from .seams.base import Seam
 from .seams.before_encoder import BeforeEncoder
@@ -74,7 +74,7 @@ class Pruning:
         self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
         self._encoder = EncoderCues(adapter, methods)
         bias = bias_of(methods, adapter.text)
-        self._seams = self._made(bias, positions)
+        self._seams = self._build_seams(bias, positions)
         # Whether layers run otherwise than they would on what enters the language model.
         self._deep = any(stage.where is not Where.BEFORE_LLM for stage in stages) or bool(self._edits or bias or cut)
         try:
@@ -118,7 +118,7 @@ class Pruning:
                 "another thread is in the middle of a call of this model; detach pruning when it is through."
             )
         if self.attached:
-            for layer in self._checkpointed():
+            for layer in self._checkpointable_layers():
                 function = vars(layer).get("_gradient_checkpointing_func")
                 if isinstance(function, Checkpointing):
                     layer._gradient_checkpointing_func = function.function
@@ -127,7 +127,7 @@ class Pruning:
             del _ATTACHED[self._adapter.text]
 
     def report(self) -> Report:
-        """The account of the calling thread's latest prefill with images; of any thread's where it had none itself.
+        """The account of the calling thread's latest prefill with images, or another thread's if it had none itself.
 
         Raises:
             RuntimeStateError: before any such prefill.
@@ -136,7 +136,7 @@ class Pruning:
         if state is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
         stages = self._stage_reports()
-        report = account_of(state, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
+        report = build_report(state, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
         if self._experts is None:
             return report
         spared = self._experts.spared_flops(report.visual_tokens_per_layer)
@@ -151,7 +151,7 @@ class Pruning:
 
     # -- what is put in place
 
-    def _made(self, bias: LogitBias | None, positions: Positions) -> list[Seam]:
+    def _build_seams(self, bias: LogitBias | None, positions: Positions) -> list[Seam]:
         """The seams in the order in which they act."""
         adapter, text = self._adapter, self._adapter.text
         at: dict[Where, list[Stage]] = {where: [] for where in Where}
@@ -194,7 +194,7 @@ class Pruning:
                 hooks.before(layer, functools.partial(self._enter_layer, seams, index))
                 hooks.after(layer, functools.partial(self._leave_layer, seams, index))
 
-    def _checkpointed(self) -> list[Any]:
+    def _checkpointable_layers(self) -> list[Any]:
         return [*self._adapter.text.layers, *self._adapter.vision_layers()]
 
     # -- what happens in a call
@@ -250,11 +250,11 @@ class Pruning:
         if not known.keys() & {"pixel_values", "pixel_values_videos"}:
             modalities = modalities_in(self._adapter, ids)
             if modalities:
-                call.passes = self._encoded_ahead(kwargs)
+                call.passes = self._find_earlier_passes(kwargs)
             known = {**self._encoder.grid_inputs(modalities, call.passes), **known}
         return locate(self._adapter, ids, known)
 
-    def _encoded_ahead(self, kwargs: dict[str, Any]) -> list[EncoderPass]:
+    def _find_earlier_passes(self, kwargs: dict[str, Any]) -> list[EncoderPass]:
         """The passes for images that were encoded before this call: for it by generate, or by the caller."""
         stack, given = self._stack, kwargs.get("mm_encoder_outputs") or {}
         outputs = [given[modality] for modality in self._adapter.modalities if given.get(modality) is not None]
@@ -317,7 +317,7 @@ class Pruning:
         if self._stages and isinstance(mask, Tensor) and mask.ndim == 2:
             check_length(mask, embeds.shape[1], past, held.given is not None)
         if self._stages and (call.spans or held.pruned) and not stack.generations:
-            own = own_mask(mask, embeds.shape[1], past + embeds.shape[1])
+            own = custom_mask(mask, embeds.shape[1], past + embeds.shape[1])
         state = ForwardState(call, held, embeds, mask, own, past)
         state.reentrant, state.outer = self._reentrant(), outer
         if call.spans and self._stages:
@@ -352,8 +352,8 @@ class Pruning:
             check_logits_to_keep(state, state.call.logits_to_keep)
         attention = Cue.of(Source.LAYER_BELOW, Source.LAYERS_BELOW, Source.LAYER)
         readers = [one.method for one in self._stages if one.method.needs & attention]
-        if state.own_mask is not None and readers:
-            check_last_row(state.own_mask, state.given, state.spans, readers[0].name)
+        if state.custom_mask is not None and readers:
+            check_last_row(state.custom_mask, state.given, state.spans, readers[0].name)
 
     def _check_chunks(self, prompt: Tensor | None, options: dict[str, Any]) -> None:
         """Raise RuntimeStateError where generate would take in a prompt with images piece by piece."""
@@ -416,7 +416,7 @@ class Pruning:
         """Let layers find their forward where gradient checkpointing runs them once more."""
         if not self._stages or not self._adapter.model.training or not torch.is_grad_enabled():
             return
-        for layer in self._checkpointed():
+        for layer in self._checkpointable_layers():
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, Checkpointing):
                 layer._gradient_checkpointing_func = Checkpointing(function, self._snapshot)

@@ -173,10 +173,10 @@ class AttentionObserver(AttentionWrapper):
     """Observe the attention calls of `module` until `remove()`; the output stays the same bit for bit."""
 
     def __init__(self, module: nn.Module, observe: Callable[[AttentionCall], None]) -> None:
-        super().__init__(module, functools.partial(_observed, observe))
+        super().__init__(module, functools.partial(_observe_call, observe))
 
 
-def _observed(
+def _observe_call(
     observe: Callable[[AttentionCall], None],
     kernel: Kernel,
     module: nn.Module,
@@ -240,7 +240,7 @@ def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Atten
     kwargs = with_cache(kwargs, None if cache is None else _ReadOnlyCache(cache)) | {"attention_mask": None}
     kwargs.pop("hidden_states", None)
     twin = _without_hooks(layer)
-    twin.self_attn.config = _WrappedConfig(_innermost(layer.self_attn.config), _leave)
+    twin.self_attn.config = _WrappedConfig(_innermost(layer.self_attn.config), _stop_at_kernel)
     device = next((p.device for p in layer.self_attn.parameters()), hidden.device)
     if device.type != "meta" and device != hidden.device:  # the model's own hooks would have moved it
         hidden = hidden.to(device)
@@ -254,7 +254,9 @@ def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Atten
     )
 
 
-def _leave(kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+def _stop_at_kernel(
+    kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+) -> Any:
     raise _Probed(_call(query, key, value, None, kw))
 
 

@@ -53,7 +53,7 @@ def one_mask(mask: Any) -> Any:
     return mask.get("full_attention", next(iter(mask.values()), None))
 
 
-def own_mask(mask: Any, queries: int, keys: int) -> Any:
+def custom_mask(mask: Any, queries: int, keys: int) -> Any:
     """The mask as it is where the caller made it for pairs of tokens (B, H, L, S), or one for each kind of layer.
 
     Args:
@@ -65,7 +65,7 @@ def own_mask(mask: Any, queries: int, keys: int) -> Any:
         RuntimeStateError: for one that cannot be shortened.
     """
     if isinstance(mask, Mapping):
-        return mask if any([own_mask(one, queries, keys) is not None for one in mask.values()]) else None
+        return mask if any([custom_mask(one, queries, keys) is not None for one in mask.values()]) else None
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return None
     if not isinstance(mask, Tensor) or mask.ndim != 4:
@@ -115,7 +115,7 @@ def check_last_row(mask: Any, given: Tensor, spans: Sequence[Span], method: str)
     """Raise RuntimeStateError where the last token of a prompt attends to nothing of an image, by the caller's mask.
 
     Args:
-        mask: for pairs, see `own_mask`.
+        mask: for pairs, see `custom_mask`.
         given: (B, L) bool, the real tokens of this forward.
         spans: its images.
         method: that reads what the language model attends to.
@@ -151,7 +151,7 @@ def is_packed(position_ids: Tensor | None, valid: Tensor, unmasked: bool = False
     return bool((anew.sum(1) > 1).any())
 
 
-def shorten_own(mask: Any, kept: TokenIndex, layout: CacheLayout) -> Any:
+def shorten_custom(mask: Any, kept: TokenIndex, layout: CacheLayout) -> Any:
     """Rows and columns of what is kept, of a mask for pairs (B or 1, H, L, S) or of one for each kind of layer.
 
     Args:
@@ -160,13 +160,13 @@ def shorten_own(mask: Any, kept: TokenIndex, layout: CacheLayout) -> Any:
         layout: what the cache holds with them.
     """
     if isinstance(mask, Mapping):
-        return {kind: None if one is None else shorten_own(one, kept, layout) for kind, one in mask.items()}
+        return {kind: None if one is None else shorten_custom(one, kept, layout) for kind, one in mask.items()}
     row, column = kept.index.to(mask.device), layout.column.to(mask.device)
     mask = mask.expand(column.shape[0], *mask.shape[1:])
     heads = mask.shape[1]
     mask = mask.gather(2, row[:, None, :, None].expand(-1, heads, -1, mask.shape[-1]))
     mask = mask.gather(3, column[:, None, None].expand(-1, heads, mask.shape[2], -1))
-    return mask.masked_fill(~layout.valid.to(mask.device)[:, None, None], _closed(mask.dtype))
+    return mask.masked_fill(~layout.valid.to(mask.device)[:, None, None], _masked_value(mask.dtype))
 
 
 def layer_mask(
@@ -205,9 +205,9 @@ def layer_mask(
     if own is None:
         allowed = allowed & (columns <= query)
     else:
-        soft = shorten_own(own, kept, layout).to(there.device)
+        soft = shorten_custom(own, kept, layout).to(there.device)
         room = max(first + length - physical, 0)
-        soft = torch.nn.functional.pad(soft, (0, room), value=_closed(soft.dtype))[..., columns]
+        soft = torch.nn.functional.pad(soft, (0, room), value=_masked_value(soft.dtype))[..., columns]
         allowed = allowed & attends(soft)
     if window is not None:
         allowed = allowed & window.open(query, columns, padding).view(-1, 1, width, length)
@@ -215,7 +215,7 @@ def layer_mask(
         return allowed
     if soft is None or soft.dtype == torch.bool:
         soft = torch.zeros((), dtype=dtype, device=allowed.device)
-    return soft.to(dtype).masked_fill(~allowed, _closed(dtype))
+    return soft.to(dtype).masked_fill(~allowed, _masked_value(dtype))
 
 
 def state_mask(kept: TokenIndex) -> Tensor | None:
@@ -239,5 +239,5 @@ def check_state(kept: TokenIndex, given: Tensor, past: int) -> None:
         )
 
 
-def _closed(dtype: torch.dtype) -> float | bool:
+def _masked_value(dtype: torch.dtype) -> float | bool:
     return False if dtype == torch.bool else torch.finfo(dtype).min

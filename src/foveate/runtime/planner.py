@@ -48,7 +48,7 @@ class Composition:
             BudgetError: for a budget that no share of the first stage gives.
         """
         whole = Budget(1.0, budget.scope)
-        stages = sorted((stage for method in methods for stage in _stages_of(method, facts, whole)), key=_order)
+        stages = sorted((stage for method in methods for stage in _stages_of(method, facts, whole)), key=_sort_key)
         layers = facts.layers
         if budget.keeps_all:
             return stages
@@ -147,21 +147,21 @@ def plan(
     """
     scope = common_scope(keep if isinstance(keep, (list, tuple)) else [keep], scope)
     text_config, facts = adapter.model.config.get_text_config(), facts_of(adapter)
-    wanted = sorted(_wanted(adapter, facts, method, keep, scope, hyperparameters), key=_order)
+    wanted = sorted(_plan_stages(adapter, facts, method, keep, scope, hyperparameters), key=_sort_key)
     for stage, following in itertools.pairwise(wanted):
-        if _order(stage) == _order(following):
-            raise MethodError(_twice(stage.method, following))
+        if _sort_key(stage) == _sort_key(following):
+            raise MethodError(_describe_clash(stage.method, following))
     stages = [stage for stage in wanted if not stage.budget.keeps_all]
     inside = any(stage.where is Where.INSIDE_LLM for stage in stages)
     _check_positions(positions, text_config, inside)
     if inside and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
     if stages and stages[0].where is Where.BEFORE_ENCODER:
-        _check_unencoded(stages[0].method, [stage.method for stage in stages[1:]])
+        _check_encoder_readers(stages[0].method, [stage.method for stage in stages[1:]])
     return stages
 
 
-def paired(method: Any, keep: Any) -> list[tuple[str | Method, Any]]:
+def pair_methods(method: Any, keep: Any) -> list[tuple[str | Method, Any]]:
     """Each method that is asked for with what it is to keep.
 
     Raises:
@@ -178,12 +178,12 @@ def paired(method: Any, keep: Any) -> list[tuple[str | Method, Any]]:
     return list(zip(names, keeps, strict=True))
 
 
-def _order(stage: Stage) -> tuple[int, int]:
+def _sort_key(stage: Stage) -> tuple[int, int]:
     """The place of a stage in a forward, by which stages are sorted; two cannot have the same."""
     return list(Where).index(stage.where), stage.layer
 
 
-def _twice(first: Method, second: Stage) -> str:
+def _describe_clash(first: Method, second: Stage) -> str:
     if second.where is Where.BEFORE_ENCODER:
         return "two methods before the vision encoder cannot be combined; give one of them."
     if second.where is Where.BEFORE_LLM:
@@ -194,7 +194,7 @@ def _twice(first: Method, second: Stage) -> str:
     return f"two methods at layer {second.layer} cannot be combined; give each a layer of its own."
 
 
-def _wanted(
+def _plan_stages(
     adapter: ModelAdapter, facts: ModelFacts, method: Any, keep: Any, scope: Scope, hyperparameters: dict[str, Any]
 ) -> list[Stage]:
     """The stages that are asked for, each bound to the model and at a layer that it has."""
@@ -203,22 +203,22 @@ def _wanted(
         if hyperparameters and len(method.methods) > 1:
             raise MethodError(_ONE_METHOD)
         parts = [get_method(part, **hyperparameters) for part in method.methods]
-        methods = [_bound(adapter, facts, part, whole) for part in parts]
-        return _checked(adapter, facts, scope, method.stages(methods, facts, whole))
-    pairs = paired(method, keep)
+        methods = [_bind_method(adapter, facts, part, whole) for part in parts]
+        return _check_stages(adapter, facts, scope, method.stages(methods, facts, whole))
+    pairs = pair_methods(method, keep)
     if len(pairs) > 1 and hyperparameters:
         raise MethodError(_ONE_METHOD)
     wanted: list[Stage] = []
     given: list[Stage] = []
     for name, amount in pairs:
         budget = Budget(amount, scope)
-        bound = _bound(adapter, facts, get_method(name, **hyperparameters), budget)
+        bound = _bind_method(adapter, facts, get_method(name, **hyperparameters), budget)
         stages = _stages_of(bound, facts, budget)
         if not budget.keeps_all:
-            given.append(replace(min(stages, key=_order), method=bound, budget=budget))
+            given.append(replace(min(stages, key=_sort_key), method=bound, budget=budget))
         wanted += stages
-    _check_falling(given)
-    return _checked(adapter, facts, scope, wanted)
+    _check_decreasing(given)
+    return _check_stages(adapter, facts, scope, wanted)
 
 
 def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]:
@@ -232,12 +232,12 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
         for stage, layer in zip(stages, readable, strict=True)
     ]
     # Of stages that have come to the same layer the last one leaves what the schedule leaves there.
-    left = list({_order(stage): stage for stage in moved}.values())
+    left = list({_sort_key(stage): stage for stage in moved}.values())
     starts = [max(stage.layer, 0) for stage in left]
     return [replace(stage, budget=stage.budget.at_layers(starts, facts.layers)) for stage in left]
 
 
-def _bound(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:
+def _bind_method(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:
     """A method made ready for the model, if it can give the budget."""
     if budget.by_content and not method.counts_by_content:
         raise MethodError(
@@ -249,7 +249,7 @@ def _bound(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Bud
     return bound
 
 
-def _checked(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages: list[Stage]) -> list[Stage]:
+def _check_stages(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages: list[Stage]) -> list[Stage]:
     """The stages themselves, if the model lets them prune where they want to."""
     for stage in stages:
         _check_cues(adapter, stage.method)
@@ -260,14 +260,14 @@ def _checked(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages: lis
     return stages
 
 
-def _check_falling(given: Sequence[Stage]) -> None:
+def _check_decreasing(given: Sequence[Stage]) -> None:
     """Raise MethodError where a method is to keep more of the unpruned than one before it leaves.
 
     Args:
         given: each method at the first of its places, with what it was asked to keep.
     """
     least: dict[type, tuple[Method, Budget]] = {}  # a share and a number of tokens cannot be compared without an image
-    for stage in sorted(given, key=_order):
+    for stage in sorted(given, key=_sort_key):
         method, budget = stage.method, stage.budget
         if budget.by_content:
             continue
@@ -281,7 +281,7 @@ def _check_falling(given: Sequence[Stage]) -> None:
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
-    missing = method.needs - adapter.given
+    missing = method.needs - adapter.available_cues
     if missing:
         raise ModelError(lacks_cues(adapter.class_name, method.name, missing))
 
@@ -296,7 +296,7 @@ def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
         )
 
 
-def _check_unencoded(first: Method, others: Sequence[Method]) -> None:
+def _check_encoder_readers(first: Method, others: Sequence[Method]) -> None:
     """Raise MethodError where another method reads the encoder, which no longer sees all tokens."""
     for other in others:
         if other.needs & Cue.of(Source.ENCODER):

@@ -37,7 +37,7 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     spans: list[Span] = []
     for modality in modalities:
         sizes = grids.get(modality, [])
-        copies = _copies(input_ids, tokens[modality], sum(map(len, sizes)))
+        copies = _count_copies(input_ids, tokens[modality], sum(map(len, sizes)))
         found = (input_ids[::copies] == tokens[modality]).nonzero()
         sizes = _last_that_fit(sizes, len(found))
         if sum(map(len, sizes)) != len(found):
@@ -54,7 +54,7 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     return sorted(spans, key=lambda span: (span.row, int(span.index[0])))
 
 
-def _copies(input_ids: Tensor, token: int, total: int) -> int:
+def _count_copies(input_ids: Tensor, token: int, total: int) -> int:
     """How often generate repeated each row (beams) after the images were encoded once."""
     placeholders = int((input_ids == token).sum())
     if total == 0 or placeholders % total or input_ids.shape[0] % (copies := placeholders // total or 1):

@@ -226,7 +226,7 @@ def _where(layer: int) -> str:
     return f"at layer {layer}"
 
 
-def account_of(
+def build_report(
     state: ForwardState,
     adapter: ModelAdapter,
     cost: CostModel,

@@ -131,7 +131,7 @@ class ForwardState:
         self.call, self.spans, self.prompt, self.cache = call, call.spans, call.prompt, cache_state
         self.outer: ForwardState | None = None  # the forward in the middle of which this one began
         self.length = embeds.shape[1]
-        self.own_mask = own
+        self.custom_mask = own
         self.reentrant = False  # layers run again such that gradients pass through their arguments only
         cache_state.given = given = _real_tokens(cache_state, embeds, mask, own, past)
         self.given, self.valid, self.past = given[:, past:], given, past
@@ -176,14 +176,14 @@ class ForwardState:
         return valid, valid.shape[1] - self.inside[below].index.shape[1]
 
     @property
-    def unseen(self) -> Tensor | None:
+    def unencoded(self) -> Tensor | None:
         """(B, L) bool: visual tokens that never entered the vision encoder; None where there are none."""
         if all(bool(keep.all()) for keep in self.encoder_keep):
             return None
-        unseen = torch.zeros_like(self.given)
+        unencoded = torch.zeros_like(self.given)
         for span, keep in zip(self.spans, self.encoder_keep, strict=True):
-            unseen[span.row, span.index] = ~keep
-        return unseen
+            unencoded[span.row, span.index] = ~keep
+        return unencoded
 
     def stage_below(self, layer: int) -> int | None:
         """The last pruning layer under `layer` at which this forward goes through a shortened cache."""
@@ -225,11 +225,11 @@ class ForwardState:
         below = self.stage_below(layer)
         return TokenIndex.everything(self.valid[:, self.past :]) if below is None else self.inside[below]
 
-    def cached(self, layer: int) -> CacheLayout:
+    def cached_layout(self, layer: int) -> CacheLayout:
         """What a layer at which nothing was ever dropped had seen before this forward."""
         below = self.stage_below(layer)
         if below is None:
-            return CacheLayout.unpruned(self.valid[:, : self.past])
+            return CacheLayout.of_unpruned(self.valid[:, : self.past])
         return self.cache.inside[below].without_last(self.inside[below])
 
     def cut_positions(self, stage: int, kwargs: dict[str, Any]) -> None:
@@ -237,12 +237,12 @@ class ForwardState:
         kept = self.inside[stage]
         rotary = kwargs.get("position_embeddings")
         if rotary is not None:
-            kwargs["position_embeddings"] = self.once(("rotary", stage), rotary, lambda: kept.rotary(rotary))
+            kwargs["position_embeddings"] = self.compute_once(("rotary", stage), rotary, lambda: kept.rotary(rotary))
         ids = kwargs.get("position_ids")
         if ids is not None:
-            kwargs["position_ids"] = self.once(("ids", stage), ids, lambda: kept.positions(ids))
+            kwargs["position_ids"] = self.compute_once(("ids", stage), ids, lambda: kept.positions(ids))
 
-    def visual(self, layer: int, tokens: int) -> Tensor:
+    def visual_mask(self, layer: int, tokens: int) -> Tensor:
         """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
         batch, place = len(self.given), self.places(layer)
         visual = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=self.given.device)
@@ -251,12 +251,12 @@ class ForwardState:
             visual[span.row, index[index >= 0]] = True
         return visual.flatten()
 
-    def of_prompt(self, valid: Tensor) -> Tensor:
+    def without_generated(self, valid: Tensor) -> Tensor:
         """`valid` (B, P) without what was generated since, which comes last and is never dropped."""
         end = valid.shape[1] - (self.length - self.prompt)
         return valid & (torch.arange(valid.shape[1], device=valid.device) < end)
 
-    def once(self, key: tuple[Any, ...], value: Any, make: Callable[[], Any]) -> Any:
+    def compute_once(self, key: tuple[Any, ...], value: Any, make: Callable[[], Any]) -> Any:
         """Compute once per key and distinct argument: layers are handed the same objects."""
         key = (*key, id(value))
         if key not in self._memo:

@@ -14,7 +14,7 @@ import tiny_models as zoo_module
 from foveate.methods.toolkit.interventions import ExpertCut
 from foveate.models import adapter_of
 from foveate.models.moe import MoeBlock
-from foveate.runtime.seams.experts import narrowed
+from foveate.runtime.seams.experts import narrow_experts
 from foveate.tokens import Cue
 from runtime.helpers import gap, generate, logits, pair, single, visual
 from tiny_models import Zoo
@@ -95,7 +95,7 @@ def test_narrow_experts_are_as_if_their_other_channels_were_zero(moe: Zoo) -> No
     experts = moe.model.model.language_model.layers[1].mlp.experts
     hidden, weight = torch.randn(5, 64), torch.rand(5, 2)
     chosen = torch.tensor([[0, 1], [2, 3], [7, 0], [1, 2], [5, 6]])
-    less = narrowed(experts, ExpertCut(0, 0.25, "width"))
+    less = narrow_experts(experts, ExpertCut(0, 0.25, "width"))
     assert less["gate_up_proj"].shape == (8, 16, 64) and less["down_proj"].shape == (8, 64, 8)
     zeroed = {"gate_up_proj": experts.gate_up_proj, "down_proj": experts.down_proj.clone()}
     zeroed["down_proj"][..., 8:] = 0
@@ -184,7 +184,10 @@ def test_any_family_whose_language_model_has_experts() -> None:
     )
     torch.manual_seed(0)
     mixed = Zoo("internvl", tf.InternVLForConditionalGeneration(config).eval(), z.processor, z.image, z.visual_ids)
-    assert Cue.ROUTER_LOGITS in adapter_of(mixed.model).given and Cue.ROUTER_LOGITS not in adapter_of(z.model).given
+    assert (
+        Cue.ROUTER_LOGITS in adapter_of(mixed.model).available_cues
+        and Cue.ROUTER_LOGITS not in adapter_of(z.model).available_cues
+    )
     blocks = adapter_of(mixed.model).moe()
     assert all(isinstance(block, MoeBlock) and not block.normalises for block in blocks)
     inputs = single(mixed)

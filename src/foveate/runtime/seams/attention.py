@@ -68,10 +68,10 @@ class AttentionEdits(Seam):
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for layer, edits in self._edits.items():
-            hooks.around(self._decoder[layer].self_attn, functools.partial(edited_attention, stack, edits))
+            hooks.around(self._decoder[layer].self_attn, functools.partial(call_with_edits, stack, edits))
 
 
-def edited_attention(
+def call_with_edits(
     stack: CallStack,
     edits: Sequence[AttentionEdit],
     kernel: Kernel,
@@ -87,15 +87,15 @@ def edited_attention(
     state = stack.running()
     if state is not None and state.spans:
         for edit in edits:
-            other = kernel(module, query, key, _values(state, edit, value), *args, **kwargs)[0]
-            out = torch.where(_rows(state, edit, query.shape[2])[..., None, None], other, out)
+            other = kernel(module, query, key, _edit_values(state, edit, value), *args, **kwargs)[0]
+            out = torch.where(_edited_rows(state, edit, query.shape[2])[..., None, None], other, out)
     return (out, *rest)
 
 
-def _rows(state: ForwardState, edit: AttentionEdit, width: int) -> Tensor:
+def _edited_rows(state: ForwardState, edit: AttentionEdit, width: int) -> Tensor:
     """(B, W) bool: whose attention is edited."""
     batch = len(state.given)
-    rows = state.visual(edit.layer + 1, batch * width).view(batch, width)
+    rows = state.visual_mask(edit.layer + 1, batch * width).view(batch, width)
     if edit.rows == "visual":
         return rows
     text = TokenIndex.of(state.text_mask())
@@ -105,7 +105,7 @@ def _rows(state: ForwardState, edit: AttentionEdit, width: int) -> Tensor:
     return marked.scatter_(1, torch.where(text.valid, at, width), True)[:, :-1]
 
 
-def _values(state: ForwardState, edit: AttentionEdit, value: Tensor) -> Tensor:
+def _edit_values(state: ForwardState, edit: AttentionEdit, value: Tensor) -> Tensor:
     """(B, Hkv, S, hd): what rows read that the edit is about, of visual tokens of this forward."""
     valid, past = state.keys(edit.layer)
     past -= max(valid.shape[1] - value.shape[2], 0)  # entries that a layer with a window let go of
@@ -156,7 +156,7 @@ class AttentionBias(Seam):
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for index, layer in enumerate(self._decoder):
             if hasattr(layer, "self_attn"):  # layers of linear attention have no logits
-                hooks.around(layer.self_attn, functools.partial(self._biased, stack, index))
+                hooks.around(layer.self_attn, functools.partial(self._call_with_bias, stack, index))
 
     def enter_layer(
         self, state: ForwardState, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
@@ -165,20 +165,20 @@ class AttentionBias(Seam):
         ceiling = self._bias.ceiling
         if self not in state.slots and state.spans and ceiling is not None:
             with torch.no_grad():
-                state.slots[self] = self._far(state, kwargs["position_embeddings"], ceiling)
+                state.slots[self] = self._distance_bias(state, kwargs["position_embeddings"], ceiling)
         return hidden
 
-    def _far(self, state: ForwardState, rotary: Any, ceiling: float) -> Tensor:
+    def _distance_bias(self, state: ForwardState, rotary: Any, ceiling: float) -> Tensor:
         table = joint_table(rotary, self._config)
         decay = rotary_decay(table, table)
         far = (ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
         far = far.repeat(len(state.given) // len(far), 1, 1)
-        far[~_loses(state)] = 0  # prompts that lose nothing stay as they are
+        far[~_loses_tokens(state)] = 0  # prompts that lose nothing stay as they are
         if (generated := state.length - state.prompt) > 0:  # without a cache; what is generated sees sizes alone
             far[:, -generated:] = 0
         return far
 
-    def _biased(
+    def _call_with_bias(
         self,
         stack: CallStack,
         layer: int,
@@ -192,10 +192,10 @@ class AttentionBias(Seam):
     ) -> Any:
         state = stack.running()
         if state is not None and state.cache.before is not None and state.cache.before.sizes is not None:
-            mask = self._added(state, state.cache.before.sizes, layer, query, key, mask)
+            mask = self._add_bias(state, state.cache.before.sizes, layer, query, key, mask)
         return kernel(module, query, key, value, mask, **kwargs)
 
-    def _added(
+    def _add_bias(
         self, state: ForwardState, sizes: Tensor, layer: int, query: Tensor, key: Tensor, mask: Tensor | None
     ) -> Tensor:
         """(B, 1, W, S) in the query's dtype: the mask with what the bias adds."""
@@ -228,7 +228,7 @@ class AttentionBias(Seam):
         return (out + mask.float()).to(query.dtype)
 
 
-def _loses(state: ForwardState) -> Tensor:
+def _loses_tokens(state: ForwardState) -> Tensor:
     """(B,) bool: the prompts that lost a token before the LLM."""
     if state.before is None:
         return torch.zeros(len(state.given), dtype=torch.bool, device=state.given.device)

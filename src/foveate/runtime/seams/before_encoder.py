@@ -26,7 +26,7 @@ from .base import Seam
 
 
 @dataclass
-class _Staying:
+class _KeptPatches:
     """What of one encoder pass enters the encoder's blocks.
 
     Args:
@@ -36,13 +36,13 @@ class _Staying:
 
     tokens: Tensor
     patches: Tensor
-    _shortened: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
-    def once(self, argument: Any, make: Callable[[], Any]) -> Any:
+    def compute_once(self, argument: Any, make: Callable[[], Any]) -> Any:
         """What `make` makes of an argument that all blocks are handed, made once."""
-        if id(argument) not in self._shortened:
-            self._shortened[id(argument)] = argument, make()  # it is kept alive, so that its id stays unique
-        return self._shortened[id(argument)][1]
+        if id(argument) not in self._made:
+            self._made[id(argument)] = argument, make()  # it is kept alive, so that its id stays unique
+        return self._made[id(argument)][1]
 
 
 class BeforeEncoder(Seam):
@@ -71,36 +71,36 @@ class BeforeEncoder(Seam):
             tokens = torch.cat([mask[adapter.encoder_order(grid).to(mask.device)] for mask, grid in pairs])
             if not bool(tokens.all()):
                 patches = tokens.repeat_interleave(adapter.patches(grids[0]) // len(grids[0]))
-                encoding.slots[self] = _Staying(tokens, patches)
+                encoding.slots[self] = _KeptPatches(tokens, patches)
 
     def _enter_block(self, stack: CallStack, first: bool, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        staying = self._staying(stack)
-        if staying is None:
+        kept = self._find_kept(stack)
+        if kept is None:
             return None
-        patches, kwargs = staying.patches, dict(kwargs)
+        patches, kwargs = kept.patches, dict(kwargs)
         if first and args:
             args = (args[0][patches], *args[1:])
         elif first:
             kwargs["hidden_states"] = kwargs["hidden_states"][patches]
         if (rotary := kwargs.get("position_embeddings")) is not None:
-            kwargs["position_embeddings"] = staying.once(rotary, lambda: tuple(part[patches] for part in rotary))
+            kwargs["position_embeddings"] = kept.compute_once(rotary, lambda: tuple(part[patches] for part in rotary))
         if (ends := kwargs.get("cu_seqlens")) is not None:
-            kwargs["cu_seqlens"] = staying.once(ends, lambda: _ends(ends, patches))
+            kwargs["cu_seqlens"] = kept.compute_once(ends, lambda: _shorten_ends(ends, patches))
         return args, kwargs
 
     def _leave_blocks(self, stack: CallStack, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-        staying = self._staying(stack)
-        if staying is None:
+        kept = self._find_kept(stack)
+        if kept is None:
             return output
-        whole = output.new_zeros(len(staying.tokens), *output.shape[1:])
-        return whole.index_put((staying.tokens.nonzero()[:, 0],), output)
+        whole = output.new_zeros(len(kept.tokens), *output.shape[1:])
+        return whole.index_put((kept.tokens.nonzero()[:, 0],), output)
 
-    def _staying(self, stack: CallStack) -> _Staying | None:
+    def _find_kept(self, stack: CallStack) -> _KeptPatches | None:
         """What stays in the pass under way; None where everything does."""
         return None if stack.encoding is None else stack.encoding.slots.get(self)
 
 
-def _ends(ends: Tensor, patches: Tensor) -> Tensor:
+def _shorten_ends(ends: Tensor, patches: Tensor) -> Tensor:
     """Where each image, frame or window ends among the `patches` (P,) bool that stay; empty ones are gone."""
     counted = pad(patches.cumsum(0), (1, 0)).to(ends.device)
     return counted[ends.long()].unique_consecutive().to(ends.dtype)

@@ -11,7 +11,7 @@ from ...grouping import ReadCue, choose
 from ...methods import Stage
 from ...tokens import Cue
 from ..cache import CacheLayout, TokenIndex
-from ..masks import check_state, shorten_own
+from ..masks import check_state, shorten_custom
 from ..state import ForwardState
 from .base import Seam, groups_of
 
@@ -32,12 +32,12 @@ class BeforeLlm(Seam):
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
-        layout, unseen = state.cache.before, state.unseen
+        layout, unencoded = state.cache.before, state.unencoded
         groups = None if self.stage is None else groups_of(self.stage, state)
         drops = groups is not None and groups.drops
-        if layout is None and not drops and unseen is None:
+        if layout is None and not drops and unencoded is None:
             return
-        there = state.given if unseen is None else state.given & ~unseen
+        there = state.given if unencoded is None else state.given & ~unencoded
         sizes: Tensor | None = None
         if self.stage is not None and groups is not None and drops:
             state.selection_watch.start()
@@ -45,31 +45,31 @@ class BeforeLlm(Seam):
             if Cue.TEXT_EMBEDDINGS in self.stage.method.needs:
                 cues[Cue.TEXT_EMBEDDINGS] = state.by_text(embeds, 0)
             text = state.text if any(cue.of_text for cue in cues) else None
-            choice = choose(self.stage.method, groups, embeds, _seen(state), cues, text)
-            embeds, sizes = choice.merged(embeds), choice.sizes
+            choice = choose(self.stage.method, groups, embeds, _places_of_encoded(state), cues, text)
+            embeds, sizes = choice.apply_merge(embeds), choice.sizes
             kept = TokenIndex.of(choice.keep & there)
             state.selection_watch.stop()
-        elif unseen is not None:
+        elif unencoded is not None:
             kept = TokenIndex.of(there)
         else:
             kept = TokenIndex.everything(state.given)
         if self._stateful:
             check_state(kept, state.given, state.past)
         if layout is None:
-            layout = state.cache.before = CacheLayout.unpruned(state.valid[:, : state.past])
+            layout = state.cache.before = CacheLayout.of_unpruned(state.valid[:, : state.past])
         ids = kwargs.get("position_ids")
         if ids is None:  # those that the unpruned model would use
             ids = torch.arange(layout.logical, layout.logical + state.length, device=embeds.device)[None]
         layout.append(kept, sizes)
         kwargs["inputs_embeds"] = kept.gather(embeds)
-        kwargs["position_ids"] = self._shortened(ids, kept, layout)
+        kwargs["position_ids"] = self._shorten_positions(ids, kept, layout)
         # Always an explicit mask: without one, transformers would read gaps in the positions as packed documents.
-        own = state.own_mask
-        kwargs["attention_mask"] = layout.valid.long() if own is None else shorten_own(own, kept, layout)
+        own = state.custom_mask
+        kwargs["attention_mask"] = layout.valid.long() if own is None else shorten_custom(own, kept, layout)
         state.before, state.valid = kept, layout.valid
         state.past = layout.valid.shape[1] - kept.index.shape[1]
 
-    def _shortened(self, ids: Tensor, kept: TokenIndex, layout: CacheLayout) -> Tensor:
+    def _shorten_positions(self, ids: Tensor, kept: TokenIndex, layout: CacheLayout) -> Tensor:
         gapless = (layout.valid.long().cumsum(-1) - 1).clamp_min(0)[:, -kept.index.shape[1] :]
         if self._positions == "compact":
             return gapless
@@ -79,7 +79,7 @@ class BeforeLlm(Seam):
         return ids
 
 
-def _seen(state: ForwardState) -> Tensor | None:
+def _places_of_encoded(state: ForwardState) -> Tensor | None:
     """Where each token lies, -1 for those that the vision encoder has not seen; None where it has seen all."""
-    unseen = state.unseen
-    return None if unseen is None else torch.arange(state.length, device=unseen.device).masked_fill(unseen, -1)
+    unencoded = state.unencoded
+    return None if unencoded is None else torch.arange(state.length, device=unencoded.device).masked_fill(unencoded, -1)

@@ -28,13 +28,13 @@ class DeepRows:
     mask: Tensor
     layers: Sequence[Tensor]
 
-    def shortened(self, kept: TokenIndex) -> DeepRows:
+    def select(self, kept: TokenIndex) -> DeepRows:
         """Those of the survivors."""
         survives = (kept.places().to(self.mask.device) >= 0)[self.mask]
         mask = kept.gather(self.mask) & kept.valid.to(self.mask.device)
         return DeepRows(mask, [rows[survives.to(rows.device)] for rows in self.layers])
 
-    def added(self, hidden: Tensor, layer: int) -> Tensor:
+    def add_to(self, hidden: Tensor, layer: int) -> Tensor:
         """`hidden` (B, W, d) with the rows of a layer."""
         mask, hidden = self.mask.to(hidden.device), hidden.clone()
         hidden[mask] += self.layers[layer].to(hidden)
@@ -66,7 +66,7 @@ class DeepStackRows(Seam):
             )
         rows = DeepRows(mask, layers)
         if state.before is not None:
-            rows = rows.shortened(state.before)
+            rows = rows.select(state.before)
         kwargs[self._declared.mask], kwargs[self._declared.rows] = rows.mask, rows.layers[: self._first]
         state.slots[self] = rows
 
@@ -75,4 +75,4 @@ class DeepStackRows(Seam):
         if rows is None:
             return hidden
         stage = state.stage_below(index + 1)
-        return (rows if stage is None else rows.shortened(state.inside[stage])).added(hidden, index)
+        return (rows if stage is None else rows.select(state.inside[stage])).add_to(hidden, index)

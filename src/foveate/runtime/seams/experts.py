@@ -66,8 +66,8 @@ class FewerExperts(Seam):
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for layer, block in self._blocks.items():
-            hooks.before(block.experts, functools.partial(self._before, stack, layer))
-            hooks.after(block.experts, functools.partial(self._after, stack, block))
+            hooks.before(block.experts, functools.partial(self._enter_experts, stack, layer))
+            hooks.after(block.experts, functools.partial(self._leave_experts, stack, block))
 
     def spared_flops(self, visual: list[int]) -> float:
         """What a prefill saves, from how many visual tokens pass each layer."""
@@ -80,16 +80,18 @@ class FewerExperts(Seam):
         width = block.experts.down_proj.shape[-1]
         return block.chosen * block.weights_per_expert * (width - self._cut.left(width)) // width
 
-    def _before(self, stack: CallStack, layer: int, module: Any, args: _Routed, kwargs: Any) -> Any:
+    def _enter_experts(self, stack: CallStack, layer: int, module: Any, args: _Routed, kwargs: Any) -> Any:
         """Hand the experts the text alone, and keep all that was routed."""
         state = stack.running()
-        if state is None or not state.spans or self in state.slots:  # there while `_after` calls them once more
+        if state is None or not state.spans or self in state.slots:  # there while `_leave_experts` calls them once more
             return None
-        visual = state.visual(layer + 1, len(args[0])).to(args[0].device)
+        visual = state.visual_mask(layer + 1, len(args[0])).to(args[0].device)
         state.slots[self] = visual, args
         return (args if bool(visual.all()) else _rows(args, ~visual)), kwargs
 
-    def _after(self, stack: CallStack, block: MoeBlock, module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    def _leave_experts(
+        self, stack: CallStack, block: MoeBlock, module: Any, args: Any, kwargs: Any, output: Tensor
+    ) -> Tensor:
         """Put the text's output and the visual tokens', of less of their experts, together."""
         state = stack.running()
         held = None if state is None else state.slots.get(self)
@@ -100,7 +102,7 @@ class FewerExperts(Seam):
             return output
         state.slots[self] = None, None
         try:
-            less = self._fewer(block, _rows(routed, visual))
+            less = self._run_fewer(block, _rows(routed, visual))
         finally:
             del state.slots[self]
         together = torch.empty_like(routed[0], dtype=output.dtype)
@@ -109,10 +111,10 @@ class FewerExperts(Seam):
         together[visual] = less
         return together
 
-    def _fewer(self, block: MoeBlock, routed: _Routed) -> Tensor:
+    def _run_fewer(self, block: MoeBlock, routed: _Routed) -> Tensor:
         hidden, chosen, weight = routed
         if self._cut.reading == "width":
-            return functional_call(block.experts, narrowed(block.experts, self._cut), (hidden, chosen, weight))
+            return functional_call(block.experts, narrow_experts(block.experts, self._cut), (hidden, chosen, weight))
         best = weight.topk(self._cut.left(block.chosen), dim=-1)
         left = best.values
         if block.normalises:
@@ -120,7 +122,7 @@ class FewerExperts(Seam):
         return block.experts(hidden, chosen.gather(-1, best.indices), left)
 
 
-def narrowed(experts: Any, cut: ExpertCut) -> dict[str, Tensor]:
+def narrow_experts(experts: Any, cut: ExpertCut) -> dict[str, Tensor]:
     """The weights of experts with the first of their intermediate channels only."""
     gate_up, down = experts.gate_up_proj, experts.down_proj
     width = cut.left(down.shape[-1])

@@ -67,7 +67,7 @@ class InsideLlm(Seam):
         """The mask of a layer behind the stage at layer `stage`."""
         if index not in self._attends:
             kept = state.inside[stage]
-            kwargs["attention_mask"] = state.once(
+            kwargs["attention_mask"] = state.compute_once(
                 ("state", stage), kwargs.get("attention_mask"), lambda: state_mask(kept)
             )
             return
@@ -75,12 +75,12 @@ class InsideLlm(Seam):
         keys = (width, 0) if cache is None else cache.get_mask_sizes(width, index)
         window, kernel = Window.of(self._config, index), self._config._attn_implementation
         handed = kwargs.get("attention_mask")
-        own = None if state.own_mask is None else handed
+        own = None if state.custom_mask is None else handed
 
         def make() -> Tensor | None:
             return layer_mask(state.inside[stage], state.cache.inside[stage], own, window, keys, kernel, hidden.dtype)
 
-        kwargs["attention_mask"] = state.once(("mask", stage, window, keys), handed, make)
+        kwargs["attention_mask"] = state.compute_once(("mask", stage, window, keys), handed, make)
 
     def _shorten(
         self, state: ForwardState, stage: Stage, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
@@ -89,7 +89,7 @@ class InsideLlm(Seam):
         made: dict[int, tuple[Choice, TokenIndex | None]] = state.slots.setdefault(self, {})
         if stage.layer in made:  # the layer runs again for its gradients
             choice, survivors = made[stage.layer]
-            hidden = choice.merged(hidden)
+            hidden = choice.apply_merge(hidden)
             return hidden if survivors is None else survivors.gather(hidden)
         groups, cache = groups_of(stage, state), state.cache
         if not groups.drops and stage.layer not in cache.inside:
@@ -100,7 +100,7 @@ class InsideLlm(Seam):
             with state.selection_watch.instead_of(state.prefill_watch):
                 choice = self._choose(state, stage, groups, layer, hidden, kwargs)
                 survivors = TokenIndex.of(choice.keep & entering.valid)
-            hidden = choice.merged(hidden)
+            hidden = choice.apply_merge(hidden)
             if stage.layer not in cache.inside and torch.equal(survivors.valid.sum(1), entering.valid.sum(1)):
                 made[stage.layer] = choice, None  # by content, nothing had to go
                 return hidden
@@ -109,7 +109,7 @@ class InsideLlm(Seam):
             if self._stateful:
                 check_state(survivors, entering.valid, state.past)
         if stage.layer not in cache.inside:
-            cache.inside[stage.layer] = state.cached(stage.layer)
+            cache.inside[stage.layer] = state.cached_layout(stage.layer)
         cache.inside[stage.layer].append(kept)
         state.inside[stage.layer] = kept
         if (held := cache_of(kwargs)) is not None:

@@ -52,9 +52,9 @@ def shorten(
         MethodError: on a CPU, where the method does not keep what it was asked for. On a GPU the host would have to
             wait to see that; there methods are tried out before (`BoundMethods`), and so many rows are taken anyway.
     """
-    together = TokenGroups.joined(groups)
-    embeddings = together.padded([one[:, :width] for one in features])
-    tokens = VisualTokens(embeddings, together.grids, {cue: together.padded(read) for cue, read in cues.items()})
+    together = TokenGroups.join(groups)
+    embeddings = together.pad([one[:, :width] for one in features])
+    tokens = VisualTokens(embeddings, together.grids, {cue: together.pad(read) for cue, read in cues.items()})
     count = from_host(together.counts, embeddings.device)
     selection = select(method, tokens, count, checked=embeddings.device.type == "cpu")
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.

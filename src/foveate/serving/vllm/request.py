@@ -14,7 +14,7 @@ from ...budget import Budget, Scope
 from ...config import PruningConfig, check_version
 from ...errors import BudgetError, MethodError, RequestError, near_miss
 from ...methods.toolkit.settings import AT_LAYER, method_of, settings_of
-from ...models.adapter import MOST_QUERIES, checked_queries
+from ...models.adapter import MOST_QUERIES, check_queries
 
 REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
 SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
@@ -110,7 +110,7 @@ class ServerSettings:
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        checked_queries(self.encoder_queries)
+        check_queries(self.encoder_queries)
 
     @classmethod
     def read(cls, overrides: Any, environ: Mapping[str, str]) -> ServerSettings:

@@ -26,7 +26,7 @@ from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
-from .logits import check_logits_to_keep, place_logits_to_keep
+from .logits import ShortenedLoss, check_labels, check_logits_to_keep, place_logits_to_keep
 from .masks import check_last_row, check_length, custom_mask, is_packed
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, build_report
@@ -178,6 +178,8 @@ class Pruning:
         hooks.replace(
             adapter.model, "generate", _GenerateCall(adapter.model.generate, stack, self._busy, self._check_chunks)
         )
+        if hasattr(adapter.model, "loss_function"):
+            hooks.replace(adapter.model, "_loss_function", ShortenedLoss(adapter.model.loss_function, stack))
         hooks.before(adapter.model, self._enter_model)
         hooks.before(adapter.base, self._enter_base)
         hooks.after(adapter.base, self._leave_base, always=True)
@@ -202,11 +204,9 @@ class Pruning:
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._stages:
             return None
+        self._stack.survivors = None
         if kwargs.get("labels") is not None:
-            raise RuntimeStateError(
-                "labels cannot be used while pruning: the logits are shorter than the labels; "
-                "compute the loss outside, or detach pruning for training."
-            )
+            check_labels(module, self._stages)
         asked = kwargs.get("logits_to_keep")
         places = asked.clone() if isinstance(asked, Tensor) else None
         self._stack.logits_request = asked, places
@@ -380,6 +380,7 @@ class Pruning:
         places, state.call.logits_places = state.call.logits_places, None
         if places is not None:
             place_logits_to_keep(state, len(self._adapter.text.layers), places)
+        stack.survivors = state.before
         state.release()
         if state.spans:
             stack.latest = self._finished = state

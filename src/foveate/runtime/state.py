@@ -304,6 +304,7 @@ class CallStack(threading.local):
             None,
         )  # `logits_to_keep` of the call that is about to begin
         self.latest: ForwardState | None = None  # prefill with images
+        self.survivors: TokenIndex | None = None  # who entered the language model in the latest call; None: all
 
     def begin(self, call: Call) -> None:
         """A call begins, perhaps in the middle of another."""

@@ -48,9 +48,10 @@ def by_hand(z: Zoo, inputs: dict[str, torch.Tensor], kept: list[torch.Tensor]) -
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(inputs["input_ids"].shape[1])[None].expand(len(index), -1)
+        embeds = kwargs["inputs_embeds"]
         expanded = index.expand(*positions.shape[:-2], *index.shape)
         short = {
-            "inputs_embeds": kwargs["inputs_embeds"].gather(1, index[..., None].expand(-1, -1, kwargs["inputs_embeds"].shape[2])),
+            "inputs_embeds": embeds.gather(1, index[..., None].expand(-1, -1, embeds.shape[2])),
             "position_ids": positions.expand(*positions.shape[:-2], len(index), -1).gather(-1, expanded),
             "attention_mask": real.long(),
         }
@@ -158,5 +159,8 @@ def test_a_model_with_a_loss_of_its_own_is_refused(llava: Zoo, monkeypatch: pyte
 
     monkeypatch.setattr(type(llava.model), "forward", forward)
     inputs = labelled(llava, single(llava))
-    with foveate.prune(llava.model, "divprune", keep=0.4), pytest.raises(RuntimeStateError, match="compute the loss outside"):
+    with (
+        foveate.prune(llava.model, "divprune", keep=0.4),
+        pytest.raises(RuntimeStateError, match="compute the loss outside"),
+    ):
         llava.model(**inputs)

@@ -277,11 +277,10 @@ def test_refusals_name_the_fix(model: Zoo) -> None:
     ]:
         with pytest.raises(foveate.FoveateError, match=match):
             foveate.attach(model.model, **wrong)
-    with foveate.prune(model.model, "divprune", keep=0.5):
-        with pytest.raises(foveate.FoveateError, match="labels"):
-            model.model(**inputs, labels=inputs["input_ids"])
-        with pytest.raises(foveate.FoveateError, match="input_ids"):
-            model.model(inputs_embeds=torch.zeros(1, 4, 64))
+    with foveate.prune(model.model, "divprune", keep=0.5), pytest.raises(foveate.FoveateError, match="input_ids"):
+        model.model(inputs_embeds=torch.zeros(1, 4, 64))
+    with foveate.prune(model.model, "fastv", keep=0.5), pytest.raises(foveate.FoveateError, match="labels"):
+        model.model(**inputs, labels=inputs["input_ids"])
     with pytest.raises(foveate.FoveateError, match="has no foveate adapter"):
         foveate.attach(torch.nn.Linear(2, 2), "random")
 

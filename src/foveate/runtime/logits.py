@@ -1,4 +1,4 @@
-"""Logits of a sequence that pruning shortens: those that a caller asks for by place, and the labels they are held against."""
+"""Logits of a sequence that pruning shortens: those that a caller asks for by place, and the labels of a loss."""
 
 from __future__ import annotations
 

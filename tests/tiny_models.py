@@ -100,7 +100,7 @@ def inputs(
     prompts = ["<s>" + zoo.image * len(images) + text for images, text in zip(images_per_prompt, texts, strict=True)]
     batch = zoo.processor(images_per_prompt, prompts)
     if not zoo.mrope:
-        del batch["mm_token_type_ids"]
+        batch.pop("mm_token_type_ids", None)
     return batch
 
 

@@ -20,13 +20,17 @@ from .tokens import Cue, Grid, Selection, VisualTokens
 
 @dataclass(frozen=True)
 class Span:
-    """One image or clip: the batch row it belongs to and the index of each of its tokens in that row."""
+    """One image or clip: the batch row it belongs to and the index of each of its tokens in that row.
+
+    `fixed` are placeholders of it that stand for no token of the grid, such as the ends of lines: they always stay.
+    """
 
     row: int
     modality: str
     order: int
     grid: Grid
     index: Tensor
+    fixed: Tensor | None = None
 
     def frames(self) -> list[Span]:
         """Each frame of a clip as a span of its own."""

@@ -170,6 +170,16 @@ class ModelAdapter(ABC):
     def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
         """Layout of every image and clip of a forward, in prompt order, from its keyword arguments."""
 
+    def placeholders(self, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """For each of `grids` its run of placeholders in the prompt, (p,) bool: which stand for tokens of the grid.
+
+        True ones are in raster order. The others, such as the ends of lines, belong to no grid: they always stay, and
+        are not text, either. By default there are none.
+        """
+        return {
+            kind: [torch.ones(len(grid), dtype=torch.bool) for grid in own] for kind, own in self.grids(inputs).items()
+        }
+
     @abstractmethod
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What `grids` reads, recovered from a call of the vision encoder (generate may encode images beforehand)."""

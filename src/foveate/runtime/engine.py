@@ -251,7 +251,10 @@ class Pruning:
             modalities = modalities_in(self._adapter, ids)
             if modalities:
                 call.passes = self._find_earlier_passes(kwargs)
-            known = {**self._encoder.grid_inputs(modalities, call.passes), **known}
+            # generate that encodes images beforehand keeps their sizes to itself.
+            given = self._stack.generations[-1].arguments if self._stack.generations else {}
+            given = {k: v for k, v in given.items() if v is not None}
+            known = {**given, **self._encoder.grid_inputs(modalities, call.passes), **known}
         return locate(self._adapter, ids, known)
 
     def _find_earlier_passes(self, kwargs: dict[str, Any]) -> list[EncoderPass]:
@@ -462,7 +465,7 @@ class _GenerateCall(Attached):
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         prompt = prompt if isinstance(prompt, Tensor) else None
         self._check(prompt, kwargs)
-        stack, generation = self._stack, Generation(prompt)
+        stack, generation = self._stack, Generation(prompt, kwargs)
         depth, under = len(stack.calls), (stack.forward, stack.encoding)
         stack.generations.append(generation)
         self._busy[id(generation)] = threading.current_thread()

@@ -33,24 +33,28 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     modalities = modalities_in(adapter, input_ids)
     if not modalities:
         return []
-    grids, tokens = adapter.grids(inputs), adapter.token_ids()
+    grids, tokens, runs = adapter.grids(inputs), adapter.token_ids(), adapter.placeholders(inputs)
     spans: list[Span] = []
     for modality in modalities:
-        sizes = grids.get(modality, [])
-        copies = _count_copies(input_ids, tokens[modality], sum(map(len, sizes)))
+        sizes = list(zip(grids.get(modality, []), runs.get(modality, []), strict=True))
+        copies = _count_copies(input_ids, tokens[modality], sum(len(run) for _, run in sizes))
         found = (input_ids[::copies] == tokens[modality]).nonzero()
         sizes = _last_that_fit(sizes, len(found))
-        if sum(map(len, sizes)) != len(found):
+        if (total := sum(len(run) for _, run in sizes)) != len(found):
             raise ModelError(
-                f"the prompt holds {len(found)} {modality} tokens but the {modality} grids add up to "
-                f"{sum(map(len, sizes))}; pass the processor's inputs unchanged."
+                f"the prompt holds {len(found)} {modality} tokens but the {modality} grids add up to {total}; pass the "
+                "processor's inputs unchanged."
             )
         start = 0
-        for order, grid in enumerate(sizes):
-            part = found[start : start + len(grid)]
-            start += len(grid)
+        for order, (grid, run) in enumerate(sizes):
+            part = found[start : start + len(run)]
+            start += len(run)
             rows = range(int(part[0, 0]) * copies, (int(part[0, 0]) + 1) * copies)
-            spans.extend(Span(row, modality, order, grid, part[:, 1]) for row in rows)
+            places, fixed = part[:, 1], None
+            if len(run) > len(grid):
+                run = run.to(places.device)
+                places, fixed = places[run], places[~run]
+            spans.extend(Span(row, modality, order, grid, places, fixed) for row in rows)
     return sorted(spans, key=lambda span: (span.row, int(span.index[0])))
 
 
@@ -62,9 +66,9 @@ def _count_copies(input_ids: Tensor, token: int, total: int) -> int:
     return copies
 
 
-def _last_that_fit(sizes: list[Grid], count: int) -> list[Grid]:
+def _last_that_fit(sizes: list[tuple[Grid, Tensor]], count: int) -> list[tuple[Grid, Tensor]]:
     """On a continued conversation the grids still list earlier images, whose tokens are already in the cache."""
-    total, first = sum(map(len, sizes)), 0
+    total, first = sum(len(run) for _, run in sizes), 0
     while total > count and first < len(sizes):
-        total, first = total - len(sizes[first]), first + 1
+        total, first = total - len(sizes[first][1]), first + 1
     return sizes[first:]

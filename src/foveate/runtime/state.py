@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,9 +81,10 @@ def hidden_of(output: Any) -> Tensor | None:
 
 @dataclass
 class Generation:
-    """One call of ``generate``: its prompt (B, L), and the images that were encoded for it."""
+    """One call of ``generate``: its prompt (B, L), its other arguments, and the images that were encoded for it."""
 
     prompt: Tensor | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     passes: list[EncoderPass] = field(default_factory=list)
 
 
@@ -153,12 +154,14 @@ class ForwardState:
     def text_mask(self) -> Tensor:
         """(B, L) bool: the prompt's text in this forward, which on a cache of earlier turns is that of this turn.
 
-        Neither placeholders nor padding, nor what was generated since.
+        Neither placeholders, those that always stay included, nor padding, nor what was generated since.
         """
         text = self.given.clone()
         text[:, self.prompt :] = False
         for span in self.spans:
             text[span.row, span.index] = False
+            if span.fixed is not None:
+                text[span.row, span.fixed] = False
         return text
 
     @functools.cached_property

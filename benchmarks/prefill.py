@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import foveate
-from foveate.methods.toolkit.notes import unannounced
+from foveate.methods.toolkit.notes import silence_notes
 from foveate.models.adapter import MOST_QUERIES
 
 TOKENS = 1296  # of the image
@@ -100,7 +100,7 @@ def measure(
             encoder.append(whole - reference)
         for name, keep in cases:
             options = {"debias": False} if name == "d2pruner" else {}
-            with unannounced(), foveate.prune(model, name, keep=keep, encoder_queries=queries, **options) as pruning:
+            with silence_notes(), foveate.prune(model, name, keep=keep, encoder_queries=queries, **options) as pruning:
                 _, text = clock.time(forward)
                 reports[name, keep] = report = pruning.report()
             if turn:

@@ -23,7 +23,7 @@ from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.registry import method_class
 from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
-from foveate.serving.vllm.config import PruningServer
+from foveate.serving.vllm.config import ServingConfig
 from foveate.serving.vllm.family import Family
 from foveate.tokens import Cue, Grid
 
@@ -91,7 +91,7 @@ def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
     fields = {"visionselector": {"scorer": scorer}}.get(name, {})
     config = SimpleNamespace(**{**config.__dict__, "get_text_config": config.get_text_config, "foveate": None})
     config.foveate = {"hyperparameters": {name: fields}}
-    server = PruningServer(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
+    server = ServingConfig(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
     told = facts_of(name).facts["vLLM"]
     if told.startswith("yes"):
         server.resolve({"foveate_method": name, "foveate_keep": 0.5})

@@ -17,7 +17,7 @@ from foveate import Budget, FoveateError, PruningConfig
 from foveate.importance import AttentionPrior
 from foveate.methods import Method, get_method, method_names
 from foveate.methods.toolkit.at_layer import AtLayer
-from foveate.methods.toolkit.published import untouched
+from foveate.methods.toolkit.published import unset_settings
 from foveate.methods.toolkit.registry import method_class
 from foveate.methods.toolkit.settings import settable
 from runtime.helpers import generate, single
@@ -76,7 +76,7 @@ def same(one: Any, other: Any) -> bool:
     """Equal, and with the same settings left to follow the model; a path may come back as text."""
     if isinstance(one, Method):
         values = ((getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one))
-        alike = type(one) is type(other) and untouched(one) == untouched(other)
+        alike = type(one) is type(other) and unset_settings(one) == unset_settings(other)
         return alike and all(same(first, second) for first, second in values)
     if isinstance(one, Path):
         return str(one) == str(other)

@@ -82,7 +82,7 @@ def facts_of(name: str) -> MethodFacts:
         "deviations": " ".join(cls.provenance.deviations) or "none known",
     }
     told = {k: v for k, v in facts.items() if v}
-    return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published(cls))
+    return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published_settings(cls))
 
 
 def places_of(name: str) -> tuple[Where, ...]:
@@ -96,13 +96,13 @@ def places_of(name: str) -> tuple[Where, ...]:
 def needs_of(name: str) -> str:
     """What the method reads besides the features, or what it must be given before it can say."""
     try:
-        cues = spelled(_all_needs(get_method(name)))
+        cues = cues_in_words(_all_needs(get_method(name)))
         return "; ".join(filter(None, (cues, method_class(name).requires))) or "features only"
     except MethodError as error:  # a hyperparameter without which there is no method
         return str(error).removeprefix(f"{name}: ").removeprefix("needs ").rstrip(".")
 
 
-def spelled(cues: Iterable[Cue]) -> str:
+def cues_in_words(cues: Iterable[Cue]) -> str:
     """Cues as words."""
     return ", ".join(sorted(cue.name.lower().replace("_", " ") for cue in cues))
 
@@ -135,7 +135,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     if cls.where is Where.BEFORE_ENCODER:
         whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
         return f"all but {whole} (the vision encoder takes whole images of one size)"
-    lacking = {row.class_name: f"no {spelled(needs - set(row.cues))}" for row in known if needs - set(row.cues)}
+    lacking = {row.class_name: f"no {cues_in_words(needs - set(row.cues))}" for row in known if needs - set(row.cues)}
     if _edits(cls):
         lacking |= {row.class_name: "no attention in some layers" for row in known if row.hybrid}
     if not lacking:
@@ -150,11 +150,11 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     """The sentences that users get, of whom MODEL is the class of their model."""
     known, said = supported_models(), list(cls.refusals)
     if cls.where is Where.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
-        said.append(takes_whole_images("MODEL", cls.name))
+        said.append(explain_whole_images("MODEL", cls.name))
     if _edits(cls) and any(row.hybrid for row in known):
-        said.append(edits_attention("MODEL", cls.name))
+        said.append(explain_attention_edits("MODEL", cls.name))
     lacking = {missing for row in known if (missing := needs - set(row.cues))}
-    said += sorted(lacks_cues("MODEL", cls.name, missing) for missing in lacking)
+    said += sorted(explain_missing_cues("MODEL", cls.name, missing) for missing in lacking)
     return " ".join(f"“{sentence}”" for sentence in said)
 
 
@@ -194,7 +194,7 @@ def _paragraph(text: str) -> str:
 
 
 def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
-    hints, described = typing.get_type_hints(cls), _described(inspect.getdoc(cls) or "")
+    hints, described = typing.get_type_hints(cls), _read_descriptions(inspect.getdoc(cls) or "")
     return tuple(
         Hyperparameter(
             field.name,
@@ -208,7 +208,7 @@ def _hyperparameters(cls: type[Method]) -> tuple[Hyperparameter, ...]:
     )
 
 
-def _published(cls: type[Method]) -> tuple[PublishedSettings, ...]:
+def _published_settings(cls: type[Method]) -> tuple[PublishedSettings, ...]:
     """The published settings of each supported family, those of equal ones together."""
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if isinstance(f.default, Published)}
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -219,7 +219,7 @@ def _published(cls: type[Method]) -> tuple[PublishedSettings, ...]:
     return tuple(made)
 
 
-def _described(docstring: str) -> dict[str, str]:
+def _read_descriptions(docstring: str) -> dict[str, str]:
     """The ``Args:`` of a docstring."""
     _, _, block = docstring.partition("\nArgs:\n")
     block = re.split(r"^\S", block, maxsplit=1, flags=re.MULTILINE)[0]
@@ -245,7 +245,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
 
 
-def edits_attention(model: str, method: str) -> str:
+def explain_attention_edits(model: str, method: str) -> str:
     """The method edits attention in layers of the model that have none."""
     return (
         f"{method} edits the attention of layers that have linear attention in {model}, and so nothing to edit; choose "
@@ -253,13 +253,13 @@ def edits_attention(model: str, method: str) -> str:
     )
 
 
-def lacks_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
+def explain_missing_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
     """The model cannot give what the method reads."""
     lacking = ", ".join(sorted(cue.value for cue in missing))
     return f"{model} cannot give what {method} needs: {lacking}; choose another method."
 
 
-def takes_whole_images(model: str, method: str) -> str:
+def explain_whole_images(model: str, method: str) -> str:
     """Patches cannot be left out of the model's vision encoder."""
     return (
         f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images of one size; use a "

@@ -20,16 +20,16 @@ _ACCELERATOR = None if _DEVICE is None else _DEVICE.type
 
 
 @cache
-def _loaded(module: str) -> ModuleType | None:
+def _import(module: str) -> ModuleType | None:
     try:
         return import_module(module)
     except ImportError:  # Triton comes with PyTorch for NVIDIA GPUs, but not with every build
         return None
 
 
-def fused(module: str, like: Tensor) -> ModuleType | None:
+def find_kernels(module: str, like: Tensor) -> ModuleType | None:
     """The module of Triton launches called so, for tensors on the device of `like`; None where there are none."""
-    return _loaded(module) if like.is_cuda else None
+    return _import(module) if like.is_cuda else None
 
 
 def from_host(values: Sequence[int], device: torch.device) -> Tensor:

@@ -114,10 +114,10 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         WriteError: when it cannot be written.
     """
     with replacing(path) as part:
-        picture.save(part, **_marked(Image.registered_extensions().get(path.suffix.lower(), "")))
+        picture.save(part, **_mark_options(Image.registered_extensions().get(path.suffix.lower(), "")))
 
 
-def _marked(picture_format: str) -> dict[str, Any]:
+def _mark_options(picture_format: str) -> dict[str, Any]:
     """The arguments of `Image.save` that mark a picture."""
     if picture_format == "PNG":
         info = PngInfo()

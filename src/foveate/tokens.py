@@ -300,7 +300,7 @@ class VisualTokens:
         _check_features(features, grids)
         held = dict(cues)
         for name, value in named.items():
-            cue = _named(name)
+            cue = _cue_named(name)
             if value is None:
                 held.pop(cue, None)
             else:
@@ -382,7 +382,7 @@ class VisualTokens:
         return self.cue(Cue.TEXT_EMBEDDINGS)[row][self.text_valid[row]]
 
 
-def _named(keyword: str) -> Cue:
+def _cue_named(keyword: str) -> Cue:
     """The cue of an argument of `VisualTokens`."""
     known = {cue.keyword: cue for cue in Cue}
     if keyword not in known:

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from cli import checkpoint_files as checkpoints
 from cli.run_command import run
-from foveate.cli.evaluated import Estimate, show
+from foveate.cli.eval_output import Estimate, show
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 from foveate.testbed import scenes

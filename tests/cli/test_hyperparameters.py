@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from foveate.cli.errors import InputError
-from foveate.cli.hyperparameters import configured
+from foveate.cli.hyperparameters import configure_methods
 from foveate.errors import MethodError
 from foveate.methods import Method, Provenance, method_names, register_method
 from foveate.methods.toolkit import registry
@@ -58,7 +58,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     ],
 )
 def test_values_have_the_type_of_the_field(toy: type[Method], setting: str, value: object) -> None:
-    (method,) = configured(["toy"], [setting])
+    (method,) = configure_methods(["toy"], [setting])
     got = getattr(method, setting.partition("=")[0])
     assert (got, type(got)) == (value, type(value))
 
@@ -80,22 +80,22 @@ def test_values_have_the_type_of_the_field(toy: type[Method], setting: str, valu
 )
 def test_what_cannot_be_set_is_said(toy: type[Method], setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        configured(["toy"], [setting])
+        configure_methods(["toy"], [setting])
 
 
 def test_each_method_takes_what_it_has_a_field_for() -> None:
-    idpruner, random, fastv = configured(["idpruner", "random", "fastv"], ["balance=0.7", "seed=3", "layer=1"])
+    idpruner, random, fastv = configure_methods(["idpruner", "random", "fastv"], ["balance=0.7", "seed=3", "layer=1"])
     assert (idpruner.balance, random.seed, fastv.layer) == (0.7, 3, 1)  # type: ignore[attr-defined]
-    (pyramiddrop,) = configured(["pyramiddrop"], ["layers=1,3"])
+    (pyramiddrop,) = configure_methods(["pyramiddrop"], ["layers=1,3"])
     assert pyramiddrop.layers == (1, 3)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"layers of pyramiddrop is whole numbers with commas"):
-        configured(["pyramiddrop"], ["layers=1;3"])
+        configure_methods(["pyramiddrop"], ["layers=1;3"])
     with pytest.raises(InputError, match=r"random and divprune have no 'balance'"):
-        configured(["random", "divprune"], ["balance=0.7"])
+        configure_methods(["random", "divprune"], ["balance=0.7"])
     with pytest.raises(InputError, match=r"divprune has no 'balance': there is none to set"):
-        configured(["divprune"], ["balance=0.7"])
+        configure_methods(["divprune"], ["balance=0.7"])
     with pytest.raises(MethodError, match=r"balance=2\.0 must be in \[0, 1\]"):
-        configured(["idpruner"], ["balance=2"])
+        configure_methods(["idpruner"], ["balance=2"])
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -109,6 +109,6 @@ def test_every_field_of_every_method_can_be_set(name: str) -> None:
             together = [f"{key}={text}"]
             if key == "shares" and getattr(method, "layers", None):
                 together.append(f"layers={','.join(map(str, method.layers))}")  # type: ignore[attr-defined]
-            (read,) = configured([name], together)
+            (read,) = configure_methods([name], together)
             got = getattr(read, key)
             assert got == value or value in (Path(text), got) or got == text == getattr(value, "name", None), together

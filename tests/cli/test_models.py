@@ -148,10 +148,10 @@ def test_a_picture_in_tiles_is_drawn_whole(tmp_path: Path) -> None:
 
 
 def test_panels_say_budget_merging_and_cropping(monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.cli.hyperparameters import configured
+    from foveate.cli.hyperparameters import configure_methods
     from foveate.cli.view import kept_panels
 
-    methods = configured(["random", "avgpool"], ())
+    methods = configure_methods(["random", "avgpool"], ())
     session = load("testbed-llava")
     crop = {"do_pad": False, "do_resize": True, "size": {"shortest_edge": 112}, "do_center_crop": True}
     for name, value in crop.items():  # as LLaVA-1.5 shows its model pictures

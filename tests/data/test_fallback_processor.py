@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
-from foveate.data.fallback_processor import StillProcessor
+from foveate.data.fallback_processor import FallbackProcessor
 from foveate.data.loading import load
 from foveate.data.prompts import Prompt, encode
 from foveate.errors import ModelError
@@ -26,10 +26,10 @@ TEMPLATE = (
 )
 
 
-def processor(zoo: Any) -> StillProcessor:
+def processor(zoo: Any) -> FallbackProcessor:
     tokenizer = copy.deepcopy(zoo.tokenizer)
     tokenizer.chat_template = TEMPLATE
-    return StillProcessor(tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
+    return FallbackProcessor(tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
 
 
 def asked(zoo: Any, *parts: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ import pytest
 import transformers as tf
 from PIL import Image
 
-from foveate.data.limits import fitting
-from foveate.visualize import seen
+from foveate.data.limits import fit_picture
+from foveate.visualize import visible_part
 
 SQUARE = {"height": 56, "width": 56}
 
@@ -43,7 +43,7 @@ def test_the_picture_is_what_clip_processors_hand_over(size: tuple[int, int], op
     processor = tf.CLIPImageProcessorPil(**options)
     image = gradient(*size)
     wanted = given(processor, image)
-    shown = np.asarray(seen(image, processor).resize((56, 56), Image.Resampling.BICUBIC), dtype=float)
+    shown = np.asarray(visible_part(image, processor).resize((56, 56), Image.Resampling.BICUBIC), dtype=float)
     inside = wanted.min(-1) > 20  # padding is black, and resampling blurs its edge
     off = np.abs(shown - wanted)[inside]
     assert np.median(off) < 3
@@ -55,7 +55,7 @@ def test_padding_to_a_square_is_seen() -> None:
 
     processor = LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size=SQUARE, do_pad=True, image_mean=[0.0] * 3)
     image = gradient(120, 60)
-    shown = seen(image, processor)
+    shown = visible_part(image, processor)
     assert shown.size == (120, 120)
     assert np.array_equal(np.asarray(shown)[30:90], np.asarray(image))
     wanted = given(processor, image)
@@ -64,7 +64,7 @@ def test_padding_to_a_square_is_seen() -> None:
 
 def test_processors_that_do_not_crop_show_everything() -> None:
     image = gradient(100, 61)
-    assert seen(image, tf.Qwen2VLImageProcessorPil()).size == image.size
+    assert visible_part(image, tf.Qwen2VLImageProcessorPil()).size == image.size
 
 
 @pytest.mark.parametrize("size", [(40, 30), (56, 56), (120, 60), (30, 300)])
@@ -73,11 +73,11 @@ def test_padding_to_one_size_is_seen(size: tuple[int, int]) -> None:
         do_resize=False, do_center_crop=False, do_pad=True, pad_size=SQUARE, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     image = gradient(*size)
-    wanted = given(processor, fitting(SimpleNamespace(image_processor=processor), image))
-    shown = np.asarray(seen(image, processor).resize((56, 56), Image.Resampling.BICUBIC), dtype=float)
+    wanted = given(processor, fit_picture(SimpleNamespace(image_processor=processor), image))
+    shown = np.asarray(visible_part(image, processor).resize((56, 56), Image.Resampling.BICUBIC), dtype=float)
     assert np.median(np.abs(shown - wanted)) < 3
 
 
 def test_very_long_pictures_are_seen_without_filling_the_memory() -> None:
     processor = tf.CLIPImageProcessorPil(do_resize=False, do_center_crop=False, do_pad=True, pad_size=SQUARE)
-    assert max(seen(Image.new("RGB", (60000, 2)), processor).size) <= 4096
+    assert max(visible_part(Image.new("RGB", (60000, 2)), processor).size) <= 4096

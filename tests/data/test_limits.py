@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny_models as zoo_module
 from foveate.data.images import PictureError
-from foveate.data.limits import QuestionError, fitting
+from foveate.data.limits import QuestionError, fit_picture
 from foveate.data.loading import LoadedModel, load
 from foveate.data.prompts import Prompt, encode_one
 from foveate.errors import FoveateError, ModelError
@@ -43,7 +43,7 @@ def test_a_processor_that_only_pads_gets_large_pictures_scaled_down(llava: Loade
 def test_what_fits_is_not_touched(llava: LoadedModel) -> None:
     for size in ((112, 112), (40, 20)):
         picture = Image.new("RGB", size)
-        assert fitting(llava.processor, picture) is picture
+        assert fit_picture(llava.processor, picture) is picture
 
 
 def test_the_middle_of_very_long_pictures_is_what_a_crop_to_the_centre_leaves() -> None:
@@ -51,7 +51,7 @@ def test_the_middle_of_very_long_pictures_is_what_a_crop_to_the_centre_leaves() 
     ramp = np.tile(np.linspace(0, 255, 4001).astype(np.uint8)[:, None, None], (1, 4, 3))
     for array in (ramp, ramp.transpose(1, 0, 2)):
         whole = Image.fromarray(array)
-        part = fitting(SimpleNamespace(image_processor=images), whole)
+        part = fit_picture(SimpleNamespace(image_processor=images), whole)
         assert max(part.size) <= 4 * 32 + 1
         given = [images(images=one, return_tensors="pt")["pixel_values"] for one in (whole, part)]
         assert (given[0] - given[1]).abs().max() < 0.02

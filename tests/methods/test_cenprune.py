@@ -8,7 +8,7 @@ import torch
 from foveate.errors import MethodError
 from foveate.importance import LearnedScorer
 from foveate.methods import get_method
-from foveate.methods.toolkit.centring import centred, distinctiveness
+from foveate.methods.toolkit.centring import centre, distinctiveness
 from foveate.selection import dpp
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import FEATURES, RELEVANCE, kept, toy
@@ -39,7 +39,7 @@ def test_the_kernel_of_cdpruner():
     everything = torch.ones(1, 36, dtype=torch.bool)
     relevance = (RELEVANCE - RELEVANCE.min() + 1e-6) / (RELEVANCE.max() - RELEVANCE.min())
     weight = relevance * distinctiveness(FEATURES[None], everything)[0]
-    keep = dpp(centred(FEATURES[None], everything)[0], weight, 12)
+    keep = dpp(centre(FEATURES[None], everything)[0], weight, 12)
     assert keep.nonzero().flatten().tolist() == sorted([7, 22, 33, 29, 32, 18, 21, 10, 25, 11, 28, 14])
 
 
@@ -68,7 +68,7 @@ def test_standardised_channels_have_no_scale():
     method = get_method("cenprune", base=get_method("tops"), standardise=True)
     everything = torch.ones(1, 36, dtype=torch.bool)
     torch.testing.assert_close(
-        centred(scaled.features, everything, True), centred(FEATURES[None], everything, True), atol=1e-4, rtol=0
+        centre(scaled.features, everything, True), centre(FEATURES[None], everything, True), atol=1e-4, rtol=0
     )
     assert len(kept(method, toy(), 12)) == 12
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from foveate.methods import get_method
-from foveate.methods.eadp import facilities, smoothed
+from foveate.methods.eadp import facilities, smooth
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import FEATURES, RELEVANCE, kept
 
@@ -70,7 +70,7 @@ def test_facilities_of_the_toy():
 def test_smoothing_an_impulse():
     impulse = torch.zeros(25)
     impulse[12] = 1
-    plane = smoothed(impulse, Grid(5, 5)).view(5, 5)
+    plane = smooth(impulse, Grid(5, 5)).view(5, 5)
     assert [round(v, 6) for v in plane[2].tolist()] == [0, 0.123841, 0.204180, 0.123841, 0]
     assert round(plane[1, 1].item(), 6) == 0.075114
 
@@ -79,7 +79,7 @@ def test_smoothing_an_impulse():
 def test_smoothing_lists(grid):
     values = torch.rand(len(grid), dtype=torch.float64)
     expected = torch.tensor(naive_smoothed(values.tolist(), grid), dtype=torch.float64)
-    torch.testing.assert_close(smoothed(values, grid), expected)
+    torch.testing.assert_close(smooth(values, grid), expected)
 
 
 @pytest.mark.parametrize("sign", ["plus", "minus"])

@@ -94,7 +94,7 @@ def test_layers_shrink_an_image_by_the_same_factor():
 def test_what_is_left_of_experts():
     assert get_method("fastmmoe").experts == ExpertCut(2, 0.5, "number")
     assert get_method("fastmmoe", expert_share=1.0).experts is None
-    assert [ExpertCut(0, 0.5, "number").left(n) for n in (1, 2, 5, 8)] == [1, 1, 3, 4]
+    assert [ExpertCut(0, 0.5, "number").count_kept(n) for n in (1, 2, 5, 8)] == [1, 1, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from foveate.errors import MethodError
 from foveate.methods import get_method, sparsevlm
-from foveate.methods.sparsevlm import raters_of, unrecycled
+from foveate.methods.sparsevlm import count_unrecycled, raters_of
 from foveate.tokens import Grid, VisualTokens
 from methods.golden import Case, cases, extra, facts
 
@@ -46,7 +46,7 @@ def test_a_stage_of_version_2(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("sparsevlm", "llava-v1"))
 def test_a_stage_of_version_1(case: Case) -> None:
     result, top = case.result, int(case.settings["top"])
-    groups = "fewest" if unrecycled(len(case.given["visual"]), case.count) == top else "most"
+    groups = "fewest" if count_unrecycled(len(case.given["visual"]), case.count) == top else "most"
     method, tokens = get_method("sparsevlm", **VERSION_1, groups=groups).bind(facts(case.kind)), tokens_of(case)
     selection = method.select(tokens, torch.tensor([case.count]))
     centres, recycled = result["centres"].tolist(), result["recycled"].tolist()
@@ -62,12 +62,12 @@ def test_the_lists_of_version_1() -> None:
     lists = extra("sparsevlm", "llava-v1", "lists")
     assert lists.result["left"].tolist() == [[309, 204, 113], [312, 117, 39], [249, 55, 27], [82, 32, 18]]
     for tops, left in zip(lists.given["top"].tolist(), lists.result["left"].tolist(), strict=True):
-        assert [unrecycled(n, k) for n, k in pairwise([576, *left])] == tops
+        assert [count_unrecycled(n, k) for n, k in pairwise([576, *left])] == tops
         assert str(tuple(left)) in str(sparsevlm.__doc__)  # the page names them
 
 
 def test_two_splits_of_one_count() -> None:
-    assert (unrecycled(121, 28), unrecycled(121, 28, most=True)) == (25, 24)
+    assert (count_unrecycled(121, 28), count_unrecycled(121, 28, most=True)) == (25, 24)
 
 
 def test_fourteen_heads_whatever_their_number() -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from foveate.methods import get_method
 from foveate.methods.cdpruner import CDPruner
-from foveate.methods.eadp import Eadp, facilities, smoothed
+from foveate.methods.eadp import Eadp, facilities, smooth
 from foveate.methods.mmtok import MMTok
 from foveate.methods.trim import Trim
 from foveate.selection import dpp
@@ -113,7 +113,7 @@ def test_eadp_on_qwen(case: Case) -> None:
     tokens = tokens_of(case)
     assert listed(method.select(tokens, torch.tensor([case.count])).keep[0]) == case.kept
     relevance = method.relevance(normalize(tokens.features[0], dim=-1), case.tensor("text"))
-    importance = smoothed(relevance, case.grid) ** method.power
+    importance = smooth(relevance, case.grid) ** method.power
     torch.testing.assert_close(importance, torch.from_numpy(case.result["importance"]), atol=1e-5, rtol=1e-4)
 
 
@@ -123,6 +123,6 @@ def test_the_parts_of_eadp_on_llava(case: Case) -> None:
     assert isinstance(method, Eadp) and method.power == case.settings["power"]
     unit, text = normalize(case.tensor("embeddings"), dim=-1), case.tensor("text")
     relevance = method.relevance(unit, text, case.tensor("text_whole"))
-    weight = smoothed(relevance, case.grid) ** method.power
+    weight = smooth(relevance, case.grid) ** method.power
     order = facilities(normalize(case.tensor("features"), dim=-1), weight, case.count)
     assert sorted(order.tolist()) == case.kept

@@ -36,7 +36,7 @@ def test_layer_by_layer(case: Case) -> None:
     columns, filtering, over = [], -1, -1
     for layer in range(int(settings["layers"])):
         columns.append(parts_of(case, layer, there))
-        left = method.left(torch.stack(columns, 1))
+        left = method.kept_behind(torch.stack(columns, 1))
         if left is not None and filtering < 0:
             filtering, there = layer, left
             assert left.nonzero()[:, 0].tolist() == case.kept

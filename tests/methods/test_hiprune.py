@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.methods import get_method
-from foveate.methods.hiprune import beside
+from foveate.methods.hiprune import add_neighbours
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import EncoderReading, Grid, VisualTokens
 from methods.example_tokens import FEATURES, RELEVANCE, SALIENCY, kept
@@ -80,7 +80,7 @@ def test_neighbours_stay_in_their_row_frame_and_image():
     mask = torch.zeros(2, 14, dtype=torch.bool)
     mask[0, [2, 11, 13]] = mask[1, 1] = True
     expected = [[1, 2, 5, 8, 10, 11, 12, 13], [0, 1, 3]]
-    assert [row.nonzero().flatten().tolist() for row in beside(mask, grids)] == expected
+    assert [row.nonzero().flatten().tolist() for row in add_neighbours(mask, grids)] == expected
 
 
 def test_what_it_reads():

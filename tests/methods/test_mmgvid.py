@@ -150,7 +150,7 @@ def test_peaks_of_a_first_frame_by_hand():
 
 def test_peaks_of_a_later_frame_by_hand():
     # Mean 1, scatter 2: novelty 1 - exp(-(a - 1)^2 - 1), times 10, 1, 2, 1, 19 and 30.
-    moments = RunningMoments().updated(line(0)).updated(line(2))
+    moments = RunningMoments().add(line(0)).add(line(2))
     assert (moments.count, float(moments.mean), float(moments.scatter)) == (2, 1, 2)
     assert moments.squares(line(0, 1, 2, 10)).tolist() == [2, 1, 2, 82]
     assert peaks(line(0, 1, 2, 10, 11, 30), moments, 2).tolist() == [5, 4, 0, 2, 3, 1]
@@ -161,7 +161,7 @@ def test_novelty_needs_only_mean_and_scatter():
     frame, before = torch.randn(20, 6, generator=generator), torch.randn(17, 6, generator=generator)
     moments = RunningMoments()
     for part in before.split([5, 0, 1, 11]):
-        moments = moments.updated(part)
+        moments = moments.add(part)
     squares = moments.squares(frame)
     torch.testing.assert_close(squares, torch.cdist(frame, before).square().mean(1) / 6)
     # Least new is what lies nearest the mean of the moments, not what equals one of its tokens.

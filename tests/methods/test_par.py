@@ -5,7 +5,7 @@ import torch
 
 from foveate.errors import MethodError
 from foveate.methods import get_method
-from foveate.methods.par import connected
+from foveate.methods.par import connected_components
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import FEATURES, kept
 
@@ -33,10 +33,10 @@ def test_connected_parts():
     chain = torch.zeros(9, 9, dtype=torch.bool)
     for i, j in ((8, 3), (3, 5), (5, 0), (7, 6), (6, 2)):
         chain[i, j] = chain[j, i] = True
-    assert connected(chain).tolist() == [0, 1, 2, 0, 3, 0, 2, 2, 0]
+    assert connected_components(chain).tolist() == [0, 1, 2, 0, 3, 0, 2, 2, 0]
     line = torch.eye(200, dtype=torch.bool).roll(1, 0)
     line[0, 199] = False
-    assert not connected(line | line.T).any()
+    assert not connected_components(line | line.T).any()
 
 
 def naive(visual, text, edge, copy):

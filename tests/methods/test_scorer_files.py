@@ -14,7 +14,7 @@ import foveate
 from foveate.errors import MethodError
 from foveate.importance import LearnedScorer, scorer_files
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.toolkit.notes import Note, announce, unannounced
+from foveate.methods.toolkit.notes import Note, announce, silence_notes
 from tiny_models import Zoo
 
 SEVEN = ModelFacts("Qwen/Qwen2.5-VL-7B-Instruct", 8, 4)
@@ -142,6 +142,6 @@ def test_notes_of_wrapped_and_of_equal_methods(caplog: pytest.LogCaptureFixture)
     wrapped = AtLayer(get_method("idpruner"), 1).bind(SEVEN)
     announce(one.note for one in (wrapped, wrapped, get_method("divprune").bind(SEVEN)))
     assert len(notes(caplog)) == 1
-    with unannounced():
+    with silence_notes():
         announce([wrapped.note])
     assert notes(caplog) == []

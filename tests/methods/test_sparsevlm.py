@@ -10,7 +10,7 @@ from foveate import attach, compose, prune
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import ModelFacts, get_method
-from foveate.methods.sparsevlm import groups, raters_of, unrecycled
+from foveate.methods.sparsevlm import count_unrecycled, groups, raters_of
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import chosen, kept
 from runtime.helpers import logits, single
@@ -104,13 +104,13 @@ def test_without_text_behind_the_image_the_first_stay():
 
 def test_how_many_are_recycled():
     # 276 go beside 300 that stay: 83 of them in 9 groups, so 309 in all.
-    assert unrecycled(576, 309) == 300 and unrecycled(300 + 276, 300 + 9) == 300
-    assert unrecycled(309, 204) == 200 and unrecycled(204, 113) == 110  # the paper's second and third stage
-    assert unrecycled(10, 10) == 10 and unrecycled(10, 2) == 1
-    assert unrecycled(10, 1) == 1  # too few for a group
+    assert count_unrecycled(576, 309) == 300 and count_unrecycled(300 + 276, 300 + 9) == 300
+    assert count_unrecycled(309, 204) == 200 and count_unrecycled(204, 113) == 110  # the paper's second and third stage
+    assert count_unrecycled(10, 10) == 10 and count_unrecycled(10, 2) == 1
+    assert count_unrecycled(10, 1) == 1  # too few for a group
     for tokens in range(1, 60):
         for count in range(1, tokens + 1):
-            plain = unrecycled(tokens, count)
+            plain = count_unrecycled(tokens, count)
             assert plain == count or plain + (int(0.3 * (tokens - plain)) + 1) // 10 + 1 == count
 
 

@@ -51,7 +51,7 @@ FUSION, MOVING = [(0.004, 0.3), (0.3, 0.1), (0.0, 0.21)], [(0.01, 0.0), (0.0, 0.
 )
 def test_rules_by_hand(layers: list[Any], fields: dict[str, Any], expected: list[bool] | None) -> None:
     method, parts = get_method("visipruner", **fields), parts_of(*layers)
-    found = method.left(parts)
+    found = method.kept_behind(parts)
     assert (found if found is None else found.tolist()) == expected
     tokens = VisualTokens.of(torch.ones(3, 2), Grid(1, 3), llm_contributions=parts)
     count = 3 if expected is None else sum(expected)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.catalog import lacks_cues
+from foveate.catalog import explain_missing_cues
 from foveate.models.encoder_cues import READERS
 from foveate.runtime.cues import AT_LAYER, BELOW_LAYER, Entering
 from foveate.tokens import Cue, Kind, Source, VisualTokens
@@ -68,7 +68,7 @@ def test_a_new_cue_can_be_given_by_name_and_refused(llava: Zoo, declare: Declare
     assert tokens.cue(cue).shape == (1, 4, 2) and cue.not_in_vllm is None
     with pytest.raises(foveate.ModelError, match="cannot give what spy needs: distance of what a patch shows"):
         foveate.prune(llava.model, Inside(wants=frozenset({cue})), keep=0.5)
-    assert "distance of what a patch shows" in lacks_cues("MODEL", "spy", [cue])
+    assert "distance of what a patch shows" in explain_missing_cues("MODEL", "spy", [cue])
 
 
 @pytest.mark.parametrize("cue", sorted(Cue.of(Source.PROMPT, Source.WEIGHTS, Source.ROUTER), key=lambda cue: cue.name))

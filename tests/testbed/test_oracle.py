@@ -9,7 +9,7 @@ import torch
 from foveate.data.boxes import Box
 from foveate.errors import MethodError
 from foveate.methods import method_names
-from foveate.testbed.oracle import Oracle, ranked
+from foveate.testbed.oracle import Oracle, rank_tokens
 from foveate.tokens import Grid, VisualTokens
 
 
@@ -23,20 +23,20 @@ def covered(grid: Grid, box: Box) -> np.ndarray:
 def test_a_box_is_told_from_what_it_covers_most() -> None:
     grid, box = Grid(6, 7), (11.0, 9.0, 38.0, 30.0)
     area = covered(grid, box)
-    order = ranked(grid, ((box,),))
+    order = rank_tokens(grid, ((box,),))
     assert sorted(order) == np.flatnonzero(area).tolist()
     assert [area[token] for token in order] == sorted(area[area > 0], reverse=True)
 
 
 def test_boxes_take_turns() -> None:
     left, right = (0.0, 0.0, 16.0, 16.0), (32.0, 0.0, 48.0, 16.0)
-    order = ranked(Grid(2, 6), ((left, right),))
+    order = rank_tokens(Grid(2, 6), ((left, right),))
     assert [token % 6 // 3 for token in order] == [0, 1] * 4
 
 
 def test_frames_of_a_clip_share_tokens_two_by_two() -> None:
     boxes = tuple(((8.0 * frame, 0.0, 8.0 * frame + 8, 8.0),) for frame in range(4))
-    assert sorted(ranked(Grid(1, 4, frames=2), boxes)) == [0, 1, 4 + 2, 4 + 3]
+    assert sorted(rank_tokens(Grid(1, 4, frames=2), boxes)) == [0, 1, 4 + 2, 4 + 3]
 
 
 def test_the_count_is_kept_and_the_rest_is_spread() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 import foveate
 import tiny_models as zoo_module
 from foveate.tokens import Grid
-from foveate.visualize import flows, overlay, readable, tile_layout, watched
+from foveate.visualize import merge_targets, overlay, record_selections, scale_to_grid, tile_layout
 
 GRID = Grid(2, 4)
 MERGED = ("avgpool", "tome", "anchormerge")
@@ -21,13 +21,13 @@ def test_watching_changes_nothing(name: str) -> None:
     inputs = zoo_module.inputs(zoo, [[zoo_module.picture(56, 84)]], ["what is it?"])
     method = foveate.get_method(name, **({"base": "divprune"} if name == "cenprune" else {}))
     logits = []
-    for one in (method, observed := watched(method)):
+    for one in (method, observed := record_selections(method)):
         with foveate.prune(zoo.model, one, keep=0.25) as pruning, torch.no_grad():
             logits.append(zoo.model(**inputs).logits)
             report = pruning.report()
     assert torch.equal(*logits)
     assert report.stages[0].method == name
-    target, kept = flows(observed, 0, report.tokens_before), report.images[0].kept
+    target, kept = merge_targets(observed, 0, report.tokens_before), report.images[0].kept
     if name in MERGED:
         assert target is not None and bool((target >= 0).all())
         assert torch.equal(target[kept], kept.nonzero()[:, 0])  # kept tokens are their own
@@ -54,7 +54,7 @@ def test_the_outline_is_seen_on_any_colour(colour: tuple[int, int, int]) -> None
     picture = Image.new("RGB", (400, 200), colour)
     kept = torch.zeros(8, dtype=torch.bool)
     kept[1] = True
-    plain, drawn = readable(picture, GRID), overlay(picture, GRID, kept)
+    plain, drawn = scale_to_grid(picture, GRID), overlay(picture, GRID, kept)
     cell = plain.width // GRID.columns
     row = [drawn.getpixel((x, plain.height // 4)) for x in range(cell, cell + cell // 4)]
     assert max(max(abs(a - b) for a, b in zip(one, colour, strict=True)) for one in row) > 100

@@ -8,7 +8,7 @@ from PIL import Image
 
 from foveate.errors import SelectionError
 from foveate.tokens import Grid
-from foveate.visualize import comparison, overlay, readable
+from foveate.visualize import comparison, overlay, scale_to_grid
 from foveate.visualize.comparison import PADDING
 from foveate.visualize.overlay import SIDE
 
@@ -29,7 +29,7 @@ def centre(image: Image.Image, index: int) -> tuple[int, ...]:
 def test_kept_cells_stay_and_dropped_cells_change(picture: Image.Image) -> None:
     kept = torch.zeros(len(GRID), dtype=torch.bool)
     kept[::5] = True
-    plain, drawn = readable(picture, GRID), overlay(picture, GRID, kept)
+    plain, drawn = scale_to_grid(picture, GRID), overlay(picture, GRID, kept)
     assert drawn.size == plain.size
     for index in range(len(GRID)):
         assert (centre(drawn, index) == centre(plain, index)) == bool(kept[index]), index
@@ -38,7 +38,7 @@ def test_kept_cells_stay_and_dropped_cells_change(picture: Image.Image) -> None:
 def test_outline_follows_the_border_of_the_kept_region_only(picture: Image.Image) -> None:
     kept = torch.zeros(len(GRID), dtype=torch.bool)
     kept[:2] = True
-    plain, drawn = readable(picture, GRID), overlay(picture, GRID, kept)
+    plain, drawn = scale_to_grid(picture, GRID), overlay(picture, GRID, kept)
     cell = plain.width // GRID.columns
     middle = plain.height // GRID.rows // 2
     assert drawn.getpixel((0, middle)) != plain.getpixel((0, middle))
@@ -47,7 +47,7 @@ def test_outline_follows_the_border_of_the_kept_region_only(picture: Image.Image
 
 
 def test_pictures_are_readable_and_cells_whole(picture: Image.Image) -> None:
-    plain = readable(picture, GRID)
+    plain = scale_to_grid(picture, GRID)
     assert 0.9 < plain.width * plain.height / SIDE**2 < 1.1
     assert plain.width == 2 * plain.height
     assert (plain.width % GRID.columns, plain.height % GRID.rows) == (0, 0)

@@ -13,7 +13,7 @@ from ..data.limits import unknown_words
 from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from .errors import InputError
-from .hyperparameters import CONFIG, SETTINGS, config_at, configured
+from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
 from .tables import show
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def ask(
         raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
     asked = config_at(config, {"--method": method, "--keep": keep, "--set": settings})
     if asked is None:
-        (chosen,) = configured(["idpruner" if method is None else method], settings or ())
+        (chosen,) = configure_methods(["idpruner" if method is None else method], settings or ())
         asked = PruningConfig(chosen, "25%" if keep is None else keep)
     pictures = [open_image(Path(path)) for path in images]
     session = load(model)

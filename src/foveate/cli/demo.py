@@ -13,7 +13,7 @@ from ..data.loading import LoadedModel, load
 from ..data.metrics import agrees
 from ..data.shipped import DEFAULT
 from ..files import write_picture, write_text
-from .hyperparameters import configured
+from .hyperparameters import configure_methods
 from .paths import FORCE, require_file, require_folder, require_picture
 from .tables import show
 from .view import kept_panels
@@ -41,7 +41,7 @@ def demo(
     """Show what pruning keeps and what it costs, on a small model that comes with foveate."""
     from rich.console import Console
 
-    from ..methods.toolkit.notes import unannounced
+    from ..methods.toolkit.notes import silence_notes
     from ..testbed import scenes
 
     console = Console()
@@ -60,7 +60,7 @@ def demo(
         f"{len(asked)} questions about {len(known)} held-out scenes, asked of {DEFAULT} ({size:.1f} M parameters), "
         "which was trained on such scenes only. It shows how pruning works, not how well it does on photos."
     )
-    with unannounced():  # of the same methods again and again
+    with silence_notes():  # of the same methods again and again
         given = _answers(session, asked)
         _draw(session, known[0], path)
     for scene, picture in zip(known, pictures, strict=True):
@@ -172,7 +172,7 @@ def _draw(session: LoadedModel, scene: Scene, path: Path) -> None:
     """The scene, and what idpruner keeps at each ratio, with random beside the last."""
     from ..visualize import comparison
 
-    question, methods = _to_ask(scene).text, configured(METHODS, ())
+    question, methods = _to_ask(scene).text, configure_methods(METHODS, ())
     first, *others = KEEPS
     panels = kept_panels(session, scene.image, question, methods[:1], first)
     for keep in others:

@@ -16,8 +16,8 @@ from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
-from .evaluated import announce, bar, left_out, show
-from .hyperparameters import CONFIG, SETTINGS, config_at, configured, hyperparameters
+from .eval_output import announce, bar, left_out, show
+from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods, hyperparameters
 from .paths import require_folder
 
 if TYPE_CHECKING:
@@ -146,10 +146,10 @@ def evaluate(
 def _require_attachable(session: LoadedModel, methods: Sequence[Method], keeps: Sequence[str]) -> None:
     """Attach every method at every budget once: what cannot run is refused before anything is asked."""
     from ..api import attach
-    from ..methods.toolkit.notes import unannounced
+    from ..methods.toolkit.notes import silence_notes
 
     for method, keep in itertools.product(methods, keeps):
-        with nullcontext() if keep == keeps[0] else unannounced():
+        with nullcontext() if keep == keeps[0] else silence_notes():
             attach(session.model, method, keep=keep).detach()
 
 
@@ -192,7 +192,7 @@ def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], t
     from ..methods import get_method, method_names
 
     if names.strip() != ALL:
-        return tuple(configured(list(dict.fromkeys(_parts(names, "--methods"))), settings)), ()
+        return tuple(configure_methods(list(dict.fromkeys(_parts(names, "--methods"))), settings)), ()
     made: list[Method] = []
     unable: list[tuple[str, str]] = []
     for name, values in hyperparameters(method_names(), settings).items():

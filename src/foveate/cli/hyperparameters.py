@@ -46,7 +46,7 @@ def config_at(config: Path | None, beside: dict[str, object]) -> PruningConfig |
     return PruningConfig.from_pretrained(config)
 
 
-def configured(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
+def configure_methods(names: Sequence[str], settings: Sequence[str]) -> list[Method]:
     """The methods called `names`, each with those of the ``key=value`` settings that it has a field for.
 
     Raises:

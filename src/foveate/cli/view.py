@@ -15,7 +15,7 @@ from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from ..files import write_picture
 from .errors import InputError
-from .hyperparameters import CONFIG, SETTINGS, config_at, configured
+from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
 from .paths import FORCE, require_picture
 
 _GENERAL = "Please describe the image."
@@ -60,7 +60,7 @@ def view(
     names = list(dict.fromkeys(name.strip() for name in (METHODS if methods is None else methods).split(",")))
     if not any(names):
         raise InputError("--methods names no method; give some, such as idpruner,random.")
-    wanted = configured(list(filter(None, names)), settings or ())
+    wanted = configure_methods(list(filter(None, names)), settings or ())
     drawn = [given] if given else [PruningConfig(one, KEEP if keep is None else keep) for one in wanted]
     picture = open_image(image)
     session = load(model)
@@ -93,23 +93,23 @@ def panels_of(
 
     from ..api import prune
     from ..methods import Method
-    from ..visualize import overlay, readable, watched
+    from ..visualize import overlay, record_selections, scale_to_grid
 
     inputs = session.inputs([picture], question)
-    seen = session.seen(picture)
+    visible = session.visible_part(picture)
     panels: list[Panel] = []
     for config in track(configs, description="Looking", console=Console(stderr=True), transient=True):
         method = config.method
-        observed = watched(method) if isinstance(method, Method) else method
+        observed = record_selections(method) if isinstance(method, Method) else method
         with prune(session.model, replace(config, method=observed)) as pruning:
             session.generate(inputs, 1)
             report = pruning.report()
-        grid, kept, target = _whole(report.images, observed, seen.size)
+        grid, kept, target = _join_tiles(report.images, observed, visible.size)
         if not panels:
             part = "; the rest is cropped off" if session.crops(picture) else ""
             title = "centre of the original" if part else "original"
-            panels.append((title, f"{report.tokens_before} visual tokens{part}", readable(seen, grid)))
-        drawn = overlay(seen, grid, kept, target=target)
+            panels.append((title, f"{report.tokens_before} visual tokens{part}", scale_to_grid(visible, grid)))
+        drawn = overlay(visible, grid, kept, target=target)
         panels.append(
             (
                 f"{config.label}, {', '.join(budget.label for budget in config.budgets)}",
@@ -120,7 +120,7 @@ def panels_of(
     return panels
 
 
-class Whole(NamedTuple):
+class WholePicture(NamedTuple):
     """A picture whole, where the model may have seen it in tiles: its grid, what is kept, and where tokens went."""
 
     grid: Grid
@@ -128,26 +128,26 @@ class Whole(NamedTuple):
     target: Tensor | None
 
 
-def _whole(tiles: Sequence[ImageReport], method: Any, size: tuple[int, int]) -> Whole:
+def _join_tiles(tiles: Sequence[ImageReport], method: Any, size: tuple[int, int]) -> WholePicture:
     """The tiles of a picture of a (width, height) side by side."""
     import torch
 
     from ..tokens import Grid
-    from ..visualize import flows, tile_layout
+    from ..visualize import merge_targets, tile_layout
 
     one, area = tiles[0].grid, len(tiles[0].grid)
     rows, columns = tile_layout(len(tiles), size)
     drawn = rows * columns
     places = torch.arange(drawn * area).view(rows, columns, one.rows, one.columns).transpose(1, 2).flatten()
     kept = torch.cat([tile.kept.cpu() for tile in tiles[:drawn]])
-    found = [flows(method, tile, area) for tile in range(drawn)]
+    found = [merge_targets(method, tile, area) for tile in range(drawn)]
     target = None
     if any(one is not None for one in found):
         local = [torch.where(tile.kept.cpu(), torch.arange(area), -1) for tile in tiles]
         filled = [local[tile] if one is None else one for tile, one in enumerate(found)]
         flat = torch.cat([torch.where(one >= 0, one + tile * area, -1) for tile, one in enumerate(filled)])[places]
         target = torch.where(flat >= 0, places.argsort()[flat.clamp_min(0)], -1)
-    return Whole(Grid(rows * one.rows, columns * one.columns), kept[places], target)
+    return WholePicture(Grid(rows * one.rows, columns * one.columns), kept[places], target)
 
 
 def _subtitle(report: Report, target: Tensor | None) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import FoveateError
 from .images import image_size
-from .limits import check_question, explained, fitting
+from .limits import check_question, explain_failure, fit_picture
 from .samples import BadLine, Sample, in_order, samples_file, unusable
 
 _LONG, _SMALL = 8, 32  # times as long as wide, pixels of a side: processors are asked about such pictures only
@@ -60,9 +60,9 @@ def _fault(processor: Any, sample: Sample, sizes: dict[tuple[int, int], str]) ->
 
 def _refusal(processor: Any, size: tuple[int, int]) -> str:
     """Why the processor cannot take a picture of this size; empty where it can."""
-    picture = fitting(processor, Image.new("RGB", size))
+    picture = fit_picture(processor, Image.new("RGB", size))
     try:
         processor.image_processor(images=[picture], return_tensors="pt")
     except Exception as error:  # processors raise nearly everything
-        return str(explained(processor, [picture], error)).partition(": ")[2]
+        return str(explain_failure(processor, [picture], error)).partition(": ")[2]
     return ""

@@ -20,7 +20,7 @@ _KINDS = {"image": 1, "video": 2}  # as Qwen-VL reads its 3-D positions off ``mm
 
 
 def load_processor(name: str, model: Any, cached: bool = False) -> Any:
-    """The checkpoint's processor; without torchvision, which those of video models need, a `StillProcessor`.
+    """The checkpoint's processor; without torchvision, which those of video models need, a `FallbackProcessor`.
 
     Args:
         name: a folder or an id of the hub.
@@ -41,10 +41,10 @@ def load_processor(name: str, model: Any, cached: bool = False) -> Any:
             raise
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
-    return StillProcessor(tokenizer, images, adapter_of(model))
+    return FallbackProcessor(tokenizer, images, adapter_of(model))
 
 
-class StillProcessor:
+class FallbackProcessor:
     """Stands in for a model's processor, for single chat prompts with images or clips of frames.
 
     Args:
@@ -91,7 +91,7 @@ class StillProcessor:
             if tiles and kind == "image":
                 ends = list(itertools.accumulate(tiles))
                 sizes = [sum(sizes[end - number : end]) for end, number in zip(ends, tiles, strict=True)]
-            filled = self._filled(filled, token, sizes, framed=bool(tiles))
+            filled = self._repeat_placeholders(filled, token, sizes, framed=bool(tiles))
         encoded = dict(self.tokenizer([filled], return_tensors="pt", add_special_tokens=False))
         if not self._typed:
             return {**encoded, **media}
@@ -99,7 +99,7 @@ class StillProcessor:
         kinds = sum(((ids == self._ids[kind]).long() * _KINDS[kind] for kind in self._ids), torch.zeros_like(ids))
         return {**encoded, **media, "mm_token_type_ids": kinds}
 
-    def _filled(self, text: str, token: str, sizes: Sequence[int], framed: bool) -> str:
+    def _repeat_placeholders(self, text: str, token: str, sizes: Sequence[int], framed: bool) -> str:
         """`text` with each placeholder repeated as often as its image or clip has tokens."""
         head, *rest = text.split(token)
         if len(rest) != len(sizes):

@@ -23,7 +23,7 @@ def answers(model: Any, processor: Any, prompts: Sequence[Prompt], max_new_token
     Raises:
         FoveateError: as `encode` does, for prompts that the model cannot be asked.
     """
-    return generated(model, processor, encode(model, processor, prompts), max_new_tokens)
+    return generate_texts(model, processor, encode(model, processor, prompts), max_new_tokens)
 
 
 def answer(
@@ -48,7 +48,7 @@ def answer(
     return answers(model, processor, [Prompt(pictures, question)], max_new_tokens)[0]
 
 
-def generated(model: Any, processor: Any, inputs: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:
+def generate_texts(model: Any, processor: Any, inputs: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:
     """The greedy answers to inputs of `encode`, one for each prompt."""
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return decode(processor, output[:, inputs["input_ids"].shape[1] :])

@@ -8,12 +8,12 @@ from typing import Any
 from PIL import Image
 
 from .images import to_rgb
-from .limits import padded_to
+from .limits import padding_size
 
 _LONGEST = 4096  # pixels of a side that padding makes a square of
 
 
-def seen(image: Image.Image, processor: Any) -> Image.Image:
+def visible_part(image: Image.Image, processor: Any) -> Image.Image:
     """The part of `image` that reaches the model: what the processor's crop cuts off is gone, what it pads is black.
 
     The token grid covers the result edge to edge, so that an overlay drawn on it shows every token where it looks.
@@ -25,7 +25,7 @@ def seen(image: Image.Image, processor: Any) -> Image.Image:
             Without a centre crop the whole picture is resized, and reaches the model whole.
     """
     image = to_rgb(image)
-    if (room := padded_to(processor)) is not None:  # at the right and at the bottom, once the picture fits
+    if (room := padding_size(processor)) is not None:  # at the right and at the bottom, once the picture fits
         image = _moderate(image)
         scale = min(1.0, room[0] / image.width, room[1] / image.height)
         return image.crop((0, 0, round(room[0] / scale), round(room[1] / scale)))
@@ -36,7 +36,7 @@ def seen(image: Image.Image, processor: Any) -> Image.Image:
         image = image.crop((-left, -top, side - left, side - top))
     if not getattr(processor, "do_center_crop", False):
         return image
-    width, height = _resized(image.size, processor)
+    width, height = _size_after_resize(image.size, processor)
     crop = _sides(processor.crop_size)
     # transformers crops at whole pixels of the resized picture; the edges go back to the picture's own scale.
     left, top = (width - crop[0]) // 2, (height - crop[1]) // 2
@@ -53,7 +53,7 @@ def _moderate(image: Image.Image) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def _resized(size: tuple[int, int], processor: Any) -> tuple[int, int]:
+def _size_after_resize(size: tuple[int, int], processor: Any) -> tuple[int, int]:
     """Width and height after the processor's resize."""
     target: Mapping[str, int] = processor.size if getattr(processor, "do_resize", False) else {}
     if (short := target.get("shortest_edge")) is not None:

@@ -179,7 +179,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "I" and image.format == "TIFF" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
         values = values.view(np.uint32)  # Pillow takes them for signed
-    levels = _scaled(values, image.mode.startswith("I;16") or image.format in _SIXTEEN)
+    levels = _scale_to_bytes(values, image.mode.startswith("I;16") or image.format in _SIXTEEN)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow turns these where they are at most 8 bits deep
         levels = 255 - levels
     if isinstance(hidden := image.info.get("transparency"), int):
@@ -187,7 +187,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(levels).convert("RGB")
 
 
-def _scaled(values: np.ndarray, sixteen: bool) -> np.ndarray:
+def _scale_to_bytes(values: np.ndarray, sixteen: bool) -> np.ndarray:
     """(H, W) uint8 of integers or floats; `sixteen` tells that they are 16-bit ones, whatever their type."""
     import numpy as np
 

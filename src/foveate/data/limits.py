@@ -46,7 +46,7 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     return [word for word in words if unknown in tokenizer(word.lower(), add_special_tokens=False)["input_ids"]]
 
 
-def fitting(processor: Any, picture: Image.Image) -> Image.Image:
+def fit_picture(processor: Any, picture: Image.Image) -> Image.Image:
     """The picture as a viewer shows it, in a size that the processor takes.
 
     A processor that pads pictures without resizing them gets larger ones scaled down; one that crops to the centre gets
@@ -57,21 +57,21 @@ def fitting(processor: Any, picture: Image.Image) -> Image.Image:
     """
     picture = to_rgb(picture)
     images = getattr(processor, "image_processor", None)
-    if (room := padded_to(images)) is not None:
+    if (room := padding_size(images)) is not None:
         scale = min(room[0] / picture.width, room[1] / picture.height)
         if scale < 1:
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            return _named(picture, picture.resize(size, Image.Resampling.BICUBIC))
+            return _with_name(picture, picture.resize(size, Image.Resampling.BICUBIC))
     if getattr(images, "do_center_crop", False) and getattr(images, "do_resize", False):
         short = min(picture.size)
         # an even number of pixels less, so that the centre stays where it is
         left, top = (max(0, length - _LONGEST * short) // 2 for length in picture.size)
         if left or top:
-            return _named(picture, picture.crop((left, top, picture.width - left, picture.height - top)))
+            return _with_name(picture, picture.crop((left, top, picture.width - left, picture.height - top)))
     return picture
 
 
-def padded_to(image_processor: Any) -> tuple[int, int] | None:
+def padding_size(image_processor: Any) -> tuple[int, int] | None:
     """Width and height that an image processor pads pictures to as they are; None for one that resizes or does not."""
     size = getattr(image_processor, "pad_size", None)
     if not size or not getattr(image_processor, "do_pad", False) or getattr(image_processor, "do_resize", False):
@@ -79,7 +79,7 @@ def padded_to(image_processor: Any) -> tuple[int, int] | None:
     return size["width"], size["height"]
 
 
-def explained(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:
+def explain_failure(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:
     """What to say when a processor fails on pictures: which of them it cannot take, and why."""
     for number, picture in enumerate(pictures, 1):
         try:
@@ -98,6 +98,6 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
-def _named(picture: Image.Image, made: Image.Image) -> Image.Image:
+def _with_name(picture: Image.Image, made: Image.Image) -> Image.Image:
     made.filename = name_of(picture, "")  # type: ignore[attr-defined]
     return made

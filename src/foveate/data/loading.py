@@ -46,26 +46,26 @@ class LoadedModel:
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of one prompt, on the model's device and in its dtype."""
-        from .prompts import Prompt, encode_one, placed
+        from .prompts import Prompt, encode_one, move_to_model
 
-        return placed(encode_one(self.processor, Prompt(images, question)), self.model)
+        return move_to_model(encode_one(self.processor, Prompt(images, question)), self.model)
 
     def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int) -> str:
         """The greedy answer."""
-        from .generation import generated
+        from .generation import generate_texts
 
-        return generated(self.model, self.processor, inputs, max_new_tokens)[0]
+        return generate_texts(self.model, self.processor, inputs, max_new_tokens)[0]
 
-    def seen(self, image: Image.Image) -> Image.Image:
+    def visible_part(self, image: Image.Image) -> Image.Image:
         """The part of the picture that reaches the model: processors that crop to the centre lose the rest."""
-        from .geometry import seen
+        from .geometry import visible_part
 
-        return seen(image, self.processor.image_processor)
+        return visible_part(image, self.processor.image_processor)
 
     def crops(self, image: Image.Image) -> bool:
         """Whether the model sees the centre of the picture only."""
         images = self.processor.image_processor
-        shown = self.seen(image).size
+        shown = self.visible_part(image).size
         return bool(getattr(images, "do_center_crop", False)) and (shown[0] < image.width or shown[1] < image.height)
 
 

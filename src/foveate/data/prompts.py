@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import FoveateError, ModelError
-from .limits import check_question, explained, fitting
+from .limits import check_question, explain_failure, fit_picture
 
 
 class Prompt(NamedTuple):
@@ -32,13 +32,13 @@ def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[
     tokenizer = getattr(processor, "tokenizer", processor)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     inputs = collate([encode_one(processor, prompt) for prompt in prompts], padding)
-    return placed(inputs, model)
+    return move_to_model(inputs, model)
 
 
 def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
     """Inputs of one prompt, unpadded, on the CPU, in the checkpoint's own chat format where it has one.
 
-    Pictures of any mode and size go in as `foveate.data.limits.fitting` makes them.
+    Pictures of any mode and size go in as `foveate.data.limits.fit_picture` makes them.
 
     Raises:
         ModelError: when a clip is shown to a model of images, or the processor fails.
@@ -46,16 +46,16 @@ def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
         QuestionError: when the question holds a model's placeholder.
     """
     check_question(processor, prompt.question)
-    pictures = [fitting(processor, picture) for picture in prompt.pictures]
+    pictures = [fit_picture(processor, picture) for picture in prompt.pictures]
     try:
-        return _processed(processor, Prompt(pictures, prompt.question, prompt.video))
+        return _process(processor, Prompt(pictures, prompt.question, prompt.video))
     except FoveateError:
         raise
     except Exception as error:  # processors raise nearly everything
-        raise explained(processor, pictures, error) from error
+        raise explain_failure(processor, pictures, error) from error
 
 
-def _processed(processor: Any, prompt: Prompt) -> dict[str, Any]:
+def _process(processor: Any, prompt: Prompt) -> dict[str, Any]:
     pictures, question, video = prompt
     if getattr(processor, "chat_template", None):
         shown = [{"type": "video", "video": list(pictures)}] if video else [_image(one) for one in pictures]
@@ -97,7 +97,7 @@ def collate(prompts: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Any
             batch[name] = [item for value, _ in values for item in value]
         elif all(value.shape == shape for value, shape in values):
             filler = padding if name == "input_ids" else 0
-            batch[name] = torch.cat([left_padded(value, length, filler) for value, _ in values])
+            batch[name] = torch.cat([pad_left(value, length, filler) for value, _ in values])
         else:
             try:
                 batch[name] = torch.cat([value for value, _ in values])
@@ -107,7 +107,7 @@ def collate(prompts: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Any
     return batch
 
 
-def left_padded(values: Tensor, length: int, filler: int) -> Tensor:
+def pad_left(values: Tensor, length: int, filler: int) -> Tensor:
     """(B, L) values widened to `length` on the left."""
     return nn.functional.pad(values, (length - values.shape[1], 0), value=filler)
 
@@ -116,7 +116,7 @@ def _image(picture: Image.Image) -> dict[str, Any]:
     return {"type": "image", "image": picture}
 
 
-def placed(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def move_to_model(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """`inputs` on the model's device, its pixels in the model's dtype."""
     device, dtype = model.device, model.dtype
     return {

@@ -15,7 +15,7 @@ from ..data.prompts import Prompt, decode, encode
 from ..data.samples import Sample
 from ..errors import FoveateError
 from ..methods import Where
-from ..methods.toolkit.notes import unannounced
+from ..methods.toolkit.notes import silence_notes
 from ..models import adapter_of
 from ..runtime import Report
 from ..runtime.cost import CostModel
@@ -159,7 +159,7 @@ class Examinee:
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
         elif run.label == DOWNSAMPLE:
             inputs, method, budget, factors = downsample(self.model, self.processor, prompts, inputs, budget)
-        with unannounced(), prune(self.model, method, budget) as pruning:  # batch after batch the same
+        with silence_notes(), prune(self.model, method, budget) as pruning:  # batch after batch the same
             answers, seconds = self._generate(inputs)
             report = pruning.report()
         if factors is not None:  # boxes are asked for in pixels of the picture as it was

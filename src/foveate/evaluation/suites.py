@@ -14,7 +14,7 @@ from ..errors import FoveateError, near_miss
 from ..testbed import scenes
 from ..testbed.questions import FAMILIES, families_seen
 from ..testbed.suite import sample as asked_about
-from ..testbed.suite import samples as generated
+from ..testbed.suite import samples as generate_samples
 
 TESTBED_QUESTIONS = 140  # twenty of each family of stills: all methods at four budgets take minutes
 
@@ -147,7 +147,7 @@ def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, c
         if family not in FAMILIES:
             raise EvaluationError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")
     wanted = TESTBED_QUESTIONS if questions is None else questions
-    made = generated("test", seed, math.ceil(wanted / len(asked)), asked)
+    made = generate_samples("test", seed, math.ceil(wanted / len(asked)), asked)
     return Suite(
         "testbed",
         f"Generated scenes of seed {seed}; none of their photographs, handwriting and words were seen in training.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import full_precision, fused
+from ..devices import find_kernels, full_precision
 
 _VALUES = 2**25  # attention values that exist at a time on a GPU
 
@@ -28,7 +28,7 @@ def attention_row(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -
     Returns:
         (B, L) float32, zero on invisible keys, each row summing to 1.
     """
-    launch = fused("foveate.importance.attention_triton", query)
+    launch = find_kernels("foveate.importance.attention_triton", query)
     if launch is not None:
         logits = launch.attention_logits(query, key, scaling)
     else:

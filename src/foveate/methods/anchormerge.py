@@ -70,16 +70,16 @@ class AnchorMerge(Wrapper):
         self.require_before_llm()
 
     def check(self, grid: Grid, count: int) -> None:
-        self.inner.check(grid, count - int(self._merged(torch.tensor(count, device="cpu"))))
+        self.inner.check(grid, count - int(self._count_merged(torch.tensor(count, device="cpu"))))
 
-    def _merged(self, count: Tensor) -> Tensor:
+    def _count_merged(self, count: Tensor) -> Tensor:
         """How many of the kept tokens carry merged ones."""
         # What `base` chooses is rounded down, whatever the last digit of 1 - anchors.
         merged = (self.anchors * count.double() - 1e-9).ceil().long()
         return torch.minimum(merged, count - 1).clamp_min(0)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        merged = self._merged(count)
+        merged = self._count_merged(count)
         chosen = self.inner.select(tokens, count - merged)
         if chosen.target is not None:
             raise MethodError(f"{self.name} cannot wrap {self.inner.name}, which merges tokens itself.")

@@ -42,7 +42,7 @@ class AvgPool(Method):
             start = 0
             for grid, share in zip(pool, shares([len(grid) for grid in pool], budget), strict=True):
                 if share:
-                    centre, size = _pooled(grid, share)
+                    centre, size = _pool(grid, share)
                     target[row, start : start + len(grid)] = centre + start
                     weight[row, start : start + len(grid)] = 1.0 / size
                 start += len(grid)
@@ -85,7 +85,7 @@ def cells(box: Box, budget: int) -> Iterator[Box]:
 
 
 @lru_cache(maxsize=256)
-def _pooled(grid: Grid, budget: int) -> tuple[Tensor, Tensor]:
+def _pool(grid: Grid, budget: int) -> tuple[Tensor, Tensor]:
     """For each token of a grid: the index of the token at the centre of its cell, and the size of the cell."""
     centre = torch.empty(grid.frames, grid.rows, grid.columns, dtype=torch.long, device="cpu")
     size = torch.empty(centre.shape, dtype=torch.float32, device="cpu")

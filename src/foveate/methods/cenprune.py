@@ -19,7 +19,7 @@ from ..selection.similarity import Cosines
 from ..tokens import Cue, Selection, VisualTokens
 from .divprune import DivPrune
 from .toolkit.base import Method, Provenance
-from .toolkit.centring import centred, distinctiveness
+from .toolkit.centring import centre, distinctiveness
 from .toolkit.registry import register_method
 from .toolkit.wrapper import Wrapper
 
@@ -67,7 +67,7 @@ class CenPrune(Wrapper):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         inner, valid = self.inner, tokens.valid
-        features = centred(tokens.features, valid, self.standardise)
+        features = centre(tokens.features, valid, self.standardise)
         if isinstance(inner, DivPrune):
             seed = inner.select(tokens, valid.sum(1).clamp_max(1)).keep
             weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
@@ -75,7 +75,7 @@ class CenPrune(Wrapper):
             return Selection(batch.select(_weighted_maxmin))
         cues = dict(tokens.cues)
         if Cue.ENCODER_FEATURES in cues:
-            cues[Cue.ENCODER_FEATURES] = centred(cues[Cue.ENCODER_FEATURES], valid, self.standardise)
+            cues[Cue.ENCODER_FEATURES] = centre(cues[Cue.ENCODER_FEATURES], valid, self.standardise)
         return inner.select(replace(tokens, features=features, cues=cues), count)
 
 

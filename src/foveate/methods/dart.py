@@ -100,7 +100,7 @@ class Dart(Method):
         return self
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        features, valid = self._compared(tokens, tokens.features), tokens.valid
+        features, valid = self._comparable_states(tokens, tokens.features), tokens.valid
         norms = tokens.cue(Cue.LLM_KEYS) if self.pivots_by == "keys" else _length(tokens.features)
         norms = norms.float().masked_fill(~valid, 0)  # padding holds anything
         words, real = self._words(tokens)
@@ -115,7 +115,7 @@ class Dart(Method):
         )
         return Selection(batch.select(self._keep)[:, : valid.shape[1]])
 
-    def _compared(self, tokens: VisualTokens, states: Tensor) -> Tensor:
+    def _comparable_states(self, tokens: VisualTokens, states: Tensor) -> Tensor:
         """Hidden states (B, n, d) as they are compared: a norm's own scale of each token changes no cosine."""
         return states.float() * tokens.cue(Cue.LAST_NORM)[:, None] if self.normed else states.float()
 
@@ -130,7 +130,7 @@ class Dart(Method):
         order = order_by_score(norms.float().masked_fill(~real, 0), real)[:, : self.text_pivots]
         there = real.gather(1, order)
         chosen = states.take_along_dim(order[..., None], 1).masked_fill(~there[..., None], 0)
-        return self._compared(tokens, chosen), there
+        return self._comparable_states(tokens, chosen), there
 
     def _keep(self, batch: TokenBatch) -> Tensor:
         word = batch.scores < 0

@@ -85,8 +85,8 @@ class Eadp(Method):
             unit = normalize(visual, dim=-1)
             relevance = self.relevance(unit, text)
             parts = relevance.split([len(grid) for grid in tokens.grids[row]])
-            smooth = torch.cat([smoothed(part, grid) for part, grid in zip(parts, tokens.grids[row], strict=True)])
-            keep[row, places[facilities(unit, smooth**self.power, budget)]] = True
+            weight = torch.cat([smooth(part, grid) for part, grid in zip(parts, tokens.grids[row], strict=True)])
+            keep[row, places[facilities(unit, weight**self.power, budget)]] = True
         return Selection(keep)
 
     def relevance(self, unit: Tensor, text: Tensor, whole: Tensor | None = None) -> Tensor:
@@ -106,7 +106,7 @@ class Eadp(Method):
         return (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min() + 1e-6)
 
 
-def smoothed(values: Tensor, grid: Grid) -> Tensor:
+def smooth(values: Tensor, grid: Grid) -> Tensor:
     """(n,): values of one image or clip after a 3 x 3 Gaussian within each frame, mirrored at the edges."""
     plane = values.view(grid.frames, grid.rows, grid.columns)
     for axis, size in ((1, grid.rows), (2, grid.columns)):

@@ -88,7 +88,9 @@ class HiPrune(Method):
         number = (batch.counts.double() * self.anchors / 5).round()  # .5 to the even number, as the reference does
         best = torch.arange(objects.shape[1], device=objects.device) < number[:, None]
         anchors = torch.zeros_like(batch.valid).scatter(1, order_by_score(objects, batch.valid), best)
-        near = (beside if self.neighbours == "image" else around)(anchors, tokens.grids) & batch.valid
+        near = (add_neighbours if self.neighbours == "image" else add_raster_neighbours)(
+            anchors, tokens.grids
+        ) & batch.valid
         # By score, and then by group, anchors first, then buffers: two stable sorts, the more important one last.
         order = order_by_score(torch.where(near, objects, summary), batch.valid)
         group = torch.where(anchors, 0, torch.where(near, 1, 2)).masked_fill(~batch.valid, 3)
@@ -96,7 +98,7 @@ class HiPrune(Method):
         return Selection(mask_from_order(order, batch))
 
 
-def beside(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
+def add_neighbours(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
     """(B, N) bool: the tokens of `mask` (B, N) and those above, below, left and right of them in the same frame."""
     out = mask.clone()
     for row, pool in enumerate(grids):
@@ -112,7 +114,7 @@ def beside(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
     return out
 
 
-def around(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
+def add_raster_neighbours(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> Tensor:
     """(B, N) bool: the tokens of `mask` (B, N), and those 1 and a row's length before and behind them in raster order.
 
     Places outside of a frame are its first or its last token.

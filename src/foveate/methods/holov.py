@@ -89,7 +89,7 @@ class HoloV(Method):
         empty = torch.zeros(images, most + 1, dtype=torch.float32, device=place.device)
         size = empty.scatter_add(1, chunk, torch.ones_like(batch.scores))[:, :-1]
         mass = empty.scatter_add(1, chunk, batch.scores)[:, :-1]
-        share = allotted(mass / size.clamp_min(1), size.long(), batch.counts)
+        share = allot(mass / size.clamp_min(1), size.long(), batch.counts)
 
         # By chunk, and in a chunk by attention: two stable sorts, the more important one last.
         order = batch.scores.argsort(dim=1, descending=True, stable=True)
@@ -101,7 +101,7 @@ class HoloV(Method):
         return torch.zeros_like(batch.valid).scatter(1, order, best) & batch.valid
 
 
-def allotted(score: Tensor, size: Tensor, count: Tensor) -> Tensor:
+def allot(score: Tensor, size: Tensor, count: Tensor) -> Tensor:
     """Split a budget over chunks in proportion to their scores, none getting more than it holds.
 
     Args:

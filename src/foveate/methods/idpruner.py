@@ -101,14 +101,15 @@ class IDPruner(Method):
     def load(self, facts: ModelFacts) -> Method:
         scorer = None
         if self.importance != "encoder_attention":
-            scorer = bound_scorer("idpruner", self.scorer, self.revision, facts, SCORERS)
+            scorer = bind_scorer("idpruner", self.scorer, self.revision, facts, SCORERS)
         if scorer is None and self.importance == "scorer":
-            raise MethodError(f"{no_scorer('idpruner', facts, SCORERS)}, or use importance='encoder_attention'.")
+            missing = explain_missing_scorer("idpruner", facts, SCORERS)
+            raise MethodError(f"{missing}, or use importance='encoder_attention'.")
         bound = replace(self, scorer=scorer)
-        object.__setattr__(bound, "_note", self._told(scorer, facts))
+        object.__setattr__(bound, "_note", self._build_note(scorer, facts))
         return bound
 
-    def _told(self, scorer: LearnedScorer | None, facts: ModelFacts) -> Note:
+    def _build_note(self, scorer: LearnedScorer | None, facts: ModelFacts) -> Note:
         if scorer is not None:
             return scorer_note("idpruner", scorer)
         if self.importance is not None:
@@ -116,7 +117,7 @@ class IDPruner(Method):
         return Note(
             f"idpruner: {facts.label} comes without a trained scorer, so importance is the attention received in its "
             "vision encoder, a cue that needs no training (importance='encoder_attention'); the paper's figures need a "
-            f"scorer: {how_to_get_one(facts, SCORERS)}.",
+            f"scorer: {explain_how_to_get_scorer(facts, SCORERS)}.",
             logging.WARNING,
         )
 
@@ -125,11 +126,11 @@ class IDPruner(Method):
         if not self._reads_scorer:
             importance = tokens.cue(Cue.ENCODER_ATTENTION)
         else:
-            importance = loaded_scorer("idpruner", self.scorer).scores(tokens.features, valid)
+            importance = load_scorer("idpruner", self.scorer).scores(tokens.features, valid)
         return Selection(mmr(tokens.features, importance, count, balance=self.balance, valid=valid))
 
 
-def bound_scorer(
+def bind_scorer(
     method: str,
     scorer: str | Path | LearnedScorer | None,
     revision: str | None,
@@ -146,7 +147,8 @@ def bound_scorer(
     elif isinstance(scorer, LearnedScorer):
         loaded = scorer
     else:
-        loaded = LearnedScorer.load(_published(method, facts, published) if scorer == PUBLISHED else scorer, revision)
+        source = _require_published(method, facts, published) if scorer == PUBLISHED else scorer
+        loaded = LearnedScorer.load(source, revision)
     if loaded is not None:
         loaded.check(facts.hidden_size, facts.label)
     return loaded
@@ -158,7 +160,7 @@ def published_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str | N
     return next((scorer for model, scorer in published.items() if model.lower() == name), None)
 
 
-def _published(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
+def _require_published(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
     found = published_scorer(facts, published)
     if found is None:
         raise MethodError(
@@ -168,14 +170,14 @@ def _published(method: str, facts: ModelFacts, published: Mapping[str, str]) -> 
     return found
 
 
-def how_to_get_one(facts: ModelFacts, published: Mapping[str, str]) -> str:
+def explain_how_to_get_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str:
     """What to say, as the end of a sentence, of where a model's scorer can be had."""
     made = "make one with `foveate train scorer` and give scorer=<file, folder or hub id>"
     found = published_scorer(facts, published)
     return made if found is None else f"scorer='{PUBLISHED}' downloads {found}, or {made}"
 
 
-def no_scorer(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
+def explain_missing_scorer(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
     """What to say, without the full stop, where a model has no scorer and none was given."""
     found = published_scorer(facts, published)
     instead = "" if found is None else f"scorer='{PUBLISHED}' to download {found}, or "
@@ -190,7 +192,7 @@ def scorer_note(method: str, scorer: LearnedScorer) -> Note:
     return Note(f"{method}: importance by the trained scorer {scorer.source}.")
 
 
-def loaded_scorer(method: str, scorer: str | Path | LearnedScorer | None) -> LearnedScorer:
+def load_scorer(method: str, scorer: str | Path | LearnedScorer | None) -> LearnedScorer:
     """The scorer of a method that was bound; MethodError for one that was not."""
     if not isinstance(scorer, LearnedScorer):
         raise MethodError(f"{method}: the scorer is not loaded yet; call `bind(facts)` first.")

@@ -100,7 +100,7 @@ class MmgVid(Method):
             if t and segment[t] != segment[t - 1]:
                 moments = RunningMoments()
             best = peaks(frame, moments, self.neighbours)[:budget]
-            moments = moments.updated(frame[best])
+            moments = moments.add(frame[best])
             picks.append(start + best)
             start += len(frame)
         return torch.cat(picks)

@@ -77,7 +77,7 @@ class Par(Method):
         """(n,) long: tokens (n, d) from the first choice to the last, given the text (m, d); both float32."""
         unit = normalize(visual, dim=-1)
         cosines = snap_near_one(unit @ unit.mT)
-        cluster = connected(cosines >= self.link_threshold)
+        cluster = connected_components(cosines >= self.link_threshold)
         keys = torch.zeros(int(cluster.max()) + 1, unit.shape[1], dtype=torch.float32, device=unit.device).index_add_(
             0, cluster, unit
         )
@@ -90,13 +90,13 @@ class Par(Method):
         for number in relevance.argsort(descending=True, stable=True).tolist():
             members = (cluster == number).nonzero()[:, 0]
             members = members[nearness[members].argsort(descending=True, stable=True)]
-            new = unlike(cosines[members][:, members], self.duplicate_threshold)
+            new = pick_distinct(cosines[members][:, members], self.duplicate_threshold)
             chosen.append(members[new])
             rest.append(members[~new])
         return torch.cat([*chosen, *rest])
 
 
-def connected(joined: Tensor) -> Tensor:
+def connected_components(joined: Tensor) -> Tensor:
     """(n,) long: the number of each token's connected part, by its first token, given who is joined (n, n) bool."""
     first = torch.arange(len(joined), device=joined.device)
     joined = joined | torch.eye(len(joined), dtype=torch.bool, device=joined.device)
@@ -108,7 +108,7 @@ def connected(joined: Tensor) -> Tensor:
         first = lower
 
 
-def unlike(cosines: Tensor, threshold: float) -> Tensor:
+def pick_distinct(cosines: Tensor, threshold: float) -> Tensor:
     """(n,) bool: tokens whose cosine, of (n, n), to every earlier one that is chosen is below `threshold`."""
     near = (cosines >= threshold).tolist()
     out: list[int] = []

@@ -83,11 +83,11 @@ class PixelPrune(Method):
             for grid in pool:
                 pixels = tokens.features[row, start : start + len(grid)].float()
                 frames = pixels.view(grid.frames, grid.rows, grid.columns, -1)
-                out[row, start : start + len(grid)] = self._predicted(frames).flatten()
+                out[row, start : start + len(grid)] = self._predict(frames).flatten()
                 start += len(grid)
         return out
 
-    def _predicted(self, pixels: Tensor) -> Tensor:
+    def _predict(self, pixels: Tensor) -> Tensor:
         """Errors (F, R, C) of the prediction of F frames (F, R, C, p), one diagonal after the other."""
         frames, rows, columns = pixels.shape[:3]
         errors = pixels.new_full((frames, rows, columns), _FIRST)

@@ -129,13 +129,13 @@ class SparseVlm(Method):
         if not self.recycle:
             return Selection(_first(order, count) & valid)
         both = zip(valid.sum(1).tolist(), count.tolist(), strict=True)
-        plain = torch.tensor([unrecycled(n, k, self.groups == "most") for n, k in both], device=order.device)
+        plain = torch.tensor([count_unrecycled(n, k, self.groups == "most") for n, k in both], device=order.device)
         keep = _first(order, plain) & valid
         target = identity_targets(keep)
         for row, (asked, kept) in enumerate(zip(count.tolist(), plain.tolist(), strict=True)):
             gone = int(valid[row].sum()) - kept
             if asked > kept:
-                rest = order[row, kept : kept + _recycled(gone)].sort().values
+                rest = order[row, kept : kept + _count_recycled(gone)].sort().values
                 target[row, rest] = rest[groups(tokens.features[row, rest].float(), asked - kept)]
         here = torch.arange(target.shape[1], device=target.device)
         return Selection(target == here, target, torch.where(target >= 0, 1 / group_size(target), 0.0))
@@ -187,19 +187,19 @@ def raters_of(visual: Tensor, text: Tensor) -> Tensor:
     return raters if raters.any() else torch.ones_like(raters)
 
 
-def _recycled(gone: int) -> int:
+def _count_recycled(gone: int) -> int:
     """How many of the tokens that go are grouped."""
     return int(0.3 * gone) + 1
 
 
-def unrecycled(tokens: int, count: int, most: bool = False) -> int:
+def count_unrecycled(tokens: int, count: int, most: bool = False) -> int:
     """How many of `count` tokens stay as they are; the others are means of groups of some that go.
 
     Where the budget is too small for groups, or all tokens stay, it is all of them. Where two splits add up to it, it
     is that of the fewest groups, or of the `most`.
     """
-    fitting = (p for p in range(1, count) if p + _recycled(tokens - p) // 10 + 1 == count) if count < tokens else ()
-    found = sorted(fitting)
+    below = range(1, count) if count < tokens else ()
+    found = [plain for plain in below if plain + _count_recycled(tokens - plain) // 10 + 1 == count]
     return count if not found else found[0] if most else found[-1]
 
 

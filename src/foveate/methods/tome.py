@@ -66,12 +66,12 @@ class ToMe(Method):
         # Row by row: the shape of each step is another for each image.
         for row, budget in enumerate(batch.counts.tolist()):
             real = batch.valid[row].nonzero()[:, 0]
-            target[row, real] = real[merged(features[row, real].float(), budget)]
+            target[row, real] = real[merge_tokens(features[row, real].float(), budget)]
         keep = target == torch.arange(target.shape[1], device=target.device)
         return Selection(keep, target, 1 / group_size(target))
 
 
-def merged(values: Tensor, count: int) -> Tensor:
+def merge_tokens(values: Tensor, count: int) -> Tensor:
     """Merge the tokens (n, d) until `count` are left.
 
     Returns:

@@ -15,7 +15,7 @@ from ..errors import MethodError
 from ..importance import LearnedScorer
 from ..selection import topk
 from ..tokens import Selection, VisualTokens
-from .idpruner import bound_scorer, loaded_scorer, no_scorer, scorer_note
+from .idpruner import bind_scorer, explain_missing_scorer, load_scorer, scorer_note
 from .toolkit.base import Method, ModelFacts, Provenance
 from .toolkit.notes import Note
 from .toolkit.registry import register_method
@@ -74,13 +74,13 @@ class VisionSelector(Method):
         return scorer_note("visionselector", self.scorer) if isinstance(self.scorer, LearnedScorer) else None
 
     def load(self, facts: ModelFacts) -> Method:
-        scorer = bound_scorer("visionselector", self.scorer, self.revision, facts, SCORERS)
+        scorer = bind_scorer("visionselector", self.scorer, self.revision, facts, SCORERS)
         if scorer is None:
-            missing = no_scorer("visionselector", facts, SCORERS)
+            missing = explain_missing_scorer("visionselector", facts, SCORERS)
             raise MethodError(f"{missing}, or use 'idpruner', which can do without.")
         return replace(self, scorer=scorer)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid = tokens.valid
-        scores = loaded_scorer("visionselector", self.scorer).scores(tokens.features, valid)
+        scores = load_scorer("visionselector", self.scorer).scores(tokens.features, valid)
         return Selection(topk(scores, count, valid=valid))

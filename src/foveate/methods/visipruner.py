@@ -140,10 +140,10 @@ class VisiPruner(Method):
     def counts(self, tokens: VisualTokens) -> Tensor:
         """All that are there before the filtering layer, what it chose behind it, 0 when vision is over."""
         parts, alive = tokens.cue(Cue.LLM_CONTRIBUTIONS), tokens.valid.sum(1)
-        found = [self.left(parts[row, :size]) for row, size in enumerate(tokens.sizes)]
+        found = [self.kept_behind(parts[row, :size]) for row, size in enumerate(tokens.sizes)]
         return torch.stack([alive[row] if kept is None else kept.sum() for row, kept in enumerate(found)])
 
-    def left(self, parts: Tensor) -> Tensor | None:
+    def kept_behind(self, parts: Tensor) -> Tensor | None:
         """(n,) bool: the tokens that go on behind all layers read, (n, L, 3); None where none of them chose."""
         change, length = parts[..., 0], parts[..., 2 if self.relative else 1]
         chose = (change > 1 - self.fusion).any(0).nonzero()[:, 0]

@@ -74,10 +74,10 @@ class VisPruner(Method):
             important = int(count * self.important)
             keep[row, order[row, :important]] = True
             rest = order[row, important:size]
-            keep[row, rest[self._unlike(unit[row, rest], count - important)]] = True
+            keep[row, rest[self._pick_dissimilar(unit[row, rest], count - important)]] = True
         return keep
 
-    def _unlike(self, unit: Tensor, count: int) -> Tensor:
+    def _pick_dissimilar(self, unit: Tensor, count: int) -> Tensor:
         """Places of the `count` rows of `unit` that are left when the most alike are dropped, in the list's order."""
         left = torch.arange(len(unit), device=unit.device)
         if count == 0:

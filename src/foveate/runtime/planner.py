@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..budget import Budget, Scope, common_scope
-from ..catalog import lacks_cues, takes_whole_images
+from ..catalog import explain_missing_cues, explain_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
@@ -283,12 +283,12 @@ def _check_decreasing(given: Sequence[Stage]) -> None:
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
     missing = method.needs - adapter.available_cues
     if missing:
-        raise ModelError(lacks_cues(adapter.class_name, method.name, missing))
+        raise ModelError(explain_missing_cues(adapter.class_name, method.name, missing))
 
 
 def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
     if not adapter.leaves_out_patches:
-        raise ModelError(takes_whole_images(adapter.class_name, method.name))
+        raise ModelError(explain_whole_images(adapter.class_name, method.name))
     if scope == "prompt":
         raise MethodError(
             f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "

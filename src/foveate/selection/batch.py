@@ -49,22 +49,22 @@ class TokenBatch:
     @property
     def scores(self) -> Tensor:
         """(B, N) float32, zero on padding."""
-        return self._given("scores")
+        return self._require("scores")
 
     @property
     def features(self) -> Tensor:
         """(B, N, d), any float dtype but float64, unspecified on padding."""
-        return self._given("features")
+        return self._require("features")
 
     @property
     def norms(self) -> Tensor:
         """(B, N) float32, the norms of the features, a little more than 0 at least."""
-        return self._given("norms")
+        return self._require("norms")
 
     @property
     def coordinates(self) -> Tensor:
         """(B, N, 3) long, frame, row and column of each token."""
-        return self._given("coordinates")
+        return self._require("coordinates")
 
     def has(self, name: str) -> bool:
         """Whether there are ``"scores"``, ``"features"``, ``"norms"`` or ``"coordinates"``."""
@@ -117,7 +117,7 @@ class TokenBatch:
             data={name: tensor[image][real][None] for name, tensor in self.data.items()},
         )
 
-    def _given(self, name: str) -> Tensor:
+    def _require(self, name: str) -> Tensor:
         if name not in self.data:
             raise LookupError(f"this batch was prepared without {name}.")
         return self.data[name]

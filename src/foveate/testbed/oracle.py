@@ -40,7 +40,7 @@ class Oracle(Method):
         keep = torch.zeros_like(tokens.valid)
         for row, (pool, boxes) in enumerate(zip(tokens.grids, self.boxes, strict=True)):
             wanted = int(count[row])
-            told = ranked(pool[0], boxes, self.cell)[:wanted]
+            told = rank_tokens(pool[0], boxes, self.cell)[:wanted]
             keep[row, told] = True
             rest = tokens.valid[row] & ~keep[row]
             if (missing := wanted - len(told)) > 0:
@@ -48,14 +48,14 @@ class Oracle(Method):
         return Selection(keep)
 
 
-def ranked(grid: Grid, boxes: tuple[tuple[Box, ...], ...], cell: int = CELL) -> list[int]:
+def rank_tokens(grid: Grid, boxes: tuple[tuple[Box, ...], ...], cell: int = CELL) -> list[int]:
     """Tokens that boxes cover, the boxes taking turns, each with what it covers most of first, the middle before.
 
     A clip's frames share tokens two by two; the boxes of a thing in several frames are boxes of their own.
     """
     shared = max(1, len(boxes) // grid.frames)
     queues = [
-        [frame // shared * len(grid.frame) + place for place in _covered(grid, box, cell)]
+        [frame // shared * len(grid.frame) + place for place in _covered_tokens(grid, box, cell)]
         for frame, in_frame in enumerate(boxes)
         for box in in_frame
     ]
@@ -65,7 +65,7 @@ def ranked(grid: Grid, boxes: tuple[tuple[Box, ...], ...], cell: int = CELL) -> 
     return list(order)
 
 
-def _covered(grid: Grid, box: Box, cell: int) -> list[int]:
+def _covered_tokens(grid: Grid, box: Box, cell: int) -> list[int]:
     x0, y0, x1, y1 = box
     found = []
     for row in range(grid.rows):

@@ -71,10 +71,10 @@ def photos(split: str) -> tuple[Image.Image, ...]:
     """The photographs of a split, RGB."""
     folder = Path(_package("skimage", "scikit-image").__file__ or "").parent / "data"
     found = {path.stem: path for path in folder.iterdir()}
-    return tuple(_scaled(Image.open(found[name]).convert("RGB")) for name in _PHOTOS[split])
+    return tuple(_scale(Image.open(found[name]).convert("RGB")) for name in _PHOTOS[split])
 
 
-def _scaled(photo: Image.Image) -> Image.Image:
+def _scale(photo: Image.Image) -> Image.Image:
     scale = _SHORTER / min(photo.size)
     return photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BILINEAR)
 

@@ -1,8 +1,17 @@
 """Pictures of what pruning keeps, drawn with Pillow only."""
 
-from ..data.geometry import seen, tile_layout
+from ..data.geometry import tile_layout, visible_part
 from .comparison import Panel, comparison
-from .merging import flows, watched
-from .overlay import overlay, readable
+from .merging import merge_targets, record_selections
+from .overlay import overlay, scale_to_grid
 
-__all__ = ["Panel", "comparison", "flows", "overlay", "readable", "seen", "tile_layout", "watched"]
+__all__ = [
+    "Panel",
+    "comparison",
+    "merge_targets",
+    "overlay",
+    "record_selections",
+    "scale_to_grid",
+    "tile_layout",
+    "visible_part",
+]

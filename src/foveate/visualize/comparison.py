@@ -35,8 +35,8 @@ def comparison(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
     title_font, subtitle_font = ImageFont.load_default(_TITLE_SIZE), ImageFont.load_default(_SUBTITLE_SIZE)
     for index, (title, subtitle, picture) in enumerate(panels):
         left, top = PADDING + index % across * step_x, PADDING // 2 + index // across * step_y
-        draw.text((left, top), _shortened(title, title_font, width), fill=_INK, font=title_font)
-        draw.text((left, top + 36), _shortened(subtitle, subtitle_font, width), fill=_GREY, font=subtitle_font)
+        draw.text((left, top), _shorten(title, title_font, width), fill=_INK, font=title_font)
+        draw.text((left, top + 36), _shorten(subtitle, subtitle_font, width), fill=_GREY, font=subtitle_font)
         top += _HEADER
         scaled = to_rgb(picture)
         canvas.paste(scaled if scaled.size == (width, height) else scaled.resize((width, height)), (left, top))
@@ -44,7 +44,7 @@ def comparison(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
     return canvas
 
 
-def _shortened(text: str, font: Font, width: int) -> str:
+def _shorten(text: str, font: Font, width: int) -> str:
     """`text`, cut with dots where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

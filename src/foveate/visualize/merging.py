@@ -16,15 +16,15 @@ from ..methods.toolkit.wrapper import Wrapper
 from ..tokens import Selection, VisualTokens
 
 
-def watched(method: Method) -> Method:
+def record_selections(method: Method) -> Method:
     """The method, made to remember what it selects where it prunes once, before the LLM; any other as it is."""
     if method.places() == (Where.BEFORE_LLM,):
-        return Watched(method)
+        return RecordedMethod(method)
     return method
 
 
 @dataclass(frozen=True)
-class Watched(Wrapper):
+class RecordedMethod(Wrapper):
     """A method that prunes once, before the LLM, and remembers its selections.
 
     Args:
@@ -61,14 +61,14 @@ class Watched(Wrapper):
         return selection
 
 
-def flows(method: Any, pool: int, tokens: int) -> Tensor | None:
-    """Where each token of a pool went in the last selection of a `Watched` method.
+def merge_targets(method: Any, pool: int, tokens: int) -> Tensor | None:
+    """Where each token of a pool went in the last selection of a `RecordedMethod`.
 
     Returns:
         (tokens,) long: the index of the kept token that it is merged into (most of all, where into several), its own
         for a kept one that nothing was merged into, -1 for a dropped one; None where nothing was merged.
     """
-    if not isinstance(method, Watched) or not method.selections:
+    if not isinstance(method, RecordedMethod) or not method.selections:
         return None
     selection = method.selections[-1]
     keep = selection.keep[pool, :tokens].cpu()

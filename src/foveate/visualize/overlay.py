@@ -19,7 +19,7 @@ _GROUP = (236, 238, 242)  # lines between groups of merged tokens
 _MERGED_SHARE = 0.6  # of a group's mean colour in its cells
 
 
-def readable(image: Image.Image, grid: Grid, side: int = SIDE) -> Image.Image:
+def scale_to_grid(image: Image.Image, grid: Grid, side: int = SIDE) -> Image.Image:
     """The picture scaled to about `side` squared, with every cell of `grid` a whole number of pixels."""
     scale = side / (image.width * image.height) ** 0.5
     width, height = (
@@ -32,7 +32,7 @@ def readable(image: Image.Image, grid: Grid, side: int = SIDE) -> Image.Image:
 def overlay(
     image: Image.Image, grid: Grid, kept: Tensor, side: int = SIDE, target: Tensor | None = None
 ) -> Image.Image:
-    """`image`, made readable, with the cells of dropped tokens faded and the kept region outlined.
+    """`image`, scaled by `scale_to_grid`, with the cells of dropped tokens faded and the kept region outlined.
 
     With `target`, tokens may have been merged: those merged into one kept token have its colours, and lines lie between
     groups; each kept token is outlined.
@@ -55,14 +55,14 @@ def overlay(
             raise SelectionError(
                 f"{name} has {given.numel()} tokens, the grid {grid.rows} x {grid.columns} = {len(grid)}."
             )
-    picture = readable(image, grid, side)
+    picture = scale_to_grid(image, grid, side)
     own = torch.where(kept.bool().cpu(), torch.arange(len(grid)), -1)
     group = own if target is None else torch.where(own >= 0, own, target.cpu())
     mask = _cells(grid, (group >= 0).tolist()).resize(picture.size, Image.Resampling.NEAREST)
     faded = Image.blend(ImageOps.grayscale(picture).convert("RGB"), Image.new("RGB", picture.size, _VEIL), _VEIL_SHARE)
     drawn = Image.composite(picture, faded, mask)
     if target is not None:
-        drawn = Image.composite(Image.blend(drawn, _averaged(picture, grid, group), _MERGED_SHARE), drawn, mask)
+        drawn = Image.composite(Image.blend(drawn, _average_groups(picture, grid, group), _MERGED_SHARE), drawn, mask)
         _lines(drawn, grid, group, (_GROUP,), thin=2)
     _lines(drawn, grid, own if target is not None else (own >= 0).long() - 1, (_OUTLINE, _INSIDE), only=own >= 0)
     return drawn
@@ -74,7 +74,7 @@ def _cells(grid: Grid, shown: list[bool]) -> Image.Image:
     return mask
 
 
-def _averaged(picture: Image.Image, grid: Grid, group: Tensor) -> Image.Image:
+def _average_groups(picture: Image.Image, grid: Grid, group: Tensor) -> Image.Image:
     """The picture with every cell in the mean colour of all cells of its group."""
     small = picture.resize((grid.columns, grid.rows), Image.Resampling.BOX)
     colours = torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(len(grid), 3))

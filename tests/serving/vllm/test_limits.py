@@ -9,7 +9,7 @@ import pytest
 
 from foveate import FoveateError
 from foveate.models.qwen2_5_vl import Qwen25VLAdapter
-from foveate.serving.vllm.config import FACT, PruningServer, limits_of
+from foveate.serving.vllm.config import LIMITS_KEY, ServingConfig, limits_of
 from foveate.serving.vllm.family import QwenFamily
 
 
@@ -63,11 +63,11 @@ class Family(QwenFamily):
     adapter_class = Qwen25VLAdapter
 
 
-def server(limits: dict[str, str], settings: Any = None, **processor: Any) -> PruningServer:
+def server(limits: dict[str, str], settings: Any = None, **processor: Any) -> ServingConfig:
     text = SimpleNamespace(hidden_size=64, num_hidden_layers=2)
-    config = SimpleNamespace(get_text_config=lambda: text, foveate=settings, **{FACT: limits})
+    config = SimpleNamespace(get_text_config=lambda: text, foveate=settings, **{LIMITS_KEY: limits})
     multimodal = SimpleNamespace(mm_processor_kwargs=processor)
-    return PruningServer(Family, SimpleNamespace(hf_config=config, model="tiny", multimodal_config=multimodal))
+    return ServingConfig(Family, SimpleNamespace(hf_config=config, model="tiny", multimodal_config=multimodal))
 
 
 def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.serving.vllm.positions import Block, blocks_of, split_distances, unpruned, with_distances
+from foveate.serving.vllm.positions import Block, blocks_of, split_distances, unpruned_prompt, with_distances
 
 PAD, START, END = 9, 7, 8
 
@@ -32,7 +32,7 @@ def test_one_run_is_one_block_and_frames_between_text_are_several() -> None:
 def test_the_unpruned_prompt_and_the_places_in_it() -> None:
     tokens = [1, START, PAD, PAD, END, 2, START, PAD, END, 3]
     blocks = [Block(2, 2, 4), Block(7, 1, 3)]
-    full, places = unpruned(tokens, blocks, [PAD, PAD])
+    full, places = unpruned_prompt(tokens, blocks, [PAD, PAD])
     assert full == [1, START, *[PAD] * 4, END, 2, START, *[PAD] * 3, END, 3]
     assert places.tolist() == [0, 1, 2, 2, 6, 7, 8, 9, 12, 13]
     assert [full[place] for place in places.tolist()] == tokens

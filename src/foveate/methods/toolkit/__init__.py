@@ -9,7 +9,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
 | types of hyperparameters | `Share`, `Cosine`, `Layer`, `Layers`, `Proportions`, and `Between`, `AtLeast`, `Rising` |
 | hyperparameters that go together | `check_falling`, `check_layer_of` |
-| what is compared | `cues_of`, `features_of`, `centred` |
+| what is compared | `cues_of`, `features_of`, `centre` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
 | choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
@@ -22,7 +22,7 @@ Packages of your own may import everything that is listed here; it changes only 
 from .apportion import largest_remainder
 from .at_layer import AtLayer
 from .base import Method, ModelFacts, Provenance, Stage, Where
-from .centring import centred
+from .centring import centre
 from .constraints import AtLeast, Between, Cosine, Layer, Layers, Proportions, Rising, Share
 from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
@@ -68,7 +68,7 @@ __all__ = [
     "Wrapper",
     "attention_of_text",
     "by_image",
-    "centred",
+    "centre",
     "check_contract",
     "check_falling",
     "check_layer_of",

@@ -23,7 +23,7 @@ from ...tokens import Cue, EncoderReading, Grid, Selection, Source, VisualTokens
 from .constraints import check_fields
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .notes import Note
-from .published import Published, untouched
+from .published import Published, unset_settings
 
 
 class Where(enum.Enum):
@@ -286,13 +286,14 @@ class Method(ABC):
             lineage: see `ModelFacts`.
         """
         fields = {field.name: field.default for field in dataclasses.fields(self)}
-        names = sorted(untouched(self))
+        names = sorted(unset_settings(self))
         values = {name: published.on(lineage) for name in names if isinstance(published := fields[name], Published)}
         return dataclasses.replace(self, **values) if values else self
 
     def with_settings(self, **settings: Any) -> Method:
         """This method with some settings changed; published ones that the user left alone still follow the model."""
-        kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in untouched(self)]
+        unset = unset_settings(self)
+        kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in unset]
         return type(self)(**{**{name: getattr(self, name) for name in kept}, **settings})
 
     def stages(self, layers: int, budget: Budget) -> list[Stage]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def centred(features: Tensor, valid: Tensor, standardise: bool = False) -> Tensor:
+def centre(features: Tensor, valid: Tensor, standardise: bool = False) -> Tensor:
     """Features minus their mean over the valid tokens of each row, in float32; zero elsewhere.
 
     Args:

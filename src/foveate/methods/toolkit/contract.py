@@ -122,7 +122,7 @@ def _repeats(method: Method, tokens: VisualTokens, asked: Tensor) -> Iterator[tu
     with _default_dtype(torch.bfloat16):
         keep = method.select(tokens, asked).keep
     yield "under another default dtype; name the dtype of every tensor that you make", keep
-    dirty = _filled(tokens, torch.nan)
+    dirty = _fill(tokens, torch.nan)
     yield "when padding holds NaN; look only where tokens.valid is true", method.select(dirty, asked).keep
 
 
@@ -136,7 +136,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _filled(tokens: VisualTokens, value: float) -> VisualTokens:
+def _fill(tokens: VisualTokens, value: float) -> VisualTokens:
     """The same tokens, with other numbers on the padding of features and of cues that have a row for each token."""
     padding = ~tokens.valid
 

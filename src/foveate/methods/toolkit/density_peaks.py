@@ -24,7 +24,7 @@ class RunningMoments:
     mean: Tensor | float = 0.0
     scatter: Tensor | float = 0.0
 
-    def updated(self, tokens: Tensor) -> RunningMoments:
+    def add(self, tokens: Tensor) -> RunningMoments:
         """These and some more (n, d)."""
         if not len(tokens):
             return self

@@ -62,6 +62,6 @@ class ExpertCut:
     share: float
     reading: Reading
 
-    def left(self, number: int) -> int:
+    def count_kept(self, number: int) -> int:
         """How many of so many experts, or of so many intermediate channels, are left."""
         return max(1, math.floor(self.share * number + 0.5))

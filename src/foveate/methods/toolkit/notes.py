@@ -28,7 +28,7 @@ def announce(notes: Iterable[Note | None]) -> None:
 
 
 @contextlib.contextmanager
-def unannounced() -> Iterator[None]:
+def silence_notes() -> Iterator[None]:
     """Log no notes within, where the same methods are attached again and again."""
     token = _SILENT.set(True)
     try:

@@ -30,19 +30,19 @@ class Published:
         return self if instance is None else instance.__dict__[self._name]
 
     def __set__(self, instance: Any, value: Any) -> None:
-        untouched = instance.__dict__.get(_UNTOUCHED, frozenset())
+        unset = instance.__dict__.get(_UNSET, frozenset())
         if value is self:
-            value, untouched = self.default, untouched | {self._name}
+            value, unset = self.default, unset | {self._name}
         else:
-            untouched = untouched - {self._name}
-        instance.__dict__.update({self._name: value, _UNTOUCHED: untouched})
+            unset = unset - {self._name}
+        instance.__dict__.update({self._name: value, _UNSET: unset})
 
     def on(self, lineage: Sequence[str]) -> Any:
         """The value for a model of the first family of `lineage` that one was published for."""
         return next((self.families[family] for family in lineage if family in self.families), self.default)
 
 
-_UNTOUCHED = "_untouched"
+_UNSET = "_unset"
 
 
 def published(default: T, **families: T) -> T:
@@ -55,6 +55,6 @@ def published(default: T, **families: T) -> T:
     return cast(T, Published(default, families))
 
 
-def untouched(method: object) -> frozenset[str]:
+def unset_settings(method: object) -> frozenset[str]:
     """The names of a method's published settings that nobody gave a value."""
-    return cast(frozenset[str], method.__dict__.get(_UNTOUCHED, frozenset()))
+    return cast(frozenset[str], method.__dict__.get(_UNSET, frozenset()))

@@ -74,7 +74,7 @@ class _ShareOfAverage(_Stage):
     stage: int = 0
 
     def at_layers(self, starts: Sequence[int], layers: int) -> Budget:
-        return replace(self, passed=_passed(starts, layers))
+        return replace(self, passed=_layer_shares(starts, layers))
 
     def count(self, tokens: int) -> int:
         if tokens <= 0 or self.by_content:
@@ -95,11 +95,11 @@ def layer_average(budget: Budget, starts: Sequence[int], shares: Sequence[float]
     What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves
     all, and the others more. Counts are rounded.
     """
-    passed = _passed(starts, layers)
+    passed = _layer_shares(starts, layers)
     return [_ShareOfAverage(budget.keep, budget.scope, tuple(shares), passed, i) for i in range(len(starts))]
 
 
-def _passed(starts: Sequence[int], layers: int) -> tuple[float, ...]:
+def _layer_shares(starts: Sequence[int], layers: int) -> tuple[float, ...]:
     """The share of a model's `layers` that lie behind each of the layers `starts`, up to the next of them."""
     return tuple((end - start) / layers for start, end in zip(starts, [*starts[1:], layers], strict=True))
 

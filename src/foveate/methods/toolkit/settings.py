@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import MethodError, near_miss
 from .at_layer import AtLayer
 from .base import Method
-from .published import untouched
+from .published import unset_settings
 from .registry import get_method, method_class
 
 AT_LAYER = "at_layer"  # the key by which a method that `AtLayer` moves says where to
@@ -250,7 +250,7 @@ def method_data(method: Method) -> Any:
         )
     settings = {}
     for field in dataclasses.fields(method):
-        if not field.init or field.name in untouched(method):
+        if not field.init or field.name in unset_settings(method):
             continue
         value = _data(method, field.name, getattr(method, field.name))
         if value != _default(method, field):

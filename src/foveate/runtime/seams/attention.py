@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...catalog import edits_attention
+from ...catalog import explain_attention_edits
 from ...errors import MethodError, ModelError
 from ...importance.rotary import rotary_decay
 from ...methods import Method
@@ -42,7 +42,7 @@ def edits_of(methods: Sequence[Method], adapter: ModelAdapter) -> dict[int, list
     for method in methods:
         for edit in method.edits(len(adapter.text.layers)):
             if edit.layer not in adapter.attention_layers:
-                raise ModelError(edits_attention(adapter.class_name, method.name))
+                raise ModelError(explain_attention_edits(adapter.class_name, method.name))
             known, other = asking.setdefault((edit.layer, edit.rows), (edit, method.name))
             if known != edit:
                 raise MethodError(

@@ -76,9 +76,9 @@ class FewerExperts(Seam):
     def spared_weights(self, block: MoeBlock) -> int:
         """Multiply-adds that a visual token saves in a layer."""
         if self._cut.reading == "number":
-            return (block.chosen - self._cut.left(block.chosen)) * block.weights_per_expert
+            return (block.chosen - self._cut.count_kept(block.chosen)) * block.weights_per_expert
         width = block.experts.down_proj.shape[-1]
-        return block.chosen * block.weights_per_expert * (width - self._cut.left(width)) // width
+        return block.chosen * block.weights_per_expert * (width - self._cut.count_kept(width)) // width
 
     def _enter_experts(self, stack: CallStack, layer: int, module: Any, args: _Routed, kwargs: Any) -> Any:
         """Hand the experts the text alone, and keep all that was routed."""
@@ -115,7 +115,7 @@ class FewerExperts(Seam):
         hidden, chosen, weight = routed
         if self._cut.reading == "width":
             return functional_call(block.experts, narrow_experts(block.experts, self._cut), (hidden, chosen, weight))
-        best = weight.topk(self._cut.left(block.chosen), dim=-1)
+        best = weight.topk(self._cut.count_kept(block.chosen), dim=-1)
         left = best.values
         if block.normalises:
             left = (left.float() * (weight.float().sum(-1, keepdim=True) / left.float().sum(-1, keepdim=True))).to(left)
@@ -125,7 +125,7 @@ class FewerExperts(Seam):
 def narrow_experts(experts: Any, cut: ExpertCut) -> dict[str, Tensor]:
     """The weights of experts with the first of their intermediate channels only."""
     gate_up, down = experts.gate_up_proj, experts.down_proj
-    width = cut.left(down.shape[-1])
+    width = cut.count_kept(down.shape[-1])
     gate_up = gate_up.unflatten(1, (2, -1))[:, :, :width].flatten(1, 2)  # of the gates and of what they gate
     return {"gate_up_proj": gate_up, "down_proj": down[..., :width].contiguous()}
 

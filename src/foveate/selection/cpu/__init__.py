@@ -6,9 +6,9 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ...devices import fused
+from ...devices import find_kernels
 
 
 def for_device(like: Tensor) -> ModuleType | None:
     """The fused ops for tensors on this device, None where there are none."""
-    return fused("foveate.selection.triton.greedy", like)
+    return find_kernels("foveate.selection.triton.greedy", like)

@@ -31,13 +31,13 @@ def register() -> None:
 def _start_up(mrope: bool) -> Any:
     from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-    from .config import FACT, limits_of
+    from .config import LIMITS_KEY, limits_of
 
     class StartUp(VerifyAndUpdateConfig):
         """Looks at a server's set-up before a model is loaded, and leaves what it found with the model's config."""
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
-            setattr(vllm_config.model_config.hf_config, FACT, limits_of(vllm_config, mrope))
+            setattr(vllm_config.model_config.hf_config, LIMITS_KEY, limits_of(vllm_config, mrope))
 
     return StartUp

@@ -78,7 +78,7 @@ def _try(method: Method, width: int) -> None:
     tokens = max(map(len, _TRIED))
     sizes = defaultdict(lambda: 32, N=tokens, d=width, D=width)
 
-    def made(cue: Cue) -> torch.Tensor:
+    def random_cue(cue: Cue) -> torch.Tensor:
         shape = (len(_TRIED), *cue.shape(sizes))
         if cue.kind is Kind.VECTOR:
             return torch.randn(shape, generator=random, **on_host)
@@ -86,7 +86,7 @@ def _try(method: Method, width: int) -> None:
         return numbers < 0.5 if cue.kind is Kind.MASK else numbers.softmax(1)
 
     features = torch.randn(len(_TRIED), tokens, width, generator=random, **on_host)
-    cues = {cue: made(cue) for cue in sorted(method.needs, key=lambda cue: cue.name)}
+    cues = {cue: random_cue(cue) for cue in sorted(method.needs, key=lambda cue: cue.name)}
     counts = [len(grid) // 2 for grid in _TRIED]
     shown = VisualTokens(features, tuple((grid,) for grid in _TRIED), cues)
     kept = select(method, shown, torch.tensor(counts, device="cpu"), checked=False).keep.sum(1).tolist()

@@ -13,10 +13,10 @@ from .bound_methods import BoundMethods
 from .family import Family
 from .request import PruneRequest, ServerSettings
 
-FACT = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
+LIMITS_KEY = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
 
 
-class PruningServer:
+class ServingConfig:
     """What the processor (in the API process) and the model (in the engine) both ask.
 
     Args:
@@ -30,7 +30,7 @@ class PruningServer:
 
     def __init__(self, family_class: type[Family], model_config: Any, model: Any = None) -> None:
         config = model_config.hf_config
-        limits: Mapping[str, str] = getattr(config, FACT, {})
+        limits: Mapping[str, str] = getattr(config, LIMITS_KEY, {})
         _check_processor_defaults(getattr(model_config, "multimodal_config", None))
         self.settings = ServerSettings.read(getattr(config, "foveate", None), os.environ)
         self.refusal: str | None = limits.get("all")

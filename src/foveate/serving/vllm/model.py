@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .batch import groups_of
-from .config import PruningServer
+from .config import ServingConfig
 from .family import Family
-from .positions import Block, blocks_of, split_distances, unpruned, with_distances
+from .positions import Block, blocks_of, split_distances, unpruned_prompt, with_distances
 from .processor import field
 from .pruner import ImagePruner
 from .request import PruneRequest
@@ -26,20 +26,20 @@ class PrunesImages:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model_config = vllm_config.model_config
-        server = PruningServer(self.family_class, model_config, self)
+        config = ServingConfig(self.family_class, model_config, self)
         self._pruner: ImagePruner | None = None
-        if server.prunes:
+        if config.prunes:
             scheduled = vllm_config.scheduler_config.max_num_encoder_input_tokens
-            self._pruner = ImagePruner(server, model_config.get_inputs_embeds_size(), scheduled)
+            self._pruner = ImagePruner(config, model_config.get_inputs_embeds_size(), scheduled)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images or clips; what their requests do not keep is gone from the embeddings."""
         encode = super().embed_multimodal  # type: ignore[misc]
         if self._pruner is None:
             return encode(**kwargs)
-        return tuple(self._delivered(*image) for image in self._pruner.embed(encode, kwargs))
+        return tuple(self._deliver(*image) for image in self._pruner.embed(encode, kwargs))
 
-    def _delivered(self, rows: Tensor, distances: Tensor | None) -> Tensor:
+    def _deliver(self, rows: Tensor, distances: Tensor | None) -> Tensor:
         """What vLLM keeps of an image, (k, d')."""
         return rows
 
@@ -54,7 +54,7 @@ class PrunesMRope(PrunesImages):
         self._length = 2 * vllm_config.scheduler_config.max_num_batched_tokens
         self._distances: Tensor | None = None
 
-    def _delivered(self, rows: Tensor, distances: Tensor | None) -> Tensor:
+    def _deliver(self, rows: Tensor, distances: Tensor | None) -> Tensor:
         if distances is None:
             distances = rows.new_zeros(len(rows), 3, dtype=torch.long)
         return with_distances(rows, distances)
@@ -100,7 +100,7 @@ class PrunesMRope(PrunesImages):
         blocks, tokens, stretched = self._blocks(input_tokens, features)
         if not blocks:
             return given(input_tokens, mm_features)
-        full, places = unpruned(input_tokens, blocks, tokens)
+        full, places = unpruned_prompt(input_tokens, blocks, tokens)
         positions, delta = given(full, stretched)
         return positions[:, places], delta + len(full) - len(input_tokens)
 

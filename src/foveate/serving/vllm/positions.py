@@ -61,7 +61,9 @@ def blocks_of(
     return blocks
 
 
-def unpruned(tokens: Sequence[int], blocks: Sequence[Block], placeholder: Sequence[int]) -> tuple[list[int], Tensor]:
+def unpruned_prompt(
+    tokens: Sequence[int], blocks: Sequence[Block], placeholder: Sequence[int]
+) -> tuple[list[int], Tensor]:
     """The prompt before pruning, and for each token of the pruned prompt where it finds its position there.
 
     Args:

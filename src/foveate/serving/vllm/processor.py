@@ -17,7 +17,7 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ...errors import BudgetError, ModelError
 from .batch import groups_of
-from .config import PruningServer
+from .config import ServingConfig
 from .family import PIXELS, Family
 from .request import PruneRequest, no_request
 
@@ -32,7 +32,7 @@ class PrunesPrompts:
 
     def __init__(self, info: Any, dummy_inputs: Any, **options: Any) -> None:
         super().__init__(info, dummy_inputs, **options)  # type: ignore[call-arg]
-        self._server = PruningServer(self.family_class, info.ctx.model_config)
+        self._config = ServingConfig(self.family_class, info.ctx.model_config)
 
     def get_dummy_inputs(self, *args: Any, **options: Any) -> Any:
         """Profiling measures unpruned images, which a request may ask for on any server."""
@@ -42,8 +42,8 @@ class PrunesPrompts:
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Check the request before anything else, and give it one spelling."""
         asked = inputs.hf_processor_mm_kwargs
-        request = self._server.resolve(asked)
-        ours = {} if request is None else self._server.settings.fingerprint(request)
+        request = self._config.resolve(asked)
+        ours = {} if request is None else self._config.settings.fingerprint(request)
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
@@ -68,11 +68,11 @@ class PrunesPrompts:
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         made = super()._apply_hf_processor_main(mm_items, _others(hf_kwargs))  # type: ignore[misc]
-        if self._server.prunes:
+        if self._config.prunes:
             request = _request(hf_kwargs)
             mark = no_request() if request is None else request.to_tensor()
             for modality, count in mm_items.get_all_counts().items():
-                if count and modality in self._server.known_family.modalities:
+                if count and modality in self._config.known_family.modalities:
                     made[field(modality)] = mark.repeat(count, 1)
         return made
 
@@ -87,10 +87,10 @@ class PrunesPrompts:
         request = _request(hf_processor_mm_kwargs)
         if request is None:
             return updates
-        family = self._server.known_family
+        family = self._config.known_family
         return {
             modality: [
-                [self._shortened(update, request, modality, out_mm_kwargs[modality][item]) for update in of_item]
+                [self._shorten_update(update, request, modality, out_mm_kwargs[modality][item]) for update in of_item]
                 for item, of_item in enumerate(of_items)
             ]
             if modality in family.modalities
@@ -98,21 +98,21 @@ class PrunesPrompts:
             for modality, of_items in updates.items()
         }
 
-    def _shortened(self, update: Any, request: PruneRequest, modality: str, item: Mapping[str, Any]) -> Any:
+    def _shorten_update(self, update: Any, request: PruneRequest, modality: str, item: Mapping[str, Any]) -> Any:
         data = {name: element.data for name, element in item.items()}
         if PIXELS[modality] not in data:
             raise ModelError(
                 f"the {modality} was passed in as embeddings, which foveate leaves as they are; "
                 "add foveate_keep=1.0 to the request."
             )
-        family = self._server.known_family
+        family = self._config.known_family
         grids = family.grids(modality, data)
         if modality == "video" and request.budget.scope not in family.clip_scopes:
             raise BudgetError(
                 f"{family.adapter.class_name} writes the time between the frames of a clip, so that vLLM must know how "
                 "many tokens of each frame stay; use foveate_scope='frame'."
             )
-        groups, method = groups_of(grids, request.budget), self._server.methods.get(request.method)
+        groups, method = groups_of(grids, request.budget), self._config.methods.get(request.method)
         for (span,), count in zip(groups.spans, groups.counts, strict=True):
             method.check(span.grid, count)
         content = update.content

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import Shortened, groups_of, shorten
-from .config import PruningServer
+from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, take
 from .processor import field
@@ -26,8 +26,8 @@ class ImagePruner:
             the encoder's memory was measured for this many.
     """
 
-    def __init__(self, server: PruningServer, width: int, most: int) -> None:
-        self._server, self.family, self._width, self._most = server, server.known_family, width, most
+    def __init__(self, config: ServingConfig, width: int, most: int) -> None:
+        self._config, self.family, self._width, self._most = config, config.known_family, width, most
         self._encoder = EncoderCues(self.family)
 
     def embed(
@@ -62,7 +62,7 @@ class ImagePruner:
     def _portion(self, encode: Any, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
         """`embed` for images that are encoded together."""
         asked = {index: request for index, request in enumerate(requests) if request is not None}
-        methods = {index: self._server.methods.get(request.method) for index, request in asked.items()}
+        methods = {index: self._config.methods.get(request.method) for index, request in asked.items()}
         needs = frozenset(cue for method in methods.values() for cue in method.needs)
         with self._encoder.observing(needs, items):
             embeddings = list(encode(**batch))

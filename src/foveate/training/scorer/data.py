@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.prompts import Prompt, collate, encode_one, left_padded
+from ...data.prompts import Prompt, collate, encode_one, pad_left
 from ...data.samples import Sample
 from ..checkpoint import TrainingError
 
@@ -72,7 +72,7 @@ def batch_of(examples: Sequence[Example], padding: int) -> tuple[dict[str, Any],
         ModelError: when pictures of different shape cannot lie in one tensor.
     """
     longest = max(len(example.answer) for example in examples)
-    labels = [left_padded(example.answer[None], longest, _IGNORED) for example in examples]
+    labels = [pad_left(example.answer[None], longest, _IGNORED) for example in examples]
     return collate([_append_answer(example) for example in examples], padding), torch.cat(labels)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from ...data.prompts import placed
+from ...data.prompts import move_to_model
 from ...importance import LearnedScorer
 from ...models import ModelAdapter, adapter_of
 from ..checkpoint import TrainingError
@@ -135,7 +135,7 @@ class Learner(Generic[S]):
         for start in range(0, len(mine), self.micro_batch):
             examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
             inputs, labels = batch_of(examples, self.padding)
-            answers = answer_losses(self.model, placed(inputs, self.model), labels)
+            answers = answer_losses(self.model, move_to_model(inputs, self.model), labels)
             statistics = self.mask.take()
             loss = (answers + weight * statistics.constraint).sum() / len(samples)
             loss.backward()

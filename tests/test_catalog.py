@@ -20,6 +20,7 @@ from foveate.errors import FoveateError
 from foveate.importance import LearnedScorer
 from foveate.methods import Method, Provenance, get_method, method_names, register_method
 from foveate.methods.toolkit import registry
+from foveate.methods.toolkit.base import NO_PROVENANCE
 from foveate.methods.toolkit.registry import method_class
 from foveate.models import SupportedModel, supported_models
 from foveate.models.llava import LlavaAdapter
@@ -169,7 +170,7 @@ def test_evidence_is_there() -> None:
     root = Path(__file__).parents[1]
     for name in method_names():
         record = method_class(name).provenance
-        if record.paper == "not told":  # of another package, or of a test
+        if record is NO_PROVENANCE:  # of another package, or of a test
             continue
         assert record.evidence, name
         for line in record.evidence:
@@ -181,3 +182,21 @@ def test_evidence_is_there() -> None:
 def test_a_sentence_alone_is_not_a_tuple() -> None:
     with pytest.raises(FoveateError, match="put a comma behind a single one"):
         Provenance("none", "none", deviations="of the class")  # type: ignore[arg-type]
+
+
+def test_a_method_of_another_package_need_not_say_where_it_comes_from(toy: type[Method]) -> None:
+    assert toy.provenance is NO_PROVENANCE
+    facts = facts_of("toy").facts
+    assert facts["paper"] == "none given" and not {"reference code", "read", "deviations"} & facts.keys()
+    for arguments in (["methods"], ["methods", "toy"]):
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert result.exit_code == 0 and "none given" in result.output
+
+
+@pytest.mark.parametrize("bases", [(Method,), ()], ids=["provenance in words", "of no Method"])
+def test_what_cannot_be_told_of_is_not_registered(bases: tuple[type, ...], toy: type[Method]) -> None:
+    fault = "the provenance of other is 'a paper'; give" if bases else "other is not a method; derive its class"
+    known = dict(registry._METHODS)
+    with pytest.raises(FoveateError, match=fault):
+        register_method("other")(dataclass(frozen=True)(type("Other", bases, {"provenance": "a paper"})))
+    assert registry._METHODS == known

@@ -16,7 +16,7 @@ from .budget import Budget
 from .errors import MethodError
 from .methods import Method, Where, get_method, method_names
 from .methods.toolkit import constraints
-from .methods.toolkit.base import in_words
+from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
 from .models import SupportedModel, supported_models
@@ -68,21 +68,23 @@ def facts_of(name: str) -> MethodFacts:
     """
     cls = method_class(name)
     summary, about = _parts(cls)
+    record = cls.provenance
+    deviations = " ".join(record.deviations) or ("" if record is NO_PROVENANCE else "none known")
     facts = {
-        "paper": cls.provenance.source,
+        "paper": record.source,
         "prunes": in_words(places_of(name)),
         "needs": needs_of(name),
-        "cost": cls.provenance.cost,
+        "cost": record.cost,
         'keep="auto"': "yes" if name in counting_methods() else "",
         "models": _models(cls, _cues(name)),
         "refuses": _refusals(cls, _cues(name)),
         "vLLM": _vllm(name, _cues(name)),
-        "reference code": cls.provenance.code,
-        "read": cls.provenance.read,
-        "deviations": " ".join(cls.provenance.deviations) or "none known",
+        "reference code": record.code,
+        "read": record.read,
+        "deviations": deviations,
     }
-    told = {k: v for k, v in facts.items() if v}
-    return MethodFacts(name, summary, told, about, _hyperparameters(cls), _published_settings(cls))
+    known = {label: fact for label, fact in facts.items() if fact}
+    return MethodFacts(name, summary, known, about, _hyperparameters(cls), _published_settings(cls))
 
 
 def places_of(name: str) -> tuple[Where, ...]:

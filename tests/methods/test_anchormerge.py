@@ -59,7 +59,7 @@ def test_lists(count, stronger, sign):
 
 @pytest.mark.parametrize(("anchors", "alone"), [(0.9, 1), (0.5, 5), (0.0, 10), (1.0, 1), (0.7, 3), (0.25, 7)])
 def test_how_many_are_chosen_of_ten(anchors, alone):
-    assert 10 - int(get_method("anchormerge", anchors=anchors)._merged(torch.tensor(10))) == alone
+    assert 10 - int(get_method("anchormerge", anchors=anchors)._count_merged(torch.tensor(10))) == alone
 
 
 def test_what_it_refuses():

@@ -137,6 +137,8 @@ class Provenance:
         return "; ".join(filter(None, (repository, self.licence)))
 
 
+NO_PROVENANCE = Provenance(paper="none given", licence="")  # of a method of another package that does not say
+
 _OWN_ATTENTION = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
 
 
@@ -224,7 +226,7 @@ class Method(ABC):
     may_drop_all: ClassVar[bool] = False
     requires: ClassVar[str] = ""  # what has to be made for a model first
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
-    provenance: ClassVar[Provenance] = Provenance(paper="not told", licence="not told")
+    provenance: ClassVar[Provenance] = NO_PROVENANCE
 
     @final
     def __post_init__(self) -> None:

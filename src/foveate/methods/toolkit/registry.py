@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ...errors import MethodError, near_miss
-from .base import Method
+from .base import Method, Provenance
 
 _PACKAGE = "foveate.methods"
 
@@ -48,8 +48,9 @@ def register_method(name: str) -> Callable[[M], M]:
         First()
 
     Raises:
-        MethodError: when the name is taken by another class or is not lower-case, and when a field is called like an
-            argument of `foveate.prune` or a key of its configurations.
+        MethodError: when the name is taken by another class or is not lower-case, when the class is not a Method or its
+            `provenance` is not a Provenance, and when a field is called like an argument of `foveate.prune` or a key of
+            its configurations.
     """
 
     def add(cls: M) -> M:
@@ -60,6 +61,7 @@ def register_method(name: str) -> Callable[[M], M]:
             raise MethodError(
                 f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another."
             )
+        _check_class(name, cls)
         hints = vars(cls).get("__annotations__", {})  # where the class is not a dataclass yet
         fields = {field.name for field in dataclasses.fields(cls)}
         fields |= {field for field, hint in hints.items() if "ClassVar" not in str(hint)}
@@ -72,6 +74,17 @@ def register_method(name: str) -> Callable[[M], M]:
         return cls
 
     return add
+
+
+def _check_class(name: str, cls: object) -> None:
+    """Raise MethodError for a class of which `foveate methods` and `foveate.prune` could make nothing."""
+    if not isinstance(cls, type) or not issubclass(cls, Method):
+        raise MethodError(f"{name} is not a method; derive its class from foveate.Method.")
+    if not isinstance(cls.provenance, Provenance):
+        raise MethodError(
+            f"the provenance of {name} is {cls.provenance!r}; give foveate.methods.Provenance(paper=..., licence=...), "
+            "or leave it out."
+        )
 
 
 def method_class(name: str) -> type[Method]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as tf
 from PIL import Image
@@ -107,5 +108,209 @@ def llava_onevision(head_dim: int = 16) -> Zoo:
     return Zoo("llava_onevision", model, processor, "<image>", visual)
 
 
+# -- Mistral3, Pixtral, Idefics3, SmolVLM, LFM2-VL, Kimi-K2.5: text stands between the rows or tiles of an image
+
+
+@dataclass(frozen=True)
+class RowsOfText(Processor):
+    """Images whose placeholders are broken up by text: `layout` gives the text of each image from what was made."""
+
+    layout: Callable[[dict[str, Any]], list[str]] = field(default=lambda media: [])
+    nested: bool = False  # whether the image processor is given the images of each prompt
+
+    def __call__(self, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> dict[str, Tensor]:
+        media: dict[str, Any] = {}
+        texts = list(texts)
+        if flat := [image for prompt in images for image in prompt]:
+            media = self.image_processor(images) if self.nested else self.image_processor(flat, return_tensors="pt")
+            media = dict(media)
+            pending = iter(self.layout(media))
+            for row, prompt in enumerate(images):
+                head, *rest = texts[row].split(self.image_token)
+                texts[row] = head + "".join(next(pending) + tail for _, tail in zip(prompt, rest, strict=True))
+        return {**self.tokenize(texts), **media}
+
+
+def _pixtral(merge: int) -> tuple[tf.PixtralVisionConfig, RowsOfText]:
+    tokenizer = tiny_models._tokenizer("[IMG_BREAK]", "[IMG_END]", image_token="[IMG]")
+    vision = tf.PixtralVisionConfig(
+        image_size=448,
+        patch_size=14,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    side = 14 * merge
+
+    def layout(media: dict[str, Any]) -> list[str]:
+        rows = [["[IMG]" * (int(w) // side)] * (int(h) // side) for h, w in media["image_sizes"]]
+        return ["[IMG_BREAK]".join(row) + "[IMG_END]" for row in rows]
+
+    images = tf.models.pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil(
+        patch_size={"height": side, "width": side}, size={"longest_edge": 448}
+    )
+    return vision, RowsOfText(tokenizer, images, "[IMG]", layout=layout)
+
+
+@functools.cache
+def mistral3(head_dim: int = 16) -> Zoo:
+    """Mistral Small 3.1 in small: Pixtral of 3 layers at any size, patches merged 2 x 2; Mistral of 4 layers."""
+    vision, processor = _pixtral(2)
+    tokenizer = processor.tokenizer
+    text = tf.MistralConfig(vocab_size=len(tokenizer), **tiny_models._llm(head_dim), sliding_window=None)
+    config = tf.Mistral3Config(vision_config=vision, text_config=text, image_token_index=tokenizer.image_token_id)
+    model = tiny_models._scaled(tf.Mistral3ForConditionalGeneration(config), seed=1)
+    return Zoo("mistral3", model, processor, "[IMG]", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def pixtral(head_dim: int = 16) -> Zoo:
+    """Pixtral-12B in small: LLaVA's class with a Pixtral tower, every patch a visual token."""
+    vision, processor = _pixtral(1)
+    tokenizer = processor.tokenizer
+    config = tf.LlavaConfig(
+        vision_config=vision,
+        text_config=tf.MistralConfig(vocab_size=len(tokenizer), **tiny_models._llm(head_dim), sliding_window=None),
+        image_token_id=tokenizer.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = tiny_models._scaled(tf.LlavaForConditionalGeneration(config), seed=1)
+    return Zoo("llava", model, processor, "[IMG]", (tokenizer.image_token_id,))
+
+
+def cut(images: Sequence[Sequence[Image.Image]], side: int, most: int) -> dict[str, Any]:
+    """As Idefics3's processor, which needs torchvision: (prompts, most tiles, 3, side, side), zeros where too many.
+
+    Each picture is cut into at most `most` x `most` tiles with the whole of it behind them, or is one tile.
+    """
+    prompts: list[list[Any]] = []
+    grids = []
+    for pictures in images:
+        prompts.append([])
+        for picture in pictures:
+            rows, columns = (min(-(-length // side), most) for length in (picture.height, picture.width))
+            split = rows * columns > 1
+            grids.append((rows, columns) if split else (0, 0))
+            whole = np.asarray(picture.resize((columns * side, rows * side))).astype(np.float32)
+            tiles = whole.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+            small = np.asarray(picture.resize((side, side))).astype(np.float32)
+            prompts[-1] += [*(tiles if split else ()), small]
+    pixels = torch.zeros(len(prompts), max(map(len, prompts)), 3, side, side)
+    for row, tiles in enumerate(prompts):
+        pixels[row, : len(tiles)] = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 127.5 - 1
+    return {"pixel_values": pixels, "grids": grids}
+
+
+def _tiles(name: str, head_dim: int, most: int) -> Zoo:
+    """SigLIP of 3 layers on tiles of 56 px with patches of 7 and 2 x 2 pixel shuffle, i.e. 16 tokens; Llama."""
+    names = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer = tiny_models._tokenizer("<fake_token_around_image>", "<global-img>", *names, image_token="<image>")
+    fake, seen = "<fake_token_around_image>", "<image>" * 16
+
+    def layout(media: dict[str, Any]) -> list[str]:
+        texts = []
+        for rows, columns in media.pop("grids"):
+            cells = [[f"{fake}<row_{r + 1}_col_{c + 1}>{seen}" for c in range(columns)] for r in range(rows)]
+            tiles = "".join("".join(row) + "\n" for row in cells)
+            texts.append(tiles + "\n" * bool(tiles) + f"{fake}<global-img>{seen}{fake}")
+        return texts
+
+    config = getattr(tf, f"{name}Config")(
+        vision_config={
+            "image_size": 56,
+            "patch_size": 7,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+        },
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **tiny_models._llm(head_dim)},
+        image_token_id=tokenizer.image_token_id,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    processor = RowsOfText(tokenizer, functools.partial(cut, side=56, most=most), "<image>", layout=layout, nested=True)
+    model = tiny_models._scaled(getattr(tf, f"{name}ForConditionalGeneration")(config), seed=1)
+    return Zoo(name.lower(), model, processor, "<image>", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def idefics3(head_dim: int = 16) -> Zoo:
+    """Idefics3 in small, each picture cut into up to 2 x 2 tiles and the whole of it behind them."""
+    return _tiles("Idefics3", head_dim, 2)
+
+
+@functools.cache
+def smolvlm(head_dim: int = 16) -> Zoo:
+    """SmolVLM in small, each picture one tile."""
+    return _tiles("SmolVLM", head_dim, 1)
+
+
+def naflex(images: Sequence[Image.Image], side: int, return_tensors: str) -> dict[str, Any]:
+    """As LFM2-VL's processor, which needs torchvision: patches (n, most, side * side * 3), padded behind the last."""
+    rows = []
+    shapes = []
+    for picture in images:
+        height, width = (2 * max(round(length / side / 2), 1) for length in (picture.height, picture.width))
+        pixels = np.asarray(picture.resize((width * side, height * side))).astype(np.float32) / 127.5 - 1
+        cells = pixels.reshape(height, side, width, side, 3).swapaxes(1, 2).reshape(height * width, -1)
+        rows.append(torch.from_numpy(cells))
+        shapes.append((height, width))
+    masks = [torch.ones(len(row), dtype=torch.int32) for row in rows]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    return {
+        "pixel_values": pad(rows),
+        "pixel_attention_mask": pad(masks),
+        "spatial_shapes": torch.tensor(shapes),
+    }
+
+
+@functools.cache
+def lfm2_vl(head_dim: int = 16) -> Zoo:
+    """LFM2-VL in small: SigLIP 2 at any size, 2 x 2 patches a token; LFM2 of 8 layers, 2, 5 and 7 with attention."""
+    tokenizer = tiny_models._tokenizer("<|image_start|>", "<|image_end|>", image_token="<image>")
+
+    def layout(media: dict[str, Any]) -> list[str]:
+        counts = (media["spatial_shapes"].prod(-1) // 4).tolist()
+        return [f"<|image_start|>{'<image>' * count}<|image_end|>" for count in counts]
+
+    vision = {
+        "patch_size": 14,
+        "num_patches": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "vision_use_head": False,
+    }
+    text = {
+        **tiny_models._llm(head_dim),
+        "num_hidden_layers": 8,
+        "layer_types": ["full_attention" if layer in (2, 5, 7) else "conv" for layer in range(8)],
+        "block_auto_adjust_ff_dim": False,
+    }
+    config = tf.Lfm2VlConfig(
+        vision_config=vision,
+        text_config={"model_type": "lfm2", "vocab_size": len(tokenizer), **text},
+        image_token_id=tokenizer.image_token_id,
+        projector_hidden_size=64,
+    )
+    images = functools.partial(naflex, side=14)
+    processor = RowsOfText(tokenizer, images, "<image>", layout=layout)
+    model = tiny_models._scaled(tf.Lfm2VlForConditionalGeneration(config), seed=1)
+    return Zoo("lfm2_vl", model, processor, "<image>", (tokenizer.image_token_id,))
+
+
+TEXT_BETWEEN = (mistral3, pixtral, idefics3, smolvlm, lfm2_vl)
+
+
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.
-MAKERS: tuple[Callable[[], Zoo], ...] = (tiny_models.qwen3_5, tiny_models.qwen3_5_moe, llava_next, llava_onevision)
+MAKERS: tuple[Callable[[], Zoo], ...] = (
+    tiny_models.qwen3_5,
+    tiny_models.qwen3_5_moe,
+    llava_next,
+    llava_onevision,
+    *TEXT_BETWEEN,
+)

@@ -136,7 +136,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     known = supported_models()
     if cls.where is Where.BEFORE_ENCODER:
         whole = ", ".join(row.class_name for row in known if not row.leaves_out_patches)
-        return f"all but {whole} (the vision encoder takes whole images of one size)"
+        return f"all but {whole} (the vision encoder takes whole images)"
     lacking = {row.class_name: f"no {cues_in_words(needs - set(row.cues))}" for row in known if needs - set(row.cues)}
     if _edits(cls):
         lacking |= {row.class_name: "no attention in some layers" for row in known if row.hybrid}
@@ -250,8 +250,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def explain_attention_edits(model: str, method: str) -> str:
     """The method edits attention in layers of the model that have none."""
     return (
-        f"{method} edits the attention of layers that have linear attention in {model}, and so nothing to edit; choose "
-        "another method."
+        f"{method} edits the attention of layers that have linear attention or convolution in {model}, and so nothing "
+        "to edit; choose another method."
     )
 
 
@@ -264,6 +264,6 @@ def explain_missing_cues(model: str, method: str, missing: Iterable[Cue]) -> str
 def explain_whole_images(model: str, method: str) -> str:
     """Patches cannot be left out of the model's vision encoder."""
     return (
-        f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images of one size; use a "
+        f"{method} leaves patches out of the vision encoder, but that of {model} takes whole images; use a "
         "method that prunes before the LLM, such as 'divprune'."
     )

@@ -146,7 +146,7 @@ def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: i
         rest = {name: value for name, value in kwargs.items() if name not in ("", "hidden_states")}
         out = block(hidden, **{name: _gather(name, value, index) for name, value in with_cache(rest, None).items()})
         hidden = out[0] if isinstance(out, tuple) else out
-    return _compare(f"at layer {layer}: equal to layers run by hand", _head(adapter, adapter.text.norm(hidden)), pruned)
+    return _compare(f"at layer {layer}: equal to layers run by hand", _head(adapter, adapter.last_norm(hidden)), pruned)
 
 
 def _check_cache(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:

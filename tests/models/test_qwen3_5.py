@@ -58,8 +58,8 @@ def test_a_method_moves_to_the_next_layer_that_can_be_read(
     assert (
         told
         == [
-            f"fastv: layer {asked} of this model gives no attention to read, as its layers of linear attention do not; "
-            f"prunes at layer {expected} instead."
+            f"fastv: layer {asked} of this model gives no attention to read, as its layers of linear attention or "
+            f"convolution do not; prunes at layer {expected} instead."
         ][: asked != expected]
     )
     with foveate.prune(model.model, "fastv", keep=0.5, layer=expected):

@@ -10,8 +10,8 @@ Budget: with ``keep="auto"`` the count is that of the paper's rule, from 22 to 7
 nearly everything on photos at tolerance 0. With a given count the largest errors of prediction stay.
 
 What is left out reaches neither the encoder's blocks nor the language model; tokens keep their positions. The report's
-vision FLOPs tell what the encoder saves; its patch embedding sees all patches. Encoders that take a batch of whole
-images of one size (LLaVA's, InternVL's) cannot leave any out, so these models are refused.
+vision FLOPs tell what the encoder saves; its patch embedding sees all patches. Encoders that take whole
+images (LLaVA's, InternVL's) cannot leave any out, so these models are refused.
 """
 
 from __future__ import annotations

@@ -71,7 +71,10 @@ class DeepStack:
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """What a layer of linear attention keeps of a prompt instead of keys and values: how many numbers, of each kind."""
+    """What a layer of linear attention or convolution keeps of a prompt instead of keys and values.
+
+    How many numbers, of each kind.
+    """
 
     recurrent: int
     convolution: int
@@ -95,6 +98,7 @@ class ModelAdapter(ABC):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
+    projects_each_image: ClassVar[bool] = False  # whether the projector is called once for each, with a batch of one
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,6 +107,11 @@ class ModelAdapter(ABC):
 
     def check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raise ModelError for a variant of the family that this adapter cannot serve."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelAdapter:
+        """The adapter of a model; classes that hold unlike towers choose one here."""
+        return cls(model)
 
     @classmethod
     def lineage(cls) -> tuple[str, ...]:
@@ -118,6 +127,11 @@ class ModelAdapter(ABC):
     def text(self) -> Any:
         """The language model: called with `inputs_embeds`, has `.layers` whose attention is `.self_attn`."""
         return self.base.language_model
+
+    @property
+    def last_norm(self) -> Any:
+        """The norm behind the language model's last layer."""
+        return self.text.norm
 
     @cached_property
     def attention_layers(self) -> tuple[int, ...]:
@@ -221,7 +235,10 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
-        """Vision features before projection, (n, e) per image, from the projector's input."""
+        """Vision features before projection, (n, e) per image, from the projector's input.
+
+        With `projects_each_image`, `hidden` (P, e) are the patches of all images, one image after the other.
+        """
 
     def padding(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: list[Grid]) -> list[Tensor]:
         """(n,) bool per image: tokens that show nothing but padding, from the encoder's arguments; none in most."""

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP (or SigLIP) tower, one fixed grid per image, projector, Llama."""
+"""LLaVA-1.5: CLIP (or SigLIP) tower, one fixed grid per image, projector, Llama; and Pixtral, of the same class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .adapter import AttentionCall, layers_behind, patch_attention
+from .adapter import AttentionCall, ModelAdapter, layers_behind, patch_attention
+from .pixtral import PixtralAdapter
 from .registry import register_model
 from .tower import TowerAdapter
 
@@ -20,7 +21,7 @@ _FILL = 0.02  # one step of 8 bits, divided by the standard deviations that proc
 
 @register_model
 class LlavaAdapter(TowerAdapter):
-    """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower.
+    """``LlavaForConditionalGeneration`` with a CLIP or SigLIP tower; with a Pixtral tower, `LlavaPixtralAdapter`.
 
     The encoder-attention cue is read in the layer whose output becomes the visual feature: the CLS row where the
     tower has a CLS token, else the attention that a patch receives on average (see
@@ -30,11 +31,17 @@ class LlavaAdapter(TowerAdapter):
     model_type = "llava"
     class_name = "LlavaForConditionalGeneration"
 
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelAdapter:
+        """The adapter of a model, by its tower."""
+        config: Any = model.config
+        return LlavaPixtralAdapter(model) if config.vision_config.model_type == "pixtral" else cls(model)
+
     def check(self) -> None:
         config = self.model.config
         tower = config.vision_config.model_type
         if tower not in ("clip_vision_model", "siglip_vision_model"):
-            raise ModelError(f"LLaVA with a {tower!r} tower is not supported; CLIP and SigLIP towers are.")
+            raise ModelError(f"LLaVA with a {tower!r} tower is not supported; CLIP, SigLIP and Pixtral towers are.")
         if config.vision_feature_select_strategy == "full" and tower == "clip_vision_model":
             self.refuse_cls()
 
@@ -75,6 +82,20 @@ class LlavaAdapter(TowerAdapter):
 
     def patches(self, grid: Grid) -> int:
         return len(grid) + int(self.has_cls)
+
+
+class LlavaPixtralAdapter(PixtralAdapter):
+    """``LlavaForConditionalGeneration`` with a Pixtral tower, as Pixtral-12B has."""
+
+    model_type = "llava"
+    class_name = "LlavaForConditionalGeneration"
+
+    def check(self) -> None:
+        if self.model.config.vision_feature_select_strategy != "full":
+            raise ModelError(
+                "a Pixtral tower has no CLS token, whose place vision_feature_select_strategy='default' leaves out; "
+                "set it to 'full'."
+            )
 
 
 def border(pixels: Tensor, grid: Grid) -> Tensor:

@@ -53,7 +53,7 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
             f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}. "
             "CONTRIBUTING.md shows how to add one in one file."
         )
-    return adapter(unwrapped)
+    return adapter.of(unwrapped)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import Grid
@@ -45,3 +45,9 @@ class TowerAdapter(ModelAdapter):
             "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
             "on the grid; set it to 'default'."
         )
+
+
+def block_means(patches: Tensor, grid: Grid, side: int) -> Tensor:
+    """(n, ...) means over the `side` x `side` patches of each LLM token, of (n * side^2, ...) in raster order."""
+    cells = patches.reshape(grid.rows, side, grid.columns, side, *patches.shape[1:])
+    return cells.mean((1, 3)).flatten(0, 1)

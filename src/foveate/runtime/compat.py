@@ -39,7 +39,7 @@ def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
 def counting_layer(cache: Any) -> int:
     """The first layer whose cache holds an entry for each token, of which a cache tells its length.
 
-    Layers of linear attention come before it in some models: they hold a state of one size.
+    Layers of linear attention or convolution come before it in some models: they hold a state of one size.
     """
     layers = getattr(cache, "layers", ())
     return next((index for index, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)), 0)

@@ -3,7 +3,7 @@
 A multiply-add counts as two FLOPs; attention counts every query-key pair (causal kernels that skip half of them
 do not lower the figure), as papers of the field do. The prompt's text tokens and the vision encoder are counted.
 A layer of linear attention reads its state twice and updates it once for each token, whatever the order in which a
-kernel does it, and keeps that state, in float32, instead of keys and values.
+kernel does it, and keeps that state, in float32, instead of keys and values; one of convolution keeps its last inputs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CostModel:
         return total
 
     def kv_bytes(self, lengths: Sequence[Sequence[int]], bytes_per_value: int) -> int:
-        """Bytes of keys and values after the prefill, real tokens only, and of the states of linear attention."""
+        """Bytes of keys and values after the prefill, real tokens only, and of the states that layers carry instead."""
         total = 0
         for layer, row in enumerate(lengths):
             if (state := self._adapter.recurrent_state(layer)) is not None:

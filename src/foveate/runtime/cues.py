@@ -186,7 +186,7 @@ class Entering:
         tokens: which tokens these are.
         embeds: (B, W', d) that entered the language model.
         rows: by LLM layer that the method chose, its attention row of each span.
-        text_model: the language model.
+        adapter: of the model.
     """
 
     state: ForwardState
@@ -197,7 +197,7 @@ class Entering:
     tokens: TokenIndex
     embeds: Tensor
     rows: Mapping[int, list[Tensor]]
-    text_model: Any
+    adapter: ModelAdapter
 
     def by_span(self, values: Tensor) -> list[Tensor]:
         """The part of each span of `values` (B, W, ...)."""
@@ -213,7 +213,7 @@ class LanguageModelCues:
     """
 
     def __init__(self, stages: Iterable[Stage], adapter: ModelAdapter) -> None:
-        self._text, self._attention = adapter.text, adapter.attention_layers
+        self._adapter, self._attention = adapter, adapter.attention_layers
         self._stages = {stage.layer: stage for stage in stages if stage.method.needs - Cue.of(Source.ENCODER)}
         self._keeps_embeds = any(stage.method.needs & Cue.of(Source.PROMPT) for stage in self._stages.values())
 
@@ -221,10 +221,10 @@ class LanguageModelCues:
         """Observe the attention of the layers that cues are read in."""
         for stage in self._stages.values():
             if stage.method.needs & Cue.of(Source.LAYER_BELOW):
-                below = self._text.layers[stage.layer - 1].self_attn
+                below = self._adapter.text.layers[stage.layer - 1].self_attn
                 hooks.observe(below, functools.partial(self._observe, stack, stage))
             for layer in dict.fromkeys(stage.method.llm_readings):
-                read = self._text.layers[attention_from(self._attention, layer)].self_attn
+                read = self._adapter.text.layers[attention_from(self._attention, layer)].self_attn
                 hooks.observe(read, functools.partial(self._observe_row, stack, stage, layer))
 
     def begin(self, state: ForwardState, embeds: Tensor) -> None:
@@ -246,7 +246,7 @@ class LanguageModelCues:
             return {}
         readings: _Readings = state.slots[self]
         tokens = state.entering(stage.layer)
-        entering = Entering(state, stage, module, hidden, kwargs, tokens, readings.embeds, readings.rows, self._text)
+        entering = Entering(state, stage, module, hidden, kwargs, tokens, readings.embeds, readings.rows, self._adapter)
         return readings.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
 
     @full_precision
@@ -431,7 +431,7 @@ def _text_states(entering: Entering) -> Tensor:
 @full_precision
 def _rotary_decay(entering: Entering) -> list[Tensor]:
     state = entering.state
-    cos, sin = joint_table(entering.kwargs["position_embeddings"], entering.text_model.config)
+    cos, sin = joint_table(entering.kwargs["position_embeddings"], entering.adapter.text.config)
     batch = len(state.given)
     of_text = [state.by_text(table.expand(batch, -1, -1), 0) for table in (cos, sin)]
     return state.by_span(rotary_decay((cos, sin), (of_text[0], of_text[1])), 0)
@@ -440,7 +440,7 @@ def _rotary_decay(entering: Entering) -> list[Tensor]:
 @reads(AT_LAYER, Cue.LAST_NORM)
 def _last_norm(entering: Entering) -> Tensor:
     # Of ones, whose root mean square is 1, an RMS norm makes its weights; families keep them in different ways.
-    weights: Tensor = entering.text_model.norm(torch.ones_like(entering.hidden[0, :1]))[0]
+    weights: Tensor = entering.adapter.last_norm(torch.ones_like(entering.hidden[0, :1]))[0]
     return weights.float()
 
 

@@ -234,8 +234,8 @@ def check_state(kept: TokenIndex, given: Tensor, past: int) -> None:
     if past and bool(((~kept.valid).sum(1) > (~given).sum(1)).any()):
         raise RuntimeStateError(
             "the prompts of this batch continue a cache and would keep different numbers of tokens, but layers of "
-            "linear attention cannot skip padding in the middle of a sequence; ask them one by one, or with images of "
-            "one size."
+            "convolution or linear attention cannot skip padding in the middle of a sequence; ask them one by one, or "
+            "with images of one size."
         )
 
 

@@ -191,7 +191,7 @@ def test_one_budget_for_both(qwen: Zoo) -> None:
 
 def test_refusals(llava: Zoo, qwen: Zoo) -> None:
     for z in (llava, zoo_module.internvl()):
-        with pytest.raises(foveate.ModelError, match=r"takes whole images of one size; use .* 'divprune'"):
+        with pytest.raises(foveate.ModelError, match=r"takes whole images; use .* 'divprune'"):
             foveate.attach(z.model, "pixelprune", keep="auto")
     with pytest.raises(foveate.MethodError, match="does not know which images share a prompt"):
         foveate.attach(qwen.model, "pixelprune", keep="auto", scope="prompt")

@@ -74,7 +74,7 @@ class Stage:
             return None
         return Note(
             f"{self.method.name}: layer {self.asked} of this model gives no attention to read, as its layers of linear "
-            f"attention do not; prunes at layer {self.layer} instead.",
+            f"attention or convolution do not; prunes at layer {self.layer} instead.",
             logging.WARNING,
         )
 

@@ -155,7 +155,7 @@ class AttentionBias(Seam):
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for index, layer in enumerate(self._decoder):
-            if hasattr(layer, "self_attn"):  # layers of linear attention have no logits
+            if hasattr(layer, "self_attn"):  # those that carry a state have no logits
                 hooks.around(layer.self_attn, functools.partial(self._call_with_bias, stack, index))
 
     def enter_layer(

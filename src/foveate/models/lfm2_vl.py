@@ -1,0 +1,86 @@
+"""LFM2-VL: SigLIP 2 at any size, pixel unshuffle, projector, and LFM2, whose layers mostly convolve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..tokens import AttentionKind, Grid
+from .adapter import AttentionCall, RecurrentState, patch_attention
+from .registry import register_model
+from .tower import TowerAdapter, block_means
+
+
+@register_model
+class Lfm2VlAdapter(TowerAdapter):
+    """``Lfm2VlForConditionalGeneration``.
+
+    A large picture is cut into tiles, with the whole of it in small behind them; each is an image of its own, with a
+    budget of its own. The tokens that tell a tile's row and column are text, which is never pruned.
+
+    The encoder-attention cue is the attention that a patch receives on average in the last layer (see
+    `encoder_queries`); it and the encoder features are averaged over the patches of an LLM token. Layers of the
+    language model that convolve have no attention that could be read, so methods inside it act at the next layer where
+    they can.
+    """
+
+    model_type = "lfm2_vl"
+    class_name = "Lfm2VlForConditionalGeneration"
+    hybrid = True
+    projects_each_image = True
+
+    @property
+    def last_norm(self) -> Any:
+        return self.text.embedding_norm
+
+    def recurrent_state(self, layer: int) -> RecurrentState | None:
+        short = getattr(self.text.layers[layer], "conv", None)
+        return None if short is None else RecurrentState(0, short.conv.weight.shape[0] * short.conv_kernel_size)
+
+    @property
+    def merge(self) -> int:
+        """Patches along each side of an LLM token."""
+        return self.model.config.downsample_factor
+
+    def grid(self, height: int, width: int) -> Grid:
+        side = self.model.config.vision_config.patch_size * self.merge
+        return Grid(height // side, width // side)
+
+    def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
+        shapes = inputs.get("spatial_shapes")  # in patches
+        if shapes is None:
+            return {}
+        return {"image": [Grid(rows // self.merge, columns // self.merge) for rows, columns in shapes.tolist()]}
+
+    def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"spatial_shapes": args[2] if len(args) > 2 else kwargs["spatial_shapes"]}
+
+    def vision_layers(self) -> list[Any]:
+        return list(self.vision.encoder.layers)
+
+    def embedding_modules(self) -> list[nn.Module]:
+        return [self.vision.embeddings]
+
+    def attention_modules(self) -> dict[int, nn.Module]:
+        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
+
+    def encoder_attention(
+        self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
+    ) -> list[Tensor]:
+        call, found = calls[-1], []
+        for image, grid in enumerate(grids):  # padded behind its patches to those of the largest image
+            own = slice(image, image + 1), slice(None), slice(self.patches(grid))
+            one = replace(call, query=call.query[own], key=call.key[own])
+            received = patch_attention(one, kind, False, self.encoder_queries)[0]
+            found.append(block_means(received, grid, self.merge))
+        return found
+
+    def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
+        parts = hidden.split([self.patches(grid) for grid in grids])
+        return [block_means(part, grid, self.merge) for part, grid in zip(parts, grids, strict=True)]
+
+    def patches(self, grid: Grid) -> int:
+        return len(grid) * self.merge**2  # images are padded to the largest of a call, which is not counted

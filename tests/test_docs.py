@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,69 @@ def test_links_lead_somewhere(page: Path, generated: dict[str, str]) -> None:
             assert path.exists() or path in made, f"{name_of(page)}: {target} is not there"
 
 
+# -- files
+
+ENDS = "py|sh|npz|toml|yml"
+YOURS = {"qwen.py", "offline.py"}  # which the quickstart has you save
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("src", "tests", "benchmarks", "scripts", "examples", "docs", ".ci")
+    for path in (ROOT / folder).rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+) + [path.name for path in ROOT.iterdir() if path.is_file()]
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_files_that_are_named_exist(page: Path) -> None:
+    """By their whole path, or by its end, as pages of contributors name what lies in ``src/foveate``."""
     text = page.read_text(encoding="utf-8")
-    folders = "tests|benchmarks|scripts|examples|results|docs"
-    for path, test in re.findall(rf"\b((?:{folders})/[\w/.-]+\.(?:py|md|sh|npz))\b(?:::(\w+))?", text):
-        assert (ROOT / path).exists(), f"{name_of(page)}: there is no {path}"
+    named = re.findall(rf"(?<![\w/.<>*-])((?:[\w.-]+/)*[\w-]+\.(?:{ENDS}))\b(?:::(\w+))?", text)
+    named += re.findall(r"\b((?:tests|benchmarks|scripts|examples|results|docs)/[\w/.-]+\.md)\b()", text)
+    for path, test in named:
+        found = [one for one in FILES if f"/{one}".endswith(f"/{path}")] or [path] * (ROOT / path).exists()
+        assert found or path in YOURS, f"{name_of(page)}: there is no {path}"
         if test:
-            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{name_of(page)}: {path}::{test}"
+            assert f"def {test}(" in (ROOT / found[0]).read_text(encoding="utf-8"), f"{name_of(page)}: {path}::{test}"
+
+
+def blocks_below(heading: str) -> str:
+    """The first block of code below a heading of the page on the architecture."""
+    _, _, rest = (DOCS / "contributing" / "architecture.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    return FENCED.findall(rest)[0][1]
+
+
+def test_the_house_is_drawn_as_it_is() -> None:
+    """Whatever the tree names exists in the folder below which it stands, and no room is missing."""
+    _, *lines = blocks_below("The house").splitlines()
+    drawn, folders = set(), {0: Path("src/foveate")}
+    for line in lines:
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        if depth > 4:
+            continue  # goes on with the line above
+        path = folders[depth - 2] / name
+        assert (ROOT / path).is_dir() if name.endswith("/") else (ROOT / path).is_file(), path
+        folders[depth] = path
+        drawn.add(str(path))
+    house = ROOT / "src" / "foveate"
+    rooms = [path for path in house.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
+    rooms += (house / "runtime").glob("[!_]*.py")
+    missing = {str(path.relative_to(ROOT)) for path in rooms} - drawn
+    assert missing == {"src/foveate/__main__.py", "src/foveate/version.py"}
+
+
+def test_the_seams_are_listed() -> None:
+    text = (DOCS / "contributing" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE)
+    there = {path.name for path in (ROOT / "src" / "foveate" / "runtime" / "seams").glob("[!_]*.py")} - {"base.py"}
+    assert sorted(listed) == sorted(there)
+
+
+def test_the_arrows_are_those_that_lint_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert blocks_below("Arrows point down").split("\n")[:-1] == [row.replace("foveate.", "") for row in layers]
 
 
 # -- commands

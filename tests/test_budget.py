@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import Budget, BudgetError, FoveateError
+from foveate import Budget, BudgetError, Conversation, FoveateError
 
 sizes = st.integers(1, 20_000)
 fractions = st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False)
@@ -140,3 +140,41 @@ def test_scalars_of_numpy_and_torch_are_numbers(given: object, keep: float | int
 def test_other_arrays_are_refused(wrong: object) -> None:
     with pytest.raises(BudgetError):
         Budget(wrong)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=20), fractions | counts, st.floats(0.1, 1.0))
+def test_a_conversation_shares_exactly_by_age(sizes, keep, decay):
+    budget = Budget(keep, Conversation(decay))
+    kept, total = budget.split(sizes), budget.count(sum(sizes))
+    assert all(1 <= count <= size for count, size in zip(kept, sizes, strict=True))
+    assert total <= sum(kept) <= total + kept.count(1)  # an image keeps one at least
+
+
+@given(st.integers(1, 400), st.integers(1, 20), fractions, st.floats(0.1, 1.0))
+def test_newer_images_of_one_size_keep_no_less(size, images, keep, decay):
+    kept = Budget(keep, Conversation(decay)).split([size] * images)
+    assert kept == sorted(kept)
+
+
+def test_a_conversation_by_hand():
+    assert Budget(0.25, "conversation").split([100] * 4) == [6, 13, 27, 54]
+    assert Budget(0.6, "conversation").split([100] * 4) == [20, 40, 80, 100]  # the newest is whole
+    assert Budget(1.0, "conversation").split([100] * 4) == [100] * 4
+    assert Budget(0.25, "conversation").split([100]) == [25]
+    assert Budget(0.25, "conversation").split([]) == []
+    assert Budget(150, Conversation(1.0)).split([100] * 3) == [50, 50, 50]
+
+
+def test_a_conversation_of_twenty_keeps_the_newest_whole():
+    counts = Budget(0.1, "conversation").split([1000] * 20)
+    assert counts[-1] == 1000 and 2000 <= sum(counts) <= 2000 + counts.count(1) and counts == sorted(counts)
+
+
+def test_scopes_of_conversations_are_checked():
+    assert Budget(0.5, "conversation") == Budget(0.5, Conversation(0.5))
+    with pytest.raises(BudgetError, match="decay=0"):
+        Conversation(0)
+    with pytest.raises(BudgetError, match="counts image by image"):
+        Budget("auto", "conversation")
+    with pytest.raises(BudgetError, match="or 'conversation'"):
+        Budget(0.5, "conversations")

@@ -22,7 +22,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
-    from .budget import Budget
+    from .budget import Budget, Conversation
     from .config import PruningConfig
     from .methods.toolkit.at_layer import AtLayer
     from .methods.toolkit.base import Method, Provenance, Stage, Where
@@ -36,6 +36,7 @@ _LAZY = {
     "AtLayer": ".methods.toolkit",
     "Budget": ".budget",
     "CheckReport": ".verification",
+    "Conversation": ".budget",
     "Cue": ".tokens",
     "EncoderReading": ".tokens",
     "Grid": ".tokens",
@@ -68,6 +69,7 @@ __all__ = [
     "BudgetError",
     "CheckReport",
     "ConfigError",
+    "Conversation",
     "Cue",
     "EncoderReading",
     "FoveateError",

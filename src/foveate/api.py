@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .budget import Scope
+from .budget import ScopeLike
 from .config import PruningConfig
 from .errors import MethodError, ModelError, RuntimeStateError
 from .methods import Method, Where, get_method
@@ -58,7 +58,7 @@ def prune(
     method: MethodLike | Sequence[str | Method] | PruningConfig,
     keep: KeepLike | Sequence[KeepLike] = 0.25,
     *,
-    scope: Scope | None = None,
+    scope: ScopeLike | None = None,
     positions: Positions = "original",
     encoder_queries: int = MOST_QUERIES,
     **hyperparameters: Any,
@@ -85,8 +85,9 @@ def prune(
             Of a method that prunes at several layers it is what is left after the last one, or the average over the
             layers, as the method says; with `compose` it is always the average.
         scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame
-            of a clip has one, or all images of a prompt share one. None is the scope of a `Budget` that is given as
-            `keep`, else ``"image"``.
+            of a clip has one, or all images of a prompt share one; or ``"conversation"``, or a
+            `foveate.Conversation`: they share one by age, the newest keeping most. None is the scope of a `Budget` that
+            is given as `keep`, else ``"image"``.
         positions: ``"original"`` leaves survivors at their original (M-)RoPE positions and decoding continues where the
             unpruned model would; ``"compact"`` renumbers without gaps (1-D positions and before-LLM methods only).
         encoder_queries: how many queries the attention received in the vision encoder is averaged over, in models
@@ -119,7 +120,7 @@ def prune_inputs(
     method: str | Method | PruningConfig,
     keep: KeepLike = 0.25,
     *,
-    scope: Scope | None = None,
+    scope: ScopeLike | None = None,
     positions: Positions = "original",
     encoder_queries: int = MOST_QUERIES,
     **hyperparameters: Any,

@@ -5,16 +5,71 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from .errors import BudgetError
 
-Scope = Literal["image", "frame", "prompt"]
 AUTO = "auto"
 _HELP = (
     "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', a token count of at least 2 such as 144, or "
     "'auto' to let the method find how many"
 )
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The scope of a budget that all images of a prompt share by age: the newest counts most.
+
+    Each older image is to keep `decay` times the share of the next newer one, and none more than all that it has. So
+    with halves the newest is whole from a budget of about two images on, however long the history is.
+
+    Examples:
+        >>> foveate.Budget(0.25, foveate.Conversation(decay=0.5)).split([100, 100, 100, 100])
+        [6, 13, 27, 54]
+        >>> foveate.Budget(0.6, "conversation").split([100, 100, 100, 100])
+        [20, 40, 80, 100]
+
+    Args:
+        decay: in (0, 1].
+
+    Raises:
+        BudgetError: for a `decay` out of range.
+    """
+
+    decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
+        if not number or not 0 < self.decay <= 1:
+            raise BudgetError(f"decay={self.decay!r} is out of range; give a number in (0, 1], such as 0.5.")
+
+    def shares(self, sizes: Sequence[int], total: int) -> list[int]:
+        """How many tokens each image keeps.
+
+        Args:
+            sizes: tokens of each image, the oldest first.
+            total: tokens that all keep together, or more where each could not keep one of them.
+        """
+        weights = [self.decay**age * size for age, size in zip(reversed(range(len(sizes))), sizes, strict=True)]
+        whole: set[int] = set()
+        while True:  # images that would keep more than they have are whole, and the others share what is left
+            left = total - sum(sizes[index] for index in whole)
+            among = sum(weight for index, weight in enumerate(weights) if index not in whole)
+            scale = left / among if among else 0.0
+            full = {i for i, size in enumerate(sizes) if i not in whole and scale * weights[i] >= size}
+            if not full:
+                break
+            whole |= full
+        exact = [size if i in whole else scale * weights[i] for i, size in enumerate(sizes)]
+        counts = [min(size, max(1, math.floor(share))) for share, size in zip(exact, sizes, strict=True)]
+        for index in reversed(range(len(sizes))):  # what rounding down left goes to the newest, so that none keeps less
+            if sum(counts) < total and counts[index] < sizes[index]:
+                counts[index] += 1
+        return counts
+
+
+Scope = Literal["image", "frame", "prompt"] | Conversation
+ScopeLike = Scope | Literal["conversation"]  # with halves
 
 
 @dataclass(frozen=True, init=False)
@@ -33,7 +88,8 @@ class Budget:
             The int 1 is refused, because it could mean one token or everything. ``"auto"`` lets the method count: how
             many tokens of an image stay depends on what it shows, and is known only when the image is encoded.
             Another `Budget` stands for itself.
-        scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them.
+        scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them;
+            ``"conversation"``, or a `Conversation`, pools them, too, but newer images keep more.
             None is the scope of the budget that is given as `keep`, else ``"image"``.
 
     Raises:
@@ -43,7 +99,8 @@ class Budget:
     keep: float | int | str
     scope: Scope = "image"
 
-    def __init__(self, keep: float | int | str | Budget, scope: Scope | None = None) -> None:
+    def __init__(self, keep: float | int | str | Budget, scope: ScopeLike | None = None) -> None:
+        scope = Conversation() if scope == "conversation" else scope
         if isinstance(keep, Budget):
             scope, keep = common_scope([keep], scope), keep.keep
         object.__setattr__(self, "keep", keep)
@@ -51,9 +108,11 @@ class Budget:
         self.__post_init__()
 
     def __post_init__(self) -> None:  # also of subclasses, whose fields are more
-        if self.scope not in get_args(Scope):
-            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt'.")
+        if not isinstance(self.scope, Conversation) and self.scope not in _SCOPES:
+            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt', or 'conversation'.")
         object.__setattr__(self, "keep", _parse(self.keep))
+        if isinstance(self.scope, Conversation) and self.by_content:
+            raise BudgetError("keep='auto' counts image by image, which leaves nothing to share; give a fraction.")
 
     @property
     def keeps_all(self) -> bool:
@@ -86,6 +145,12 @@ class Budget:
         """Tokens kept of each pool of `sizes`."""
         return [self.count(size) for size in sizes]
 
+    def split(self, sizes: Sequence[int]) -> list[int]:
+        """Tokens kept of each image of one prompt, the oldest first, where they share the budget by age."""
+        if not isinstance(self.scope, Conversation):
+            return self.counts(sizes)
+        return self.scope.shares(sizes, self.count(sum(sizes))) if sizes else []
+
     @property
     def label(self) -> str:
         """The budget as tables write it: ``25%``, a number of tokens, or ``auto``."""
@@ -97,7 +162,10 @@ class Budget:
         return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
 
 
-def common_scope(keeps: Iterable[object], scope: Scope | None = None) -> Scope:
+_SCOPES = ("image", "frame", "prompt")
+
+
+def common_scope(keeps: Iterable[object], scope: ScopeLike | None = None) -> Scope:
     """The one scope of what is kept.
 
     Args:
@@ -110,6 +178,7 @@ def common_scope(keeps: Iterable[object], scope: Scope | None = None) -> Scope:
     Raises:
         BudgetError: where two of them differ.
     """
+    scope = Conversation() if scope == "conversation" else scope
     for budget in keeps:
         if not isinstance(budget, Budget):
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from .budget import Budget, Scope, common_scope
+from .budget import Budget, Conversation, ScopeLike, common_scope
 from .errors import ConfigError, FoveateError, near_miss
 from .methods import Method, get_method
 from .methods.toolkit.settings import method_data, method_of
@@ -48,7 +48,7 @@ class PruningConfig:
 
     method: MethodLike | Sequence[str | Method] = "idpruner"
     keep: KeepLike | Sequence[KeepLike] = 0.25
-    scope: Scope | None = None
+    scope: ScopeLike | None = None
     positions: Positions = "original"
     encoder_queries: int = field(default=MOST_QUERIES)
 
@@ -123,7 +123,7 @@ class PruningConfig:
             told = method_data(method)
         data = {"version": VERSION, "method": told, "keep": list(keep) if isinstance(keep, tuple) else keep}
         usual = {"scope": "image", "positions": "original", "encoder_queries": MOST_QUERIES}
-        rest = {name: getattr(self, name) for name in usual}
+        rest = {name: getattr(self, name) for name in usual} | {"scope": _scope_data(self.scope)}
         return data | {name: value for name, value in rest.items() if value != usual[name]}
 
     @classmethod
@@ -144,6 +144,8 @@ class PruningConfig:
         told: Any = {name: data[name] for name in known[2:] if name in data}
         if "method" in data:
             told["method"] = _method(data["method"])
+        if isinstance(data.get("scope"), Mapping):
+            told["scope"] = _conversation(data["scope"])
         return cls(**told)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -229,3 +231,18 @@ def _method(data: Any) -> Any:
     if not isinstance(data["compose"], (list, tuple)):
         raise ConfigError(f'compose={data["compose"]!r} is not a list of methods, such as ["divprune", "fastv"].')
     return compose(*map(method_of, data["compose"]), **({"ratio": data["ratio"]} if "ratio" in data else {}))
+
+
+def _scope_data(scope: Any) -> Any:
+    """A scope as JSON data: a name, or a conversation with its decay."""
+    if not isinstance(scope, Conversation):
+        return scope
+    return "conversation" if scope == Conversation() else {"conversation": {"decay": scope.decay}}
+
+
+def _conversation(data: Mapping[str, Any]) -> Conversation:
+    told = data.get("conversation")
+    if list(data) != ["conversation"] or not isinstance(told, Mapping) or list(told) != ["decay"]:
+        fix = 'write "conversation" or {"conversation": {"decay": 0.5}}'
+        raise ConfigError(f"scope={dict(data)!r} is unknown; {fix}.")
+    return Conversation(told["decay"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .budget import Budget
+from .budget import Budget, Conversation
 from .devices import from_host
 from .errors import MethodError, ModelError
 from .methods import Method
@@ -66,7 +66,14 @@ class TokenGroups:
 
     @classmethod
     def of(cls, spans: Sequence[Span], budget: Budget) -> TokenGroups:
-        """One group per image or clip, per frame with ``scope="frame"``, or per prompt with ``scope="prompt"``."""
+        """One group per image or clip, per frame with ``scope="frame"``, or per prompt with ``scope="prompt"``.
+
+        With a `Conversation` each image is a group, and those of a prompt share the budget by age.
+        """
+        if isinstance(budget.scope, Conversation):
+            rows = [[span for span in spans if span.row == row] for row in sorted({span.row for span in spans})]
+            counts = [count for row in rows for count in budget.split([len(span.grid) for span in row])]
+            return cls([[span] for row in rows for span in row], counts, budget.by_content)
         if budget.scope == "image":
             groups = [[span] for span in spans]
         elif budget.scope == "frame":

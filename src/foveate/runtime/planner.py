@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from ..budget import Budget, Scope, common_scope
+from ..budget import Budget, Scope, ScopeLike, common_scope
 from ..catalog import explain_missing_cues, explain_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, Where, get_method
@@ -134,7 +134,7 @@ def plan(
     adapter: ModelAdapter,
     method: Any,
     keep: Any,
-    scope: Scope | None,
+    scope: ScopeLike | None,
     positions: Positions,
     hyperparameters: dict[str, Any],
 ) -> list[Stage]:
@@ -289,7 +289,7 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
 def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
     if not adapter.leaves_out_patches:
         raise ModelError(explain_whole_images(adapter.class_name, method.name))
-    if scope == "prompt":
+    if scope not in ("image", "frame"):
         raise MethodError(
             f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "
             "scope='image' or 'frame'."

@@ -27,7 +27,7 @@ class TiledProcessor(Processor):
     model: Any = None
 
     def _grid_counts(self, media: dict[str, Tensor]) -> list[int]:
-        media["batch_num_images"] = torch.ones(len(media["image_sizes"]), dtype=torch.long)
+
         with torch.no_grad():
             return [len(image) for image in self.model.get_image_features(**media, return_dict=True).pooler_output]
 
@@ -106,6 +106,77 @@ def llava_onevision(head_dim: int = 16) -> Zoo:
     processor = TiledProcessor(tokenizer, images, "<image>", model=model)
     visual = (tokenizer.image_token_id, tokenizer.video_token_id)
     return Zoo("llava_onevision", model, processor, "<image>", visual)
+
+
+# -- more of LLaVA's kin, and Cohere's: images and tiles of one size
+
+
+@functools.cache
+def llava_next_video(head_dim: int = 16) -> Zoo:
+    """LLaVA-NeXT-Video in small: LLaVA-NeXT, and clips of 2 x 2 tokens a frame."""
+    tokenizer = tiny_models._tokenizer(image_token="<image>", video_token="<video>")
+    config = tf.LlavaNextVideoConfig(
+        vision_config=_clip(56),
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **tiny_models._llm(head_dim)},
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        image_grid_pinpoints=_PINPOINTS,
+    )
+    model = tiny_models._scaled(tf.LlavaNextVideoForConditionalGeneration(config))
+    images = llava_next().processor.image_processor
+    processor = TiledProcessor(tokenizer, images, "<image>", model=model)
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("llava_next_video", model, processor, "<image>", visual)
+
+
+@functools.cache
+def vipllava(head_dim: int = 16) -> Zoo:
+    """VipLlava in small: 16 visual tokens, with the features of two layers of its CLIP tower; Llama of 4 layers."""
+    tokenizer = tiny_models._tokenizer(image_token="<image>")
+    config = tf.VipLlavaConfig(
+        vision_config=_clip(56),
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **tiny_models._llm(head_dim)},
+        image_token_index=tokenizer.image_token_id,
+        vision_feature_layers=[-2, 1],
+    )
+    images = tf.CLIPImageProcessorPil(size={"height": 56, "width": 56}, crop_size={"height": 56, "width": 56})
+    processor = Processor(tokenizer, images, "<image>", tokens_per_image=16)
+    model = tiny_models._scaled(tf.VipLlavaForConditionalGeneration(config))
+    return Zoo("vipllava", model, processor, "<image>", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def aya_vision(head_dim: int = 16) -> Zoo:
+    """Aya Vision in small: tiles of 112 px with patch 14 and pixel shuffle, i.e. 16 visual tokens; see `_cohere`."""
+    return _shuffled(tf.AyaVisionForConditionalGeneration, head_dim, alignment_intermediate_size=64)
+
+
+@functools.cache
+def cohere2_vision(head_dim: int = 16) -> Zoo:
+    """Cohere 2 Vision in small: as Aya Vision."""
+    return _shuffled(tf.Cohere2VisionForConditionalGeneration, head_dim, alignment_intermediate_size=64)
+
+
+def _shuffled(cls: Any, head_dim: int, **own: Any) -> Zoo:
+    """Cohere 2 of 4 layers, of which two attend within a window, with positions, and two to everything, without."""
+    tokenizer = tiny_models._tokenizer(image_token="<|IMG_PATCH|>")
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = cls.config_class(
+        vision_config=_siglip(112),
+        text_config={
+            "model_type": "cohere2",
+            "vocab_size": len(tokenizer),
+            **tiny_models._llm(head_dim),
+            "layer_types": kinds,
+            "sliding_window": 24,
+        },
+        image_token_id=tokenizer.image_token_id,
+        **own,
+    )
+    images = tf.CLIPImageProcessorPil(size={"height": 112, "width": 112}, crop_size={"height": 112, "width": 112})
+    processor = Processor(tokenizer, images, "<|IMG_PATCH|>", tokens_per_image=16)
+    model = tiny_models._scaled(cls(config))
+    return Zoo(config.model_type, model, processor, "<|IMG_PATCH|>", (tokenizer.image_token_id,))
 
 
 # -- Mistral3, Pixtral, Idefics3, SmolVLM, LFM2-VL, Kimi-K2.5: text stands between the rows or tiles of an image
@@ -312,5 +383,9 @@ MAKERS: tuple[Callable[[], Zoo], ...] = (
     tiny_models.qwen3_5_moe,
     llava_next,
     llava_onevision,
+    llava_next_video,
+    vipllava,
+    aya_vision,
+    cohere2_vision,
     *TEXT_BETWEEN,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -289,6 +289,11 @@ def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool, queries
     return attention_received(call.query, call.key, call.scaling, queries)[:, int(cls) :]
 
 
-def layers_behind(index: int, layers: list[Any]) -> list[Any]:
-    """The first layers, up to the one that made ``hidden_states[index]``: 0 is the embedding, -1 the last layer's."""
+def layers_behind(index: int | Sequence[int], layers: list[Any]) -> list[Any]:
+    """The first layers, up to the one that made ``hidden_states[index]``: 0 is the embedding, -1 the last layer's.
+
+    Of several indices, whose features are joined, the deepest counts.
+    """
+    if not isinstance(index, int):
+        return max((layers_behind(one, layers) for one in index), key=len)
     return layers[: max(index, 1) if index >= 0 else len(layers) + index + 1]

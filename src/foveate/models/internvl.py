@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..tokens import AttentionKind, Grid
 from .adapter import AttentionCall, layers_behind, patch_attention
 from .registry import register_model
-from .tower import TowerAdapter
+from .tower import TowerAdapter, block_means
 
 
 @register_model
@@ -50,8 +50,7 @@ class InternVLAdapter(TowerAdapter):
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
         received = patch_attention(calls[-1], kind, True, self.encoder_queries)
-        rows, columns, side = grids[0].rows, grids[0].columns, self.merge
-        return list(received.view(-1, rows, side, columns, side).mean((2, 4)).flatten(1))
+        return [block_means(one, grid, self.merge) for one, grid in zip(received, grids, strict=True)]
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden.unflatten(-1, (self.merge**2, -1)).mean(-2))

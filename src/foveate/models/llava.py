@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,11 @@ class LlavaAdapter(TowerAdapter):
         """Whether the tower's position 0 is a CLS token."""
         return self.model.config.vision_config.model_type == "clip_vision_model"
 
+    @property
+    def feature_layer(self) -> int | Sequence[int]:
+        """Which of the tower's hidden states are the visual features; of several, they are joined."""
+        return self.model.config.vision_feature_layer
+
     def grid(self, height: int, width: int) -> Grid:
         patch = self.model.config.vision_config.patch_size
         return Grid(height // patch, width // patch)
@@ -59,9 +64,8 @@ class LlavaAdapter(TowerAdapter):
         return list(tower.encoder.layers)
 
     def attention_modules(self) -> dict[int, nn.Module]:
-        layer = self.model.config.vision_feature_layer
-        last = layer if isinstance(layer, int) else layer[-1]
-        return {i: layer.self_attn for i, layer in enumerate(layers_behind(last, self.vision_layers()))}
+        layers = layers_behind(self.feature_layer, self.vision_layers())
+        return {i: layer.self_attn for i, layer in enumerate(layers)}
 
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"

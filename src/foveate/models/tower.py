@@ -1,4 +1,4 @@
-"""What families have in common whose tower sees images or tiles of one size: LLaVA and InternVL."""
+"""What families have in common whose tower sees images or tiles of one size: LLaVA, InternVL, Aya Vision."""
 
 from __future__ import annotations
 

@@ -46,3 +46,13 @@ def shown(model: Any, inputs: Any, *readings: EncoderReading) -> VisualTokens:
         model(**inputs)
     (tokens,) = spy.seen
     return tokens
+
+
+@torch.no_grad()
+def vision_outputs(model: Any, pixels: Tensor) -> Any:
+    """What a vision tower gives by eager attention: attentions and hidden states of all layers."""
+    model.set_attn_implementation("eager")
+    try:
+        return model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+    finally:
+        model.set_attn_implementation("sdpa")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import transformers as tf
@@ -13,21 +11,12 @@ import tiny_models as zoo
 from foveate.models import adapter_of
 from tiny_models import Zoo
 
-from .attention_spy import shown
+from .attention_spy import shown, vision_outputs
 
 
 @pytest.fixture
 def internvl() -> Zoo:
     return zoo.internvl()
-
-
-def vision_outputs(model: Any, pixels: torch.Tensor) -> Any:
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
-    finally:
-        model.set_attn_implementation("sdpa")
 
 
 def two_by_two(patches: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,10 @@ from foveate.tokens import Cue
 from runtime.helpers import generate, logits, visual
 from tiny_models import Zoo
 
-from .attention_spy import Spy
+from .attention_spy import Spy, vision_outputs
 
 SHAPES = [(84, 112), (56, 168), (200, 40), (56, 56), (300, 300)]
-ALIKE = [tiny_families.llava_next, tiny_families.llava_onevision]
+ALIKE = [tiny_families.llava_next, tiny_families.llava_onevision, tiny_families.llava_next_video]
 
 
 @pytest.fixture(params=ALIKE, ids=lambda make: make.__name__)
@@ -37,15 +37,6 @@ def several(z: Zoo) -> dict[str, torch.Tensor]:
     return zoo.inputs(z, prompts)
 
 
-def vision_outputs(z: Zoo, pixels: torch.Tensor) -> Any:
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
-    finally:
-        z.model.set_attn_implementation("sdpa")
-
-
 def tiles_of(inputs: dict[str, torch.Tensor], grids: list[Any]) -> list[torch.Tensor]:
     """The pixels of each picture's tiles, without what fills up the batch."""
     numbers = [1 + grid.down * grid.across for grid in grids[1::2]]
@@ -55,10 +46,10 @@ def tiles_of(inputs: dict[str, torch.Tensor], grids: list[Any]) -> list[torch.Te
 def packed(z: Zoo, values: list[torch.Tensor], inputs: dict[str, torch.Tensor], newline: Any = None) -> torch.Tensor:
     """`values` (t, n, c) of each picture, put together by the model itself; ends of lines have `newline`."""
     own: dict[str, Any] = {"image_newline": newline}
-    if z.name == "llava_next":
-        own["vision_feature_select_strategy"] = "default"
-    else:
+    if z.name == "llava_onevision":
         own["vision_aspect_ratio"] = z.model.config.vision_aspect_ratio
+    else:
+        own["vision_feature_select_strategy"] = "default"
     return torch.cat(z.model.model.pack_image_features(values, inputs["image_sizes"], **own)[0])
 
 
@@ -106,7 +97,7 @@ def test_cues_are_put_together_as_features_are(model: Zoo) -> None:
     inputs = several(model)
     adapter = adapter_of(model.model)
     tiles = tiles_of(inputs, adapter.grids(inputs)["image"])
-    outputs = vision_outputs(model, torch.cat(tiles))
+    outputs = vision_outputs(model.model, torch.cat(tiles))
     numbers = [len(one) for one in tiles]
     layer = model.model.config.vision_feature_layer
     hidden, attention = outputs.hidden_states[layer], outputs.attentions[layer].mean(1)
@@ -212,7 +203,7 @@ def test_clips_are_pooled_frame_by_frame(onevision: Zoo) -> None:
         generate(onevision, inputs)
     seen = spy.seen[0]
     assert seen.grids == ((foveate.Grid(2, 2, frames),),)
-    outputs = vision_outputs(onevision, clip[0])
+    outputs = vision_outputs(onevision.model, clip[0])
     pool = onevision.model.model.apply_pooling
     assert torch.allclose(seen.encoder_features, pool(outputs.hidden_states[-1]).flatten(0, 1)[None], atol=1e-5)
     received = outputs.attentions[-1].mean((1, 2))
@@ -228,3 +219,25 @@ def test_images_and_clips_in_one_prompt(onevision: Zoo) -> None:
     del inputs["mm_token_type_ids"]
     report = foveate.check(onevision.model, inputs, ["divprune"])
     assert report.passed, report.checks
+
+
+def test_clips_of_llava_next_video_are_pooled_before_the_projector() -> None:
+    z = tiny_families.llava_next_video()
+    clip = torch.randn(2, 3, 3, 56, 56)
+    inputs = {**z.processor.tokenize(["<s>" + "a clip" + "<video>" * 12] * 2), "pixel_values_videos": clip}
+    del inputs["mm_token_type_ids"]
+    alone = {name: value[:1] for name, value in inputs.items()}
+    report = foveate.check(z.model, alone, ["divprune"])
+    assert report.passed, report.checks
+    spy = Spy()
+    with foveate.prune(z.model, spy, keep=0.5):
+        logits(z, inputs)
+        generate(z, inputs)
+    seen = spy.seen[0]
+    assert seen.grids == ((foveate.Grid(2, 2, 3),),) * 2
+    outputs = vision_outputs(z.model, clip.flatten(0, 1))
+    pool = z.model.model.vision_resampler
+    pooled = pool(outputs.hidden_states[-2][:, 1:])
+    assert torch.allclose(seen.encoder_features, pooled.view(2, 12, -1), atol=1e-5)
+    received = outputs.attentions[-2][:, :, 0, 1:].mean(1)
+    assert torch.allclose(seen.encoder_attention, pool(received[..., None]).view(2, 12), atol=1e-6)

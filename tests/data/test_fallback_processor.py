@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny_families
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from foveate.data.fallback_processor import FallbackProcessor
@@ -111,3 +112,18 @@ def test_tiles_of_an_image_lie_behind_each_other_in_one_frame(tmp_path: Path) ->
     frames = [part.count("<IMG_CONTEXT>") for part in text.split("<img>")[1:]]
     assert frames == [3 * 16, 16] and text.count("</img>") == 2
     assert session.generate(inputs, 2) is not None
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "llava_next_video"])
+def test_pictures_of_several_grids_are_one_placeholder_of_the_template(family: str) -> None:
+    """As many placeholders as the model makes features, newlines included; OneVision cuts no tiles of several."""
+    zoo = getattr(tiny_families, family)()
+    tokenizer = copy.deepcopy(zoo.tokenizer)
+    tokenizer.chat_template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    own = FallbackProcessor(tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
+    pictures = [zoo_module.picture(84, 112, 0), zoo_module.picture(200, 40, 1)]
+    for number in (1, 2):
+        content: list[dict[str, Any]] = [{"type": "image", "image": one} for one in pictures[:number]]
+        inputs = own.apply_chat_template([{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}])
+        inputs.pop("mm_token_type_ids", None)
+        assert zoo.model(**inputs).logits.isfinite().all()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import foveate
+import tiny_families
 import tiny_models as zoo_module
 from foveate.data.prompts import Prompt, encode
 from foveate.data.samples import Sample
@@ -101,6 +102,13 @@ def test_a_picture_of_any_size_is_made_smaller(maker: Any) -> None:
     assert (method, keep) == ("stride", 1.0)
     with pytest.raises(MethodError, match="enlarges small pictures"):
         downsample(zoo.model, Processed(zoo, 4 * cell), prompts, inputs, "25%")
+
+
+def test_pictures_in_tiles_of_the_models_choice_are_refused() -> None:
+    zoo = tiny_families.llava_next()
+    inputs = zoo_module.inputs(zoo, [[zoo_module.picture()]])
+    with pytest.raises(MethodError, match="sees each picture in tiles of its own choice"):
+        downsample(zoo.model, zoo.processor, [], inputs, "25%")
 
 
 def test_boxes_are_named_in_the_picture_as_it_was() -> None:

@@ -80,17 +80,23 @@ class FallbackProcessor:
         """
         # Processors that cut images into tiles do so only when asked, as the families' own processors ask them.
         tiled = {"crop_to_patches": True} if hasattr(self.image_processor, "crop_to_patches") else {}
-        media = dict(self.image_processor(images=list(images), return_tensors="pt", **tiled)) if images else {}
+        # LLaVA-OneVision's cuts them only where a prompt has one.
+        nested = "batch_num_images" in getattr(self.image_processor, "model_input_names", ())
+        shown = [list(images or ())] if nested else list(images or ())
+        media = dict(self.image_processor(images=shown, return_tensors="pt", **tiled)) if images else {}
         if videos:
             media |= self._clips(videos)
         tiles = [int(number) for number in media.pop("num_patches", ())]
-        grids = self._adapter.grids(media) if media else {}
+        runs = self._adapter.placeholders(media) if media else {}
         filled = text[0]
         for kind, token in self._tokens.items():
-            sizes = [len(grid) for grid in grids.get(kind, ())]
+            sizes = [len(run) for run in runs.get(kind, ())]
             if tiles and kind == "image":
                 ends = list(itertools.accumulate(tiles))
                 sizes = [sum(sizes[end - number : end]) for end, number in zip(ends, tiles, strict=True)]
+            elif images and kind == "image":  # of one or of several grids, as many for each
+                grids = max(len(sizes) // len(images), 1)
+                sizes = [sum(sizes[start : start + grids]) for start in range(0, len(sizes), grids)]
             filled = self._repeat_placeholders(filled, token, sizes, framed=bool(tiles))
         encoded = dict(self.tokenizer([filled], return_tensors="pt", add_special_tokens=False))
         if not self._typed:

@@ -93,10 +93,16 @@ def downsample(
         keep: the budget, for each picture or clip.
 
     Raises:
-        MethodError: where the processor makes small pictures larger again.
+        MethodError: where the processor makes small pictures larger again, and for models that see pictures in tiles
+            of their own choice.
     """
     budget, grids = Budget(keep), adapter_of(model).grids(inputs)
     if not {"image_grid_thw", "video_grid_thw"} & set(inputs):
+        if inputs["pixel_values"].ndim != 4:
+            raise MethodError(
+                f"downsample: {type(model).__name__} sees each picture in tiles of its own choice, which cannot be "
+                "shrunk; choose another baseline, such as 'stride'."
+            )
         grid = grids["image"][0]
         corner = shrink_grid(grid, budget.count(len(grid)))
         shown = {**inputs, "pixel_values": _shrink_into_corner(inputs["pixel_values"], grid, corner)}

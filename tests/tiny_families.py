@@ -377,6 +377,74 @@ def lfm2_vl(head_dim: int = 16) -> Zoo:
 TEXT_BETWEEN = (mistral3, pixtral, idefics3, smolvlm, lfm2_vl)
 
 
+# -- Gemma 3, PaliGemma, PaliGemma 2, Gemma 4, Llama 4: masks that the model makes around its language model
+
+
+@dataclass(frozen=True)
+class TypedProcessor(Processor):
+    """A processor that says of each token whether it is of an image, or that all are of the prompt."""
+
+    images_are: int = 1  # of ``token_type_ids``; text is 0
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        batch = super().tokenize(texts)
+        images = batch["input_ids"] == self.tokenizer.image_token_id
+        return {**batch, "token_type_ids": self.images_are * images.long()}
+
+
+def _siglip_model(
+    cls: Any, text: Any, name: str, tokens: int, images_are: int, head_dim: int = 16, **fields: Any
+) -> Zoo:
+    """A SigLIP tower of 8 x 8 patches before a language model whose layers attend by turns."""
+    tokenizer = tiny_models._tokenizer("<boi>", "<eoi>", image_token="<image>")
+    vision = tf.SiglipVisionConfig(
+        image_size=112,
+        patch_size=14,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=4 * head_dim,
+        vision_use_head=False,
+    )
+    config = cls.config_class(
+        vision_config=vision,
+        text_config=text(vocab_size=len(tokenizer), **tiny_models._llm(head_dim)),
+        image_token_index=tokenizer.image_token_id,
+        projection_dim=4 * head_dim,  # PaliGemma's, which others leave alone
+        **fields,
+    )
+    images = tf.SiglipImageProcessorPil(size={"height": 112, "width": 112})
+    processor = TypedProcessor(tokenizer, images, "<image>", tokens, images_are=images_are)
+    return Zoo(name, tiny_models._scaled(cls(config)), processor, "<boi><image><eoi>", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def gemma3(head_dim: int = 16) -> Zoo:
+    """Gemma 3 in small: 4 x 4 tokens that see each other; windows of 12, less than an image, in 3 of 4 layers."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    text = functools.partial(tf.Gemma3TextConfig, layer_types=kinds, sliding_window=12, query_pre_attn_scalar=head_dim)
+    return _siglip_model(tf.Gemma3ForConditionalGeneration, text, "gemma3", 16, 1, head_dim, mm_tokens_per_image=16)
+
+
+@functools.cache
+def paligemma(head_dim: int = 16) -> Zoo:
+    """PaliGemma in small: 8 x 8 tokens and text that all see each other, Gemma of 4 layers."""
+    return _siglip_model(tf.PaliGemmaForConditionalGeneration, tf.GemmaConfig, "paligemma", 64, 0, head_dim)
+
+
+@functools.cache
+def paligemma2(head_dim: int = 16) -> Zoo:
+    """PaliGemma 2 in small: Gemma 2, whose layers attend within windows by turns, but for the prompt."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    rest = {"query_pre_attn_scalar": head_dim, "attn_logit_softcapping": None}  # SDPA leaves that out
+    text = functools.partial(tf.Gemma2Config, layer_types=kinds, sliding_window=12, **rest)
+    return _siglip_model(tf.PaliGemmaForConditionalGeneration, text, "paligemma2", 64, 0, head_dim)
+
+
+SEEING_LATER = (gemma3, paligemma, paligemma2)
+
+
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.
 MAKERS: tuple[Callable[[], Zoo], ...] = (
     tiny_models.qwen3_5,
@@ -388,4 +456,5 @@ MAKERS: tuple[Callable[[], Zoo], ...] = (
     aya_vision,
     cohere2_vision,
     *TEXT_BETWEEN,
+    *SEEING_LATER,
 )

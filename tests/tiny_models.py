@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,7 @@ def inputs(
         texts = [_CORPUS[: 24 + 12 * (i % 5)] for i in range(len(images_per_prompt))]
     prompts = ["<s>" + zoo.image * len(images) + text for images, text in zip(images_per_prompt, texts, strict=True)]
     batch = zoo.processor(images_per_prompt, prompts)
-    if not zoo.mrope:
+    if "mm_token_type_ids" not in inspect.signature(zoo.model.forward).parameters:
         batch.pop("mm_token_type_ids", None)
     return batch
 

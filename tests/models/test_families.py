@@ -52,11 +52,14 @@ def test_pruning_equals_what_is_computed_by_hand(model: Zoo) -> None:
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_batches_and_caches_change_nothing(model: Zoo, method: Any) -> None:
     both, one = two_prompts(model), one_image(model)
+    # PaliGemma before transformers 5.24 takes what it generated for the prompt, whose tokens all see each other.
+    comparable = gap(generate(model, both), generate(model, both, use_cache=False)) < CLOSE
+    assert comparable or model.name.startswith("paligemma")
     with foveate.prune(model.model, method, keep=0.4) as pruning:
         held = generate(model, both)
         report = pruning.report()
         assert report.tokens == sum(foveate.Budget(0.4).count(image.tokens_before) for image in report.images)
-        assert gap(held, generate(model, both, use_cache=False)) < CLOSE
+        assert not comparable or gap(held, generate(model, both, use_cache=False)) < CLOSE
         alone = generate(model, one)
     assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(held.logits, alone.logits, strict=True)) < CLOSE
 
@@ -69,7 +72,8 @@ def test_a_next_turn_goes_on(model: Zoo, method: Any) -> None:
     longer: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in inputs:
-            longer[name] = torch.nn.functional.pad(inputs[name], (0, 3))
+            behind = 0 if inputs[name].any() else 1  # where all are of the prompt, what follows is not
+            longer[name] = torch.nn.functional.pad(inputs[name], (0, 3), value=behind)
     grids = {name: value for name, value in inputs.items() if name.endswith("grid_thw")}
     with foveate.prune(model.model, method, keep=0.5), torch.no_grad():
         cache = cache_of_output(model.model(**inputs, use_cache=True))

@@ -154,12 +154,16 @@ class CacheState:
 
     `given` (B, L) marks the real tokens of the sequence so far, before any pruning; None of a cache that has seen none.
     A cache that was read from a file has no owner until a pruned model continues it.
+
+    While the language model is `running` a pruned cache tells how many entries there are to attend to. Before, the
+    model makes masks around it that know which tokens are of one image, and so count the sequence before any pruning.
     """
 
     owner: Owner | None
     before: CacheLayout | None = None
     inside: dict[int, CacheLayout] = field(default_factory=dict)
     given: Tensor | None = None
+    running: bool = False  # the language model is at work on the cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """A copied cache (a prompt prefix used twice) has its own layouts, but the same model."""
@@ -187,7 +191,7 @@ class CacheState:
     def check_against(self, cache: Any) -> None:
         """Raise RuntimeStateError where the cache lacks what a forward that failed half-way noted of it."""
         layout = self.layout_of(counting_layer(cache))
-        if layout is not None and cache.get_query_offset() != layout.column.shape[1]:
+        if layout is not None and cache.physical_length() != layout.column.shape[1]:
             raise RuntimeStateError(
                 "this pruned KV cache was left incomplete by a forward that failed; start a new cache."
             )
@@ -210,17 +214,24 @@ class PrunedCache:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]
         return length + self._foveate.count_dropped(layer_idx or counting_layer(self)) if length else length
 
-    def get_query_offset(self, layer_idx: int = 0) -> Any:
+    def physical_length(self, layer_idx: int = 0) -> Any:
+        """How many entries a layer has seen after pruning."""
         return super().get_seq_length(layer_idx)  # type: ignore[misc]
 
-    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        return self.physical_length(layer_idx) if self._foveate.running else self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> Any:
         owner = self._foveate.owner
         if owner is None or not owner.attached:
             raise RuntimeStateError(
                 "this KV cache was pruned by foveate; continue it while pruning is attached to the model, "
                 "or start a new cache."
             )
-        return super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+        sizes = super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
+        if self._foveate.running or not self._foveate.count_dropped(layer_idx):
+            return sizes
+        return max(sizes[0], int(self.get_seq_length(layer_idx)) + query_length), 0  # a static cache has room left
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeStateError(

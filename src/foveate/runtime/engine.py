@@ -27,7 +27,7 @@ from .cost import CostModel
 from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .logits import ShortenedLoss, check_labels, check_logits_to_keep, place_logits_to_keep
-from .masks import check_last_row, check_length, custom_mask, is_packed
+from .masks import check_last_row, check_length, custom_mask, is_packed, read_bidirectional, unmasked_of
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, build_report
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
@@ -160,7 +160,7 @@ class Pruning:
         inside = tuple(at[Where.INSIDE_LLM])
         seams: list[Seam] = [BeforeEncoder(stage, adapter) for stage in at[Where.BEFORE_ENCODER]]
         stateful = len(adapter.attention_layers) < len(text.layers)
-        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions, stateful))
+        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions, text, stateful))
         if adapter.deepstack is not None:
             seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
         seams.append(InsideLlm(inside, adapter))
@@ -217,6 +217,8 @@ class Pruning:
         stack = self._stack
         call = Call(mask=kwargs.get("attention_mask"))
         stack.begin(call)
+        if (held := state_of(cache_of(kwargs))) is not None:
+            held.running = False  # it may be left from a forward that failed
         self._busy[id(call)] = threading.current_thread()
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
@@ -319,9 +321,14 @@ class Pruning:
         past, own = int(_length_of(cache)), None
         if self._stages and isinstance(mask, Tensor) and mask.ndim == 2:
             check_length(mask, embeds.shape[1], past, held.given is not None)
-        if self._stages and (call.spans or held.pruned) and not stack.generations:
+        prunes = self._stages and (call.spans or held.pruned)
+        if prunes and not stack.generations and mask is call.mask:
             own = custom_mask(mask, embeds.shape[1], past + embeds.shape[1])
         state = ForwardState(call, held, embeds, mask, own, past)
+        if prunes and own is None and state.length > 1:
+            unmasked = functools.partial(unmasked_of, self._adapter.text, cache, state.length)
+            state.bidirectional = read_bidirectional(kwargs.get("attention_mask"), state.given, unmasked)
+        held.running = True
         state.reentrant, state.outer = self._reentrant(), outer
         if call.spans and self._stages:
             self._check(state, kwargs)
@@ -375,6 +382,7 @@ class Pruning:
         if state is None:
             return
         state.prefill_watch.stop()
+        state.cache.running = False
         for seam in self._seams:
             seam.finish(state)
         cache = cache_of_output(output)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,18 @@ class Window:
     @classmethod
     def of(cls, text_config: Any, layer: int) -> Window | None:
         """That of a layer of a language model; None where it attends to all that came before."""
+        kinds = getattr(text_config, "layer_types", None)
+        return cls.of_kind(text_config, kinds[layer] if kinds else None)
+
+    @classmethod
+    def of_kind(cls, text_config: Any, kind: str | None) -> Window | None:
+        """That of a kind of layer, as ``layer_types`` of the configuration names it; None where all are of one kind."""
         sliding = getattr(text_config, "sliding_window", None)
         if getattr(text_config, "use_sliding_window", True) is False:
             sliding = None
         chunk = getattr(text_config, "attention_chunk_size", None)
-        kinds = getattr(text_config, "layer_types", None)
-        kind = kinds[layer] if kinds else "sliding_attention" if sliding else "chunked_attention" if chunk else ""
+        if kind is None:
+            kind = "sliding_attention" if sliding else "chunked_attention" if chunk else ""
         if "sliding" in kind and sliding:
             return cls("sliding", int(sliding))
         return cls("chunk", int(chunk)) if "chunk" in kind and chunk else None
@@ -79,6 +85,101 @@ def custom_mask(mask: Any, queries: int, keys: int) -> Any:
             f"column for each of the {keys} with those in the cache, before any pruning; give it so."
         )
     return mask
+
+
+class Unmasked(NamedTuple):
+    """What a forward sees in the layers of a kind where no mask says otherwise.
+
+    Args:
+        first: the column of its first token in masks of that kind.
+        window: how far back these layers attend.
+        causal: whether the kernel, handed no mask at all, lets tokens see only earlier ones.
+    """
+
+    first: int
+    window: Window | None
+    causal: bool
+
+
+def read_bidirectional(mask: Any, given: Tensor, unmasked: Callable[[str | None], Unmasked]) -> Any:
+    """Which pairs of a forward's tokens see each other beyond causal attention, by a mask that the model itself made.
+
+    Models that make masks around their language model let the tokens of an image see each other, or those of a whole
+    prompt.
+
+    Args:
+        mask: (B or 1, H, L, S), or one for each kind of layer; 2-D ones say nothing of pairs.
+        given: (B, L) bool, the real tokens of this forward.
+        unmasked: by kind of layer, None where all are of one.
+
+    Returns:
+        (B or 1, H, L, L) bool, or one for each kind of layer; None where attention is causal, within windows or not.
+
+    Raises:
+        RuntimeStateError: for a mask that cannot be read.
+    """
+    if isinstance(mask, Mapping):
+        found = {kind: _read_pairs(one, given, unmasked(kind)) for kind, one in mask.items()}
+        return found if any(one is not None for one in found.values()) else None
+    return _read_pairs(mask, given, unmasked(None))
+
+
+def _read_pairs(mask: Any, given: Tensor, unmasked: Unmasked) -> Tensor | None:
+    length, first = given.shape[1], unmasked.first
+    if (isinstance(mask, Tensor) and mask.ndim == 2) or (mask is None and unmasked.causal):
+        return None
+    if mask is None:
+        pairs = given[:, None, None].expand(-1, 1, length, -1)
+    elif isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == length and mask.shape[3] >= first + length:
+        pairs = attends(mask[..., first : first + length])
+    else:
+        raise RuntimeStateError(
+            f"the model made an attention mask ({type(mask).__name__}) that cannot be shortened with its images; load "
+            "it with attn_implementation='sdpa' or 'eager'."
+        )
+    key = torch.arange(length, device=pairs.device)
+    expected = key <= key[:, None]
+    if unmasked.window is not None:
+        padding = (~given).long().cumprod(1).sum(1)[:, None, None].to(pairs.device)
+        expected = expected & unmasked.window.open(key[:, None], key, padding).view(-1, 1, length, length)
+    pairs = pairs & ~expected
+    return pairs if bool(pairs.any()) else None
+
+
+def first_layer_of(text_config: Any, kind: str | None) -> int:
+    """The first layer of a kind; where masks are not told apart by kind, the first that attends to all that came."""
+    kinds: list[str] = getattr(text_config, "layer_types", None) or []
+    kind = "full_attention" if kind is None else kind
+    return kinds.index(kind) if kind in kinds else 0
+
+
+def unmasked_of(text_model: Any, cache: Any, length: int, kind: str | None) -> Unmasked:
+    """What `length` tokens see in a language model's layers of a kind, where the model made masks for its cache."""
+    layer = first_layer_of(text_model.config, kind)
+    first = 0 if cache is None else int(cache.get_query_offset(layer)) - int(cache.get_mask_sizes(length, layer)[1])
+    return Unmasked(first, Window.of(text_model.config, layer), is_causal(text_model.layers[layer]))
+
+
+def is_causal(layer: Any) -> bool:
+    """Whether the kernel of a decoder layer, handed no mask at all, lets tokens see only earlier ones."""
+    return getattr(getattr(layer, "self_attn", None), "is_causal", True) is not False
+
+
+def mask_of_kind(masks: Any, kind: str | None) -> Any:
+    """The mask of a kind of layer, where there is one for each."""
+    return masks.get(kind) if isinstance(masks, Mapping) else masks
+
+
+def shorten_bidirectional(pairs: Any, kept: TokenIndex) -> Any:
+    """What `read_bidirectional` found, of those of the L tokens that are kept: (B, H, W, W)."""
+    if isinstance(pairs, Mapping):
+        return {kind: shorten_bidirectional(one, kept) for kind, one in pairs.items()}
+    if pairs is None:
+        return None
+    index = kept.index.to(pairs.device)
+    pairs = pairs.expand(len(index), *pairs.shape[1:])
+    pairs = pairs.gather(2, index[:, None, :, None].expand(-1, pairs.shape[1], -1, pairs.shape[-1]))
+    return pairs.gather(3, index[:, None, None].expand(-1, pairs.shape[1], pairs.shape[2], -1))
 
 
 def key_validity(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
@@ -177,6 +278,8 @@ def layer_mask(
     keys: tuple[int, int],
     kernel: str,
     dtype: torch.dtype,
+    bidirectional: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor | None:
     """The mask of a layer that runs on a shortened sequence.
 
@@ -188,10 +291,12 @@ def layer_mask(
         keys: how many keys the layer hands to its kernel, unused room included, and which of the layout's is first.
         kernel: the attention implementation.
         dtype: of additive masks.
+        bidirectional: pairs of the survivors that see each other in any case, see `shorten_bidirectional`.
+        causal: whether the kernel, without a mask, lets tokens see only earlier ones.
     """
     length, first = keys
     width, physical = kept.index.shape[1], layout.column.shape[1]
-    plain = own is None and window is None and kernel != "eager"
+    plain = own is None and bidirectional is None and window is None and (causal or width == 1) and kernel != "eager"
     if plain and (length, first) == (physical, 0) and width in (1, physical) and bool(layout.valid.all()):
         return None  # causal attention says it all
     columns = torch.arange(first, first + length, device=layout.valid.device)
@@ -211,6 +316,10 @@ def layer_mask(
         allowed = allowed & attends(soft)
     if window is not None:
         allowed = allowed & window.open(query, columns, padding).view(-1, 1, width, length)
+    if bidirectional is not None:
+        sides = physical - width, max(first + length - physical, 0)
+        seen = torch.nn.functional.pad(bidirectional.to(there.device), sides)[..., columns]
+        allowed = allowed | (seen & there[:, None, None])
     if kernel != "eager" and (soft is None or soft.dtype == torch.bool):
         return allowed
     if soft is None or soft.dtype == torch.bool:

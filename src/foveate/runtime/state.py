@@ -133,6 +133,7 @@ class ForwardState:
         self.outer: ForwardState | None = None  # the forward in the middle of which this one began
         self.length = embeds.shape[1]
         self.custom_mask = own
+        self.bidirectional: Any = None  # which later tokens each sees that enters the LLM, see `read_bidirectional`
         self.reentrant = False  # layers run again such that gradients pass through their arguments only
         cache_state.given = given = _real_tokens(cache_state, embeds, mask, own, past)
         self.given, self.valid, self.past = given[:, past:], given, past

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,17 @@ from ...grouping import ReadCue, choose
 from ...methods import Stage
 from ...tokens import Cue
 from ..cache import CacheLayout, TokenIndex
-from ..masks import check_state, shorten_custom
+from ..compat import cache_of
+from ..masks import (
+    Window,
+    check_state,
+    first_layer_of,
+    is_causal,
+    layer_mask,
+    mask_of_kind,
+    shorten_bidirectional,
+    shorten_custom,
+)
 from ..state import ForwardState
 from .base import Seam, groups_of
 
@@ -24,11 +35,12 @@ class BeforeLlm(Seam):
     Args:
         stage: what prunes here; None where only the cache, or the encoder, lacks tokens.
         positions: ``"original"`` or ``"compact"``, see `foveate.prune`.
+        text: the language model.
         stateful: whether layers of the language model carry a state, in which padding leaves a trace.
     """
 
-    def __init__(self, stage: Stage | None, positions: Positions, stateful: bool = False) -> None:
-        self.stage, self._positions, self._stateful = stage, positions, stateful
+    def __init__(self, stage: Stage | None, positions: Positions, text: Any, stateful: bool = False) -> None:
+        self.stage, self._positions, self._text, self._stateful = stage, positions, text, stateful
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
@@ -63,11 +75,31 @@ class BeforeLlm(Seam):
         layout.append(kept, sizes)
         kwargs["inputs_embeds"] = kept.gather(embeds)
         kwargs["position_ids"] = self._shorten_positions(ids, kept, layout)
-        # Always an explicit mask: without one, transformers would read gaps in the positions as packed documents.
-        own = state.custom_mask
-        kwargs["attention_mask"] = layout.valid.long() if own is None else shorten_custom(own, kept, layout)
+        kwargs["attention_mask"] = self._shorten_mask(state, kept, layout, kwargs)
         state.before, state.valid = kept, layout.valid
         state.past = layout.valid.shape[1] - kept.index.shape[1]
+
+    def _shorten_mask(self, state: ForwardState, kept: TokenIndex, layout: CacheLayout, kwargs: dict[str, Any]) -> Any:
+        """Always an explicit mask: without one, transformers would read gaps in the positions as packed documents."""
+        if state.custom_mask is not None:
+            return shorten_custom(state.custom_mask, kept, layout)
+        handed, text = kwargs.get("attention_mask"), self._text
+        made = isinstance(handed, Mapping) or getattr(handed, "ndim", 0) == 4  # by the model, around its language model
+        # Kernels that are not causal without a mask are causal by the masks that they are handed alone.
+        explicit = made and state.length > 1 and not all(map(is_causal, text.layers))
+        if state.bidirectional is None and not explicit:
+            return layout.valid.long()
+        state.bidirectional = pairs = shorten_bidirectional(state.bidirectional, kept)
+        width, cache, dtype = kept.index.shape[1], cache_of(kwargs), kwargs["inputs_embeds"].dtype
+        config, kernel = text.config, text.config._attn_implementation
+
+        def make(kind: str | None) -> Tensor | None:
+            layer = first_layer_of(config, kind)
+            keys = (width, 0) if cache is None else cache.get_mask_sizes(width, layer)
+            window, causal = Window.of(config, layer), is_causal(text.layers[layer])
+            return layer_mask(kept, layout, None, window, keys, kernel, dtype, mask_of_kind(pairs, kind), causal)
+
+        return {kind: make(kind) for kind in handed} if isinstance(handed, Mapping) else make(None)
 
     def _shorten_positions(self, ids: Tensor, kept: TokenIndex, layout: CacheLayout) -> Tensor:
         gapless = (layout.valid.long().cumsum(-1) - 1).clamp_min(0)[:, -kept.index.shape[1] :]

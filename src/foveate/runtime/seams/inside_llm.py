@@ -15,7 +15,7 @@ from ..cache import TokenIndex, mark
 from ..compat import cache_of
 from ..cues import LanguageModelCues
 from ..hooks import Hooks
-from ..masks import Window, check_state, layer_mask, state_mask
+from ..masks import Window, check_state, is_causal, layer_mask, mask_of_kind, shorten_bidirectional, state_mask
 from ..state import CallStack, ForwardState
 from .base import Seam, groups_of
 
@@ -59,11 +59,13 @@ class InsideLlm(Seam):
         stage = state.stage_below(index + 1)
         if stage is None:
             return hidden
-        self._mask(state, stage, index, hidden, kwargs)
+        self._mask(state, stage, index, layer, hidden, kwargs)
         state.cut_positions(stage, kwargs)
         return hidden
 
-    def _mask(self, state: ForwardState, stage: int, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+    def _mask(
+        self, state: ForwardState, stage: int, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> None:
         """The mask of a layer behind the stage at layer `stage`."""
         if index not in self._attends:
             kept = state.inside[stage]
@@ -76,11 +78,15 @@ class InsideLlm(Seam):
         window, kernel = Window.of(self._config, index), self._config._attn_implementation
         handed = kwargs.get("attention_mask")
         own = None if state.custom_mask is None else handed
+        kinds = getattr(self._config, "layer_types", None)
+        pairs = mask_of_kind(state.bidirectional, kinds[index] if kinds else None)
+        kept, layout, causal = state.inside[stage], state.cache.inside[stage], is_causal(layer)
 
         def make() -> Tensor | None:
-            return layer_mask(state.inside[stage], state.cache.inside[stage], own, window, keys, kernel, hidden.dtype)
+            seen = shorten_bidirectional(pairs, kept)
+            return layer_mask(kept, layout, own, window, keys, kernel, hidden.dtype, seen, causal)
 
-        kwargs["attention_mask"] = state.compute_once(("mask", stage, window, keys), handed, make)
+        kwargs["attention_mask"] = state.compute_once(("mask", stage, window, keys, id(pairs)), handed, make)
 
     def _shorten(
         self, state: ForwardState, stage: Stage, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]

@@ -374,7 +374,65 @@ def lfm2_vl(head_dim: int = 16) -> Zoo:
     return Zoo("lfm2_vl", model, processor, "<image>", (tokenizer.image_token_id,))
 
 
-TEXT_BETWEEN = (mistral3, pixtral, idefics3, smolvlm, lfm2_vl)
+def moon_patches(images: Sequence[Image.Image], side: int, return_tensors: str) -> dict[str, Any]:
+    """As Kimi K2.5's processor, which needs torchvision: patches (N, 3, side, side) in raster order of each image."""
+    made = naflex(images, side, return_tensors)
+    rows = [row[mask.bool()] for row, mask in zip(made["pixel_values"], made["pixel_attention_mask"], strict=True)]
+    patches = torch.cat(rows).unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
+    return {"pixel_values": patches, "image_grid_thw": torch.nn.functional.pad(made["spatial_shapes"], (1, 0), value=1)}
+
+
+@functools.cache
+def kimi_k25(head_dim: int = 16) -> Zoo:
+    """Kimi K2.5 in small: MoonViT of 3 layers, 2 x 2 patches a token; DeepSeek-V3 of 4 layers, 3 of them with experts.
+
+    Keys are of `head_dim` plain and half as many rotary channels, values of `head_dim`, cached as latents.
+    """
+    tokenizer = tiny_models._tokenizer(
+        "<|media_begin|>", "<|media_content|>", "<|media_end|>", image_token="<|media_pad|>", video_token="<|video|>"
+    )
+
+    def layout(media: dict[str, Any]) -> list[str]:
+        counts = (media["image_grid_thw"].prod(-1) // 4).tolist()
+        return [f"<|media_begin|>image<|media_content|>{'<|media_pad|>' * count}<|media_end|>" for count in counts]
+
+    vision = {
+        "patch_size": 14,
+        "pos_emb_height": 8,
+        "pos_emb_width": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    latent = {"kv_lora_rank": 24, "q_lora_rank": 24, "qk_nope_head_dim": head_dim, "qk_rope_head_dim": head_dim // 2}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "num_mtp_layers": 0}
+    text = {
+        **tiny_models._llm(head_dim),
+        **latent,
+        **experts,
+        "v_head_dim": head_dim,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    }
+    text.pop("head_dim")
+    config = tf.Kimi_K25Config(
+        vision_config=vision,
+        text_config={"model_type": "deepseek_v3", "vocab_size": len(tokenizer), **text},
+        projection_hidden_size=32,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        tie_word_embeddings=False,
+    )
+    images = functools.partial(moon_patches, side=14)
+    processor = RowsOfText(tokenizer, images, "<|media_pad|>", layout=layout)
+    model = tiny_models._scaled(tf.Kimi_K25ForConditionalGeneration(config), seed=1)
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("kimi_k25", model, processor, "<|media_pad|>", visual)
+
+
+TEXT_BETWEEN = (mistral3, pixtral, idefics3, smolvlm, lfm2_vl, kimi_k25)
 
 
 # -- Gemma 3, PaliGemma, PaliGemma 2, Gemma 4, Llama 4: masks that the model makes around its language model

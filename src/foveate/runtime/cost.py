@@ -29,9 +29,14 @@ class CostModel:
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
         config = adapter.model.config.get_text_config()
-        self._heads: int = config.num_attention_heads
-        self._kv_heads: int = getattr(config, "num_key_value_heads", None) or self._heads
-        self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        heads: int = config.num_attention_heads
+        kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+        width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self._kept, self._per_pair = 2 * kv_heads * width, 2 * heads * width
+        if (latent := getattr(config, "kv_lora_rank", None)) is not None:
+            # Latent attention: what is cached is one vector of which all keys and values are made, and a rotary part.
+            rotary, plain = config.qk_rope_head_dim, config.qk_nope_head_dim
+            self._kept, self._per_pair = latent + rotary, heads * (rotary + plain + config.v_head_dim)
 
     @cached_property
     def _layer_weights(self) -> list[int]:
@@ -61,7 +66,7 @@ class CostModel:
             if (state := self._adapter.recurrent_state(layer)) is not None:
                 total += sum(2.0 * (weights + 3 * state.recurrent) * n for n in row)
                 continue
-            attention = 4.0 * self._heads * self._head_dim * (1 + (again or {}).get(layer, 0))
+            attention = 2.0 * self._per_pair * (1 + (again or {}).get(layer, 0))
             total += sum(2.0 * weights * n + attention * n * n for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
 
@@ -82,5 +87,5 @@ class CostModel:
             if (state := self._adapter.recurrent_state(layer)) is not None:
                 total += len(row) * (4 * state.recurrent + bytes_per_value * state.convolution)
             else:
-                total += sum(row) * 2 * self._kv_heads * self._head_dim * bytes_per_value
+                total += sum(row) * self._kept * bytes_per_value
         return total

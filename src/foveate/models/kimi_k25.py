@@ -26,7 +26,7 @@ class KimiK25Adapter(ModelAdapter):
     """``Kimi_K25ForConditionalGeneration``.
 
     The processor cuts a clip into pieces of a few frames, with the time before each; a piece is a clip of its own here,
-    with a budget of its own, and its tokens are averages over its frames. Old releases of transformers, 5.17 among them,
+    with a budget of its own, and its tokens are averages over its frames. Some releases of transformers, such as 5.17,
     fail on pieces of more than one frame.
 
     The encoder-attention cue is the attention that a patch receives on average in the last layer (see

@@ -96,7 +96,7 @@ def places_of(name: str) -> tuple[Where, ...]:
 
 
 def needs_of(name: str) -> str:
-    """What the method reads besides the features, or what it must be given before it can say."""
+    """What the method reads besides the features, or which hyperparameter it needs first."""
     try:
         cues = cues_in_words(_all_needs(get_method(name)))
         return "; ".join(filter(None, (cues, method_class(name).requires))) or "features only"
@@ -128,7 +128,7 @@ def _cues(name: str) -> frozenset[Cue]:
 
 
 def _all_needs(method: Method) -> frozenset[Cue]:
-    """Of its stages in any model, too, which may be methods of their own."""
+    """The cues of a method and of its stages, which may have methods of their own."""
     return method.needs.union(*(stage.method.needs for stage in method.stages(_LAYERS, Budget(0.25))))
 
 
@@ -149,7 +149,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
 
 
 def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
-    """The sentences that users get, of whom MODEL is the class of their model."""
+    """The error messages that users get; MODEL stands for the class of their model."""
     known, said = supported_models(), list(cls.refusals)
     if cls.where is Where.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
         said.append(explain_whole_images("MODEL", cls.name))

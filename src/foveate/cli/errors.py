@@ -45,7 +45,7 @@ class SentenceGroup(TyperGroup):
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Of a command that can be interrupted, the part behind which the same command goes on."""
+    """The part of a command that can be interrupted and resumed by the same command."""
     try:
         yield
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Processes.", show_default="one a core for small models on a CPU, else 1")
     ] = None,
 ) -> None:
-    """Measure what pruning costs in right answers. The same command again goes on after an interruption.
+    """Measure what pruning costs in right answers. Run the same command again to resume.
 
     A line of --dataset has "image" (a path, or a list of them) or "video" (a folder of frames), "question", and
     "answer" (a text, or a list of accepted ones). It may have "metric" (exact; contains: the answer holds an accepted

@@ -54,7 +54,7 @@ def scorer(
         bool, typer.Option("--skip-bad", help="Leave out lines of --data that cannot be used, and count them.")
     ] = False,
 ) -> None:
-    """Train a scorer of visual tokens for a model; the same command again goes on after an interruption."""
+    """Train a scorer of visual tokens for a model. Run the same command again to resume."""
     from ..data.askable import askable
     from ..data.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer

@@ -21,7 +21,7 @@ def testbed(
         str | None, typer.Option(help="Only vision, language or joint: the first two can go in parallel.")
     ] = None,
 ) -> None:
-    """Train a small model of the testbed from scratch; goes on where the folder's last checkpoint is."""
+    """Train a small model of the testbed from scratch, or resume from the folder's last checkpoint."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

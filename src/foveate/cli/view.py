@@ -121,7 +121,7 @@ def panels_of(
 
 
 class WholePicture(NamedTuple):
-    """A picture whole, where the model may have seen it in tiles: its grid, what is kept, and where tokens went."""
+    """A whole picture, which the model may have seen in tiles: its grid, what is kept, and where tokens were merged."""
 
     grid: Grid
     kept: Tensor

@@ -80,7 +80,7 @@ def padding_size(image_processor: Any) -> tuple[int, int] | None:
 
 
 def explain_failure(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:
-    """What to say when a processor fails on pictures: which of them it cannot take, and why."""
+    """The error for a processor that failed on pictures: which of them it cannot take, and why."""
     for number, picture in enumerate(pictures, 1):
         try:
             processor.image_processor(images=[picture], return_tensors="pt")

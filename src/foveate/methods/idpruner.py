@@ -171,14 +171,14 @@ def _require_published(method: str, facts: ModelFacts, published: Mapping[str, s
 
 
 def explain_how_to_get_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str:
-    """What to say, as the end of a sentence, of where a model's scorer can be had."""
+    """The end of a sentence that says where to get a scorer for a model."""
     made = "make one with `foveate train scorer` and give scorer=<file, folder or hub id>"
     found = published_scorer(facts, published)
     return made if found is None else f"scorer='{PUBLISHED}' downloads {found}, or {made}"
 
 
 def explain_missing_scorer(method: str, facts: ModelFacts, published: Mapping[str, str]) -> str:
-    """What to say, without the full stop, where a model has no scorer and none was given."""
+    """The message, without the full stop, for a model without a scorer where none was given."""
     found = published_scorer(facts, published)
     instead = "" if found is None else f"scorer='{PUBLISHED}' to download {found}, or "
     return (

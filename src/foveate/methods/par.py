@@ -97,7 +97,7 @@ class Par(Method):
 
 
 def connected_components(joined: Tensor) -> Tensor:
-    """(n,) long: the number of each token's connected part, by its first token, given who is joined (n, n) bool."""
+    """(n,) long: each token's connected component in the graph (n, n) bool, numbered by first tokens."""
     first = torch.arange(len(joined), device=joined.device)
     joined = joined | torch.eye(len(joined), dtype=torch.bool, device=joined.device)
     while True:
@@ -109,7 +109,7 @@ def connected_components(joined: Tensor) -> Tensor:
 
 
 def pick_distinct(cosines: Tensor, threshold: float) -> Tensor:
-    """(n,) bool: tokens whose cosine, of (n, n), to every earlier one that is chosen is below `threshold`."""
+    """(n,) bool: tokens whose cosine (n, n) to every token picked before is below `threshold`."""
     near = (cosines >= threshold).tolist()
     out: list[int] = []
     for i, row in enumerate(near):

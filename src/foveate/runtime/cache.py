@@ -49,7 +49,7 @@ class TokenIndex:
         return cls(torch.arange(length, device=valid.device).expand(batch, -1), valid, length)
 
     def then(self, later: TokenIndex) -> TokenIndex:
-        """The survivors of a second pruning, `later`, which indexes this one's entries, as an index into the L."""
+        """The index into the L tokens of a second pruning, `later`, which indexes the entries of this one."""
         return TokenIndex(self.index.gather(1, later.index), later.valid, self.length)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class CacheLayout:
         return layout
 
     def append(self, kept: TokenIndex, sizes: Tensor | None = None) -> None:
-        """Take up one more forward, and what each of its tokens (B, L, 2) stands for; 1 where earlier ones told."""
+        """Add the tokens of one more forward, and how many tokens each stands for (B, L, 2); 1 without sizes."""
         if sizes is not None or self.sizes is not None:
             one = torch.ones(*self.column.shape, 2, dtype=torch.float32, device=self.column.device)
             now = torch.ones(*kept.index.shape, 2, dtype=torch.float32, device=one.device)
@@ -142,7 +142,7 @@ class CacheLayout:
 
 
 class Owner(Protocol):
-    """Whoever prunes a model: a cache that it pruned can be continued only while it is attached."""
+    """What pruned a cache, which can be continued only while that is attached to the model."""
 
     @property
     def attached(self) -> bool: ...
@@ -152,7 +152,7 @@ class Owner(Protocol):
 class CacheState:
     """What pruning did to a cache: `before` in all layers, `inside[k]` from layer k on, until the next such layer.
 
-    `given` (B, L) marks the real tokens of the sequence so far, before any pruning; None of a cache that has seen none.
+    `given` (B, L) marks the real tokens of the sequence so far, before any pruning; None of an empty cache.
     A cache that was read from a file has no owner until a pruned model continues it.
 
     While the language model is `running` a pruned cache tells how many entries there are to attend to. Before, the
@@ -189,7 +189,7 @@ class CacheState:
         return sum(layout.dropped for layout in layouts.values())
 
     def check_against(self, cache: Any) -> None:
-        """Raise RuntimeStateError where the cache lacks what a forward that failed half-way noted of it."""
+        """Raise RuntimeStateError for a cache that a failed forward left incomplete."""
         layout = self.layout_of(counting_layer(cache))
         if layout is not None and cache.physical_length() != layout.column.shape[1]:
             raise RuntimeStateError(

@@ -37,7 +37,7 @@ def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
 
 
 def counting_layer(cache: Any) -> int:
-    """The first layer whose cache holds an entry for each token, of which a cache tells its length.
+    """The first layer whose cache holds an entry for each token; a cache reads its own length there.
 
     Layers of linear attention or convolution come before it in some models: they hold a state of one size.
     """
@@ -62,7 +62,7 @@ def _warn_of(version: str) -> None:
 
 
 def _frames_of_foveate() -> int:
-    """The `stacklevel` with which the function that asks lays a warning to the line that called foveate."""
+    """The `stacklevel` at which a warning of the calling function names the line that called foveate."""
     ours = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)  # torch's decorators are in between
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):

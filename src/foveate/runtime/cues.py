@@ -1,4 +1,4 @@
-"""What the vision encoder and the language model tell methods: the cues, read where they arise.
+"""The cues that methods read of the vision encoder and the language model, read where they arise.
 
 The encoder's are made in `foveate.models.encoder_cues` of what is observed here. Those of the language model are read
 by the functions at the end: one a cue, or one for cues that are measured together.
@@ -109,7 +109,7 @@ class EncoderCues:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]
 
     def _read_pass(self, one: EncoderPass, grids: list[Grid]) -> dict[Cue, list[Tensor]]:
-        """Each needed cue as one tensor per image; made once, so that the encoder's activations are let go."""
+        """Each needed cue as one tensor per image; computed once, so that the encoder's activations can be freed."""
         if not one.cues:
             one.cues = self._reader.read(one.trace, grids)
             one.trace.calls.clear()
@@ -118,7 +118,7 @@ class EncoderCues:
 
 
 def _readings(methods: Sequence[Method]) -> tuple[EncoderReading, ...]:
-    """What the methods want read; all that want something must want the same, as they see one VisualTokens' cues."""
+    """The encoder readings that methods ask for; those that ask for any must ask for the same, as they share cues."""
     asking = [method for method in methods if Cue.ENCODER_READINGS in method.needs]
     for method in asking:
         if not method.encoder_readings:
@@ -235,13 +235,13 @@ class LanguageModelCues:
             state.slots[self] = _Readings(embeds.detach())
 
     def end(self, state: ForwardState) -> None:
-        """The language model is through: let go of what was read."""
+        """The language model has finished: release what was read."""
         state.slots.pop(self, None)
 
     def read(
         self, state: ForwardState, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
     ) -> dict[Cue, ReadCue]:
-        """The cues that a stage's method needs, in the moment in which its layer begins."""
+        """The cues that a stage's method needs, when its layer begins."""
         if stage.layer not in self._stages:
             return {}
         readings: _Readings = state.slots[self]
@@ -278,7 +278,7 @@ Reader = Callable[[Any], Any]
 
 
 def _read(readers: Mapping[tuple[Cue, ...], Reader], shown: Any, needs: frozenset[Cue]) -> dict[Cue, ReadCue]:
-    """What those `readers` give that give something that is needed."""
+    """The cues among `needs` that `readers` give."""
     out: dict[Cue, ReadCue] = {}
     for cues, reader in readers.items():
         if needs.intersection(cues):
@@ -301,9 +301,9 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
 
 
 def identity_rotary(rotary: Table, hidden: Tensor) -> Table:
-    """Rotary tables like those of a model that turn nothing, for the tokens of `hidden` (B, W, d).
+    """Rotary tables that rotate nothing, shaped like those of a model, for the tokens of `hidden` (B, W, d).
 
-    Its tables may have one for each axis, and of one row what serves all.
+    A model may have a table for each axis, and one row for the whole batch.
     """
     cos, sin = (table[..., :1, :].expand(*table.shape[:-2], hidden.shape[1], -1) for table in rotary)
     return torch.ones_like(cos), torch.zeros_like(sin)
@@ -322,7 +322,7 @@ def joint_table(rotary: Table, text_config: Any) -> Table:
 def _visible_keys(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
     """Which keys (B, M, S) queries of this forward may see, by their places (B, M); and the first key of this forward.
 
-    A layer that attends within a window may have let old entries go, so that its S keys are the last of `valid`.
+    The cache of a layer with a window may have discarded old entries, so that its S keys are the last of `valid`.
     """
     length, physical = call.key.shape[2], valid.shape[1]
     first = max(physical - length, 0)
@@ -459,7 +459,7 @@ def _router_logits(entering: Entering) -> list[Tensor]:
 
 @reads(AT_LAYER, Cue.LLM_ATTENTION_HERE)
 def _attention_row_here(entering: Entering) -> list[Tensor]:
-    """Of a layer that has not run yet, as if it ran on all that enters."""
+    """The attention of a layer that has not run yet, as if it ran on all tokens that enter it."""
     state, layer, kwargs = entering.state, entering.stage.layer, dict(entering.kwargs)
     below, known = state.stage_below(layer), state.cache.inside.get(layer)
     if below is not None:

@@ -74,7 +74,7 @@ class _Attribute:
 
 
 def forget_compiled() -> None:
-    """Have torch.compile trace again what it has compiled, if anything: it does not notice that hooks come and go."""
+    """Make torch.compile trace again what it has compiled, because it does not notice that hooks change."""
     convert = sys.modules.get("torch._dynamo.convert_frame")
     if convert is not None and convert.FRAME_COUNTER:
         torch.compiler.reset()
@@ -111,7 +111,7 @@ class Hooks:
         self._removable.append(_Attribute(owner, name, value))
 
     def remove(self) -> None:
-        """Take all of them off again, the latest first."""
+        """Remove all hooks, the latest first."""
         if self._removable:
             forget_compiled()
         while self._removable:
@@ -136,7 +136,7 @@ def _wrapped_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _kernel(module: nn.Module, config: Any) -> Kernel:
-    """The kernel that a config asks for; of a wrapped one, what stands around it, the latest outside."""
+    """The kernel that a config names, inside the wrappers of a wrapped config, the latest outermost."""
     if isinstance(config, _WrappedConfig):
         return functools.partial(config._around, _kernel(module, config._original))
     # Looked up at each call, because the user may switch the kernel while pruning is attached.
@@ -150,7 +150,7 @@ AttentionInterface.register(_NAME, _wrapped_attention)
 class AttentionWrapper:
     """Call `around(kernel, module, query, key, value, mask, **kwargs)` in place of a module's kernel until `remove()`.
 
-    Several may stand around one module; the latest is the outermost, and they may be removed in any order.
+    A module may have several; the latest is the outermost, and they may be removed in any order.
     """
 
     def __init__(self, module: nn.Module, around: Callable[..., Any]) -> None:
@@ -159,7 +159,7 @@ class AttentionWrapper:
         module.config = self._config  # type: ignore[assignment]
 
     def remove(self) -> None:
-        """Take this one away; the last gives the module its own config back."""
+        """Remove this wrapper; removing the last one restores the module's own config."""
         outer: Any = self._module.config
         if outer is self._config:
             self._module.config = self._config._original
@@ -229,7 +229,7 @@ class _ReadOnlyCache:
 
 @torch.no_grad()
 def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> AttentionCall:
-    """What `layer` would call its attention kernel with, found out without running it: nothing is written or hooked.
+    """What `layer` would call its attention kernel with, without running the kernel, writing a cache or calling hooks.
 
     Args:
         layer: a decoder layer with `self_attn`.
@@ -280,7 +280,7 @@ def _without_hooks(module: nn.Module) -> Any:
 
 
 class Checkpointing(Attached):
-    """Stands around a layer's gradient-checkpointing function: when the layer runs again, it finds its forward again.
+    """Wraps a layer's gradient-checkpointing function, so that a layer that runs again finds the state of its forward.
 
     Args:
         function: that of transformers, called with the layer's forward and what it is given.

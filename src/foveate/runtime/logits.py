@@ -18,7 +18,7 @@ _FIX = "ask for tokens of the text behind the last image, or for all logits (log
 
 
 def check_logits_to_keep(state: ForwardState, asked: Any) -> None:
-    """Raise RuntimeStateError where logits are asked for that pruning may drop or move apart.
+    """Raise RuntimeStateError for requested logits that pruning may drop or separate.
 
     Args:
         state: of the forward, before pruning.
@@ -57,7 +57,7 @@ def check_logits_to_keep(state: ForwardState, asked: Any) -> None:
 
 
 def place_logits_to_keep(state: ForwardState, layers: int, asked: Tensor) -> None:
-    """Replace, in place, what names tokens among the L by what names them among those that are left.
+    """Replace, in place, the indices of requested tokens among the L by their indices among those that are kept.
 
     Raises:
         RuntimeStateError: where tokens that are asked for by one place for all prompts have gone to different places.

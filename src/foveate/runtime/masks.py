@@ -196,7 +196,7 @@ def key_validity(mask: Any, batch: int, length: int, device: torch.device) -> Te
 
 
 def check_length(mask: Tensor, length: int, past: int, known: bool) -> None:
-    """Raise RuntimeStateError for a mask (B, S) that does not tell of all tokens.
+    """Raise RuntimeStateError for a mask (B, S) that does not cover all tokens.
 
     Args:
         mask: as the caller gave it.

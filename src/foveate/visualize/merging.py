@@ -1,4 +1,4 @@
-"""Where tokens go that are not kept: dropped, or merged into kept ones."""
+"""Records what methods select, to draw where tokens were merged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..tokens import Selection, VisualTokens
 
 
 def record_selections(method: Method) -> Method:
-    """The method, made to remember what it selects where it prunes once, before the LLM; any other as it is."""
+    """Wrap a method that prunes once, before the LLM, to record its selections; return any other unchanged."""
     if method.places() == (Where.BEFORE_LLM,):
         return RecordedMethod(method)
     return method

@@ -31,7 +31,7 @@ class Seam:
     layers: Collection[int] = ()  # whose input or output the seam edits
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
-        """Put on hooks of its own, for what no moment below covers; `stack` tells of the forward that runs."""
+        """Register hooks of its own, for what no moment below covers; `stack` knows the forward that runs."""
 
     def enter_encoder(self, encoding: EncoderPass) -> None:
         """The vision encoder begins a pass."""
@@ -46,8 +46,8 @@ class Seam:
         return hidden
 
     def leave_layer(self, state: ForwardState, index: int, hidden: Tensor) -> Tensor:
-        """One of `layers` is through: return its output (B, W, d)."""
+        """One of `layers` has finished: return its output (B, W, d)."""
         return hidden
 
     def finish(self, state: ForwardState) -> None:
-        """The language model is through."""
+        """The language model has finished."""

@@ -1,4 +1,4 @@
-"""A language model with experts: what its routers tell of visual tokens, and fewer experts for them.
+"""The seam of a language model with experts: visual tokens go through fewer of them.
 
 The forward of the experts is not copied. A hook hands them the text alone; another calls them once more for the visual
 tokens, with fewer experts, or with narrower ones, and puts both together. So what is saved is saved indeed, not
@@ -92,7 +92,7 @@ class FewerExperts(Seam):
     def _leave_experts(
         self, stack: CallStack, block: MoeBlock, module: Any, args: Any, kwargs: Any, output: Tensor
     ) -> Tensor:
-        """Put the text's output and the visual tokens', of less of their experts, together."""
+        """Join the output of the text with that of the visual tokens, which go through fewer experts."""
         state = stack.running()
         held = None if state is None else state.slots.get(self)
         if state is None or held is None:

@@ -1,4 +1,4 @@
-"""One model on one server: its settings, its family, its methods, and what its set-up does not allow."""
+"""The pruning of one model on one server: its settings, family and methods, and what the server does not allow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMITS_KEY = "foveate_limits"  # the attribute of the model's config under which
 
 
 class ServingConfig:
-    """What the processor (in the API process) and the model (in the engine) both ask.
+    """What the processor (in the API process) and the model (in the engine) share.
 
     Args:
         family_class: of the model.
@@ -89,7 +89,7 @@ def _check_processor_defaults(multimodal: Any) -> None:
 
 
 def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
-    """What a server's set-up rules out, as sentences: ``"all"`` pruning, or what hears the ``"encoder"``."""
+    """What the configuration of a server rules out, as sentences: ``"all"`` pruning, or cues of the ``"encoder"``."""
     limits: dict[str, str] = {}
     multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
     compilation = vllm_config.compilation_config

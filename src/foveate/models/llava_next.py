@@ -85,9 +85,9 @@ class LlavaNextAdapter(LlavaAdapter):
         if sizes is None:
             return []
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        return [[Grid(self.side, self.side), self.tiled(int(height), int(width))] for height, width in sizes]
+        return [[Grid(self.side, self.side), self.tiled_grid(int(height), int(width))] for height, width in sizes]
 
-    def tiled(self, height: int, width: int) -> TiledGrid:
+    def tiled_grid(self, height: int, width: int) -> TiledGrid:
         """The layout of the tiles of a picture of so many pixels."""
         from transformers.image_processing_utils import select_best_resolution
 
@@ -95,9 +95,9 @@ class LlavaNextAdapter(LlavaAdapter):
         tile = config.vision_config.image_size
         down, across = (size // tile for size in select_best_resolution((height, width), config.image_grid_pinpoints))
         shown = without_border(down * self.side, across * self.side, height, width)
-        return TiledGrid(*self.resized(*shown), down=down, across=across, shown=shown)
+        return TiledGrid(*self.count_after_resize(*shown), down=down, across=across, shown=shown)
 
-    def resized(self, rows: int, columns: int) -> tuple[int, int]:
+    def count_after_resize(self, rows: int, columns: int) -> tuple[int, int]:
         """How many rows and columns of LLM tokens so many of patches become."""
         return rows, columns
 

@@ -60,7 +60,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         several = [int(number) > 1 for number in numbers for _ in range(int(number))]
         return [image[:1] if one else image for image, one in zip(images, several, strict=True)]
 
-    def resized(self, rows: int, columns: int) -> tuple[int, int]:
+    def count_after_resize(self, rows: int, columns: int) -> tuple[int, int]:
         most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self.side**2))
         return (rows, columns) if ratio <= _ENLARGED else (int(rows // ratio), int(columns // ratio))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import tiny_models
-from tiny_models import Processor, Zoo
+from tiny_models import Processor, Zoo, _llm, _scaled, _tokenizer
 
 # LLaVA-NeXT and its kin, whose pictures are cut into tiles.
 _PINPOINTS = [[56, 112], [112, 56], [112, 112]]
@@ -503,6 +504,257 @@ def paligemma2(head_dim: int = 16) -> Zoo:
 SEEING_LATER = (gemma3, paligemma, paligemma2)
 
 
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+# -- GLM-4.1V and its kin, PaddleOCR-VL, ERNIE 4.5 VL
+
+
+@functools.cache
+def glm4v(head_dim: int = 16) -> Zoo:
+    """GLM-4.1V in small: M-RoPE that turns neighbours, a tower that joins patches by a convolution."""
+    return _glm(tf.Glm4vForConditionalGeneration, head_dim)
+
+
+@functools.cache
+def glm46v(head_dim: int = 16) -> Zoo:
+    """GLM-4.6V in small."""
+    return _glm(tf.Glm46VForConditionalGeneration, head_dim)
+
+
+@functools.cache
+def glm_ocr(head_dim: int = 16) -> Zoo:
+    """GLM-OCR in small."""
+    return _glm(tf.GlmOcrForConditionalGeneration, head_dim)
+
+
+@functools.cache
+def glm4v_moe(head_dim: int = 16) -> Zoo:
+    """GLM-4.5V in small: half of each head turns; 2 of 8 experts and one for all, in all decoder layers but one."""
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
+    rope = {"partial_rotary_factor": 0.5}
+    return _glm(tf.Glm4vMoeForConditionalGeneration, head_dim, (1, 1, 2), rope, routed_scaling_factor=1.5, **experts)
+
+
+def _glm(
+    cls: Any, head_dim: int, sections: tuple[int, ...] = (2, 3, 3), rope: dict[str, Any] | None = None, **text: Any
+) -> Zoo:
+    """`sections` are of a head of 16: how many of its frequencies go with time, row and column."""
+    tokenizer = _tokenizer("<|begin_of_image|>", "<|end_of_image|>", image_token="<|image|>", video_token="<|video|>")
+    begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_image|>", "<|end_of_image|>"])
+    config = cls.config_class(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "rope_parameters": _mrope(head_dim, sections) | (rope or {}),
+            **_llm(head_dim),
+            **text,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "out_hidden_size": 4 * head_dim,
+            "patch_size": 14,
+            "image_size": 56,
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        image_start_token_id=begin,
+        image_end_token_id=end,
+    )
+    # Of the size of four tokens at least, where the family's own asks for 64.
+    sizes = {"shortest_edge": 56**2, "longest_edge": 56**2 * 324}
+    images = tf.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=2, size=sizes)
+    processor = Processor(tokenizer, images, "<|image|>", merge_size=2)
+    prompt = "<|begin_of_image|><|image|><|end_of_image|>"
+    return Zoo(config.model_type, _scaled(cls(config)), processor, prompt, (tokenizer.image_token_id,))
+
+
+@functools.cache
+def paddleocr_vl(head_dim: int = 16) -> Zoo:
+    """PaddleOCR-VL in small: M-RoPE, patches of the tower in raster order."""
+    tokenizer = _tokenizer("<s_image>", "<e_image>", image_token="<image>", video_token="<video>")
+    config = tf.PaddleOCRVLConfig(
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": _mrope(head_dim, (2, 3, 3)), **_llm(head_dim)},
+        vision_config={**_TOWER, "image_size": 56, "patch_size": 14},
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<s_image>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<e_image>"),
+        tie_word_embeddings=False,
+    )
+    images = tf.PaddleOCRVLImageProcessorPil(size={"shortest_edge": 28**2, "longest_edge": 1296 * 28**2})
+    processor = Processor(tokenizer, images, "<image>", merge_size=2)
+    model = _scaled(tf.PaddleOCRVLForConditionalGeneration(config))
+    return Zoo("paddleocr_vl", model, processor, "<s_image><image><e_image>", (tokenizer.image_token_id,))
+
+
+@functools.cache
+def ernie4_5_vl_moe(head_dim: int = 16) -> Zoo:
+    """ERNIE 4.5 VL in small: 2 of 4 experts for text and others, narrower, for what is seen, in all layers but one."""
+    begin, end = "<|IMAGE_START|>", "<|IMAGE_END|>"
+    tokenizer = _tokenizer(begin, end, image_token="<|IMAGE_PLACEHOLDER|>", video_token="<|VIDEO_PLACEHOLDER|>")
+    experts = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": [32, 16]}
+    rope = _mrope(head_dim, (3, 3, 2))
+    config = tf.Ernie4_5_VLMoeConfig(
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **experts, **_llm(head_dim)},
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14},
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        image_start_token_id=tokenizer.convert_tokens_to_ids(begin),
+        image_end_token_id=tokenizer.convert_tokens_to_ids(end),
+        tie_word_embeddings=False,
+    )
+    sizes = {"shortest_edge": 28**2, "longest_edge": 1296 * 28**2}
+    images = tf.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=1, size=sizes)
+    processor = Processor(tokenizer, images, "<|IMAGE_PLACEHOLDER|>", merge_size=2)
+    model = _scaled(tf.Ernie4_5_VLMoeForConditionalGeneration(config), seed=1)
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("ernie4_5_vl_moe", model, processor, f"{begin}<|IMAGE_PLACEHOLDER|>{end}", visual)
+
+
+def _mrope(head_dim: int, sections: tuple[int, ...]) -> dict[str, Any]:
+    """`sections` are of a head of 16: how many of its 8 frequencies go with time, row and column."""
+    sections = tuple(n * head_dim // 16 for n in sections)
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
+
+
+# -- Qwen2.5-Omni's thinker, Ovis2, MiniCPM-V 4.6, InternVL3.5
+
+
+@functools.cache
+def qwen2_5_omni(head_dim: int = 16) -> Zoo:
+    """Qwen2.5-Omni's thinker in small."""
+    begin, end, heard = ("<|vision_bos|>", "<|vision_eos|>"), ("<|audio_bos|>", "<|audio_eos|>"), "<|AUDIO|>"
+    tokenizer = _tokenizer(*begin, *end, heard, image_token="<|IMAGE|>", video_token="<|VIDEO|>")
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 4 * head_dim,
+        "num_heads": 2,
+        "patch_size": 14,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+    }
+    audio = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32}
+    config = tf.Qwen2_5OmniThinkerConfig(
+        audio_config={**audio, "output_dim": 4 * head_dim, "n_window": 10},
+        vision_config=vision,
+        text_config={"vocab_size": len(tokenizer), "rope_parameters": _mrope(head_dim, (2, 3, 3)), **_llm(head_dim)},
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        audio_token_index=tokenizer.convert_tokens_to_ids(heard),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids(begin[0]),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids(begin[1]),
+        audio_start_token_id=tokenizer.convert_tokens_to_ids(end[0]),
+        audio_end_token_id=tokenizer.convert_tokens_to_ids(end[1]),
+    )
+    sizes = {"shortest_edge": 28**2, "longest_edge": 1296 * 28**2}
+    images = tf.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=2, size=sizes)
+    processor = Processor(tokenizer, images, "<|IMAGE|>", merge_size=2)
+    model = _scaled(tf.Qwen2_5OmniThinkerForConditionalGeneration(config))
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("qwen2_5_omni", model, processor, "<|vision_bos|><|IMAGE|><|vision_eos|>", visual)
+
+
+@functools.cache
+def ovis2(head_dim: int = 16) -> Zoo:
+    """Ovis2 in small: tiles of 6 x 6 patches, of which 2 x 2 make a token."""
+    indicators = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    tokenizer = _tokenizer(*indicators, image_token="<IMG_ATOM>")
+    config = tf.Ovis2Config(
+        vision_config={**_TOWER, "image_size": 84, "patch_size": 14, "vocab_size": 29, "hidden_stride": 2},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **_llm(head_dim)},
+        image_token_id=tokenizer.image_token_id,
+        visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(indicators),
+        vocab_size=len(tokenizer),
+        hidden_size=4 * head_dim,
+        tie_word_embeddings=False,
+    )
+    images = tf.CLIPImageProcessorPil(size={"height": 84, "width": 84}, crop_size={"height": 84, "width": 84})
+    processor = Processor(tokenizer, images, "<IMG_ATOM>", tokens_per_image=9)
+    model = _scaled(tf.Ovis2ForConditionalGeneration(config), seed=1)
+    visual = (tokenizer.image_token_id, *config.visual_indicator_token_ids)
+    return Zoo("ovis2", model, processor, "<IMG_START><IMG_ATOM><IMG_GRID><IMG_END>", visual)
+
+
+class SizedProcessor(Processor):
+    """Of a family whose image processor gives the sizes of images, in patches, and what its models do not take."""
+
+    def __call__(self, images: Any, texts: Any) -> dict[str, Any]:
+        batch = super().__call__(images, texts)
+        return {name: value for name, value in batch.items() if name not in ("grids", "num_patches_per_image")}
+
+    def _grid_counts(self, media: dict[str, Any]) -> list[int]:
+        return (media["target_sizes"].prod(-1) // self.merge_size**2).tolist()
+
+
+@functools.cache
+def minicpmv4_6(head_dim: int = 16) -> Zoo:
+    """MiniCPM-V 4.6 in small, with 2 x 2 patches to a token; 8 layers, of which 3 and 7 attend, others have a state."""
+    tokenizer = _tokenizer("<image>", "</image>", image_token="<|image_pad|>", video_token="<|video_pad|>")
+    text = {
+        "model_type": "qwen3_5_text",
+        "vocab_size": len(tokenizer),
+        **_llm(head_dim),
+        "num_hidden_layers": 8,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": head_dim,
+        "linear_value_head_dim": head_dim,
+        "rope_parameters": {**_mrope(head_dim, (2, 1, 1)), "partial_rotary_factor": 0.5},
+    }
+    config = tf.MiniCPMV4_6Config(
+        text_config=text,
+        vision_config={**_TOWER, "num_hidden_layers": 3, "image_size": 56, "patch_size": 14},
+        insert_layer_id=1,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        downsample_mode="4x",  # in the other some releases of transformers take images of one size only
+    )
+    images = tf.MiniCPMV4_6ImageProcessorPil(slice_mode=False, do_resize=False)
+    processor = SizedProcessor(tokenizer, images, "<|image_pad|>", merge_size=2)
+    model = _scaled(tf.MiniCPMV4_6ForConditionalGeneration(config))
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo("minicpmv4_6", model, processor, "<image><|image_pad|></image>", visual)
+
+
+@functools.cache
+def internvl3_5(head_dim: int = 16) -> Zoo:
+    """InternVL3.5 in small: InternVL before Qwen3."""
+    return _internvl("qwen3", head_dim)
+
+
+@functools.cache
+def internvl3_5_moe(head_dim: int = 16) -> Zoo:
+    """InternVL3.5 in small before Qwen3-MoE: 2 of 8 experts for each token."""
+    return _internvl("qwen3_moe", head_dim, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
+
+
+def _internvl(text: str, head_dim: int, **options: Any) -> Zoo:
+    base = tiny_models.internvl(head_dim)
+    config = copy.deepcopy(base.model.config)
+    vocabulary = config.text_config.vocab_size
+    config.text_config = tf.AutoConfig.for_model(text, vocab_size=vocabulary, **_llm(head_dim), **options)
+    return replace(base, name=f"internvl-{text}", model=_scaled(tf.InternVLForConditionalGeneration(config), seed=1))
+
+
+_OTHERS = {
+    "Glm4vForConditionalGeneration": glm4v,
+    "Glm46VForConditionalGeneration": glm46v,
+    "Glm4vMoeForConditionalGeneration": glm4v_moe,
+    "GlmOcrForConditionalGeneration": glm_ocr,
+    "PaddleOCRVLForConditionalGeneration": paddleocr_vl,
+    "Ernie4_5_VLMoeForConditionalGeneration": ernie4_5_vl_moe,
+    "Qwen2_5OmniThinkerForConditionalGeneration": qwen2_5_omni,
+    "Ovis2ForConditionalGeneration": ovis2,
+    "MiniCPMV4_6ForConditionalGeneration": minicpmv4_6,
+    "Qwen3ForCausalLM": internvl3_5,
+    "Qwen3MoeForCausalLM": internvl3_5_moe,
+}
+
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.
 MAKERS: tuple[Callable[[], Zoo], ...] = (
     tiny_models.qwen3_5,
@@ -515,4 +767,5 @@ MAKERS: tuple[Callable[[], Zoo], ...] = (
     cohere2_vision,
     *TEXT_BETWEEN,
     *SEEING_LATER,
+    *(make for name, make in _OTHERS.items() if hasattr(tf, name)),
 )

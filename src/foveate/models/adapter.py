@@ -99,6 +99,7 @@ class ModelAdapter(ABC):
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
     projects_each_image: ClassVar[bool] = False  # whether the projector is called once for each, with a batch of one
+    token_arguments: ClassVar[tuple[str, ...]] = ()  # of language model and layers: (B, L), one value for each token
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:
@@ -151,6 +152,10 @@ class ModelAdapter(ABC):
         """The experts of each decoder layer; None for a dense one."""
         return [moe_block(layer) for layer in self.text.layers]
 
+    def routed_weights(self) -> list[int]:
+        """Of each decoder layer the multiply-adds of one token in a router and in the experts that it goes through."""
+        return [0 if block is None else block.weights_per_token for block in self.moe()]
+
     @property
     def available_cues(self) -> frozenset[Cue]:
         """The cues that this very model gives in transformers: its family's, any model's, and those of routers."""
@@ -176,9 +181,25 @@ class ModelAdapter(ABC):
         """Vision modules that run once per LLM token; all others run once per position of the encoder."""
         return [self.projector]
 
+    @property
+    def token_products(self) -> int:
+        """Multiply-adds for each LLM token in matrix products with what is not a linear layer; none in most families."""
+        return 0
+
+    def token_outputs(self) -> list[nn.Module]:
+        """Those of `token_modules` whose output goes on to the language model; in some families others come first."""
+        return self.token_modules()
+
     @abstractmethod
     def token_ids(self) -> dict[str, int]:
         """Placeholder token id of each modality."""
+
+    def find_placeholders(self, modality: str, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, L) bool: which of `input_ids` (B, L) are placeholders of a modality.
+
+        `inputs` are the other arguments of the forward, for families in which two modalities share one token.
+        """
+        return input_ids == self.token_ids()[modality]
 
     @abstractmethod
     def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .adapter import RecurrentState
 from .qwen_vl import QwenVLAdapter
@@ -24,8 +24,13 @@ class Qwen35Adapter(QwenVLAdapter):
     pixel_mean = pixel_deviation = (0.5, 0.5, 0.5)
 
     def recurrent_state(self, layer: int) -> RecurrentState | None:
-        net = getattr(self.text.layers[layer], "linear_attn", None)
-        if net is None:
-            return None
-        recurrent = net.num_v_heads * net.head_k_dim * net.head_v_dim
-        return RecurrentState(recurrent, net.conv_dim * net.conv_kernel_size)
+        return state_of(self.text.layers[layer])
+
+
+def state_of(layer: Any) -> RecurrentState | None:
+    """The state that a decoder layer of Qwen3.5 carries; None for one that attends."""
+    net = getattr(layer, "linear_attn", None)
+    if net is None:
+        return None
+    recurrent = net.num_v_heads * net.head_k_dim * net.head_v_dim
+    return RecurrentState(recurrent, net.conv_dim * net.conv_kernel_size)

@@ -41,8 +41,8 @@ class CostModel:
     @cached_property
     def _layer_weights(self) -> list[int]:
         # Of experts, which are no linear layers, a token goes through the router and those that it chooses.
-        routed = [0 if moe is None else moe.weights_per_token for moe in self._adapter.moe()]
-        return [linear_weights([layer]) + more for layer, more in zip(self._adapter.text.layers, routed, strict=True)]
+        routed = zip(self._adapter.text.layers, self._adapter.routed_weights(), strict=True)
+        return [linear_weights([layer]) + more for layer, more in routed]
 
     @cached_property
     def _head_weights(self) -> int:
@@ -54,7 +54,8 @@ class CostModel:
         projectors, encoder = self._adapter.token_modules(), set(self._adapter.vision.modules())
         embedding = linear_weights(self._adapter.embedding_modules())
         inside = linear_weights([module for module in projectors if module in encoder])
-        return embedding, linear_weights([self._adapter.vision]) - inside - embedding, linear_weights(projectors)
+        each = linear_weights(projectors) + self._adapter.token_products
+        return embedding, linear_weights([self._adapter.vision]) - inside - embedding, each
 
     def text_flops(self, lengths: Sequence[Sequence[int]], again: Mapping[int, int] | None = None) -> float:
         """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each.

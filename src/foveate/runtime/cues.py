@@ -100,10 +100,15 @@ class EncoderCues:
     def keep_of(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> list[Tensor]:
         """Of each span which tokens (n,) entered the encoder's blocks; empty where all did."""
         modalities = self._modalities(spans)
-        masks = {modality: one.keep for modality, one in zip(modalities, passes, strict=False) if one.keep}
-        if len(masks) < len(modalities) or not masks:
-            return []
-        return [masks[span.modality][span.order] for span in spans]
+        masks: dict[tuple[str, int], Tensor] = {}
+        for modality, one in zip(modalities, passes, strict=False):
+            if not one.keep:
+                return []
+            sizes = {span.order: len(span.grid) for span in spans if span.modality == modality}
+            orders = sorted(sizes)  # some encoders are handed the frames of a clip one by one, as images
+            parts = torch.cat(one.keep).split([sizes[order] for order in orders])
+            masks |= {(modality, order): part for order, part in zip(orders, parts, strict=True)}
+        return [masks[span.modality, span.order] for span in spans] if len(passes) >= len(modalities) else []
 
     def _modalities(self, spans: Sequence[Span]) -> list[str]:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]

@@ -160,7 +160,8 @@ class Pruning:
         inside = tuple(at[Where.INSIDE_LLM])
         seams: list[Seam] = [BeforeEncoder(stage, adapter) for stage in at[Where.BEFORE_ENCODER]]
         stateful = len(adapter.attention_layers) < len(text.layers)
-        seams.append(BeforeLlm(next(iter(at[Where.BEFORE_LLM]), None), positions, text, stateful))
+        before = next(iter(at[Where.BEFORE_LLM]), None)
+        seams.append(BeforeLlm(before, positions, text, stateful, adapter.token_arguments))
         if adapter.deepstack is not None:
             seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
         seams.append(InsideLlm(inside, adapter))
@@ -250,12 +251,12 @@ class Pruning:
     def _spans(self, call: Call, ids: Tensor, kwargs: dict[str, Any]) -> list[Span]:
         known = {k: v for k, v in kwargs.items() if v is not None}
         if not known.keys() & {"pixel_values", "pixel_values_videos"}:
-            modalities = modalities_in(self._adapter, ids)
-            if modalities:
-                call.passes = self._find_earlier_passes(kwargs)
             # generate that encodes images beforehand keeps their sizes to itself.
             given = self._stack.generations[-1].arguments if self._stack.generations else {}
             given = {k: v for k, v in given.items() if v is not None}
+            modalities = modalities_in(self._adapter, ids, {**given, **known})
+            if modalities:
+                call.passes = self._find_earlier_passes(kwargs)
             known = {**given, **self._encoder.grid_inputs(modalities, call.passes), **known}
         return locate(self._adapter, ids, known)
 
@@ -371,7 +372,7 @@ class Pruning:
         size = options.get("prefill_chunk_size", getattr(given, "prefill_chunk_size", None))
         if not self._stages or not size or prompt is None:
             return
-        if modalities_in(self._adapter, prompt):
+        if modalities_in(self._adapter, prompt, options):
             raise RuntimeStateError(
                 f"prefill_chunk_size={size} cuts prompts into pieces, and images cannot be pruned so; leave "
                 "prefill_chunk_size out: pruned prompts are short."

@@ -13,10 +13,15 @@ from ..models import ModelAdapter
 from ..tokens import Grid
 
 
-def modalities_in(adapter: ModelAdapter, input_ids: Tensor) -> list[str]:
-    """The modalities that a prompt (B, L) holds placeholders of, in the order in which they are encoded."""
-    tokens = adapter.token_ids()
-    return [modality for modality in adapter.modalities if bool((input_ids == tokens[modality]).any())]
+def modalities_in(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[str]:
+    """The modalities that a prompt (B, L) holds placeholders of, in the order in which they are encoded.
+
+    Args:
+        adapter: the model's adapter.
+        input_ids: (B, L) long.
+        inputs: keyword arguments of the forward.
+    """
+    return [one for one in adapter.modalities if bool(adapter.find_placeholders(one, input_ids, inputs).any())]
 
 
 def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[Span]:
@@ -30,15 +35,16 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     Raises:
         ModelError: when the placeholders do not add up to the grids.
     """
-    modalities = modalities_in(adapter, input_ids)
+    modalities = modalities_in(adapter, input_ids, inputs)
     if not modalities:
         return []
-    grids, tokens, runs = adapter.grids(inputs), adapter.token_ids(), adapter.placeholders(inputs)
+    grids, runs = adapter.grids(inputs), adapter.placeholders(inputs)
     spans: list[Span] = []
     for modality in modalities:
         sizes = list(zip(grids.get(modality, []), runs.get(modality, []), strict=True))
-        copies = _count_copies(input_ids, tokens[modality], sum(len(run) for _, run in sizes))
-        found = (input_ids[::copies] == tokens[modality]).nonzero()
+        marked = adapter.find_placeholders(modality, input_ids, inputs)
+        copies = _count_copies(marked, sum(len(run) for _, run in sizes))
+        found = marked[::copies].nonzero()
         sizes = _last_that_fit(sizes, len(found))
         if (total := sum(len(run) for _, run in sizes)) != len(found):
             raise ModelError(
@@ -58,10 +64,10 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     return sorted(spans, key=lambda span: (span.row, int(span.index[0])))
 
 
-def _count_copies(input_ids: Tensor, token: int, total: int) -> int:
-    """How often generate repeated each row (beams) after the images were encoded once."""
-    placeholders = int((input_ids == token).sum())
-    if total == 0 or placeholders % total or input_ids.shape[0] % (copies := placeholders // total or 1):
+def _count_copies(places: Tensor, total: int) -> int:
+    """How often generate repeated each row (beams), of placeholders (B, L) bool, after the images were encoded once."""
+    placeholders = int(places.sum())
+    if total == 0 or placeholders % total or places.shape[0] % (copies := placeholders // total or 1):
         return 1
     return copies
 

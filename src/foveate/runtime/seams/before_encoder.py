@@ -54,7 +54,7 @@ class BeforeEncoder(Seam):
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         for index, block in enumerate(self._adapter.vision_layers()):
             hooks.before(block, functools.partial(self._enter_block, stack, index == 0))
-        for module in self._adapter.token_modules():
+        for module in self._adapter.token_outputs():
             hooks.after(module, functools.partial(self._leave_blocks, stack))
 
     @torch.no_grad()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...grouping import ReadCue, choose
 from ...methods import Stage
@@ -37,13 +38,26 @@ class BeforeLlm(Seam):
         positions: ``"original"`` or ``"compact"``, see `foveate.prune`.
         text: the language model.
         stateful: whether layers of the language model carry a state, in which padding leaves a trace.
+        arguments: names of its keyword arguments that hold one value for each token.
     """
 
-    def __init__(self, stage: Stage | None, positions: Positions, text: Any, stateful: bool = False) -> None:
+    def __init__(
+        self,
+        stage: Stage | None,
+        positions: Positions,
+        text: Any,
+        stateful: bool = False,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.stage, self._positions, self._text, self._stateful = stage, positions, text, stateful
+        self._arguments = arguments
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
+        given = {name: kwargs[name] for name in self._arguments if kwargs.get(name) is not None}
+        # Without a cache, some releases of transformers do not tell of what was generated, which is text.
+        given = {name: pad(value, (0, embeds.shape[1] - value.shape[1])) for name, value in given.items()}
+        kwargs |= given
         layout, unencoded = state.cache.before, state.unencoded
         groups = None if self.stage is None else groups_of(self.stage, state)
         drops = groups is not None and groups.drops
@@ -74,6 +88,7 @@ class BeforeLlm(Seam):
             ids = torch.arange(layout.logical, layout.logical + state.length, device=embeds.device)[None]
         layout.append(kept, sizes)
         kwargs["inputs_embeds"] = kept.gather(embeds)
+        kwargs |= {name: kept.gather(value) for name, value in given.items()}
         kwargs["position_ids"] = self._shorten_positions(ids, kept, layout)
         kwargs["attention_mask"] = self._shorten_mask(state, kept, layout, kwargs)
         state.before, state.valid = kept, layout.valid

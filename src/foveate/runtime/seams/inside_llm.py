@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class InsideLlm(Seam):
         self._config, self._cues = adapter.text.config, LanguageModelCues(stages, adapter)
         layers = len(adapter.text.layers)
         self._attends = frozenset(adapter.attention_layers)
-        self._stateful = len(self._attends) < layers
+        self._stateful, self._arguments = len(self._attends) < layers, adapter.token_arguments
         self.layers = range(min(self._at, default=layers), layers)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
@@ -61,6 +62,10 @@ class InsideLlm(Seam):
             return hidden
         self._mask(state, stage, index, layer, hidden, kwargs)
         state.cut_positions(stage, kwargs)
+        for name in self._arguments:
+            if (value := kwargs.get(name)) is not None:
+                gather = functools.partial(state.inside[stage].gather, value)
+                kwargs[name] = state.once((name, stage), value, gather)
         return hidden
 
     def _mask(

@@ -183,7 +183,7 @@ class ModelAdapter(ABC):
 
     @property
     def token_products(self) -> int:
-        """Multiply-adds for each LLM token in matrix products with what is not a linear layer; none in most families."""
+        """Multiply-adds for each LLM token with what is not a linear layer; none in most families."""
         return 0
 
     def token_outputs(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 VL: a Qwen2-VL-like encoder, a resampler that joins pairs of frames, experts of their own for visual tokens."""
+"""ERNIE 4.5 VL: Qwen2-VL's encoder, a resampler that joins pairs of frames, visual tokens with experts of their own."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ class Ernie45VLMoeAdapter(QwenVLAdapter):
         frames = self._frames_of(len(tokens) * self.merge**2, grids)
         parts = tokens.split([len(grid) * frames for grid in grids])
         pairs = zip(parts, grids, strict=True)
-        return [
-            part.view(grid.frames, frames, -1, *part.shape[1:]).mean(1).flatten(0, 1) for part, grid in pairs
-        ]
+        return [part.view(grid.frames, frames, -1, *part.shape[1:]).mean(1).flatten(0, 1) for part, grid in pairs]
 
     def patches(self, grid: Grid) -> int:
         return super().patches(grid) * (self.pair if grid.frames > 1 else 1)

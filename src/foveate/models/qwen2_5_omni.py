@@ -21,8 +21,9 @@ class Qwen25OmniThinkerAdapter(Qwen25VLAdapter):
 
     @property
     def base(self) -> Any:
-        return self.model
+        inner = self.model.model
+        return inner if hasattr(inner, "visual") else self.model  # which merges by itself before transformers 5.24
 
     @property
     def text(self) -> Any:
-        return self.model.model
+        return getattr(self.model.model, "language_model", self.model.model)

@@ -19,7 +19,7 @@ class QwenVLAdapter(ModelAdapter):
     `encoder_queries`), averaged over the patches of an LLM token; encoder features are averaged likewise.
     """
 
-    modalities = ("image", "video")
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     leaves_out_patches = True
     # What the family's processors subtract from pixels in [0, 1] and divide by; models do not know.
     pixel_mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)

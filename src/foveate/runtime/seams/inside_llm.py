@@ -65,7 +65,7 @@ class InsideLlm(Seam):
         for name in self._arguments:
             if (value := kwargs.get(name)) is not None:
                 gather = functools.partial(state.inside[stage].gather, value)
-                kwargs[name] = state.once((name, stage), value, gather)
+                kwargs[name] = state.compute_once((name, stage), value, gather)
         return hidden
 
     def _mask(

@@ -26,6 +26,7 @@ def test_dense_models_have_none(zoo: Zoo) -> None:
     assert (Cue.ROUTER_LOGITS in adapter_of(zoo.model).available_cues) == sparse
 
 
-def test_the_family_lists_the_cue() -> None:
-    giving = [row.model_type for row in supported_models() if Cue.ROUTER_LOGITS in row.cues]
-    assert {"qwen3_vl_moe", "qwen3_5_moe"} <= set(giving) and not {"qwen3_vl", "qwen3_5", "llava"} & set(giving)
+def test_families_with_experts_list_the_cue() -> None:
+    giving = {row.model_type for row in supported_models() if Cue.ROUTER_LOGITS in row.cues}
+    assert giving >= {"qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe"}
+    assert not giving & {"qwen3_vl", "qwen3_5", "glm4v", "ernie4_5_vl_moe", "llava"}

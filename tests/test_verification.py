@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 import foveate
+import tiny_families
 import tiny_models
 from foveate.errors import ModelError
 from foveate.models import adapter_of
@@ -44,6 +46,15 @@ def test_an_encoder_that_changes_its_mind_is_found_out() -> None:
     assert not report.passed
     assert not any(one.passed for one in report.checks[:3])
     assert "differ by" in report.checks[1].detail
+
+
+def test_a_model_in_16_bits_is_held_to_16_bits() -> None:
+    z = tiny_families.lfm2_vl()
+    model = copy.deepcopy(z.model).bfloat16()
+    inputs = tiny_models.inputs(z, [[tiny_models.picture(84, 112, 0)]], ["what is in the picture?"])
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    report = check(model, inputs, [])
+    assert report.passed, report.checks
 
 
 def test_a_prompt_without_an_image_is_refused() -> None:

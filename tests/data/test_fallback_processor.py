@@ -114,6 +114,17 @@ def test_tiles_of_an_image_lie_behind_each_other_in_one_frame(tmp_path: Path) ->
     assert session.generate(inputs, 2) is not None
 
 
+def test_where_clips_share_the_placeholder_of_images_a_picture_is_a_picture() -> None:
+    zoo = tiny_families.glm4v()
+    tokenizer = copy.deepcopy(zoo.tokenizer)
+    tokenizer.chat_template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", zoo.image)
+    own = FallbackProcessor(tokenizer, zoo.processor.image_processor, adapter_of(zoo.model))
+    content = [{"type": "image", "image": zoo_module.picture(84, 112, 0)}, {"type": "text", "text": "what?"}]
+    inputs = own.apply_chat_template([{"role": "user", "content": content}])
+    assert inputs["mm_token_type_ids"].unique().tolist() == [0, 1] and int(inputs["mm_token_type_ids"].sum()) == 12
+    assert zoo.model(**inputs).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "llava_next_video"])
 def test_pictures_of_several_grids_are_one_placeholder_of_the_template(family: str) -> None:
     """As many placeholders as the model makes features, newlines included; OneVision cuts no tiles of several."""

@@ -56,8 +56,10 @@ class FallbackProcessor:
     def __init__(self, tokenizer: Any, image_processor: Any, adapter: ModelAdapter) -> None:
         self.tokenizer, self.image_processor, self._adapter = tokenizer, image_processor, adapter
         self.chat_template = tokenizer.chat_template
-        self._ids = {kind: adapter.token_ids()[kind] for kind in adapter.modalities}
-        self._tokens = {kind: str(tokenizer.convert_ids_to_tokens(number)) for kind, number in self._ids.items()}
+        ids = {kind: adapter.token_ids()[kind] for kind in adapter.modalities}
+        if ids.get("video") == ids["image"]:  # of clips that need their own processor
+            del ids["video"]
+        self._tokens = {kind: str(tokenizer.convert_ids_to_tokens(number)) for kind, number in ids.items()}
         self.image_token, self.video_token = self._tokens["image"], self._tokens.get("video")
         self._typed = "mm_token_type_ids" in inspect.signature(adapter.model.forward).parameters
         self.batch_decode = tokenizer.batch_decode
@@ -102,7 +104,9 @@ class FallbackProcessor:
         if not self._typed:
             return {**encoded, **media}
         ids = encoded["input_ids"]
-        kinds = sum(((ids == self._ids[kind]).long() * _KINDS[kind] for kind in self._ids), torch.zeros_like(ids))
+        kinds = torch.zeros_like(ids)
+        for kind in self._tokens:
+            kinds[self._adapter.find_placeholders(kind, ids, media)] = _KINDS[kind]
         return {**encoded, **media, "mm_token_type_ids": kinds}
 
     def _repeat_placeholders(self, text: str, token: str, sizes: Sequence[int], framed: bool) -> str:

@@ -98,7 +98,6 @@ class ModelAdapter(ABC):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
-    projects_each_image: ClassVar[bool] = False  # whether the projector is called once for each, with a batch of one
     token_arguments: ClassVar[tuple[str, ...]] = ()  # of language model and layers: (B, L), one value for each token
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
@@ -256,10 +255,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
-        """Vision features before projection, (n, e) per image, from the projector's input.
-
-        With `projects_each_image`, `hidden` (P, e) are the patches of all images, one image after the other.
-        """
+        """Vision features before projection, (n, e) per image, from the projector's input."""
 
     def padding(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: list[Grid]) -> list[Tensor]:
         """(n,) bool per image: tokens that show nothing but padding, from the encoder's arguments; none in most."""

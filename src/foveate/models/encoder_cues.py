@@ -109,10 +109,7 @@ def _more_attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid
 def _features(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
     if not trace.projected:
         raise ModelError("the projector was not called for these images; pass pixel values to the model itself.")
-    hidden = trace.projected[-1]
-    if reader.adapter.projects_each_image:
-        hidden = torch.cat([one.flatten(0, -2) for one in trace.projected[-len(grids) :]])
-    return reader.adapter.encoder_features(hidden, grids)
+    return reader.adapter.encoder_features(trace.projected[-1], grids)
 
 
 @reads(Cue.PADDING)

@@ -30,7 +30,6 @@ class Lfm2VlAdapter(TowerAdapter):
     model_type = "lfm2_vl"
     class_name = "Lfm2VlForConditionalGeneration"
     hybrid = True
-    projects_each_image = True
 
     @property
     def last_norm(self) -> Any:
@@ -39,6 +38,14 @@ class Lfm2VlAdapter(TowerAdapter):
     def recurrent_state(self, layer: int) -> RecurrentState | None:
         short = getattr(self.text.layers[layer], "conv", None)
         return None if short is None else RecurrentState(0, short.conv.weight.shape[0] * short.conv_kernel_size)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The tower's last norm: how the projector is called, for each image or for all, depends on transformers."""
+        return self.vision.post_layernorm
+
+    def token_modules(self) -> list[nn.Module]:
+        return [self.base.multi_modal_projector]
 
     @property
     def merge(self) -> int:
@@ -79,8 +86,10 @@ class Lfm2VlAdapter(TowerAdapter):
         return found
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
-        parts = hidden.split([self.patches(grid) for grid in grids])
-        return [block_means(part, grid, self.merge) for part, grid in zip(parts, grids, strict=True)]
+        norm = self.vision.post_layernorm
+        hidden = norm.forward(hidden.to(norm.weight.dtype))  # past hooks, which brought it here
+        parts = zip(hidden, grids, strict=True)
+        return [block_means(part[: self.patches(grid)], grid, self.merge) for part, grid in parts]
 
     def patches(self, grid: Grid) -> int:
         return len(grid) * self.merge**2  # images are padded to the largest of a call, which is not counted

@@ -755,6 +755,23 @@ _OTHERS = {
     "Qwen3MoeForCausalLM": internvl3_5_moe,
 }
 
+# -- a class that has no adapter of its own, for the generic one
+
+
+@functools.cache
+def deepseek_vl(head_dim: int = 16) -> Zoo:
+    """DeepSeek-VL in small, which the generic adapter serves: SigLIP tower of 56 px, 16 visual tokens; Llama."""
+    tokenizer = tiny_models._tokenizer(image_token="<image>")
+    config = tf.DeepseekVLConfig(
+        vision_config=_siglip(56),
+        text_config={"model_type": "llama", "vocab_size": len(tokenizer), **tiny_models._llm(head_dim)},
+        image_token_id=tokenizer.image_token_id,
+    )
+    images = tf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
+    model = tiny_models._scaled(tf.DeepseekVLForConditionalGeneration(config))
+    return Zoo("deepseek_vl", model, Processor(tokenizer, images, "<image>", 16), "<image>", (tokenizer.image_token_id,))
+
+
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.
 MAKERS: tuple[Callable[[], Zoo], ...] = (
     tiny_models.qwen3_5,
@@ -768,4 +785,5 @@ MAKERS: tuple[Callable[[], Zoo], ...] = (
     *TEXT_BETWEEN,
     *SEEING_LATER,
     *(make for name, make in _OTHERS.items() if hasattr(tf, name)),
+    deepseek_vl,
 )

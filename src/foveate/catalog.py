@@ -19,7 +19,7 @@ from .methods.toolkit import constraints
 from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
-from .models import SupportedModel, supported_models
+from .models import SupportedModel, generic_model, supported_models
 from .tokens import Cue, Source
 
 _LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
@@ -150,7 +150,7 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
 
 def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     """The error messages that users get; MODEL stands for the class of their model."""
-    known, said = supported_models(), list(cls.refusals)
+    known, said = [*supported_models(), generic_model()], list(cls.refusals)
     if cls.where is Where.BEFORE_ENCODER and not all(row.leaves_out_patches for row in known):
         said.append(explain_whole_images("MODEL", cls.name))
     if _edits(cls) and any(row.hybrid for row in known):

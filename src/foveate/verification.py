@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +15,10 @@ from .api import prune
 from .errors import FoveateError, ModelError
 from .methods import get_method, method_names
 from .methods.toolkit.at_layer import AtLayer
+from .methods.toolkit.notes import silence_notes
 from .models import ModelAdapter, adapter_of
 from .runtime.compat import with_cache
 from .runtime.masks import Window, attends
-from .runtime.planner import plan
 from .runtime.prompt import locate
 
 _NEW_TOKENS = 4
@@ -27,11 +29,12 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, tor
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold, whether it does, and by how much not: a sentence."""
+    """One thing that must hold, whether it does, by how much not, and how long it took to find out."""
 
     name: str
     passed: bool
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class CheckReport:
     def passed(self) -> bool:
         """Whether all checks hold."""
         return all(one.passed for one in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data: ``passed``, ``checks`` (a list of their fields) and ``methods``."""
+        return {"passed": self.passed, "checks": [asdict(one) for one in self.checks], "methods": {**self.methods}}
 
 
 @torch.no_grad()
@@ -82,18 +89,27 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
         raise ModelError("check takes one prompt with one or several images; give the processor's inputs of one.")
     if not locate(adapter, ids, inputs):
         raise ModelError("the prompt holds no image to prune; give one with a picture.")
-    checks = [_check_keep_all(adapter, inputs), _check_before_llm(adapter, inputs)]
-    if layer := _layer_inside(adapter):
-        checks.append(_check_inside_llm(adapter, inputs, layer))
-    checks += [_check_cache(adapter, inputs), _check_detach(adapter, inputs)]
+    wanted: list[Callable[[ModelAdapter, Mapping[str, Any]], Check]] = [_check_keep_all, _check_before_llm]
+    if (layer := _layer_inside(adapter)) and not adapter.inside_refused:
+        wanted.append(functools.partial(_check_inside_llm, layer=layer))
+    checks = [_timed(one, adapter, inputs) for one in (*wanted, _check_cache, _check_detach)]
     names = method_names() if methods is None else methods
     return CheckReport(tuple(checks), {name: refusal(adapter, name) for name in names})
+
+
+def _timed(
+    one: Callable[[ModelAdapter, Mapping[str, Any]], Check], adapter: ModelAdapter, inputs: Mapping[str, Any]
+) -> Check:
+    start = time.perf_counter()
+    found = one(adapter, inputs)  # which compares numbers, and so waits for the GPU
+    return replace(found, seconds=time.perf_counter() - start)
 
 
 def refusal(adapter: ModelAdapter, name: str) -> str | None:
     """The sentence with which a method is refused on a model; None where it runs."""
     try:
-        plan(adapter, get_method(name), 0.5, "image", "original", {})
+        with silence_notes(), prune(adapter.model, name, keep=0.5):
+            pass  # what attaches has passed all checks
     except FoveateError as error:
         return str(error)
     return None
@@ -118,7 +134,7 @@ def _check_before_llm(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check
         pruned = _run_head(adapter, inputs)
         kept = [image.kept for image in pruning.report().images]
     index = _indices(adapter, inputs, kept)
-    hidden = adapter.text(**shorten_by_hand(adapter, given, index, kept)).last_hidden_state
+    hidden = adapter.text(**shorten_by_hand(adapter, given, index, kept))[0]
     return _compare("before the LLM: equal to a prompt shortened by hand", _head(adapter, hidden), pruned)
 
 
@@ -142,7 +158,8 @@ def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: i
         kept = [image.kept for image in pruning.report().images]
     index = _indices(adapter, inputs, kept)
     first = given[0]
-    hidden = (first[""][0] if first[""] else first["hidden_states"])[:, index]
+    hidden = (first[""][0] if first[""] else first["hidden_states"])
+    hidden = hidden[:, index.to(hidden.device)]
     for number, (block, kwargs) in enumerate(zip(layers[layer:], given, strict=True), layer):
         rest = {name: value for name, value in kwargs.items() if name not in ("", "hidden_states")}
         rest = {name: _gather(name, value, index) for name, value in with_cache(rest, None).items()}
@@ -216,21 +233,22 @@ def shorten_mask_by_hand(mask: Any, index: Tensor, window: Window | None) -> Any
     """
     if not isinstance(mask, Tensor):
         return mask
+    index = index.to(mask.device)  # layers may lie on several devices
     if mask.ndim != 4:
         return mask[..., index]
     if window is None:
         return mask[:, :, index][..., index]
-    allowed = attends(mask) & ~_within(window, mask.shape[-1])  # what is seen in any case
-    allowed = allowed[:, :, index][..., index] | _within(window, len(index))
+    allowed = attends(mask) & ~_within(window, mask.shape[-1], mask.device)  # what is seen in any case
+    allowed = allowed[:, :, index][..., index] | _within(window, len(index), mask.device)
     if mask.dtype == torch.bool:
         return allowed
     return torch.zeros_like(allowed, dtype=mask.dtype).masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
-def _within(window: Window, length: int) -> Tensor:
+def _within(window: Window, length: int, device: torch.device) -> Tensor:
     """(length, length) bool: what causal attention within a window sees."""
-    order = torch.arange(length)
-    return (order <= order[:, None]) & window.open(order[:, None], order, torch.zeros(1, 1, dtype=torch.long))
+    order = torch.arange(length, device=device)
+    return (order <= order[:, None]) & window.open(order[:, None], order, torch.zeros_like(order[:1, None]))
 
 
 def _gather(name: str, value: Any, index: Tensor) -> Any:
@@ -239,6 +257,7 @@ def _gather(name: str, value: Any, index: Tensor) -> Any:
         return tuple(_gather(name, one, index) for one in value)
     if not isinstance(value, Tensor):
         return value
+    index = index.to(value.device)  # layers may lie on several devices
     if name == "inputs_embeds":
         return value[:, index]
     if name == "position_embeddings":
@@ -308,8 +327,10 @@ def _generate(adapter: ModelAdapter, inputs: Mapping[str, Any], cache: bool) -> 
 def _compare(name: str, expected: Tensor, found: Tensor) -> Check:
     if expected.shape != found.shape:
         return Check(name, False, f"shapes {tuple(expected.shape)} and {tuple(found.shape)} differ")
-    gap = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
-    return Check(name, gap <= _TOLERANCE.get(expected.dtype, 6e-2), f"logits differ by {gap:.1e} of the largest")
+    tolerance = _TOLERANCE.get(expected.dtype, 6e-2)
+    expected, found = expected.float(), found.float().to(expected.device)
+    gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return Check(name, gap <= tolerance, f"logits differ by {gap:.1e} of the largest")
 
 
 def _hooks(model: nn.Module) -> list[int]:

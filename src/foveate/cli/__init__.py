@@ -12,6 +12,7 @@ import typer
 from ..version import __version__
 from .ask import ask
 from .calibrate import calibrate
+from .check import check
 from .demo import demo
 from .errors import SentenceGroup
 from .eval import evaluate
@@ -46,7 +47,7 @@ def options(
     """Prune the visual tokens of multimodal language models: keep the few that matter."""
 
 
-for command in (demo, ask, view, methods, models, calibrate, leaderboard):
+for command in (demo, ask, view, methods, models, check, calibrate, leaderboard):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(train)

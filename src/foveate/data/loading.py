@@ -139,15 +139,22 @@ def _unreachable(name: str) -> bool:
 
 
 def _load(name: str, cached: bool) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from ..models import supported_models
+    from ..models import adapter_of, supported_models
     from .fallback_processor import load_processor
 
-    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached).model_type
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
     supported = sorted({row.model_type for row in supported_models()})
-    if model_type not in supported:
-        raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(supported)}.")
+    if config.model_type not in supported:
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ModelError(
+                f"models of type {config.model_type!r} are not supported; supported: {', '.join(supported)}, and other "
+                "image-text classes of transformers."
+            )
+        with torch.device("meta"):  # raises before the weights are read, which may be large
+            adapter_of(AutoModelForImageTextToText.from_config(config))
     model = AutoModelForImageTextToText.from_pretrained(
         name, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=cached
     )

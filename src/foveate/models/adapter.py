@@ -93,9 +93,9 @@ class ModelAdapter(ABC):
 
     encoder_queries: int = MOST_QUERIES
     model_type: ClassVar[str]
-    class_name: ClassVar[str]
+    class_name: str  # of the family; the generic adapter has that of its model
     relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
-    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    modalities: tuple[str, ...] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
     token_arguments: ClassVar[tuple[str, ...]] = ()  # of language model and layers: (B, L), one value for each token
@@ -107,6 +107,24 @@ class ModelAdapter(ABC):
 
     def check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raise ModelError for a variant of the family that this adapter cannot serve."""
+
+    def check_call(  # noqa: B027
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], length: int, visual: int, mask: Any
+    ) -> None:
+        """Raise ModelError where the language model is called with what cannot be shortened; a family's never is.
+
+        Args:
+            args: positional arguments of the language model.
+            kwargs: its keyword arguments.
+            length: tokens of a prompt.
+            visual: visual tokens of all prompts.
+            mask: as the caller of the model gave it.
+        """
+
+    @property
+    def inside_refused(self) -> str:
+        """Why nothing can be pruned at the layers of the language model, as a clause; empty where it can."""
+        return ""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelAdapter:

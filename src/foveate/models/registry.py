@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import ModelError
 from ..tokens import Cue
 from .adapter import EVERY_MODEL, ModelAdapter
+from .generic import GenericAdapter
 
 ENTRY_POINTS = "foveate.models"
 
@@ -37,23 +38,25 @@ def register_model(cls: A) -> A:
 
 
 def adapter_of(model: nn.Module) -> ModelAdapter:
-    """The adapter of a live model.
+    """The adapter of a live model: its family's, else the generic one where it is safe.
 
     Raises:
-        ModelError: when no adapter serves this model, listing those that are supported.
+        ModelError: when no adapter serves this model, with the reason, listing those that are supported.
     """
     _load_all()
     outer: Any = model
     unwrapped = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
     adapter = _ADAPTERS.get(str(model_type))
-    if adapter is None or not hasattr(unwrapped, "model"):
-        known = ", ".join(f"{a.class_name} ({a.model_type})" for a in _ADAPTERS.values())
-        raise ModelError(
-            f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}. "
-            "CONTRIBUTING.md shows how to add one in one file."
-        )
-    return adapter.of(unwrapped)
+    if adapter is not None and hasattr(unwrapped, "model"):
+        return adapter.of(unwrapped)
+    if hasattr(unwrapped, "get_decoder") and hasattr(unwrapped, "get_output_embeddings"):
+        return GenericAdapter(unwrapped)
+    known = ", ".join(f"{a.class_name} ({a.model_type})" for a in _ADAPTERS.values())
+    raise ModelError(
+        f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}, and "
+        "other image-text classes of transformers. CONTRIBUTING.md shows how to add one in one file."
+    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ def supported_models() -> list[SupportedModel]:
     """
     _load_all()
     return sorted((_row(adapter) for adapter in _ADAPTERS.values()), key=lambda row: row.model_type)
+
+
+def generic_model() -> SupportedModel:
+    """What any other image-text class of transformers gives, where the generic adapter can serve it."""
+    return replace(_row(GenericAdapter), model_type="any other", modalities=("image", "video"))
 
 
 def _row(adapter: type[ModelAdapter]) -> SupportedModel:

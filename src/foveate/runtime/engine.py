@@ -223,7 +223,7 @@ class Pruning:
         self._busy[id(call)] = threading.current_thread()
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None:
-            call.prompt = self._prompt_length(ids, cache_of(kwargs))
+            call.prompt, call.length = self._prompt_length(ids, cache_of(kwargs)), ids.shape[1]
             if ids.shape[1] > 1:  # a decoding step holds no image; not looking saves it a wait for the GPU
                 call.spans = self._spans(call, ids, kwargs)
         elif self._stages and not _length_of(cache_of(kwargs)):
@@ -233,9 +233,14 @@ class Pruning:
             )
 
     def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._stack.calls:
-            self._busy.pop(id(self._stack.calls[-1]), None)
+        call = self._stack.calls[-1] if self._stack.calls else None
+        self._busy.pop(id(call), None)
         self._stack.end()
+        if call is not None and output is not None and call.spans and self._stages and not call.reached:
+            raise RuntimeStateError(
+                f"{self._adapter.class_name} ran on images without calling its language model with their embeddings, "
+                "so nothing was pruned; it needs an adapter of its own, see docs/contributing/add_a_family.md."
+            )
 
     def _prompt_length(self, ids: Tensor, cache: Any) -> int:
         """Tokens of `ids` that are prompt: generating without a cache repeats the prompt with what followed."""
@@ -308,8 +313,11 @@ class Pruning:
         call, outer = stack.preparing or Call(), stack.forward
         stack.forward, stack.replaying = None, False
         embeds = kwargs.get("inputs_embeds")
+        if call.spans and self._stages:
+            self._adapter.check_call(args, kwargs, call.length, sum(len(span.grid) for span in call.spans), call.mask)
         if embeds is None:
             return None
+        call.reached = True
         self._follow_checkpointing()
         cache = cache_of(kwargs)
         known = state_of(cache)

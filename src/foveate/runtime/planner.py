@@ -154,6 +154,11 @@ def plan(
     stages = [stage for stage in wanted if not stage.budget.keeps_all]
     inside = any(stage.where is Where.INSIDE_LLM for stage in stages)
     _check_positions(positions, text_config, inside)
+    if inside and adapter.inside_refused:
+        raise ModelError(
+            f"{adapter.class_name} cannot be pruned inside its language model, because {adapter.inside_refused}; use a "
+            "method before the LLM, such as 'divprune'."
+        )
     if inside and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
     if stages and stages[0].where is Where.BEFORE_ENCODER:

@@ -38,7 +38,8 @@ def locate(adapter: ModelAdapter, input_ids: Tensor, inputs: Mapping[str, Any]) 
     modalities = modalities_in(adapter, input_ids, inputs)
     if not modalities:
         return []
-    grids, runs = adapter.grids(inputs), adapter.placeholders(inputs)
+    known = {**inputs, "input_ids": input_ids}
+    grids, runs = adapter.grids(known), adapter.placeholders(known)
     spans: list[Span] = []
     for modality in modalities:
         sizes = list(zip(grids.get(modality, []), runs.get(modality, []), strict=True))

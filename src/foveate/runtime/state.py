@@ -98,14 +98,18 @@ class Call:
     Args:
         spans: the images of the prompt.
         prompt: how many of its tokens are prompt; generating without a cache repeats the prompt with what followed.
+        length: how many tokens a row has.
         mask: as the caller gave it.
         passes: the encoder's passes for these images.
+        reached: whether its embeddings came by where they are pruned.
     """
 
     spans: list[Span] = field(default_factory=list)
     prompt: int = 0
+    length: int = 0
     mask: Any = None
     passes: list[EncoderPass] = field(default_factory=list)
+    reached: bool = False
     logits_to_keep: Any = None  # as the caller asked for them, and where these tokens have gone
     logits_places: Tensor | None = None
     outer: Under = (None, None, None)  # what this thread was in the middle of; a hook of the user's may call the model

@@ -769,7 +769,9 @@ def deepseek_vl(head_dim: int = 16) -> Zoo:
     )
     images = tf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
     model = tiny_models._scaled(tf.DeepseekVLForConditionalGeneration(config))
-    return Zoo("deepseek_vl", model, Processor(tokenizer, images, "<image>", 16), "<image>", (tokenizer.image_token_id,))
+    return Zoo(
+        "deepseek_vl", model, Processor(tokenizer, images, "<image>", 16), "<image>", (tokenizer.image_token_id,)
+    )
 
 
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.

@@ -158,7 +158,7 @@ def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: i
         kept = [image.kept for image in pruning.report().images]
     index = _indices(adapter, inputs, kept)
     first = given[0]
-    hidden = (first[""][0] if first[""] else first["hidden_states"])
+    hidden = first[""][0] if first[""] else first["hidden_states"]
     hidden = hidden[:, index.to(hidden.device)]
     for number, (block, kwargs) in enumerate(zip(layers[layer:], given, strict=True), layer):
         rest = {name: value for name, value in kwargs.items() if name not in ("", "hidden_states")}

@@ -62,7 +62,7 @@ class GenericAdapter(ModelAdapter):
         self._nothing = nn.Identity()  # stands for an encoder or a projector that is not found: it costs nothing
         super().__init__(model)
         self.class_name = type(model).__name__
-        self.modalities = tuple(self.token_ids())
+        self.modalities = tuple(self.token_ids())  # type: ignore[misc]  # those of this very model
 
     def check(self) -> None:
         reason = next(self._reasons(), None)

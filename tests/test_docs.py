@@ -17,6 +17,7 @@ from PIL import Image
 from foveate.catalog import facts_of
 from foveate.cli import app
 from foveate.methods import method_names
+from foveate.models import supported_models
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -206,6 +207,11 @@ def run_blocks(blocks: list[str]) -> dict[str, Any]:
     for block in blocks:
         exec(compile(block, "<docs>", "exec"), namespace)
     return namespace
+
+
+def test_the_readme_names_every_class_that_is_supported() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [model.class_name for model in supported_models() if f"`{model.class_name}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=name_of)

@@ -157,6 +157,12 @@ def test_listings_name_everything() -> None:
     assert "llava" in run("models").stdout
 
 
+def test_a_method_is_told_without_the_markup_of_docstrings() -> None:
+    shown = run("methods", "idpruner").stdout
+    assert "``" not in shown
+    assert '`scorer="published"`' in shown
+
+
 def test_bad_requests_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
     for keep in ("0", "1", "150%", "abc", "-5", "nan"):
         assert_one_sentence(run("ask", scene, COUNT, f"--keep={keep}"), "keep")

@@ -193,6 +193,16 @@ def test_what_is_not_installed_is_a_sentence(
         write_report(report, tmp_path)
 
 
+def test_a_leaderboard_of_one_evaluation_is_told_where_its_folder_is(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "results.json").write_text("{}")
+    with pytest.raises(
+        EvaluationError,
+        match=re.escape(f"one holds one evaluation; give the folder in which it and others are: {tmp_path}."),
+    ):
+        write_leaderboard(tmp_path / "one", tmp_path / "page.md")
+
+
 def test_the_leaderboard(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "leaderboard.md"
     with pytest.raises(EvaluationError, match="there are no results"):

@@ -41,13 +41,16 @@ def _method(name: str) -> None:
 
     from ..catalog import facts_of
 
+    def plain(text: str) -> Text:
+        return Text(text.replace("``", "`"))  # as Markdown writes code
+
     one, console = facts_of(name), Console()
     facts = Table.grid(padding=(0, 2))
     for label, fact in one.facts.items():
-        facts.add_row(Text(label, style="bold"), Text(fact))
+        facts.add_row(Text(label, style="bold"), plain(fact))
     console.print(Text(one.summary, style="bold"))
     if one.about:
-        console.print(Text(f"\n{one.about}\n"))
+        console.print(plain(f"\n{one.about}\n"))
     console.print(facts)
     if not one.hyperparameters:
         return
@@ -55,7 +58,7 @@ def _method(name: str) -> None:
     for heading in ("name", "type", "must be", "default", "meaning"):
         table.add_column(heading, no_wrap=heading == "name")
     for field in one.hyperparameters:
-        table.add_row(*map(Text, (field.name, field.type, field.constraint, field.default, field.description)))
+        table.add_row(*map(plain, (field.name, field.type, field.constraint, field.default, field.description)))
     console.print(table)
     if not one.published:
         return

@@ -79,7 +79,8 @@ def scorer(
         read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
     questions = read or _generate_samples(session, samples, seed)
 
-    size = f"{len(questions)} questions in {recipe.steps(len(questions))} steps"
+    steps = recipe.steps(len(questions))
+    size = f"{len(questions)} questions in {steps} step{'s' * (steps != 1)}"
     if accelerator.is_main_process:
         for one in bad:
             typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)

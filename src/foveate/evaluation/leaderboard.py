@@ -83,6 +83,9 @@ def result_folders(results: Path) -> list[Path]:
         EvaluationError: when there are none.
     """
     folders = sorted(path.parent for path in results.glob(f"*/{RESULTS}")) if results.is_dir() else []
+    if not folders and (results / RESULTS).is_file():
+        whole = results.resolve().parent
+        raise EvaluationError(f"{results} holds one evaluation; give the folder in which it and others are: {whole}.")
     if not folders:
         raise EvaluationError(f"there are no results in {results}; make some with `foveate eval -o {results}/NAME`.")
     return folders

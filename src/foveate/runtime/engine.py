@@ -26,7 +26,8 @@ from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
-from .logits import ShortenedLoss, check_labels, check_logits_to_keep, place_logits_to_keep
+from .labels import ShortenedLoss, check_labels
+from .logits import check_logits_to_keep, place_logits_to_keep
 from .masks import check_last_row, check_length, custom_mask, is_packed, read_bidirectional, unmasked_of
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, build_report

@@ -42,8 +42,8 @@ the methods that run.
 ## All classes of transformers {RELEASE}
 
 The table is made by a test that builds each class with random weights, tiny, from its configuration alone, and runs
-`foveate.check` on it. "Generic, not tried" means that no such model or no picture for it could be made that way; the
-generic adapter then takes it unless it finds a reason not to, and `foveate check` tells on a checkpoint.
+`foveate.check` on it. "Not tried" means that no such model or no picture for it could be made that way; the generic
+adapter then takes it unless it finds a reason not to, and `foveate check` tells whether it is right on a checkpoint.
 
 | model type | class | served by | why |
 |---|---|---|---|
@@ -52,7 +52,7 @@ generic adapter then takes it unless it finds a reason not to, and `foveate chec
 
 @dataclass(frozen=True)
 class Row:
-    """What foveate does with one class: "own adapter", "generic", "generic, not tried", "refused" or "wrong"."""
+    """What foveate does with one class: "own adapter", "generic", "not tried", "refused" or "wrong"."""
 
     model_type: str
     class_name: str
@@ -67,7 +67,8 @@ class Row:
 def outcome(model_type: str) -> Row:
     """What foveate does with a class, found out on a tiny model of it."""
     name = dict(tiny_classes.classes())[model_type]
-    if model_type in {row.model_type for row in supported_models()}:
+    own = {known for row in supported_models() for known in (row.model_type, row.class_name)}
+    if {model_type, name} & own:  # some classes are listed under several model types
         return Row(model_type, name, "own adapter")
     try:
         model = tiny_classes.build(model_type)
@@ -79,7 +80,7 @@ def outcome(model_type: str) -> Row:
     except foveate.FoveateError as error:
         return Row(model_type, name, "refused", _reason(str(error)))
     except tiny_classes.NotTiny as error:
-        return Row(model_type, name, "generic, not tried", str(error))
+        return Row(model_type, name, "not tried", str(error))
     if report.passed:
         return Row(model_type, name, "generic")
     return Row(model_type, name, "wrong", "; ".join(f"{one.name}: {one.detail}" for one in report.checks))
@@ -93,7 +94,7 @@ def _looked_at(model_type: str, name: str, why: str) -> Row:
         pass
     except foveate.FoveateError as error:
         return Row(model_type, name, "refused", _reason(str(error)))
-    return Row(model_type, name, "generic, not tried", why)
+    return Row(model_type, name, "not tried", why)
 
 
 def _reason(sentence: str) -> str:

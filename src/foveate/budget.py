@@ -196,7 +196,7 @@ def _parse(keep: object) -> float | int | str:
         if keep.strip() == AUTO:
             return AUTO
         keep = _from_text(keep)
-    keep = _plain(keep)
+    keep = plain_scalar(keep)
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
         raise BudgetError(f"keep={keep!r} is not a budget. {_HELP}.")
     if isinstance(keep, int):
@@ -210,15 +210,15 @@ def _parse(keep: object) -> float | int | str:
     return float(keep)
 
 
-def _plain(keep: object) -> object:
+def plain_scalar(value: object) -> object:
     """Scalars of NumPy and PyTorch as Python's own; everything else as it is.
 
     A float of less than 64 bits becomes the decimal that it stands for: 0.7, not 0.699999988.
     """
-    if getattr(keep, "shape", None) != () or not callable(item := getattr(keep, "item", None)):
-        return keep
-    value = item()
-    return float(f"{value:.6g}") if isinstance(value, float) and "float64" not in str(keep.dtype) else value  # type: ignore[attr-defined]
+    if getattr(value, "shape", None) != () or not callable(item := getattr(value, "item", None)):
+        return value
+    plain = item()
+    return float(f"{plain:.6g}") if isinstance(plain, float) and "float64" not in str(value.dtype) else plain  # type: ignore[attr-defined]
 
 
 def _from_text(text: str) -> float | int:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ...budget import plain_scalar
 from ...errors import MethodError, near_miss
+from .published import untouched
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ Proportions = tuple[Annotated[float, AtLeast(1e-6)], ...]
 
 
 def check_fields(method: Any, name: str) -> None:
-    """Raise MethodError for a field of a method whose value its type does not allow; lists become tuples.
+    """Raise MethodError for a field of a method whose value its type does not allow.
+
+    Lists become tuples, and scalars of NumPy and PyTorch Python's own.
 
     Args:
         method: a dataclass.
@@ -81,11 +85,24 @@ def check_fields(method: Any, name: str) -> None:
     """
     cls: Any = type(method)
     for field, hint in _hints(cls).items():
-        value = getattr(method, field)
-        if isinstance(value, list) and any(typing.get_origin(one) is tuple for one in _parts(hint)):
-            value = tuple(value)  # JSON has lists only
+        given = getattr(method, field)
+        value = _plain(hint, given)
+        if value is not given and field not in untouched(method):
             object.__setattr__(method, field, value)
         _check(f"{name}: {field}", hint, value)
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """A value of a field as methods, their ``repr`` and JSON want it; itself where it is so already."""
+    kinds = _parts(hint)
+    if any(kind not in _WORDS and not typing.get_origin(kind) and _is_instance(value, kind) for kind in kinds):
+        return value
+    tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    if tuples and isinstance(value, (list, tuple)):  # JSON has lists only
+        parts = tuple(map(plain_scalar, value))
+        alike = isinstance(value, tuple) and all(one is other for one, other in zip(parts, value, strict=True))
+        return value if alike else parts
+    return plain_scalar(value)
 
 
 def in_words(cls: type, field: str) -> str:
@@ -111,27 +128,65 @@ def _parts(hint: Any) -> list[Any]:
 def _check(label: str, hint: Any, value: Any) -> None:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        _check(label, parts[0], value)
+        if not any(hasattr(constraint, "check") for constraint in parts[1:]) or typing.get_origin(parts[0]) is tuple:
+            _check(label, parts[0], value)
         for constraint in parts[1:]:
             if hasattr(constraint, "check"):
                 constraint.check(label, value, parts[0] is int)
     elif origin is Literal:
         check_choice(label, value, parts)
     elif origin in (typing.Union, types.UnionType):
-        kinds = [kind for kind in parts if kind is not type(None)]
-        if len(kinds) == 1 and value is not None:
-            _check(label, kinds[0], value)
+        _check_union(label, parts, value)
     elif origin is tuple:
         if not isinstance(value, tuple):
             raise MethodError(f"{label}={value!r} must be several values, such as (1, 2).")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         for kind, one in zip(kinds, value, strict=False):  # how many there must be, methods say themselves
             _check(label, kind, one)
+    elif not _is_instance(value, hint):
+        raise MethodError(f"{label}={value!r} must be {_word(hint)}.")
+
+
+def _check_union(label: str, kinds: Collection[Any], value: Any) -> None:
+    named = [kind for kind in kinds if kind is not type(None)]
+    if value is None and len(named) < len(kinds):
+        return
+    if len(named) == 1:  # whose sentence says more
+        return _check(label, named[0], value)
+    for kind in named:
+        try:
+            return _check(label, kind, value)
+        except MethodError:
+            continue
+    raise MethodError(f"{label}={value!r} must be {' or '.join(dict.fromkeys(map(_word, kinds)))}.")
+
+
+_WORDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _word(kind: Any) -> str:
+    """A type in a sentence."""
+    if typing.get_origin(kind) is Annotated:
+        constraints = [str(one) for one in typing.get_args(kind)[1:] if hasattr(one, "check")]
+        return " ".join([_word(typing.get_args(kind)[0]), *constraints])
+    if kind is type(None):
+        return "None"
+    return _WORDS.get(kind) or (f"a {kind.__name__}" if isinstance(kind, type) else str(kind))
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, in which a bool is no number; true of types that cannot be asked."""
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # such as Any, a protocol or list[int]
+        return True
 
 
 def check_choice(label: str, value: Any, known: Collection[Any]) -> None:
     """Raise MethodError unless `value` is one of `known`."""
-    if value not in known:
+    if not any(type(value) is type(one) and value == one for one in known):  # True is not 1, nor an array anything
         raise MethodError(f"{label}={value!r} is unknown{near_miss(str(value), known)}")
 
 
@@ -150,4 +205,4 @@ def _describe(hint: Any, found: list[str], each: str) -> None:
 def _is_number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) if whole else isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, int) if whole else isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

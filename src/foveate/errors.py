@@ -104,6 +104,8 @@ _NEAR = 0.65  # how alike two names are, from 0 to 1, for the one to be a misspe
 def near_miss(name: str, known: Iterable[str]) -> str:
     """A suffix such as ``; did you mean 'idpruner'?`` followed by the known names."""
     names = sorted(known)
+    if not names:
+        return "; it has none."
     close = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"{hint} Known: {', '.join(names)}."

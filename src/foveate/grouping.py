@@ -229,10 +229,46 @@ def select(method: Method, tokens: VisualTokens, count: Tensor, checked: bool = 
         MethodError: where the method does not keep what it was asked for.
     """
     selection = method.select(tokens, count)
+    _check_form(method, selection, tokens.valid.shape)
     selection = replace(selection, keep=selection.keep & tokens.valid)
     if checked and not torch.equal(found := selection.keep.sum(1), count):
         raise MethodError(f"{method.name} kept {found.tolist()} tokens where {count.tolist()} were asked for.")
+    if checked and selection.target is not None and selection.weight is not None:
+        _check_merges(method, selection.keep, selection.target, selection.weight)
     return selection
+
+
+def _check_form(method: Method, selection: object, shape: torch.Size) -> None:
+    """Raise MethodError unless a method gave a Selection of tensors as it must be; nothing waits for the device."""
+    if not isinstance(selection, Selection):
+        raise MethodError(f"{method.name}: select gave a {type(selection).__name__}; it must give a foveate.Selection.")
+    parts = {"keep": selection.keep, "target": selection.target, "weight": selection.weight}
+    for name, wanted in (("keep", "bool"), ("target", "long"), ("weight", "float")):
+        part = parts[name]
+        if part is None and name != "keep":
+            continue
+        if not isinstance(part, Tensor) or part.shape != shape or _kind(part.dtype) != wanted:
+            found = f"{tuple(part.shape)} of {part.dtype}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise MethodError(
+                f"{method.name}: the {name} that select gave is {found}; it must be {tuple(shape)}, {wanted}."
+            )
+    if (selection.target is None) != (selection.weight is None):
+        raise MethodError(f"{method.name}: select gave a target without a weight, or the reverse; give both, or none.")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "float" if dtype.is_floating_point else {torch.bool: "bool", torch.long: "long"}.get(dtype, str(dtype))
+
+
+def _check_merges(method: Method, keep: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Raise MethodError where tokens flow elsewhere than into kept ones, or by a weight that is not a number."""
+    flows, last = target >= 0, target.shape[1] - 1
+    right = (target <= last) & keep.gather(1, target.clamp(0, last)) & weight.isfinite()
+    if not bool((right | ~flows).all()):
+        raise MethodError(
+            f"{method.name} merges tokens into others than kept ones, or by weights that are not finite; give -1 as "
+            "the target of a token that flows nowhere."
+        )
 
 
 def _gather_cue(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> Tensor:
@@ -261,7 +297,8 @@ def _token_sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selecti
 def _count_by_content(method: Method, tokens: VisualTokens) -> Tensor:
     """How many tokens of each group the method wants to keep, at least as many as it must leave: (P,) long."""
     counts = method.counts(tokens)
-    if counts is None or counts.shape != tokens.features.shape[:1] or counts.is_floating_point():
+    whole = isinstance(counts, Tensor) and not counts.is_floating_point() and counts.dtype != torch.bool
+    if counts is None or not whole or counts.shape != tokens.features.shape[:1]:
         raise MethodError(
             f"{method.name} must give one whole number for each of {len(tokens.grids)} pools with keep='auto', but "
             f"gave {counts}; give keep a fraction such as 0.25 instead."

@@ -72,7 +72,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     module = f"{__name__}.{name.lower()}"
     found = None
-    if name != name.lower() and not name.startswith("_") and find_spec(module) is not None:
+    if name != name.lower() and name.isidentifier() and name[0] != "_" and find_spec(module) is not None:
         found = getattr(import_module(module), name, None)
     if found is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,7 @@ from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
-from .toolkit.constraints import AtLeast, Share
+from .toolkit.constraints import AtLeast, PositiveShare, Share
 from .toolkit.feature_source import Source, cues_of, features_of
 from .toolkit.merging import Mixture, identity_targets
 from .toolkit.published import published
@@ -130,7 +130,7 @@ class Nuwa(TwoStageMethod):
     rows: Annotated[int, AtLeast(1)] = published(1, qwen2_5_vl=3)
     heads: Heads = published("mean", qwen2_5_vl="max")
     behind: Annotated[int, AtLeast(0)] = published(0, qwen2_5_vl=1)
-    ratio: Share = published(1 / 7, qwen2_5_vl=0.42)
+    ratio: PositiveShare = published(1 / 7, qwen2_5_vl=0.42)
 
     @property
     def needs(self) -> frozenset[Cue]:

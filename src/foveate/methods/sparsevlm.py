@@ -172,8 +172,8 @@ class SparseVlm(Method):
 
 def check_heads(heads: float) -> None:
     """Raise MethodError unless this is a share in (0, 1] or a whole number."""
-    number = isinstance(heads, (int, float)) and not isinstance(heads, bool) and math.isfinite(heads)
-    if not number or heads <= 0 or (heads > 1 and heads != int(heads)):
+    number = isinstance(heads, (int, float)) and not isinstance(heads, bool) and heads < math.inf
+    if not number or not heads > 0 or (heads > 1 and heads != int(heads)):
         raise MethodError(f"sparsevlm: heads={heads!r} must be in (0, 1], a share, or a whole number of heads.")
 
 

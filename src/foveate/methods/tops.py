@@ -87,8 +87,6 @@ class Tops(HybridMethod):
     def validate(self) -> None:
         if len(self.shares) != 3 or list(self.shares) != sorted(self.shares, reverse=True):
             raise MethodError(f"tops: shares={self.shares} must be three that fall, such as (8.0, 4.0, 1.0).")
-        if self.layers is not None and len(self.layers) != 2:
-            raise MethodError(f"tops: layers={self.layers} must be two, such as (12, 24).")
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -31,7 +31,7 @@ from ..selection import topk
 from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import Cue, EncoderReading, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Where
-from .toolkit.constraints import AtLeast, Share
+from .toolkit.constraints import AtLeast, PositiveShare, Share
 from .toolkit.merging import group_size, identity_targets, nearest
 from .toolkit.published import published
 from .toolkit.regions import full_windows, rank_within, region_of
@@ -94,7 +94,7 @@ class VScan(TwoStageMethod):
     window: Annotated[int, AtLeast(1)] = published(6, qwen2_5_vl=4)
     windows: Windows = published("same", qwen2_5_vl="capped")
     depth: Share = 5 / 22
-    ratio: Share = 1 / 3
+    ratio: PositiveShare = 1 / 3
     rotary: bool = published(True, qwen2_5_vl=False)
 
     @property

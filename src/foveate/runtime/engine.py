@@ -80,11 +80,11 @@ class Pruning:
         self._deep = any(stage.where is not Where.BEFORE_LLM for stage in stages) or bool(self._edits or bias or cut)
         try:
             self._install()
-        except BaseException:
+            _ATTACHED[adapter.text] = self
+            announce(note for stage in self._stages for note in (stage.method.note, stage.note))
+        except BaseException:  # also of a note, or of who is logged to: nobody could detach it
             self.detach()
             raise
-        _ATTACHED[adapter.text] = self
-        announce(note for stage in self._stages for note in (stage.method.note, stage.note))
 
     def __enter__(self) -> Pruning:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -229,6 +229,8 @@ def _plan_stages(
 def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]:
     """The stages of a bound method, each at the first layer from its own on that gives the attention that it reads."""
     stages = method.stages(facts.layers, budget)
+    if not isinstance(stages, (list, tuple)) or not stages or not all(isinstance(one, Stage) for one in stages):
+        raise MethodError(f"{method.name}: its stages are {stages!r}; they must be a list of foveate.Stage, at least one.")
     readable = [facts.readable_layer(stage.layer, stage.method) for stage in stages]
     if readable == [stage.layer for stage in stages]:
         return stages
@@ -277,7 +279,7 @@ def _check_decreasing(given: Sequence[Stage]) -> None:
         if budget.by_content:
             continue
         before, left = least.setdefault(type(budget.keep), (method, budget))
-        if float(budget.keep) > float(left.keep):
+        if budget.keep > left.keep:  # type: ignore[operator]
             raise MethodError(
                 f"{method.name} cannot keep {budget}, as {before.name} before it leaves {left}; give falling "
                 "budgets, such as keep=[0.5, 0.25]."
@@ -286,6 +288,11 @@ def _check_decreasing(given: Sequence[Stage]) -> None:
 
 
 def _check_cues(adapter: ModelAdapter, method: Method) -> None:
+    needs: object = method.needs
+    if not isinstance(needs, Set) or not all(isinstance(cue, Cue) for cue in needs):
+        raise MethodError(
+            f"{method.name}: needs={needs!r} must be a set of cues, such as frozenset({{foveate.Cue.TEXT_EMBEDDINGS}})."
+        )
     missing = method.needs - adapter.available_cues
     if missing:
         raise ModelError(explain_missing_cues(adapter.class_name, method.name, missing))

@@ -7,7 +7,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
-| types of hyperparameters | `Share`, `Cosine`, `Layer`, `Layers`, `Proportions`, and `Between`, `AtLeast`, `Rising` |
+| types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions`, and `Between`, `AtLeast`, `Above`, `Rising` |
 | hyperparameters that go together | `check_falling`, `check_layer_of` |
 | what is compared | `cues_of`, `features_of`, `centre` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
@@ -23,7 +23,7 @@ from .apportion import largest_remainder
 from .at_layer import AtLayer
 from .base import Method, ModelFacts, Provenance, Stage, Where
 from .centring import centre
-from .constraints import AtLeast, Between, Cosine, Layer, Layers, Proportions, Rising, Share
+from .constraints import Above, AtLeast, Between, Cosine, Layer, Layers, PositiveShare, Proportions, Rising, Share
 from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
 from .feature_source import cues_of, features_of
@@ -42,6 +42,7 @@ from .validation import check_falling, check_layer_of, check_undropped
 from .wrapper import Wrapper
 
 __all__ = [
+    "Above",
     "AtLayer",
     "AtLeast",
     "AttentionEdit",
@@ -56,6 +57,7 @@ __all__ = [
     "Mixture",
     "ModelFacts",
     "Note",
+    "PositiveShare",
     "Proportions",
     "Provenance",
     "Rising",

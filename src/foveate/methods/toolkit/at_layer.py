@@ -11,22 +11,23 @@ from ...errors import MethodError
 from ...tokens import Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Where, in_words
 from .constraints import AtLeast
+from .registry import get_method
 from .validation import check_layer_of
 from .wrapper import Wrapper
 
 _HIDDEN_STATES = "The features are hidden states of the LLM instead of its inputs."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class AtLayer(Wrapper):
     """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
 
     Examples:
-        >>> foveate.AtLayer(foveate.get_method("divprune"), 2).name
+        >>> foveate.AtLayer("divprune", 2).name
         'divprune@2'
 
     Args:
-        base: the method to run there.
+        base: the method to run there, by name or with its hyperparameters.
         layer: zero-based layer whose input is shortened.
     """
 
@@ -34,6 +35,11 @@ class AtLayer(Wrapper):
 
     base: Method
     layer: Annotated[int, AtLeast(0)]
+
+    def __init__(self, base: str | Method, layer: int) -> None:
+        object.__setattr__(self, "base", get_method(base))
+        object.__setattr__(self, "layer", layer)
+        self.__post_init__()
 
     def validate(self) -> None:
         places = self.base.places()

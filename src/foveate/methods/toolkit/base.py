@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...budget import Budget
 from ...devices import full_precision
-from ...errors import MethodError
+from ...errors import MethodError, near_miss
 from ...importance.attention_prior import short_name
 from ...tokens import Cue, EncoderReading, Grid, Selection, Source, VisualTokens
 from .constraints import check_fields
@@ -66,6 +66,21 @@ class Stage:
     layer: int
     budget: Budget
     asked: int | None = None
+
+    def __post_init__(self) -> None:
+        name = self.method.name if isinstance(self.method, Method) else str(self.method)
+        if not isinstance(self.method, Method) or not isinstance(self.budget, Budget):
+            raise MethodError(f"{name}: a Stage has a Method and a Budget, not {self.method!r} and {self.budget!r}.")
+        if not isinstance(self.where, Where):
+            raise MethodError(f"{name}: where={self.where!r} is not a place; give a foveate.Where.")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int):
+            raise MethodError(f"{name}: layer={self.layer!r} is not a layer; give a whole number.")
+        outside = {Where.BEFORE_ENCODER: -1, Where.BEFORE_LLM: 0}
+        if self.where in outside and self.layer != outside[self.where]:
+            raise MethodError(
+                f"{name}: a stage {self.where.value} has layer={outside[self.where]}, not {self.layer}; use "
+                "Stage.before_llm or Stage.inside_llm."
+            )
 
     @property
     def note(self) -> Note | None:
@@ -293,7 +308,15 @@ class Method(ABC):
         return dataclasses.replace(self, **values) if values else self
 
     def with_settings(self, **settings: Any) -> Method:
-        """This method with some settings changed; published ones that the user left alone still follow the model."""
+        """This method with some settings changed; published ones that the user left alone still follow the model.
+
+        Raises:
+            MethodError: for a setting that it does not have, or a value that it refuses.
+        """
+        known = [field.name for field in dataclasses.fields(self) if field.init]
+        for name in settings:
+            if name not in known:
+                raise MethodError(f"{self.name} has no hyperparameter {name!r}{near_miss(name, known)}")
         unset = unset_settings(self)
         kept = [field.name for field in dataclasses.fields(self) if field.init and field.name not in unset]
         return type(self)(**{**{name: getattr(self, name) for name in kept}, **settings})
@@ -305,7 +328,7 @@ class Method(ABC):
         depend on the model and on whether the budget goes by content, but not on how much it keeps.
         """
         if self.where is Where.INSIDE_LLM:
-            return [Stage.inside_llm(self, int(getattr(self, "layer", -1)), budget)]
+            return [Stage.inside_llm(self, getattr(self, "layer", -1), budget)]
         return [Stage(self, self.where, -1 if self.where is Where.BEFORE_ENCODER else 0, budget)]
 
     @final

@@ -55,6 +55,21 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
+class Above:
+    """A finite number above `low`."""
+
+    low: float
+
+    def check(self, label: str, value: Any, whole: bool) -> None:
+        """Raise MethodError, which begins with `label`, unless the value fits; `whole` asks for an int."""
+        if not _is_number(value, whole) or value <= self.low:
+            raise MethodError(f"{label}={value!r} must be {'a whole number ' if whole else ''}{self}.")
+
+    def __str__(self) -> str:
+        return f"above {self.low:g}"
+
+
+@dataclass(frozen=True)
 class Rising:
     """Layers in rising order, at least one."""
 
@@ -68,6 +83,7 @@ class Rising:
 
 
 Share = Annotated[float, Between(0, 1)]
+PositiveShare = Annotated[float, Between(0, 1), Above(0)]
 Cosine = Annotated[float, Between(-1, 1)]
 Layer = Annotated[int, AtLeast(1)]  # zero-based, of the LLM; what enters layer 0 enters the LLM
 Layers = Annotated[tuple[Layer, ...], Rising()]
@@ -141,7 +157,10 @@ def _check(label: str, hint: Any, value: Any) -> None:
         if not isinstance(value, tuple):
             raise MethodError(f"{label}={value!r} must be several values, such as (1, 2).")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
-        for kind, one in zip(kinds, value, strict=False):  # how many there must be, methods say themselves
+        if len(kinds) != len(value):
+            number = {1: "one value", 2: "two values", 3: "three values"}.get(len(kinds), f"{len(kinds)} values")
+            raise MethodError(f"{label}={value!r} must be {number}.")
+        for kind, one in zip(kinds, value, strict=True):
             _check(label, kind, one)
     elif not _is_instance(value, hint):
         raise MethodError(f"{label}={value!r} must be {_word(hint)}.")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import inspect
 import pkgutil
+import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from ...errors import MethodError, near_miss
 from .base import Method, Provenance
+from .notes import LOGGER
 
 _PACKAGE = "foveate.methods"
 
@@ -32,6 +36,11 @@ RESERVED = frozenset(
     }
 )
 ENTRY_POINTS = "foveate.methods"
+# Not names of methods: what the command line and tables of evaluations call other things.
+RESERVED_NAMES = frozenset({"all", "unpruned", "blind", "oracle", "downsample"})
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # commas, @ and # separate names from what follows them
+_BROKEN: dict[str, str] = {}  # entry points that gave no method, and why
+_LOADED: set[EntryPoint] = set()
 
 
 def register_method(name: str) -> Callable[[M], M]:
@@ -49,19 +58,20 @@ def register_method(name: str) -> Callable[[M], M]:
 
     Raises:
         MethodError: when the name is taken by another class or is not lower-case, when the class is not a Method or its
-            `provenance` is not a Provenance, and when a field is called like an argument of `foveate.prune` or a key of
-            its configurations.
+            `provenance` is not a Provenance, when it has another name already or no `select`, and when a field is
+            called like an argument of `foveate.prune` or a key of its configurations.
     """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise MethodError(f"method name {name!r} must be lower-case letters, digits, '-', '_' and '.', such as 'mine'.")
 
     def add(cls: M) -> M:
-        taken = _METHODS.get(name)
-        if name != name.lower() or not name:
-            raise MethodError(f"method name {name!r} must be lower-case.")
-        if taken is not None and taken.__qualname__ != cls.__qualname__:
-            raise MethodError(
-                f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another."
-            )
         _check_class(name, cls)
+        by = _owner(name)
+        if by is not None and by != _place(cls):
+            raise MethodError(f"method name {name!r} is taken by {by}; choose another.")
+        other = vars(cls).get("name")
+        if other != name and _METHODS.get(str(other)) is cls:
+            raise MethodError(f"{name}: {cls.__qualname__} is registered as {other!r} already; register a subclass.")
         hints = vars(cls).get("__annotations__", {})  # where the class is not a dataclass yet
         fields = {field.name for field in dataclasses.fields(cls)}
         fields |= {field for field, hint in hints.items() if "ClassVar" not in str(hint)}
@@ -87,6 +97,28 @@ def _check_class(name: str, cls: object) -> None:
         )
 
 
+def _place(cls: type) -> str:
+    """Where a class stands, which stays as it is when its module is loaded or its cell run again."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _owner(name: str) -> str | None:
+    """What has a name, if anything; foveate's own methods have theirs before they are imported."""
+    if name in RESERVED_NAMES:
+        return "foveate itself"
+    if name in _METHODS:
+        return _place(_METHODS[name])
+    if name in _own_modules():
+        importlib.import_module(f"{_PACKAGE}.{name}")
+        return _place(_METHODS[name]) if name in _METHODS else None
+    return None
+
+
+@functools.cache
+def _own_modules() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__))
+
+
 def method_class(name: str) -> type[Method]:
     """The class registered under `name`, imported on first use.
 
@@ -95,6 +127,8 @@ def method_class(name: str) -> type[Method]:
     """
     if name not in _METHODS:
         _load_all()
+    if name in _BROKEN:
+        raise MethodError(_BROKEN[name])
     if name not in _METHODS:
         raise MethodError(f"unknown method {name!r}{near_miss(name, _METHODS)}")
     return _METHODS[name]
@@ -119,6 +153,8 @@ def get_method(name: str | Method, **hyperparameters: Any) -> Method:
     if not isinstance(name, str):
         raise MethodError(f"{name!r} is not a method; give a name such as 'idpruner', or a Method.")
     cls = method_class(name)
+    if "__dataclass_fields__" not in vars(cls) and vars(cls).get("__annotations__"):
+        raise MethodError(f"{name}: {cls.__qualname__} is not a dataclass; decorate it with @dataclass(frozen=True).")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in hyperparameters:
         if key not in fields:
@@ -150,5 +186,21 @@ def _load_all() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{_PACKAGE}.{module.name}")
     for entry in entry_points(group=ENTRY_POINTS):
+        if entry not in _LOADED:
+            _LOADED.add(entry)
+            _load_entry(entry)
+
+
+def _load_entry(entry: EntryPoint) -> None:
+    """Register the method of an installed package; one that is broken takes nothing else with it."""
+    try:
+        cls = entry.load()
+        if entry.name not in _METHODS or _METHODS[entry.name] is not cls:
+            register_method(entry.name)(cls)
+    except Exception as error:
+        package = entry.dist.name if entry.dist else entry.value
+        why = str(error).rstrip(".") or type(error).__name__
+        sentence = f"the method {entry.name!r} of the package {package} cannot be used: {why}."
         if entry.name not in _METHODS:
-            register_method(entry.name)(entry.load())
+            _BROKEN[entry.name] = sentence
+        LOGGER.warning(sentence)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...budget import Budget
 from .base import Method, ModelFacts, Stage
-from .constraints import Layer, Share
+from .constraints import Layer, PositiveShare
 from .schedules import layer_average
 from .validation import check_layer_of
 
@@ -34,7 +34,7 @@ class TwoStageMethod(HybridMethod):
     """
 
     layer: Layer | None = None
-    ratio: Share = 0.5
+    ratio: PositiveShare = 0.5
 
     @abstractmethod
     def second_stage(self) -> Method:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import Budget, BudgetError, Conversation, FoveateError
+from foveate import Budget, BudgetError, Conversation, FoveateError, get_method
 
 sizes = st.integers(1, 20_000)
 fractions = st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False)
@@ -178,3 +178,9 @@ def test_scopes_of_conversations_are_checked():
         Budget("auto", "conversation")
     with pytest.raises(BudgetError, match="or 'conversation'"):
         Budget(0.5, "conversations")
+
+
+def test_what_a_stage_leaves_is_not_a_budget_of_its_own() -> None:
+    first = get_method("vscan").stages(32, Budget(0.25))[0].budget
+    with pytest.raises(BudgetError, match="0.375 is what one stage of a schedule leaves"):
+        Budget(first)

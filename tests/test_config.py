@@ -281,3 +281,32 @@ def test_prune_takes_budgets_with_their_scope(llava: Zoo) -> None:
     assert Budget(Budget(0.25)) == Budget(0.25) and Budget(Budget(9, "frame")).scope == "frame"
     with pytest.raises(FoveateError, match="contradict"):
         Budget(Budget(9, "frame"), "image")
+
+
+def test_equal_numbers_are_equal_whether_they_are_whole_or_not() -> None:
+    whole, real = (PruningConfig(get_method("scope", alpha=alpha)) for alpha in (3, 3.0))
+    assert whole == real and hash(whole) == hash(real) and len({whole, real}) == 1
+    in_list = [PruningConfig(get_method("tops", shares=shares)) for shares in ((4, 2, 1), [4.0, 2.0, 1.0])]
+    assert in_list[0] == in_list[1] and hash(in_list[0]) == hash(in_list[1])
+
+
+def test_a_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"keep": 0.5}', encoding="utf-8-sig")
+    assert PruningConfig.from_pretrained(path) == PruningConfig(keep=0.5)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000])
+def test_names_that_no_file_can_have_are_refused(name: str) -> None:
+    with pytest.raises(foveate.ConfigError, match="can be read at"):
+        PruningConfig.from_pretrained(name)
+    with pytest.raises(foveate.ConfigError, match="cannot write"):
+        PruningConfig().save_pretrained(name)
+
+
+def test_a_method_has_no_setting_that_its_class_has_not() -> None:
+    for changed in (lambda: get_method("vscan").with_settings(nope=1), lambda: get_method(get_method("vscan"), nope=1)):
+        with pytest.raises(foveate.MethodError, match="vscan has no hyperparameter 'nope'"):
+            changed()
+    with pytest.raises(foveate.MethodError, match="divprune has no hyperparameter 'layer'; it has none."):
+        get_method("divprune", layer=3)

@@ -39,3 +39,41 @@ def test_a_selection_has_exact_counts_of_tokens_that_are_there() -> None:
     with pytest.raises(MethodError, match=r"kept \[4, 6\] tokens where \[4, 5\] were asked for"):
         select(KeepsAll(), tokens, torch.tensor([4, 5]))
     assert select(KeepsAll(), tokens, torch.tensor([4, 5]), checked=False).keep.sum() == 10
+
+
+KEEP = torch.tensor([[True, False, True, False]])
+PLACES = torch.tensor([[0, 0, 2, -1]])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (KEEP, "select gave a Tensor; it must give a foveate.Selection"),
+        (None, "select gave a NoneType"),
+        (Selection(KEEP.long()), r"the keep that select gave is \(1, 4\) of torch.int64; it must be \(1, 4\), bool"),
+        (Selection(KEEP[:, :3]), r"\(1, 3\) of torch.bool"),
+        (Selection(KEEP[0]), r"\(4,\) of torch.bool"),
+        (Selection(KEEP, PLACES), "a target without a weight"),
+        (Selection(KEEP, PLACES.float(), torch.ones(1, 4)), "the target that select gave"),
+        (Selection(KEEP, PLACES, torch.ones(4)), "the weight that select gave"),
+        (Selection(KEEP, torch.tensor([[0, 1, 2, -1]]), torch.ones(1, 4)), "into others than kept ones"),
+        (Selection(KEEP, torch.tensor([[0, 9, 2, -1]]), torch.ones(1, 4)), "into others than kept ones"),
+        (Selection(KEEP, PLACES, torch.full((1, 4), torch.nan)), "weights that are not finite"),
+    ],
+)
+def test_what_is_not_a_selection_is_said(given: object, says: str) -> None:
+    class Careless(type(get_method("divprune"))):  # type: ignore[misc]
+        def select(self, tokens: VisualTokens, count: torch.Tensor) -> object:
+            return given
+
+    with pytest.raises(MethodError, match=says):
+        select(Careless(), VisualTokens(torch.zeros(1, 4, 2), ((PICTURE,),)), torch.tensor([2]))
+
+
+def test_merges_into_kept_tokens_are_let_through() -> None:
+    class Merges(type(get_method("divprune"))):  # type: ignore[misc]
+        def select(self, tokens: VisualTokens, count: torch.Tensor) -> Selection:
+            return Selection(KEEP, PLACES, torch.tensor([[0.5, 0.5, 1.0, torch.nan]]))  # of one that flows nowhere
+
+    chosen = select(Merges(), VisualTokens(torch.zeros(1, 4, 2), ((PICTURE,),)), torch.tensor([2]))
+    assert chosen.target is PLACES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -163,3 +164,26 @@ def test_as_grid() -> None:
     assert as_grid([4, 2, 3]) == Grid(2, 3, frames=4)
     with pytest.raises(SelectionError, match="rows, columns"):
         as_grid([1])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: VisualTokens(torch.ones(1, 6, 4), (Grid(2, 3),)), "must be a tuple of Grid"),
+        (lambda: VisualTokens(torch.ones(1, 6, 4), (((2, 3),),)), "must be a tuple of Grid"),
+        (lambda: VisualTokens.of(torch.ones(6, 4).long(), Grid(2, 3)), "features are torch.int64"),
+        (lambda: VisualTokens([[1.0]], ((Grid(1, 1),),)), "features are a list"),
+        (lambda: VisualTokens(torch.ones(1, 1, 1), ((Grid(1, 1),),), {"last_norm": torch.ones(1, 1)}), "is not a cue"),
+        (lambda: VisualTokens(torch.ones(1, 1, 1), ((Grid(1, 1),),), {Cue.ENCODER_ATTENTION: None}), "a NoneType"),
+        (lambda: Grid(-1, 3), "rows=-1"),
+        (lambda: Grid(2, 2.5), "columns=2.5"),
+        (lambda: Grid(2, 3, "4"), "frames='4'"),
+    ],
+)
+def test_what_does_not_fit_is_said(make, says):
+    with pytest.raises(SelectionError, match=says):
+        make()
+
+
+def test_grids_of_other_integers_are_grids():
+    assert repr(Grid(torch.tensor(2), np.int64(3))) == "Grid(rows=2, columns=3, frames=1)"

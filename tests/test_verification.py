@@ -14,6 +14,7 @@ import tiny_models
 from foveate.errors import ModelError
 from foveate.models import adapter_of
 from foveate.verification import Check, check
+from runtime.helpers import single
 
 EVERY = (*tiny_models.MAKERS, *tiny_models.HYBRID_MAKERS)
 
@@ -72,3 +73,9 @@ def test_several_prompts_are_refused() -> None:
 
 def test_a_failed_check_fails_the_report() -> None:
     assert not foveate.CheckReport((Check("a", True), Check("b", False)), {}).passed
+
+
+def test_methods_are_named_rightly(llava: tiny_models.Zoo) -> None:
+    assert list(foveate.check(llava.model, single(llava), "divprune").methods) == ["divprune"]
+    with pytest.raises(foveate.MethodError, match="did you mean 'divprune'"):
+        foveate.check(llava.model, single(llava), ["divprun"])

@@ -102,6 +102,8 @@ class Budget:
     def __init__(self, keep: float | int | str | Budget, scope: ScopeLike | None = None) -> None:
         scope = Conversation() if scope == "conversation" else scope
         if isinstance(keep, Budget):
+            if type(keep) is not Budget:
+                raise BudgetError(f"{keep} is what one stage of a schedule leaves, which cannot be asked for. {_HELP}.")
             scope, keep = common_scope([keep], scope), keep.keep
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "scope", "image" if scope is None else scope)

@@ -33,7 +33,7 @@ class PruningConfig:
         0.25
 
     The same data configures the command line (``--config``) and a vLLM server
-    (``--hf-overrides '{"foveate": {...}}'``). Two configurations are equal where they prune alike.
+    (``--hf-overrides '{"foveate": {...}}'``). Two configurations are equal where their data is.
 
     Args:
         method: a method's name or instance, a list of them, or a `compose`; kept as instances.
@@ -73,17 +73,17 @@ class PruningConfig:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PruningConfig):
             return NotImplemented
-        return self is other or self._identity() == other._identity()
+        return self is other or self._data() == other._data()
 
     def __hash__(self) -> int:
-        return hash(self._identity())
+        return hash(_hashable(self._data()))
 
-    def _identity(self) -> str:
+    def _data(self) -> Any:
         """What two equal configurations share; settings that follow the model differ from those that are given."""
         try:
-            return json.dumps(self.to_dict(), sort_keys=True)
+            return self.to_dict()
         except FoveateError:  # something in memory, which is like itself alone
-            return repr(id(self))
+            return id(self)
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -160,8 +160,9 @@ class PruningConfig:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path} ({error.strerror}); give another folder.") from None
+        except (OSError, ValueError) as error:  # the latter of a name that no file can have
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot write {path} ({why}); give another folder.") from None
         return path
 
     @classmethod
@@ -171,28 +172,36 @@ class PruningConfig:
         Raises:
             FoveateError: where there is none, and as of `from_dict`.
         """
-        place = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        return cls.from_dict(read_json(place))
+        return cls.from_dict(read_json(Path(path)))
 
 
 def read_json(path: Path) -> Any:
-    """The data in a JSON file, strictly: no key twice, and no numbers that are none.
+    """The data in a JSON file or of the configuration in a folder, strictly: no key twice, no numbers that are none.
 
     Raises:
         ConfigError: where there is no such file, or it holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"no pruning configuration can be read at {path} ({error.strerror}); write one with save_pretrained."
-        ) from None
+        path = path / FILE_NAME if path.is_dir() else path
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin files with a mark
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text, but a pruning configuration is JSON such as {_EXAMPLE}.") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"no pruning configuration can be read at {path} ({why}); write one with save_pretrained."
+        ) from None
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); write it as {_EXAMPLE}.") from None
+
+
+def _hashable(data: Any) -> Any:
+    """JSON data as tuples; equal numbers stay equal, whether they are whole or not."""
+    if isinstance(data, dict):
+        return frozenset((key, _hashable(value)) for key, value in data.items())
+    return tuple(map(_hashable, data)) if isinstance(data, list) else data
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -233,6 +234,17 @@ class Grid:
     columns: int
     frames: int = 1
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            given = getattr(self, field.name)
+            try:
+                number = operator.index(given)
+            except TypeError:
+                number = -1
+            if number < 0:
+                raise SelectionError(f"a Grid has whole numbers of rows, columns and frames, not {field.name}={given!r}.")
+            object.__setattr__(self, field.name, number)
+
     def __len__(self) -> int:
         return self.frames * self.rows * self.columns
 
@@ -299,6 +311,9 @@ class VisualTokens:
     ) -> None:
         _check_features(features, grids)
         held = dict(cues)
+        for cue in held:
+            if not isinstance(cue, Cue):
+                raise SelectionError(f"{cue!r} is not a cue; give a foveate.Cue, or {cue}=... as an argument.")
         for name, value in named.items():
             cue = _cue_named(name)
             if value is None:
@@ -391,6 +406,15 @@ def _cue_named(keyword: str) -> Cue:
 
 
 def _check_features(features: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> None:
+    if not isinstance(features, Tensor) or not features.dtype.is_floating_point:
+        found = features.dtype if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise SelectionError(f"features are {found}, but must be a tensor of floats (B, N, d).")
+    for group in grids:
+        if not isinstance(group, (tuple, list)) or not all(isinstance(grid, Grid) for grid in group):
+            raise SelectionError(
+                f"the grids of a group are {group!r}, but must be a tuple of Grid; of one image in each of two groups: "
+                "((Grid(2, 3),), (Grid(4, 4),))."
+            )
     if features.ndim != 3 or features.shape[0] != len(grids):
         raise SelectionError(
             f"features {tuple(features.shape)} must be (B, N, d) with one tuple of grids per group, "
@@ -411,6 +435,8 @@ def _sizes_of(features: Tensor, shown: Iterable[tuple[str, Tensor, tuple[str, ..
     sizes = dict(zip("BNd", features.shape, strict=True))
     for name, value, axes, kind in shown:
         axes = ("B", *axes)
+        if not isinstance(value, Tensor):
+            raise SelectionError(f"{name} is a {type(value).__name__}, but must be a tensor.")
         for axis, length in zip(axes, value.shape, strict=False):
             if axis in "MD":
                 sizes.setdefault(axis, length)  # the first that has this axis says how long it is

@@ -16,6 +16,7 @@ from .errors import FoveateError, ModelError
 from .methods import get_method, method_names
 from .methods.toolkit.at_layer import AtLayer
 from .methods.toolkit.notes import silence_notes
+from .methods.toolkit.registry import method_class
 from .models import ModelAdapter, adapter_of
 from .runtime.compat import with_cache
 from .runtime.masks import Window, attends
@@ -80,9 +81,14 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
         methods: the methods to try, by name; all when None.
 
     Raises:
-        FoveateError: for a model that is not supported, or a prompt without an image.
+        FoveateError: for a model that is not supported, a prompt without an image, or an unknown method.
     """
     adapter = adapter_of(model)
+    names = method_names() if methods is None else [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        method_class(name)
+    if not isinstance(inputs, Mapping):
+        raise ModelError("check takes what the processor returned with return_tensors='pt', a mapping.")
     inputs = {name: value for name, value in inputs.items() if value is not None}
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or len(ids) != 1:
@@ -93,7 +99,6 @@ def check(model: nn.Module, inputs: Mapping[str, Any], methods: Sequence[str] | 
     if (layer := _layer_inside(adapter)) and not adapter.inside_refused:
         wanted.append(functools.partial(_check_inside_llm, layer=layer))
     checks = [_timed(one, adapter, inputs) for one in (*wanted, _check_cache, _check_detach)]
-    names = method_names() if methods is None else methods
     return CheckReport(tuple(checks), {name: refusal(adapter, name) for name in names})
 
 

@@ -112,3 +112,8 @@ def test_every_field_of_every_method_can_be_set(name: str) -> None:
             (read,) = configure_methods([name], together)
             got = getattr(read, key)
             assert got == value or value in (Path(text), got) or got == text == getattr(value, "name", None), together
+
+
+def test_a_setting_is_given_once(toy: type[Method]) -> None:
+    with pytest.raises(InputError, match="--set layer: it is given twice, as 1 and as 2"):
+        configured(["fastv"], ["layer=1", "layer=2"])

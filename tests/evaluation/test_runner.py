@@ -324,3 +324,9 @@ def test_refusals_are_sentences_of_foveate(done: tuple[Results, Path]) -> None:
     with pytest.raises(MethodError) as error, foveate.prune(PAIR[0], "evs", 0.25):
         answers(*PAIR, [Prompt(suite("scenes").samples[0].open(), "how many stars are there?")])
     assert done[0].refused[0]["why"] == str(error.value)
+
+
+def test_the_key_of_a_method_that_was_moved_to_a_layer() -> None:
+    for run in (Run("divprune@1", "50%"), Run("random", "50%", seed=2), Run("unpruned"), Run("divprune", "64")):
+        back = Run.of_key(run.key)
+        assert (back.label, back.keep, back.seed) == (run.label, run.keep, run.seed)

@@ -68,7 +68,11 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     from ..methods.toolkit.registry import method_class
     from ..methods.toolkit.settings import UnfitError, from_text, settable
 
-    given = dict(_split(setting) for setting in settings)
+    given: dict[str, str] = {}
+    for key, text in map(_split, settings):
+        if key in given:
+            raise InputError(f"--set {key}: it is given twice, as {given[key]} and as {text}; leave one of them out.")
+        given[key] = text
     hints = {name: settable(method_class(name)) for name in names}
     known = {key for fields in hints.values() for key in fields}
     for key in given:

@@ -59,7 +59,7 @@ def _method(name: str) -> None:
         table.add_column(heading, no_wrap=heading == "name")
     for field in one.hyperparameters:
         table.add_row(*map(plain, (field.name, field.type, field.constraint, field.default, field.description)))
-    console.print(table)
+    show(console, table)
     if not one.published:
         return
     table = Table(title=PUBLISHED, title_justify="left", show_lines=True)

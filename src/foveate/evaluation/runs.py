@@ -48,7 +48,8 @@ class Run:
     @classmethod
     def of_key(cls, key: str) -> Run:
         """What a key says of a run: all but its method."""
-        name, _, keep = key.partition("@")
+        name, _, keep = key.rpartition("@")  # the last: a method that was moved to a layer has one in its name
+        name, keep = (name, keep) if name else (keep, "")
         label, _, seed = name.partition("#")
         return cls(label, keep, seed=int(seed) if seed else None)
 

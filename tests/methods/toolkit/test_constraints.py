@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate import MethodError, Selection, VisualTokens
 from foveate.methods import Method, get_method, method_names, published
 from foveate.methods.toolkit.constraints import AtLeast, Between, Cosine, Layer, Layers, PositiveShare, Share, in_words
-from foveate.methods.toolkit.published import untouched
+from foveate.methods.toolkit.published import unset_settings
 from foveate.methods.toolkit.registry import method_class
 from foveate.methods.toolkit.settings import settable
 
@@ -111,7 +111,7 @@ def test_scalars_of_numpy_and_pytorch_are_plain_numbers() -> None:
         "power": 2.0,
     }
     assert repr(Toy(**given)) == repr(Toy(**plain))
-    assert untouched(Toy(**given)) == frozenset() and untouched(Toy()) == {"power"}
+    assert unset_settings(Toy(**given)) == frozenset() and unset_settings(Toy()) == {"power"}
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from ...budget import plain_scalar
 from ...errors import MethodError, near_miss
-from .published import untouched
+from .published import unset_settings
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def check_fields(method: Any, name: str) -> None:
     for field, hint in _hints(cls).items():
         given = getattr(method, field)
         value = _plain(hint, given)
-        if value is not given and field not in untouched(method):
+        if value is not given and field not in unset_settings(method):
             object.__setattr__(method, field, value)
         _check(f"{name}: {field}", hint, value)
 

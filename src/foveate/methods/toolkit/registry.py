@@ -79,6 +79,8 @@ def register_method(name: str) -> Callable[[M], M]:
             raise MethodError(
                 f"{name} cannot have a hyperparameter {clash[0]!r}, which foveate.prune uses itself; rename it."
             )
+        if inspect.isabstract(cls):
+            raise MethodError(f"{name}: {cls.__qualname__} chooses nothing; give it a method `select`.")
         cls.name = name
         _METHODS[name] = cls
         return cls

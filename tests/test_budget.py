@@ -182,5 +182,5 @@ def test_scopes_of_conversations_are_checked():
 
 def test_what_a_stage_leaves_is_not_a_budget_of_its_own() -> None:
     first = get_method("vscan").stages(32, Budget(0.25))[0].budget
-    with pytest.raises(BudgetError, match="0.375 is what one stage of a schedule leaves"):
+    with pytest.raises(BudgetError, match=r"0\.375 is what one stage of a schedule leaves"):
         Budget(first)

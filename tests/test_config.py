@@ -308,5 +308,5 @@ def test_a_method_has_no_setting_that_its_class_has_not() -> None:
     for changed in (lambda: get_method("vscan").with_settings(nope=1), lambda: get_method(get_method("vscan"), nope=1)):
         with pytest.raises(foveate.MethodError, match="vscan has no hyperparameter 'nope'"):
             changed()
-    with pytest.raises(foveate.MethodError, match="divprune has no hyperparameter 'layer'; it has none."):
+    with pytest.raises(foveate.MethodError, match="divprune has no hyperparameter 'layer'; it has none"):
         get_method("divprune", layer=3)

@@ -252,7 +252,8 @@ def _check_form(method: Method, selection: object, shape: torch.Size) -> None:
             raise MethodError(
                 f"{method.name}: the {name} that select gave is {found}; it must be {tuple(shape)}, {wanted}."
             )
-    if (selection.target is None) != (selection.weight is None):
+    own = type(selection).merged is not Selection.merged  # such as a mixture, which needs no weights
+    if (selection.target is None) != (selection.weight is None) and not own:
         raise MethodError(f"{method.name}: select gave a target without a weight, or the reverse; give both, or none.")
 
 

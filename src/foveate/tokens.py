@@ -242,7 +242,9 @@ class Grid:
             except TypeError:
                 number = -1
             if number < 0:
-                raise SelectionError(f"a Grid has whole numbers of rows, columns and frames, not {field.name}={given!r}.")
+                raise SelectionError(
+                    f"a Grid has whole numbers of rows, columns and frames, not {field.name}={given!r}."
+                )
             object.__setattr__(self, field.name, number)
 
     def __len__(self) -> int:

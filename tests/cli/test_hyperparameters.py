@@ -116,4 +116,4 @@ def test_every_field_of_every_method_can_be_set(name: str) -> None:
 
 def test_a_setting_is_given_once(toy: type[Method]) -> None:
     with pytest.raises(InputError, match="--set layer: it is given twice, as 1 and as 2"):
-        configured(["fastv"], ["layer=1", "layer=2"])
+        configure_methods(["fastv"], ["layer=1", "layer=2"])

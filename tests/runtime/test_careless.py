@@ -62,7 +62,10 @@ def test_refused(own: dict[str, Any], says: str, llava: Zoo) -> None:
 @pytest.mark.parametrize("counts", [[3], 3, torch.tensor([True]), torch.tensor([3.0]), torch.tensor(3), None])
 def test_counts(counts: Any, llava: Zoo) -> None:
     method = type("Careless", (Largest,), {"counts": lambda self, tokens: counts})()
-    with foveate.prune(llava.model, method, keep="auto"), pytest.raises(MethodError, match="must give one whole number"):
+    with (
+        foveate.prune(llava.model, method, keep="auto"),
+        pytest.raises(MethodError, match="must give one whole number"),
+    ):
         logits(llava, single(llava))
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,19 @@ _EQUAL = 1 + 1e-5  # by which factor a rater must exceed the mean, so that round
 
 
 @register_method("sparsevlm")
+class _NumberOrShare:
+    """A share in (0, 1], or a whole number."""
+
+    def check(self, label: str, value: Any, whole: bool) -> None:
+        """Raise MethodError, which begins with `label`, unless the value fits."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and value < math.inf
+        if not number or not value > 0 or (value > 1 and value != int(value)):
+            raise MethodError(f"{label}={value!r} must be {self}.")
+
+    def __str__(self) -> str:
+        return "in (0, 1], a share, or a whole number of heads"
+
+
 @dataclass(frozen=True)
 class SparseVlm(Method):
     """The highest attention of the words that the image is about, at several layers.
@@ -97,12 +110,11 @@ class SparseVlm(Method):
     shares: Proportions | None = None
     unbias: bool = True
     floor: Annotated[float, AtLeast(1e-6)] = 0.05
-    heads: int | float = 14
+    heads: Annotated[int | float, _NumberOrShare()] = 14
     recycle: bool = False
     groups: Literal["fewest", "most"] = "fewest"
 
     def validate(self) -> None:
-        check_heads(self.heads)
         if self.shares is not None:
             check_falling("sparsevlm", self.shares, len(self.layers or _OF_32))
 
@@ -168,13 +180,6 @@ class SparseVlm(Method):
     def _number(self, heads: int) -> int:
         """How many of so many heads count."""
         return min(heads, int(self.heads)) if self.heads > 1 else max(1, int(self.heads * heads))
-
-
-def check_heads(heads: float) -> None:
-    """Raise MethodError unless this is a share in (0, 1] or a whole number."""
-    number = isinstance(heads, (int, float)) and not isinstance(heads, bool) and heads < math.inf
-    if not number or not heads > 0 or (heads > 1 and heads != int(heads)):
-        raise MethodError(f"sparsevlm: heads={heads!r} must be in (0, 1], a share, or a whole number of heads.")
 
 
 def raters_of(visual: Tensor, text: Tensor) -> Tensor:

@@ -230,7 +230,9 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
     """The stages of a bound method, each at the first layer from its own on that gives the attention that it reads."""
     stages = method.stages(facts.layers, budget)
     if not isinstance(stages, (list, tuple)) or not stages or not all(isinstance(one, Stage) for one in stages):
-        raise MethodError(f"{method.name}: its stages are {stages!r}; they must be a list of foveate.Stage, at least one.")
+        raise MethodError(
+            f"{method.name}: its stages are {stages!r}; they must be a list of foveate.Stage, at least one."
+        )
     readable = [facts.readable_layer(stage.layer, stage.method) for stage in stages]
     if readable == [stage.layer for stage in stages]:
         return stages

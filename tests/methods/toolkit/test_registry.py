@@ -60,7 +60,7 @@ def test_names_that_mean_something_else(name: str) -> None:
 def test_a_name_is_foveates_before_its_module_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_METHODS", {})
     monkeypatch.delitem(sys.modules, "foveate.methods.stride")
-    with pytest.raises(MethodError, match="'stride' is taken by foveate.methods.stride.Stride"):
+    with pytest.raises(MethodError, match=r"'stride' is taken by foveate\.methods\.stride\.Stride"):
         register_method("stride")(First)
 
 
@@ -102,7 +102,9 @@ def test_a_broken_package_breaks_nothing_else(monkeypatch: pytest.MonkeyPatch, c
         assert foveate.method_names() == names
     assert "whole" in names and "gone" not in names
     assert foveate.get_method("fastv").__class__.__module__ == "foveate.methods.fastv"
-    with pytest.raises(MethodError, match="'gone' of the package .* cannot be used: No module named 'no_such_package'"):
+    with pytest.raises(
+        MethodError, match=r"'gone' of the package .* cannot be used: No module named 'no_such_package'"
+    ):
         foveate.get_method("gone")
     assert [record.message[:22] for record in caplog.records] == ["the method 'gone' of t", "the method 'fastv' of "]
 

@@ -7,7 +7,8 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
-| types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions`, and `Between`, `AtLeast`, `Above`, `Rising` |
+| types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
+| and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
 | hyperparameters that go together | `check_falling`, `check_layer_of` |
 | what is compared | `cues_of`, `features_of`, `centre` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |

@@ -51,7 +51,6 @@ _OF_32 = (3, 7, 16)  # the inputs of these are the outputs of the paper's layers
 _EQUAL = 1 + 1e-5  # by which factor a rater must exceed the mean, so that rounding makes none
 
 
-@register_method("sparsevlm")
 class _NumberOrShare:
     """A share in (0, 1], or a whole number."""
 
@@ -65,6 +64,7 @@ class _NumberOrShare:
         return "in (0, 1], a share, or a whole number of heads"
 
 
+@register_method("sparsevlm")
 @dataclass(frozen=True)
 class SparseVlm(Method):
     """The highest attention of the words that the image is about, at several layers.

@@ -102,9 +102,7 @@ def test_a_broken_package_breaks_nothing_else(monkeypatch: pytest.MonkeyPatch, c
         assert foveate.method_names() == names
     assert "whole" in names and "gone" not in names
     assert foveate.get_method("fastv").__class__.__module__ == "foveate.methods.fastv"
-    with pytest.raises(
-        MethodError, match=r"'gone' of the package .* cannot be used: No module named 'no_such_package'"
-    ):
+    with pytest.raises(MethodError, match=r"'gone' of the package .* cannot be used: No module named"):
         foveate.get_method("gone")
     assert [record.message[:22] for record in caplog.records] == ["the method 'gone' of t", "the method 'fastv' of "]
 

@@ -82,8 +82,13 @@ def test_nothing_is_left_untold(name: str) -> None:
     assert result.exit_code == 0, result.output
     said = "".join(result.stdout.split())
     for text in (one.summary, one.about, *one.facts.values()):
-        assert "".join(text.split()) in said
+        assert "".join(text.replace("``", "`").split()) in said
     assert all(field.name in said for field in one.hyperparameters)
+
+
+def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "…" not in CliRunner().invoke(app, ["methods", "idpruner"]).stdout
 
 
 @pytest.mark.parametrize("name", method_names())

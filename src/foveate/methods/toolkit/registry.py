@@ -189,8 +189,8 @@ def _load_all() -> None:
         importlib.import_module(f"{_PACKAGE}.{module.name}")
     for entry in entry_points(group=ENTRY_POINTS):
         if entry not in _LOADED:
-            _LOADED.add(entry)
             _load_entry(entry)
+            _LOADED.add(entry)  # behind it, so that no thread takes it for loaded meanwhile
 
 
 def _load_entry(entry: EntryPoint) -> None:

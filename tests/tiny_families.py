@@ -501,7 +501,104 @@ def paligemma2(head_dim: int = 16) -> Zoo:
     return _siglip_model(tf.PaliGemmaForConditionalGeneration, text, "paligemma2", 64, 0, head_dim)
 
 
-SEEING_LATER = (gemma3, paligemma, paligemma2)
+@dataclass(frozen=True)
+class FittingProcessor(Processor):
+    """Pictures of any size in squares of patches; the image processor counts their tokens."""
+
+    def _grid_counts(self, media: dict[str, Tensor]) -> list[int]:
+        counts: list[int] = media.pop("num_soft_tokens_per_image").tolist()
+        return counts
+
+
+@functools.cache
+def gemma4(head_dim: int = 16) -> Zoo:
+    """Gemma 4 in small, as its larger models: images whose tokens see each other in layers with a window of 12."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]
+    return _gemma4(head_dim, layer_types=kinds, use_bidirectional_attention="vision", hidden_size_per_layer_input=0)
+
+
+@functools.cache
+def gemma4_small(head_dim: int = 16) -> Zoo:
+    """Gemma 4 in small, as its smaller models: an input for each layer, and layers that share keys of lower ones."""
+    kinds = ["sliding_attention"] * 3 + ["full_attention", "sliding_attention", "full_attention"]
+    return _gemma4(
+        head_dim, layer_types=kinds, num_hidden_layers=6, num_kv_shared_layers=2, hidden_size_per_layer_input=8
+    )
+
+
+def _gemma4(head_dim: int, layer_types: list[str], **text: Any) -> Zoo:
+    tokenizer = tiny_models._tokenizer("<boi>", "<eoi>", image_token="<image>", video_token="<video>")
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "patch_size": 14,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 64,
+    }
+    config = tf.Gemma4Config(
+        text_config={
+            **tiny_models._llm(head_dim),
+            "vocab_size": len(tokenizer),
+            "vocab_size_per_layer_input": len(tokenizer),
+            "global_head_dim": 2 * head_dim,
+            "sliding_window": 12,
+            "layer_types": layer_types,
+            **text,
+        },
+        vision_config=vision,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        audio_token_id=len(tokenizer) + 1,
+    )
+    images = tf.models.gemma4.image_processing_pil_gemma4.Gemma4ImageProcessorPil(
+        patch_size=14, pooling_kernel_size=2, max_soft_tokens=70
+    )
+    model = tiny_models._scaled(tf.Gemma4ForConditionalGeneration(config), seed=1)
+    name = "gemma4_small" if text.get("num_kv_shared_layers") else "gemma4"
+    visual = (tokenizer.image_token_id, tokenizer.video_token_id)
+    return Zoo(name, model, FittingProcessor(tokenizer, images, "<image>"), "<boi><image><eoi>", visual)
+
+
+@functools.cache
+def llama4(head_dim: int = 16) -> Zoo:
+    """Llama 4 in small: tiles of 4 x 4 tokens; chunks of 12, layers without rotation, experts in every second."""
+    tokenizer = tiny_models._tokenizer("<boi>", "<eoi>", image_token="<image>")
+    vision = {
+        "image_size": 112,
+        "patch_size": 14,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+        "vision_output_dim": 32,
+    }
+    text = {
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention", "chunked_attention"],
+        "no_rope_layers": [1, 1, 0, 1],
+        "attention_chunk_size": 12,
+        "num_local_experts": 4,
+        "moe_layers": [1, 3],
+        "intermediate_size_mlp": 96,
+    }
+    config = tf.Llama4Config(
+        vision_config=vision,
+        text_config={**tiny_models._llm(head_dim), "vocab_size": len(tokenizer), **text},
+        image_token_index=tokenizer.image_token_id,
+    )
+    images = tf.SiglipImageProcessorPil(size={"height": 112, "width": 112})
+    model = tiny_models._scaled(tf.Llama4ForConditionalGeneration(config), seed=1)
+    processor = Processor(tokenizer, images, "<image>", 16)
+    return Zoo("llama4", model, processor, "<boi><image><eoi>", (tokenizer.image_token_id,))
+
+
+_GEMMA4 = (gemma4, gemma4_small) if hasattr(tf, "Gemma4ForConditionalGeneration") else ()
+SEEING_LATER = (gemma3, paligemma, paligemma2, *_GEMMA4, llama4)
 
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -149,8 +149,8 @@ def prune_inputs(
 
     Raises:
         MethodError: for a method inside the LLM, which has no shortened inputs.
-        ModelError: for a model with DeepStack, whose ``generate`` takes no rows to go with the embeddings, and for
-            inputs without the tensor ``input_ids``.
+        ModelError: for a model with DeepStack, whose ``generate`` takes no rows to go with the embeddings, for one
+            whose images see themselves in both directions, and for inputs without the tensor ``input_ids``.
     """
     adapter = adapter_of(model)
     if adapter.deepstack is not None:
@@ -186,6 +186,13 @@ def prune_inputs(
     embeds: Tensor = found["inputs_embeds"]
     batch, width = embeds.shape[:2]
     mask, ids = found.get("attention_mask"), found.get("position_ids")
+    if (mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)) or any(
+        found.get(name) is not None for name in adapter.token_arguments
+    ):
+        raise ModelError(
+            f"{adapter.class_name} makes masks by pairs of tokens, or inputs of each layer, around its language model, "
+            "which cannot be passed to generate beside shortened inputs; use foveate.prune."
+        )
     if mask is None:
         mask = torch.ones(batch, width, dtype=torch.long, device=embeds.device)
     if ids is None:

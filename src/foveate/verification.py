@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -122,7 +123,7 @@ def refusal(adapter: ModelAdapter, name: str) -> str | None:
 
 def _layer_inside(adapter: ModelAdapter) -> int:
     """A layer in the middle of the language model; 0 where it has one layer only."""
-    return len(adapter.text.layers) // 2
+    return min(len(adapter.text.layers) // 2, adapter.deepest_stage)
 
 
 def _check_keep_all(adapter: ModelAdapter, inputs: Mapping[str, Any]) -> Check:
@@ -149,7 +150,7 @@ def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: i
     given: list[dict[str, Any]] = []
     handles = [
         block.register_forward_pre_hook(
-            lambda module, args, kwargs: given.append({**kwargs, "": args}), with_kwargs=True
+            lambda module, args, kwargs: given.append(_named(module, args, kwargs)), with_kwargs=True
         )
         for block in layers[layer:]
     ]
@@ -163,11 +164,12 @@ def _check_inside_llm(adapter: ModelAdapter, inputs: Mapping[str, Any], layer: i
         kept = [image.kept for image in pruning.report().images]
     index = _indices(adapter, inputs, kept)
     first = given[0]
-    hidden = first[""][0] if first[""] else first["hidden_states"]
+    hidden = next(iter(first.values()))
     hidden = hidden[:, index.to(hidden.device)]
     for number, (block, kwargs) in enumerate(zip(layers[layer:], given, strict=True), layer):
-        rest = {name: value for name, value in kwargs.items() if name not in ("", "hidden_states")}
-        rest = {name: _gather(name, value, index) for name, value in with_cache(rest, None).items()}
+        rest = {name: _gather(name, value, index) for name, value in with_cache(kwargs, None).items()}
+        rest |= {name: kwargs[name][:, index] for name in adapter.token_arguments if kwargs.get(name) is not None}
+        rest.pop(next(iter(kwargs)))
         mask, window = kwargs.get("attention_mask"), Window.of(adapter.text.config, number)
         out = block(hidden, **{**rest, "attention_mask": shorten_mask_by_hand(mask, index, window)})
         hidden = out[0] if isinstance(out, tuple) else out
@@ -211,6 +213,9 @@ def shorten_by_hand(
         kept: (N,) bool for each image, for rows that are added inside.
     """
     shortened = {name: _gather(name, value, index) for name, value in with_cache(given, None).items()}
+    for name in adapter.token_arguments:
+        if given.get(name) is not None:
+            shortened[name] = given[name][:, index]
     mask, config = given.get("attention_mask"), adapter.text.config
     if isinstance(mask, Mapping):
         shortened["attention_mask"] = {
@@ -254,6 +259,13 @@ def _within(window: Window, length: int, device: torch.device) -> Tensor:
     """(length, length) bool: what causal attention within a window sees."""
     order = torch.arange(length, device=device)
     return (order <= order[:, None]) & window.open(order[:, None], order, torch.zeros_like(order[:1, None]))
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a layer by name, its input first."""
+    names = list(inspect.signature(module.forward).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {names[0]: given.pop(names[0]), **given}
 
 
 def _gather(name: str, value: Any, index: Tensor) -> Any:

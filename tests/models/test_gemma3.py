@@ -137,3 +137,9 @@ def test_cues_are_means_over_the_patches_of_a_token(model: Zoo) -> None:
     received = outputs.attentions[-1].mean((1, 2))[..., None]
     assert torch.allclose(tokens.encoder_attention, pooled(received)[..., 0], atol=1e-6)
     assert torch.allclose(tokens.encoder_features, pooled(outputs.last_hidden_state), atol=1e-5)
+
+
+def test_prune_inputs_is_refused(model: Zoo) -> None:
+    """``generate`` could not be told which of the embeddings are of an image."""
+    with pytest.raises(foveate.ModelError, match=r"use foveate\.prune\."):
+        foveate.prune_inputs(model.model, one_image(model), "divprune", keep=0.4)

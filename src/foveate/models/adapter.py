@@ -98,7 +98,9 @@ class ModelAdapter(ABC):
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending
-    token_arguments: ClassVar[tuple[str, ...]] = ()  # of language model and layers: (B, L), one value for each token
+    outer_attribute: ClassVar[str] = "model"  # what the class has and a bare model of the same type has not
+    # Arguments of the language model or of its layers with an entry for each token, (B, L, ...), beside embeddings.
+    token_arguments: ClassVar[tuple[str, ...]] = ()
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
 
     def __init__(self, model: nn.Module) -> None:
@@ -155,6 +157,17 @@ class ModelAdapter(ABC):
     def attention_layers(self) -> tuple[int, ...]:
         """The layers of the language model in which tokens attend to tokens; in hybrid models others carry a state."""
         return tuple(index for index, layer in enumerate(self.text.layers) if hasattr(layer, "self_attn"))
+
+    def source_of_keys(self, layer: int) -> int:
+        """The layer of the language model whose keys and values a layer attends to: itself, or a lower one."""
+        return layer
+
+    @cached_property
+    def deepest_stage(self) -> int:
+        """The last layer whose input can be shortened, so that no layer takes keys of tokens from before."""
+        layers = range(len(self.text.layers))
+        sources = [(layer, self.source_of_keys(layer)) for layer in layers]
+        return min((source for layer, source in sources if source != layer), default=layers[-1])
 
     @property
     def deepstack(self) -> DeepStack | None:

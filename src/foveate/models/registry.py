@@ -48,7 +48,7 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
     unwrapped = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
     adapter = _ADAPTERS.get(str(model_type))
-    if adapter is not None and hasattr(unwrapped, "model"):
+    if adapter is not None and hasattr(unwrapped, adapter.outer_attribute):
         return adapter.of(unwrapped)
     if hasattr(unwrapped, "get_decoder") and hasattr(unwrapped, "get_output_embeddings"):
         return GenericAdapter(unwrapped)

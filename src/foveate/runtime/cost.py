@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,20 +24,29 @@ def linear_weights(modules: Iterable[nn.Module]) -> int:
     return sum(m.weight.numel() for root in modules for m in root.modules() if isinstance(m, kinds))
 
 
+def _attention_sizes(config: Any) -> tuple[int, int]:
+    """What a layer of attention keeps of a token, in numbers, and its multiply-adds for a pair of query and key."""
+    heads: int = config.num_attention_heads
+    if (latent := getattr(config, "kv_lora_rank", None)) is not None:
+        # Latent attention: what is cached is one vector of which all keys and values are made, and a rotary part.
+        rotary, plain = config.qk_rope_head_dim, config.qk_nope_head_dim
+        return latent + rotary, heads * (rotary + plain + config.v_head_dim)
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * kv_heads * width, 2 * heads * width
+
+
 class CostModel:
     """Counts for one model; everything that depends on the model alone is computed once."""
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
-        config = adapter.model.config.get_text_config()
-        heads: int = config.num_attention_heads
-        kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self._kept, self._per_pair = 2 * kv_heads * width, 2 * heads * width
-        if (latent := getattr(config, "kv_lora_rank", None)) is not None:
-            # Latent attention: what is cached is one vector of which all keys and values are made, and a rotary part.
-            rotary, plain = config.qk_rope_head_dim, config.qk_nope_head_dim
-            self._kept, self._per_pair = latent + rotary, heads * (rotary + plain + config.v_head_dim)
+        config, layers = adapter.model.config.get_text_config(), range(len(adapter.text.layers))
+        by_layer = getattr(config, "per_layer_config", None) or [config for _ in layers]
+        sizes = [_attention_sizes(by_layer[layer]) for layer in layers]
+        # A layer that takes the keys and values of a lower one keeps none.
+        self._kept = [sizes[layer][0] * (adapter.source_of_keys(layer) == layer) for layer in layers]
+        self._per_pair = [pair for _, pair in sizes]
 
     @cached_property
     def _layer_weights(self) -> list[int]:
@@ -67,7 +77,7 @@ class CostModel:
             if (state := self._adapter.recurrent_state(layer)) is not None:
                 total += sum(2.0 * (weights + 3 * state.recurrent) * n for n in row)
                 continue
-            attention = 2.0 * self._per_pair * (1 + (again or {}).get(layer, 0))
+            attention = 2.0 * self._per_pair[layer] * (1 + (again or {}).get(layer, 0))
             total += sum(2.0 * weights * n + attention * n * n for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
 
@@ -88,5 +98,5 @@ class CostModel:
             if (state := self._adapter.recurrent_state(layer)) is not None:
                 total += len(row) * (4 * state.recurrent + bytes_per_value * state.convolution)
             else:
-                total += sum(row) * self._kept * bytes_per_value
+                total += sum(row) * self._kept[layer] * bytes_per_value
         return total

@@ -61,7 +61,7 @@ class EncoderCues:
         def on_projector(module: nn.Module, args: Any, kwargs: Any) -> None:
             encoding = stack.encoding or stack.latest_encoding  # a projector is part of the encoder, or follows it
             if encoding is not None and not stack.replaying:
-                encoding.trace.projected.append(args[0])
+                encoding.trace.projected.append(args[0] if args else next(iter(kwargs.values())))
 
         for module in self._reader.modules:
             hooks.observe(module, functools.partial(on_attention, module))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -415,6 +416,9 @@ class Pruning:
             return None
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
+        if len(args) > 1:  # by name, so that seams find what there is for each token
+            names = list(inspect.signature(layer.forward).parameters)[1 : len(args)]
+            args, kwargs = args[:1], {**kwargs, **dict(zip(names, args[1:], strict=True))}
         for seam in seams:
             hidden = seam.enter_layer(state, index, layer, hidden, kwargs)
         if args:

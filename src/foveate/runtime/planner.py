@@ -161,6 +161,13 @@ def plan(
         )
     if inside and "flex" in str(text_config._attn_implementation):
         raise ModelError("pruning inside the LLM cannot shorten flex_attention's block masks; use 'sdpa'.")
+    deepest = adapter.deepest_stage
+    if inside and stages[-1].layer > deepest:
+        raise ModelError(
+            f"{stages[-1].method.name} would prune at layer {stages[-1].layer} of {adapter.class_name}, but from layer "
+            f"{deepest + 1} on layers take keys and values of tokens from below; prune at layer {deepest} at most, or "
+            "before the LLM."
+        )
     if stages and stages[0].where is Where.BEFORE_ENCODER:
         _check_encoder_readers(stages[0].method, [stage.method for stage in stages[1:]])
     return stages

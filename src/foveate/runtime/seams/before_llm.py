@@ -56,7 +56,8 @@ class BeforeLlm(Seam):
         embeds: Tensor = kwargs["inputs_embeds"]
         given = {name: kwargs[name] for name in self._arguments if kwargs.get(name) is not None}
         # Without a cache, some releases of transformers do not tell of what was generated, which is text.
-        given = {name: pad(value, (0, embeds.shape[1] - value.shape[1])) for name, value in given.items()}
+        room = {name: embeds.shape[1] - value.shape[1] for name, value in given.items()}
+        given = {name: pad(value, (0, 0) * (value.ndim - 2) + (0, room[name])) for name, value in given.items()}
         kwargs |= given
         layout, unencoded = state.cache.before, state.unencoded
         groups = None if self.stage is None else groups_of(self.stage, state)

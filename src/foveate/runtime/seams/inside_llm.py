@@ -32,6 +32,7 @@ class InsideLlm(Seam):
     def __init__(self, stages: tuple[Stage, ...], adapter: ModelAdapter) -> None:
         self._at = {stage.layer: stage for stage in stages}
         self._config, self._cues = adapter.text.config, LanguageModelCues(stages, adapter)
+        self._adapter = adapter
         layers = len(adapter.text.layers)
         self._attends = frozenset(adapter.attention_layers)
         self._stateful, self._arguments = len(self._attends) < layers, adapter.token_arguments
@@ -78,8 +79,11 @@ class InsideLlm(Seam):
                 ("state", stage), kwargs.get("attention_mask"), lambda: state_mask(kept)
             )
             return
-        cache, width = cache_of(kwargs), hidden.shape[1]
-        keys = (width, 0) if cache is None else cache.get_mask_sizes(width, index)
+        cache, width, source = cache_of(kwargs), hidden.shape[1], self._adapter.source_of_keys(index)
+        known: dict[int, tuple[int, int]] = state.slots.setdefault((self, "keys"), {})
+        if source == index or cache is None:  # before the layer adds to the cache
+            known[index] = (width, 0) if cache is None else cache.get_mask_sizes(width, index)
+        keys = known[index if cache is None else source]
         window, kernel = Window.of(self._config, index), self._config._attn_implementation
         handed = kwargs.get("attention_mask")
         own = None if state.custom_mask is None else handed

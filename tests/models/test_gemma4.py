@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import transformers as tf
@@ -37,7 +39,10 @@ def clip(z: Zoo) -> dict[str, torch.Tensor]:
     batch = z.processor.tokenize(["<s>" + "".join(f"{time}:<boi>{token * 8}<eoi>" for time in "ab") + TEXTS[0]])
     pixels = images["pixel_values"][:, : len(positions)]
     ids = positions.expand(1, 2, -1, -1)
-    return {**batch, "pixel_values_videos": pixels[None], "video_position_ids": ids}
+    media = {"pixel_values_videos": pixels[None], "video_position_ids": ids}
+    if "num_frames_per_video" in inspect.signature(z.model.forward).parameters:  # frames of all clips in one row
+        media = {name: value[0] for name, value in media.items()} | {"num_frames_per_video": torch.tensor([2])}
+    return {**batch, **media}
 
 
 def test_cues_are_means_over_the_patches_of_a_token(model: Zoo) -> None:
@@ -97,3 +102,17 @@ def test_the_report_counts_what_each_layer_keeps(model: Zoo) -> None:
     own = kinds[: len(kinds) - model.model.config.text_config.num_kv_shared_layers]
     assert report.kv_bytes == sum(2 * 2 * widths[kind] * tokens * 4 for kind in own)
     assert output.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["divprune", foveate.AtLayer(get_method("divprune"), 2)], ids=str)
+def test_upper_layers_may_run_on_the_last_tokens_alone(model: Zoo, method: object) -> None:
+    """Where they share keys, transformers 5.24 runs them on the tokens whose logits are asked for."""
+    inputs = two_images(model)
+    with foveate.prune(model.model, method, keep=0.5):
+        whole = logits(model, inputs)
+        for last in (1, 3):
+            assert torch.allclose(logits(model, inputs, logits_to_keep=last), whole[:, -last:], atol=2e-5)
+        place = torch.tensor([inputs["input_ids"].shape[1] - 1])
+        assert torch.allclose(logits(model, inputs, logits_to_keep=place), whole[:, -1:], atol=2e-5)
+        mask = torch.arange(inputs["input_ids"].shape[1])[None] == place
+        assert torch.allclose(logits(model, inputs, logits_to_keep=mask).flatten(), whole[0, -1], atol=2e-5)

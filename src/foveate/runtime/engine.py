@@ -28,7 +28,7 @@ from .cost import CostModel
 from .cues import EncoderCues
 from .hooks import Attached, Checkpointing, Hooks, forget_compiled
 from .labels import ShortenedLoss, check_labels
-from .logits import check_logits_to_keep, place_logits_to_keep
+from .logits import check_logits_to_keep, keep_logits, place_logits_to_keep
 from .masks import check_last_row, check_length, custom_mask, is_packed, read_bidirectional, unmasked_of
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, build_report
@@ -402,6 +402,8 @@ class Pruning:
         places, state.call.logits_places = state.call.logits_places, None
         if places is not None:
             place_logits_to_keep(state, len(self._adapter.text.layers), places)
+        if "logits_to_keep" in kwargs:
+            keep_logits(output, state.length, kwargs["logits_to_keep"] if places is None else places)
         stack.survivors = state.before
         state.release()
         if state.spans:

@@ -81,3 +81,26 @@ def place_logits_to_keep(state: ForwardState, layers: int, asked: Tensor) -> Non
             f"logits_to_keep asks for tokens that pruning moves to different places in each prompt; {_FIX}."
         )
     asked.copy_(first)
+
+
+def keep_logits(output: Any, length: int, wanted: int | Tensor) -> None:
+    """Keep the tokens whose logits are asked for, where the language model is told of them.
+
+    The model around it then does so only where it gets as many tokens back as it gave; pruned, these are fewer.
+
+    Args:
+        output: of the language model.
+        length: how many tokens it was given before pruning.
+        wanted: how many of the last, 0 for all, or their places in what is left: (n,) or (B, n) long, or
+            a mask (B, W).
+    """
+    hidden: Tensor = output.last_hidden_state
+    if hidden.shape[1] == length or (isinstance(wanted, int) and (not wanted or hidden.shape[1] <= wanted)):
+        return
+    if isinstance(wanted, int):
+        output.last_hidden_state = hidden[:, -wanted:]
+    elif wanted.dtype == torch.bool:
+        output.last_hidden_state = hidden[wanted.to(hidden.device)]
+    else:
+        places = wanted.to(hidden.device).expand(len(hidden), -1) if wanted.ndim == 1 else wanted.to(hidden.device)
+        output.last_hidden_state = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -62,10 +62,16 @@ class InsideLlm(Seam):
         if stage is None:
             return hidden
         self._mask(state, stage, index, layer, hidden, kwargs)
+        kept = state.inside[stage]
+        if hidden.shape[1] < kept.index.shape[1]:  # the model itself goes on with the last tokens alone
+            mask = kwargs.get("attention_mask")
+            if mask is not None and mask.ndim == 4:
+                kwargs["attention_mask"] = mask[:, :, -hidden.shape[1] :]
+            return hidden
         state.cut_positions(stage, kwargs)
         for name in self._arguments:
             if (value := kwargs.get(name)) is not None:
-                gather = functools.partial(state.inside[stage].gather, value)
+                gather = functools.partial(kept.gather, value)
                 kwargs[name] = state.compute_once((name, stage), value, gather)
         return hidden
 
@@ -81,21 +87,22 @@ class InsideLlm(Seam):
             return
         cache, width, source = cache_of(kwargs), hidden.shape[1], self._adapter.source_of_keys(index)
         known: dict[int, tuple[int, int]] = state.slots.setdefault((self, "keys"), {})
-        if source == index or cache is None:  # before the layer adds to the cache
+        if source == index:  # before the layer adds to the cache
             known[index] = (width, 0) if cache is None else cache.get_mask_sizes(width, index)
-        keys = known[index if cache is None else source]
+        keys = known[source]
         window, kernel = Window.of(self._config, index), self._config._attn_implementation
         handed = kwargs.get("attention_mask")
         own = None if state.custom_mask is None else handed
         kinds = getattr(self._config, "layer_types", None)
         pairs = mask_of_kind(state.bidirectional, kinds[index] if kinds else None)
-        kept, layout, causal = state.inside[stage], state.cache.inside[stage], is_causal(layer)
+        kept, layout = state.inside[stage], state.cache.inside[stage]
+        causal = is_causal(layer) and width in (1, kept.index.shape[1])  # else the last tokens alone, see `enter_layer`
 
         def make() -> Tensor | None:
             seen = shorten_bidirectional(pairs, kept)
             return layer_mask(kept, layout, own, window, keys, kernel, hidden.dtype, seen, causal)
 
-        kwargs["attention_mask"] = state.compute_once(("mask", stage, window, keys, id(pairs)), handed, make)
+        kwargs["attention_mask"] = state.compute_once(("mask", stage, window, keys, causal, id(pairs)), handed, make)
 
     def _shorten(
         self, state: ForwardState, stage: Stage, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]

@@ -114,5 +114,6 @@ def test_upper_layers_may_run_on_the_last_tokens_alone(model: Zoo, method: objec
             assert torch.allclose(logits(model, inputs, logits_to_keep=last), whole[:, -last:], atol=2e-5)
         place = torch.tensor([inputs["input_ids"].shape[1] - 1])
         assert torch.allclose(logits(model, inputs, logits_to_keep=place), whole[:, -1:], atol=2e-5)
-        mask = torch.arange(inputs["input_ids"].shape[1])[None] == place
-        assert torch.allclose(logits(model, inputs, logits_to_keep=mask).flatten(), whole[0, -1], atol=2e-5)
+        if hasattr(tf.modeling_utils, "slice_logits_to_keep"):  # which takes masks, as earlier releases do not
+            mask = torch.arange(inputs["input_ids"].shape[1])[None] == place
+            assert torch.allclose(logits(model, inputs, logits_to_keep=mask).flatten(), whole[0, -1], atol=2e-5)

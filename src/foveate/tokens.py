@@ -235,17 +235,15 @@ class Grid:
     frames: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            given = getattr(self, field.name)
+        for name in ("rows", "columns", "frames"):  # adapters' own grids may have other fields
+            given = getattr(self, name)
             try:
                 number = operator.index(given)
             except TypeError:
                 number = -1
             if number < 0:
-                raise SelectionError(
-                    f"a Grid has whole numbers of rows, columns and frames, not {field.name}={given!r}."
-                )
-            object.__setattr__(self, field.name, number)
+                raise SelectionError(f"a Grid has whole numbers of rows, columns and frames, not {name}={given!r}.")
+            object.__setattr__(self, name, number)
 
     def __len__(self) -> int:
         return self.frames * self.rows * self.columns

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import foveate
-from foveate.models import adapter_of
+import tiny_families
+from foveate.models import adapter_of, registry
 from tiny_models import Zoo
 
 
@@ -32,3 +33,12 @@ def test_a_wrapped_model_is_unwrapped(llava: Zoo) -> None:
             return llava.model
 
     assert adapter_of(Wrapped()).model is llava.model
+
+
+def test_a_family_is_refused_on_releases_on_which_it_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_families.gemma3().model
+    monkeypatch.setattr(registry.transformers, "__version__", "5.16.9")
+    with pytest.raises(foveate.ModelError, match=r"from transformers 5\.17 on, and this is 5\.16\.9; update"):
+        adapter_of(model)
+    monkeypatch.setattr(registry.transformers, "__version__", "5.17.0.dev0")
+    assert adapter_of(model).class_name == "Gemma3ForConditionalGeneration"

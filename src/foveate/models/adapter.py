@@ -95,6 +95,7 @@ class ModelAdapter(ABC):
     model_type: ClassVar[str]
     class_name: str  # of the family; the generic adapter has that of its model
     relatives: ClassVar[tuple[str, ...]] = ()  # families whose published settings suit this one, nearest first
+    oldest: ClassVar[str] = ""  # the first release of transformers on which the family is right; empty: all
     modalities: ClassVar[tuple[str, ...]] = ("image",)
     cues: ClassVar[frozenset[Cue]] = frozenset(Cue) - Cue.of(*EVERY_MODEL, Source.ROUTER)
     hybrid: ClassVar[bool] = False  # whether layers of the language model carry a state instead of attending

@@ -17,6 +17,7 @@ class Gemma3Adapter(SiglipAdapter):
 
     model_type = "gemma3"
     class_name = "Gemma3ForConditionalGeneration"
+    oldest = "5.17"
 
     @property
     def merge(self) -> int:

@@ -27,6 +27,7 @@ class Gemma4Adapter(ModelAdapter):
 
     model_type = "gemma4"
     class_name = "Gemma4ForConditionalGeneration"
+    oldest = "5.17"
     relatives: ClassVar[tuple[str, ...]] = ("gemma3",)
     modalities = ("image", "video")
     token_arguments = ("per_layer_inputs", "per_layer_input")

@@ -17,6 +17,7 @@ class Qwen25OmniThinkerAdapter(Qwen25VLAdapter):
 
     model_type = "qwen2_5_omni_thinker"
     class_name = "Qwen2_5OmniThinkerForConditionalGeneration"
+    oldest = "5.17"
     relatives: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
 
     @property

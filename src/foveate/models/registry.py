@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from ..errors import ModelError
@@ -49,6 +51,11 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
     model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
     adapter = _ADAPTERS.get(str(model_type))
     if adapter is not None and hasattr(unwrapped, adapter.outer_attribute):
+        if adapter.oldest and Version(Version(transformers.__version__).base_version) < Version(adapter.oldest):
+            raise ModelError(
+                f"{adapter.class_name} is pruned right from transformers {adapter.oldest} on, and this is "
+                f"{transformers.__version__}; update transformers."
+            )
         return adapter.of(unwrapped)
     if hasattr(unwrapped, "get_decoder") and hasattr(unwrapped, "get_output_embeddings"):
         return GenericAdapter(unwrapped)

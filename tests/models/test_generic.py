@@ -35,7 +35,7 @@ def test_a_class_without_an_adapter_gets_the_generic_one(z: tiny_models.Zoo) -> 
     adapter = adapter_of(z.model)
     assert isinstance(adapter, GenericAdapter)
     assert adapter.class_name == "DeepseekVLForConditionalGeneration"
-    assert not adapter.given & Cue.of(Source.ENCODER, Source.ROUTER)
+    assert not adapter.available_cues & Cue.of(Source.ENCODER, Source.ROUTER)
     assert adapter.text is z.model.model.language_model
     assert adapter.vision is z.model.model.vision_model
     assert len(adapter.vision_layers()) == 3
@@ -173,3 +173,10 @@ def test_layers_that_take_more_are_not_shortened(z: tiny_models.Zoo, monkeypatch
     with pytest.raises(ModelError, match="cannot be pruned inside its language model, because its layers take noise"):
         foveate.prune(z.model, "fastv")
     assert foveate.check(z.model, inputs_of(z), ["divprune"]).passed
+
+
+def test_it_gives_no_routers_even_where_it_counts_their_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What routers give differs between classes, so methods that read them are refused."""
+    adapter = adapter_of(tiny_families.deepseek_vl().model)
+    monkeypatch.setattr(type(adapter), "moe", lambda self: [object()] * len(self.text.layers))
+    assert Cue.ROUTER_LOGITS not in adapter.available_cues

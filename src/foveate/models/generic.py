@@ -242,7 +242,7 @@ class GenericAdapter(ModelAdapter):
         return ""
 
     @property
-    def given(self) -> frozenset[Cue]:
+    def available_cues(self) -> frozenset[Cue]:
         return self.cues | Cue.of(*EVERY_MODEL)  # what a router gives differs between classes
 
     def moe(self) -> list[MoeBlock | None]:

@@ -262,12 +262,12 @@ class ModelAdapter(ABC):
         """(n,) long: the raster index of each LLM token in the order in which the encoder's blocks see them."""
         return torch.arange(len(grid))
 
-    @abstractmethod
     def attention_modules(self) -> dict[int, nn.Module]:
         """The vision attention modules that attend to whole images or frames, by number of their layer, from 0.
 
         The last of them is that of ENCODER_ATTENTION; none behind the layer that makes the visual features is there.
         """
+        return {index: layer.self_attn for index, layer in enumerate(self.vision_layers())}
 
     def attention_module(self) -> nn.Module:
         """The vision attention module whose attention is the ENCODER_ATTENTION cue."""
@@ -293,9 +293,14 @@ class ModelAdapter(ABC):
         """(n,) bool per image: tokens that show nothing but padding, from the encoder's arguments; none in most."""
         return [torch.zeros(len(grid), dtype=torch.bool) for grid in grids]
 
-    @abstractmethod
+    @property
+    def merge(self) -> Any:
+        """Patches along each side of an LLM token; those along its height and its width where they differ."""
+        return 1
+
     def patches(self, grid: Grid) -> int:
         """Positions that the vision encoder processes for one image or clip."""
+        return int(len(grid) * self.merge**2)
 
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
         """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of it."""
@@ -305,9 +310,9 @@ class ModelAdapter(ABC):
         """Vision modules that see all patches, even those that are left out of the encoder's blocks."""
         return []
 
-    @abstractmethod
     def vision_layers(self) -> list[Any]:
         """The layers of the vision encoder, in order."""
+        return list(self.vision.encoder.layers)
 
 
 def pooled_mean(values: Tensor, group: int) -> Tensor:

@@ -71,14 +71,8 @@ class Gemma4Adapter(ModelAdapter):
         positions = kwargs["pixel_position_ids"] if "pixel_position_ids" in kwargs else args[1]
         return {f"{modality}_position_ids": positions}
 
-    def vision_layers(self) -> list[Any]:
-        return list(self.vision.encoder.layers)
-
     def embedding_modules(self) -> list[nn.Module]:
         return [self.vision.patch_embedder]
-
-    def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
 
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
@@ -93,6 +87,3 @@ class Gemma4Adapter(ModelAdapter):
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden.split([len(grid) for grid in grids]))
-
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2

@@ -63,14 +63,8 @@ class Idefics3Adapter(ModelAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
 
-    def vision_layers(self) -> list[Any]:
-        return list(self.vision.encoder.layers)
-
     def embedding_modules(self) -> list[nn.Module]:
         return [self.vision.embeddings]
-
-    def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
 
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
@@ -99,9 +93,6 @@ class Idefics3Adapter(ModelAdapter):
             block_means(image.flatten().float(), grid, self.merge) for image, grid in zip(mask, grids, strict=True)
         ]
         return [image == 0 for image in shown]
-
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2
 
 
 def real_patches(call: AttentionCall) -> Tensor | None:

@@ -56,4 +56,4 @@ class InternVLAdapter(TowerAdapter):
         return list(hidden.unflatten(-1, (self.merge**2, -1)).mean(-2))
 
     def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2 + 1  # and the CLS token
+        return super().patches(grid) + 1  # and the CLS token

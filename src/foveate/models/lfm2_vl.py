@@ -65,20 +65,14 @@ class Lfm2VlAdapter(TowerAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"spatial_shapes": args[2] if len(args) > 2 else kwargs["spatial_shapes"]}
 
-    def vision_layers(self) -> list[Any]:
-        return list(self.vision.encoder.layers)
-
     def embedding_modules(self) -> list[nn.Module]:
         return [self.vision.embeddings]
-
-    def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
 
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
         call, found = calls[-1], []
-        for image, grid in enumerate(grids):  # padded behind its patches to those of the largest image
+        for image, grid in enumerate(grids):  # padded behind its patches to those of the largest; not counted as costs
             own = slice(image, image + 1), slice(None), slice(self.patches(grid))
             one = replace(call, query=call.query[own], key=call.key[own])
             received = patch_attention(one, kind, False, self.encoder_queries)[0]
@@ -90,6 +84,3 @@ class Lfm2VlAdapter(TowerAdapter):
         hidden = norm.forward(hidden.to(norm.weight.dtype))  # past hooks, which brought it here
         parts = zip(hidden, grids, strict=True)
         return [block_means(part[: self.patches(grid)], grid, self.merge) for part, grid in parts]
-
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2  # images are padded to the largest of a call, which is not counted

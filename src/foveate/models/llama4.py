@@ -59,9 +59,6 @@ class Llama4Adapter(TowerAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.model.layers)
 
-    def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
-
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
@@ -74,4 +71,4 @@ class Llama4Adapter(TowerAdapter):
         return [block_means(one, grid, self.merge) for one, grid in zip(hidden, grids, strict=True)]
 
     def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2 + 1  # and the CLS token
+        return super().patches(grid) + 1  # and the CLS token

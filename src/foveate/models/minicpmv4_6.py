@@ -64,12 +64,6 @@ class MiniCPMV46Adapter(ModelAdapter):
         name = "target_sizes" if modality == "image" else "target_sizes_videos"
         return {name: kwargs["target_sizes"], "downsample_mode": "16x" if kwargs["use_vit_merger"] else "4x"}
 
-    def vision_layers(self) -> list[Any]:
-        return list(self.vision.encoder.layers)
-
-    def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
-
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:

@@ -56,6 +56,3 @@ class Ovis2Adapter(TowerAdapter):
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden.unflatten(-1, (self.merge**2, -1)).mean(-2))
-
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2

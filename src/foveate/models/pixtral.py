@@ -24,11 +24,6 @@ class PixtralAdapter(TowerAdapter):
     likewise.
     """
 
-    @property
-    def merge(self) -> int:
-        """Patches along each side of an LLM token."""
-        return 1
-
     def grid(self, height: int, width: int) -> Grid:
         side = self.vision.patch_size * self.merge
         return Grid(height // side, width // side)
@@ -85,6 +80,3 @@ class PixtralAdapter(TowerAdapter):
                 "the encoder, such as 'divprune'."
             )
         return counts
-
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2

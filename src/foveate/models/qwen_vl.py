@@ -88,9 +88,6 @@ class QwenVLAdapter(ModelAdapter):
         """From the encoder's order of LLM tokens to raster order."""
         return torch.empty_like(tokens).index_copy_(0, self.encoder_order(grid).to(tokens.device), tokens)
 
-    def patches(self, grid: Grid) -> int:
-        return len(grid) * self.merge**2
-
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
         return [self._pairs(grid.coordinates()[:, 0], kept)] * len(self.vision_layers())
 

@@ -140,7 +140,7 @@ class Budget:
         if self.by_content:
             return tokens
         if isinstance(self.keep, float):
-            return min(tokens, max(1, math.floor(self.keep * tokens + 0.5)))
+            return min(tokens, max(1, round_half_up(self.keep * tokens)))
         return min(tokens, int(self.keep))
 
     def counts(self, sizes: Sequence[int]) -> list[int]:
@@ -162,6 +162,11 @@ class Budget:
         if self.by_content:
             return AUTO
         return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
+
+
+def round_half_up(number: float) -> int:
+    """The whole number nearest to one that is not negative; halves go up, as counts of tokens do everywhere."""
+    return math.floor(number + 0.5)
 
 
 _SCOPES = ("image", "frame", "prompt")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from ...budget import round_half_up
 
 
 @dataclass(frozen=True)
@@ -64,4 +65,4 @@ class ExpertCut:
 
     def count_kept(self, number: int) -> int:
         """How many of so many experts, or of so many intermediate channels, are left."""
-        return max(1, math.floor(self.share * number + 0.5))
+        return max(1, round_half_up(self.share * number))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...budget import Budget
+from ...budget import Budget, round_half_up
 
 _MANY = 10**6  # tokens of an image so large that no stage is bound by them
 
@@ -33,7 +32,7 @@ class _PartOfTheWay(_Stage):
         if not last:
             return 0
         ratio = self.keep if isinstance(self.keep, float) else last / tokens
-        return min(tokens, max(last, math.floor(tokens * ratio**self.way + 0.5)))
+        return min(tokens, max(last, round_half_up(tokens * ratio**self.way)))
 
     def __str__(self) -> str:
         return super().__str__() if isinstance(self.keep, float) else f"n * ({self.keep} / n) ^ {self.way:.4g} tokens"
@@ -50,7 +49,7 @@ class _Multiple(_Stage):
         if not last or self.by_content:
             return last
         exact = self.keep * tokens if isinstance(self.keep, float) else last
-        return min(tokens, max(last, math.floor(exact * self.times + 0.5)))
+        return min(tokens, max(last, round_half_up(exact * self.times)))
 
 
 def proportional(budget: Budget, shares: Sequence[float]) -> list[Budget]:
@@ -86,7 +85,7 @@ class _ShareOfAverage(_Stage):
             if scale * self.shares[whole] <= 1:
                 break
         share = min(1.0, scale * self.shares[self.stage])
-        return min(tokens, max(1, math.floor(share * tokens + 0.5)))
+        return min(tokens, max(1, round_half_up(share * tokens)))
 
 
 def layer_average(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:

@@ -77,7 +77,7 @@ class RequestError(FoveateError, ValueError):
     """What a server was asked, or how it was set up, is not understood.
 
     Examples:
-        >>> from foveate.serving.vllm.request import ServerSettings
+        >>> from foveate.serving.vllm.settings import ServerSettings
         >>> ServerSettings.read({"kep": 0.25}, {})
         Traceback (most recent call last):
             ...

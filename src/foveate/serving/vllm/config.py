@@ -11,7 +11,8 @@ from ...methods import ModelFacts
 from ...tokens import Cue
 from .bound_methods import BoundMethods
 from .family import Family
-from .request import PruneRequest, ServerSettings
+from .request import PruneRequest
+from .settings import ServerSettings
 
 LIMITS_KEY = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
 

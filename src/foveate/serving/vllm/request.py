@@ -1,24 +1,15 @@
-"""What a request asks for, where the server's defaults come from, and how both travel to the engine."""
+"""What is to be kept of an image, and how that travels to the engine."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...budget import Budget, Scope
-from ...config import PruningConfig, check_version
-from ...errors import BudgetError, MethodError, RequestError, near_miss
-from ...methods.toolkit.settings import AT_LAYER, method_of, settings_of
-from ...models.adapter import MOST_QUERIES, check_queries
+from ...budget import Budget
+from ...errors import MethodError
 
-REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
-SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
-CONFIG = "FOVEATE_CONFIG"  # names the file of a PruningConfig in the environment
 _BYTES = 96  # of a request on its way to the engine; every image of a batch has the same number
 
 
@@ -55,138 +46,3 @@ class PruneRequest:
 def no_request() -> Tensor:
     """What travels with an image that keeps all its tokens."""
     return torch.zeros(_BYTES, dtype=torch.uint8)
-
-
-def _of_one_method(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the hyperparameters of each method under its name, read as the types that they have.
-
-    Raises:
-        FoveateError: for several methods, hyperparameters that are given twice, and what cannot be read.
-    """
-    check_version(data)
-    found = {key: value for key, value in data.items() if key != "version"}
-    given: Any = found.get("hyperparameters", {})
-    if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
-        raise RequestError(
-            f'hyperparameters={given!r} must be of methods by name, such as {{"idpruner": {{"balance": 0.7}}}}.'
-        )
-    hyperparameters = {name: settings_of(name, values) for name, values in given.items()}
-    method = found.get("method")
-    if isinstance(method, (list, tuple)) or (isinstance(method, Mapping) and "compose" in method):
-        raise RequestError("a server prunes before the LLM, by one method; give one instead of several.")
-    if isinstance(method, Mapping):
-        made = method_of(method)
-        if AT_LAYER in method:
-            raise RequestError(f"{made.name} prunes inside the LLM, which vLLM cannot do; leave out {AT_LAYER}.")
-        own = settings_of(made.name, {key: value for key, value in method.items() if key != "name"})
-        if own and made.name in hyperparameters:
-            raise RequestError(f"hyperparameters of {made.name} are given twice; leave one of them out.")
-        hyperparameters |= {made.name: own} if own else {}
-        found["method"] = made.name
-    return {**found, "hyperparameters": hyperparameters} if hyperparameters else found
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """The server's defaults, from ``--hf-overrides '{"foveate": {...}}'`` and from the environment.
-
-    Both take the data of a `foveate.PruningConfig`; the environment names its file by ``FOVEATE_CONFIG``.
-
-    Args:
-        method: the method of requests that name none.
-        keep: the budget of requests that give none; 1.0 prunes nothing.
-        scope: the scope of requests that give none; None leaves it to the model family.
-        hyperparameters: for each method name the values of its fields. Requests choose among methods but cannot set
-            hyperparameters, because some of them name files.
-        encoder_queries: as for `foveate.prune`; of all requests.
-        positions: what the server must number positions by; None for what vLLM does with the model.
-    """
-
-    method: str = "idpruner"
-    keep: Any = 1.0
-    scope: str | None = None
-    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    encoder_queries: int = MOST_QUERIES
-    positions: str | None = None
-
-    def __post_init__(self) -> None:
-        check_queries(self.encoder_queries)
-
-    @classmethod
-    def read(cls, overrides: Any, environ: Mapping[str, str]) -> ServerSettings:
-        """From the value of the key ``foveate`` in the overrides (or None), which has precedence, and `environ`.
-
-        Raises:
-            FoveateError: for a key that is not known or a value that cannot be.
-        """
-        given = {} if overrides is None else overrides
-        if not isinstance(given, Mapping):
-            raise RequestError(
-                f"the server's foveate settings {given!r} must be a mapping such as "
-                '{"method": "idpruner", "keep": 0.25}.'
-            )
-        known = ["version", *SETTINGS, "hyperparameters", "encoder_queries", "positions"]
-        for key in given:
-            if key not in known:
-                raise RequestError(f"the server's foveate settings have an unknown key {key!r}{near_miss(key, known)}")
-        from_environ: dict[str, Any] = {key: environ[name] for key, name in SETTINGS.items() if environ.get(name)}
-        if path := environ.get(CONFIG):
-            if from_environ:
-                raise RequestError(
-                    f"{CONFIG} says what {SETTINGS[next(iter(from_environ))]} says, too; unset one of them."
-                )
-            from_environ = PruningConfig.from_pretrained(path).to_dict()
-        settings = cls(**(_of_one_method(from_environ) | _of_one_method(given)))
-        settings.resolve({})  # refuses bad values
-        return settings
-
-    def resolve(self, asked: Mapping[str, Any], default_scope: Scope = "image") -> PruneRequest | None:
-        """What to do for a request with these keyword arguments; None when everything is kept.
-
-        Raises:
-            FoveateError: for a value that cannot be.
-        """
-        for key in asked:
-            if key.startswith("foveate") and key not in REQUEST_KEYS:
-                raise RequestError(f"unknown argument {key!r}{near_miss(key, REQUEST_KEYS)}")
-        method = asked.get("foveate_method", self.method)
-        keep = asked.get("foveate_keep", self.keep)
-        scope: Any = asked.get("foveate_scope", self.scope) or default_scope
-        if not isinstance(method, str):
-            raise MethodError(f"foveate_method={method!r} must be the name of one method, such as 'idpruner'.")
-        if scope not in ("image", "frame"):
-            raise BudgetError(f"foveate_scope={scope!r} is unknown; use 'image' or 'frame'.")
-        budget = Budget(keep, scope)
-        if budget.by_content:
-            raise BudgetError(
-                "keep='auto' finds how many tokens stay when an image is encoded, but vLLM needs to know before; give "
-                "a fraction such as 0.25 or a token count such as 144."
-            )
-        if budget.keeps_all:
-            if "foveate_method" in asked and "foveate_keep" not in asked:
-                raise BudgetError(
-                    f"foveate_method={method!r} is given, but not how much to keep; add foveate_keep, such as 0.25."
-                )
-            return None
-        return PruneRequest(method, budget)
-
-    def check_positions(self, mrope: bool) -> None:
-        """Raise RequestError where vLLM numbers the positions of a model otherwise than the settings ask.
-
-        Args:
-            mrope: whether the model has M-RoPE positions, which stay; vLLM numbers others by their place in the prompt.
-        """
-        usual = "original" if mrope else "compact"
-        if self.positions not in (None, usual):
-            raise RequestError(
-                f"positions={self.positions!r} cannot be had: vLLM numbers this model's by {usual!r}; leave it out."
-            )
-
-    def fingerprint(self, request: PruneRequest) -> dict[str, str]:
-        """What tells this request's images from the same images pruned otherwise, in every cache of the server."""
-        made = {"foveate": str(request)}
-        if values := self.hyperparameters.get(request.method):
-            made["foveate_hyperparameters"] = json.dumps(values, sort_keys=True, default=str)
-        if self.encoder_queries != MOST_QUERIES:
-            made["foveate_encoder_queries"] = str(self.encoder_queries)
-        return made

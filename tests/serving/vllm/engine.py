@@ -60,8 +60,9 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
     """What vLLM returns for all cases in one batch."""
     from vllm import SamplingParams
 
-    bias = dict.fromkeys(oracle.placeholders, -100.0)  # random models must not emit placeholders
-    sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, logit_bias=bias)
+    # Random models must not emit placeholders. Not by logit_bias, which vLLM does not allow with drafts.
+    allowed = sorted(set(range(oracle.model.config.get_text_config().vocab_size)) - set(oracle.placeholders))
+    sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, allowed_token_ids=allowed)
     requests = []
     for case in cases:
         data: dict[str, Any] = {}

@@ -157,3 +157,16 @@ def test_server_default_preemption_and_requests_that_differ(folder: Path) -> Non
         assert sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions") > 0
     with pytest.raises(ValueError, match="out of range"), engine(path, hf_overrides={"foveate": {"keep": 2.5}}):
         pass  # a bad default stops the server
+
+
+def test_drafts_by_ngram_equal_transformers(folder: Path) -> None:
+    """Prompts that repeat themselves, so that drafts are made, and some of them taken, at M-RoPE's positions."""
+    path = saved("qwen2_5_vl", folder)
+    oracle = Oracle("qwen2_5_vl", path)
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    texts = ["a red square " * 4, "what is in the picture? " * 3, "a a a a a a a a"]
+    cases = [Case((picture(84, 112, n),), text, asked=asked(0.5)) for n, text in enumerate(texts)] + MIXED[:8] + CLIPS
+    with engine(path, speculative_config=drafts, max_num_batched_tokens=64, disable_log_stats=False) as llm:
+        check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
+        drafted = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"]
+    assert sum(drafted) > 0

@@ -43,6 +43,7 @@ def vllm_config(**changed: Any) -> Any:
         ({"graphs": True}, "all", "cudagraph_mm_encoder"),
         ({"pp": 2}, "all", "pipeline parallelism"),
         ({"drafts": object()}, "all", "speculative decoding"),
+        ({"drafts": SimpleNamespace(method="eagle3")}, "all", "(eagle3)"),
         ({"dbo": True}, "all", "dual batch overlap"),
         ({"lora": SimpleNamespace(enable_tower_connector_lora=True)}, "all", "LoRA in the vision tower"),
         ({"tp_mode": "data"}, "encoder", "mm_encoder_tp_mode='data'"),
@@ -57,6 +58,11 @@ def test_limits(changed: dict[str, Any], key: str, says: str) -> None:
 def test_a_plain_server_has_none_and_only_mrope_needs_one_rank_for_all_layers() -> None:
     assert limits_of(vllm_config(), mrope=True) == {}
     assert limits_of(vllm_config(pp=2, drafts=object()), mrope=False) == {}
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix"])
+def test_drafts_that_read_no_positions_are_no_hindrance(method: str) -> None:
+    assert limits_of(vllm_config(drafts=SimpleNamespace(method=method)), mrope=True) == {}
 
 
 class Family(QwenFamily):

@@ -14,6 +14,8 @@ from .family import Family
 from .request import PruneRequest
 from .settings import ServerSettings
 
+# Ways of vLLM to guess the next tokens from the tokens before them, without a model that would read positions.
+_DRAFTS_OF_TOKENS = ("ngram", "ngram_gpu", "suffix")
 LIMITS_KEY = "foveate_limits"  # the attribute of the model's config under which start-up leaves what it found
 
 
@@ -93,7 +95,7 @@ def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
     """What the configuration of a server rules out, as sentences: ``"all"`` pruning, or cues of the ``"encoder"``."""
     limits: dict[str, str] = {}
     multimodal, parallel = vllm_config.model_config.multimodal_config, vllm_config.parallel_config
-    compilation = vllm_config.compilation_config
+    compilation, drafts = vllm_config.compilation_config, vllm_config.speculative_config
     again = "start the server without it to prune images."
     if multimodal is not None and multimodal.is_multimodal_pruning_enabled():
         limits["all"] = f"vLLM's own video pruning (--video-pruning-rate) is on; {again}"
@@ -105,8 +107,11 @@ def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:
         limits["all"] = f"pipeline parallelism does not hand M-RoPE positions of pruned images to later ranks; {again}"
     elif mrope and getattr(parallel, "enable_dbo", False):
         limits["all"] = f"dual batch overlap (--enable-dbo) cuts a step in two, but not its positions; {again}"
-    elif mrope and vllm_config.speculative_config is not None:
-        limits["all"] = f"draft models cannot read the positions of pruned images; speculative decoding is on; {again}"
+    elif mrope and drafts is not None and getattr(drafts, "method", None) not in _DRAFTS_OF_TOKENS:
+        limits["all"] = (
+            f"speculative decoding is on ({getattr(drafts, 'method', None)}), and its draft model cannot read the "
+            f"positions of pruned images; use {' or '.join(map(repr, _DRAFTS_OF_TOKENS))}, or {again}"
+        )
     if multimodal is not None and multimodal.mm_encoder_tp_mode == "data":
         limits["encoder"] = (
             "with mm_encoder_tp_mode='data' each rank encodes other images; use 'weights', or a method that reads "

@@ -14,8 +14,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import RequestError
+from ...tokens import Grid
+
 CHANNELS = 6  # three distances of two digits to the base of 256: exact in bfloat16, which is exact up to 256
 _BASE = 256
+FARTHEST = _BASE**2 - 1  # the greatest distance that two digits hold
+
+
+def check_reach(grids: Sequence[Grid], step: float) -> None:
+    """Raise RequestError for a clip whose clock cannot be: it runs backwards, or too far for a kept token to tell.
+
+    Args:
+        grids: of one image or clip.
+        step: see `distances_in_block`.
+    """
+    for grid in grids:
+        if not 0 <= (grid.frames - 1) * step <= FARTHEST:  # nor NaN
+            raise RequestError(
+                f"the positions of a clip of {grid.frames} frames grow by {step:.6g} from frame to frame, but must "
+                f"stay between 0 and {FARTHEST}; correct its frames per second, or add foveate_keep=1.0 to the request."
+            )
+
+
+def distances_in_block(index: Tensor, grid: Grid, step: float) -> Tensor:
+    """How far tokens of an image or clip are from the beginning of their block, in M-RoPE positions.
+
+    Args:
+        index: (k,) long, of the tokens among all of the grid.
+        grid: of the image or clip.
+        step: by how much the first position grows from frame to frame, before it is cut to a whole number.
+
+    Returns:
+        (k, 3) long: in frames, rows and columns.
+    """
+    size = grid.rows * grid.columns
+    place = index % size
+    # In double, as vLLM multiplies: float32 would round products up to a whole number of which they fall short.
+    frame = ((index // size).double() * step).long()
+    return torch.stack([frame, place // grid.columns, place % grid.columns], 1)
 
 
 def with_distances(rows: Tensor, distances: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ...errors import BudgetError, ModelError
 from .batch import groups_of
 from .config import ServingConfig
 from .family import PIXELS, Family
+from .positions import check_reach
 from .request import PruneRequest, no_request
 
 _OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
@@ -112,6 +113,8 @@ class PrunesPrompts:
                 f"{family.adapter.class_name} writes the time between the frames of a clip, so that vLLM must know how "
                 "many tokens of each frame stay; use foveate_scope='frame'."
             )
+        if family.mrope:
+            check_reach(grids, family.seconds(modality, data, 1)[0])
         groups, method = groups_of(grids, request.budget), self._config.methods.get(request.method)
         for (span,), count in zip(groups.spans, groups.counts, strict=True):
             method.check(span.grid, count)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .batch import Shortened, groups_of, shorten
 from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, take
+from .positions import distances_in_block
 from .processor import field
 from .request import PruneRequest
 
@@ -85,11 +85,8 @@ class ImagePruner:
         if not self.family.mrope:
             return None
         (grid,) = grids
-        index, size = kept.index, grid.rows * grid.columns
         # Where each frame is a block of its own, its tokens begin at its own beginning.
-        frame = torch.zeros_like(index) if self.family.clip_scopes == ("frame",) else index // size
-        place = index % size
-        return torch.stack([(frame.float() * step).long(), place // grid.columns, place % grid.columns], 1)
+        return distances_in_block(kept.index, grid, 0.0 if self.family.clip_scopes == ("frame",) else step)
 
 
 def _portions(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ from typing import Literal
 from .errors import BudgetError
 
 AUTO = "auto"
+AUTO_HELP = ", or 'auto' to let the method find how many"  # of no use where the method cannot
 _HELP = (
-    "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%', a token count of at least 2 such as 144, or "
-    "'auto' to let the method find how many"
+    "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%' or a token count of at least 2 such as 144"
+    + AUTO_HELP
 )
 
 

@@ -44,7 +44,7 @@ def client(checkpoint: Path) -> Iterator[Any]:
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager", "--limit-mm-per-prompt.image", "2"]
     command += ["--trust-request-mm-kwargs"]  # vLLM takes arguments from requests only then
-    log = checkpoint.parent / "server.log"
+    log = _log(checkpoint)
     with log.open("w") as out:
         server = subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -61,6 +61,15 @@ def client(checkpoint: Path) -> Iterator[Any]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _log(checkpoint: Path) -> Path:
+    return checkpoint.parent / "server.log"
+
+
+def test_the_server_tells_once_what_it_does(client: Any, checkpoint: Path) -> None:
+    lines = [line for line in _log(checkpoint).read_text().splitlines() if "is loaded for" in line]
+    assert len(lines) == 1 and "by default divprune keeps 50 % of each image; requests may choose" in lines[0]
 
 
 def ask(client: Any, **asked: Any) -> Any:
@@ -106,6 +115,9 @@ def test_requests(client: Any, checkpoint: Path, asked: dict[str, Any], equal: d
         ({"foveate_method": ["divprune"], "foveate_keep": 0.5}, "must be the name of one method"),
         ({"foveate_scope": "prompt"}, "use 'image' or 'frame'"),
         ({"foveate_ratio": 0.5}, "unknown argument 'foveate_ratio'"),
+        ({"fovaete_keep": 0.5}, "did you mean 'foveate_keep'"),
+        ({"foveate_scope": []}, "use 'image' or 'frame'"),
+        ({"videos_kwargs": {"foveate_keep": 0.5}}, "inside of 'videos_kwargs'"),
     ],
 )
 def test_bad_requests_are_answered_with_400_and_the_server_lives_on(
@@ -117,3 +129,29 @@ def test_bad_requests_are_answered_with_400_and_the_server_lives_on(
         ask(client, **asked)
     assert caught.value.status_code == 400
     assert ask(client).choices
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"foveate_keep": 0.5}, "vLLM drops 'foveate_keep' at this place"),
+        (
+            {"chat_template_kwargs": {"foveate_keep": 0.5}},
+            "nothing reads 'foveate_keep' inside of chat_template_kwargs",
+        ),
+        ({"mm_processor_kwargs": {"foveate_keeps": 0.5}}, "did you mean 'foveate_keep'"),
+    ],
+)
+def test_arguments_that_nothing_would_read_are_refused_without_an_image_too(
+    client: Any, body: dict[str, Any], says: str
+) -> None:
+    import openai
+
+    for tell in (
+        lambda: client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": TEXT}], max_tokens=1, extra_body=body
+        ),
+        lambda: client.responses.create(model="tiny", input=TEXT, max_output_tokens=16, extra_body=body),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            tell()

@@ -129,3 +129,12 @@ def test_clips(name: str, folder: Path) -> None:
         assert clip_tokens(foveate_keep=0.6, foveate_method="evs") == foveate.Budget(0.6).count(full)
         with pytest.raises(foveate.FoveateError, match="first frame of a clip whole"):
             clip_tokens(foveate_keep=0.3, foveate_method="evs")
+
+
+def test_a_clip_that_cannot_be_pruned_is_refused_and_not_left_as_it_is(folder: Path) -> None:
+    made = processor(saved("internvl", folder))
+    items = made.info.parse_mm_data({"video": clip(4, 56, 56, 3)})
+    prompt = f"<s>{made.info.get_hf_processor().video_token}"
+    assert made(prompt, items, hf_processor_mm_kwargs={"foveate_keep": 1.0})["mm_placeholders"]["video"]
+    with pytest.raises(foveate.FoveateError, match="on image input only, and the request holds a video"):
+        made(prompt, items, hf_processor_mm_kwargs={"foveate_keep": 0.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from foveate import Budget, FoveateError, PruningConfig, get_method
 from foveate.serving.vllm.request import PruneRequest
-from foveate.serving.vllm.settings import ServerSettings
+from foveate.serving.vllm.settings import ServerSettings, check_variables
 
 
 def test_precedence_is_request_then_overrides_then_environment() -> None:
@@ -132,3 +133,74 @@ def test_queries_of_the_encoder_are_a_setting_of_the_server() -> None:
     assert request is not None and fewer.fingerprint(request) != plain.fingerprint(request)
     with pytest.raises(FoveateError, match="encoder_queries=0 must be a whole number"):
         ServerSettings.read({"encoder_queries": 0}, {})
+
+
+@pytest.mark.parametrize("scope", [[], {}, "", 0, False, None, ["image"], "prompt", {"decay": 0.5}])
+def test_a_scope_of_another_type_is_refused(scope: Any) -> None:
+    with pytest.raises(FoveateError, match="use 'image' or 'frame'"):
+        ServerSettings().resolve({"foveate_keep": 0.5, "foveate_scope": scope})
+    if scope is not None:
+        with pytest.raises(FoveateError, match="use 'image' or 'frame'"):
+            ServerSettings.read({"keep": 0.5, "scope": scope}, {})
+
+
+@pytest.mark.parametrize("method", [[], {}, "", 0, False, None, ["idpruner"]])
+def test_a_method_of_another_type_is_refused(method: Any) -> None:
+    if method != "":
+        with pytest.raises(FoveateError, match="must be the name of one method"):
+            ServerSettings().resolve({"foveate_keep": 0.5, "foveate_method": method})
+
+
+@pytest.mark.parametrize("keep", [[], {}, "", 0, False, True, None, 2.5, -1, "lots", float("nan"), "150%"])
+def test_a_budget_that_cannot_be_is_refused_without_a_word_of_what_vllm_cannot_do(keep: Any) -> None:
+    with pytest.raises(FoveateError) as caught:
+        ServerSettings().resolve({"foveate_keep": keep})
+    assert "auto" not in str(caught.value) and str(caught.value).endswith(("such as 144.", "at least 2 tokens."))
+
+
+@pytest.mark.parametrize(
+    "key", ["foveate", "foveate_keeps", "foveate-keep", "Foveate_Keep", "fovaete_keep", "foveatekeep"]
+)
+def test_misspelled_arguments_are_refused_with_a_hint(key: str) -> None:
+    with pytest.raises(FoveateError, match=f"unknown argument '{key}'") as caught:
+        ServerSettings().resolve({key: 0.5, "max_pixels": 1000})
+    assert "did you mean 'foveate_keep'?" in str(caught.value) or key == "foveate"
+
+
+def test_arguments_inside_of_others_are_refused() -> None:
+    for outer in ("videos_kwargs", "images_kwargs", "text_kwargs"):
+        with pytest.raises(FoveateError, match=f"nothing reads 'foveate_keep' inside of '{outer}'; give it beside"):
+            ServerSettings().resolve({outer: {"max_pixels": 1000, "foveate_keep": 0.5}})
+    assert ServerSettings().resolve({"images_kwargs": {"max_pixels": 1000, "size": {"height": 8}}}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("FOVEATE_KEEPS", "did you mean FOVEATE_KEEP?"),
+        ("FOVEATE_KEP", "did you mean FOVEATE_KEEP?"),
+        ("foveate_keep", "did you mean FOVEATE_KEEP?"),
+        ("FOVEATE_METHODS", "did you mean FOVEATE_METHOD?"),
+        ("FOVEATE_RATIO", "unset it"),
+    ],
+)
+def test_a_misspelled_variable_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(FoveateError, match=rf"nothing reads the environment variable {name}; .*{hint}"):
+        ServerSettings.read(None, {name: "0.25", "PATH": "/bin"})
+    assert ServerSettings.read(None, {name: ""}).resolve({}) is None
+
+
+def test_variables_of_foveate_and_of_kubernetes_are_none_of_a_server() -> None:
+    links = {"FOVEATE_SERVICE_HOST": "10.0.0.1", "FOVEATE_SERVICE_PORT_HTTP": "80", "FOVEATE_PORT": "tcp://10.0.0.1:80"}
+    links |= {"FOVEATE_VLLM_PORT_8000_TCP_ADDR": "10.0.0.1", "FOVEATE_HOME": "/home", "FOVEATE_VLLM_ENV": "/env"}
+    assert ServerSettings.read(None, links).resolve({}) is None
+
+
+def test_every_variable_that_the_repository_reads_is_known() -> None:
+    root = Path(__file__).parents[3]
+    files = [*(root / "src").rglob("*.py"), *(root / "scripts").glob("*"), *(root / "benchmarks").rglob("*.py")]
+    used = {
+        name for file in files if file.is_file() for name in re.findall(r"\bFOVEATE_[A-Z_]*[A-Z]\b", file.read_text())
+    }
+    assert {"FOVEATE_KEEP", "FOVEATE_HOME"} <= used
+    check_variables(dict.fromkeys(used, "anything"))

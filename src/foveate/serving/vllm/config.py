@@ -12,7 +12,7 @@ from ...tokens import Cue
 from .bound_methods import BoundMethods
 from .family import Family
 from .request import PruneRequest
-from .settings import ServerSettings
+from .settings import ServerSettings, find_ours
 
 # Ways of vLLM to guess the next tokens from the tokens before them, without a model that would read positions.
 _DRAFTS_OF_TOKENS = ("ngram", "ngram_gpu", "suffix")
@@ -34,7 +34,7 @@ class ServingConfig:
     def __init__(self, family_class: type[Family], model_config: Any, model: Any = None) -> None:
         config = model_config.hf_config
         limits: Mapping[str, str] = getattr(config, LIMITS_KEY, {})
-        _check_processor_defaults(getattr(model_config, "multimodal_config", None))
+        check_processor_defaults(getattr(model_config, "multimodal_config", None))
         self.settings = ServerSettings.read(getattr(config, "foveate", None), os.environ)
         self.refusal: str | None = limits.get("all")
         self.family: Family | None = None
@@ -82,13 +82,13 @@ class ServingConfig:
         return request
 
 
-def _check_processor_defaults(multimodal: Any) -> None:
-    for key in getattr(multimodal, "mm_processor_kwargs", None) or {}:
-        if key.startswith("foveate"):
-            raise RequestError(
-                f"vLLM hands --mm-processor-kwargs, and with them {key!r}, to transformers, which does not prune; "
-                """give defaults by --hf-overrides '{"foveate": {"method": "idpruner", "keep": 0.25}}'."""
-            )
+def check_processor_defaults(multimodal: Any) -> None:
+    """Raise RequestError where vLLM's multimodal configuration carries defaults that are meant for foveate."""
+    for key, _ in find_ours(getattr(multimodal, "mm_processor_kwargs", None) or {}):
+        raise RequestError(
+            f"vLLM hands --mm-processor-kwargs, and with them {key!r}, to transformers, which does not prune; "
+            """give defaults by --hf-overrides '{"foveate": {"method": "idpruner", "keep": 0.25}}'."""
+        )
 
 
 def limits_of(vllm_config: Any, mrope: bool) -> dict[str, str]:

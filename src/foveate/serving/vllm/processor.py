@@ -40,6 +40,10 @@ class PrunesPrompts:
         inputs = super().get_dummy_inputs(*args, **options)  # type: ignore[misc]
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={"foveate_keep": 1.0})
 
+    def check_request(self, asked: Mapping[str, Any]) -> None:
+        """Raise FoveateError for arguments of a request that cannot be, whether it has images or not."""
+        self._config.resolve(asked)
+
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Check the request before anything else, and give it one spelling."""
         asked = inputs.hf_processor_mm_kwargs
@@ -89,6 +93,12 @@ class PrunesPrompts:
         if request is None:
             return updates
         family = self._config.known_family
+        for modality, of_items in updates.items():
+            if of_items and modality in PIXELS and modality not in family.modalities:
+                raise ModelError(
+                    f"{family.adapter.class_name} can be pruned on {' and '.join(family.modalities)} input only, and "
+                    f"the request holds a {modality}; add foveate_keep=1.0 to the request."
+                )
         return {
             modality: [
                 [self._shorten_update(update, request, modality, out_mm_kwargs[modality][item]) for update in of_item]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...budget import Budget, Scope
+from ...budget import AUTO_HELP, Budget, Scope
 from ...config import PruningConfig, check_version
 from ...errors import BudgetError, MethodError, RequestError, near_miss
 from ...methods.toolkit.settings import AT_LAYER, method_of, settings_of
@@ -17,6 +19,34 @@ from .request import PruneRequest
 REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
 SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
 CONFIG = "FOVEATE_CONFIG"  # names the file of a PruningConfig in the environment
+OTHER_VARIABLES = ("FOVEATE_HOME", "FOVEATE_VLLM_ENV")  # of foveate, but not settings of a server
+_PREFIX = "FOVEATE_"
+# What Kubernetes puts into the environment of containers beside a service that is called foveate, or foveate-vllm.
+_SERVICE_LINKS = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_\w+)?$")
+_LIKE_OURS = 0.8  # how alike an argument and one of ours are, from 0 to 1, for the former to be the latter misspelled
+
+
+def find_ours(arguments: Mapping[Any, Any], within: str | None = None) -> Iterator[tuple[str, str | None]]:
+    """The arguments that are meant for foveate, misspelled ones too, each with the argument that it is inside of."""
+    for key, value in arguments.items():
+        spelled = str(key).lower().replace("-", "_")
+        if spelled.startswith("foveate") or difflib.get_close_matches(spelled, REQUEST_KEYS, n=1, cutoff=_LIKE_OURS):
+            yield str(key), within
+        elif isinstance(value, Mapping):
+            yield from find_ours(value, within or str(key))
+
+
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Raise RequestError for a variable of foveate's that nothing reads, because its name is misspelled."""
+    known = (*SETTINGS.values(), CONFIG, *OTHER_VARIABLES)
+    for name, value in environ.items():
+        if not value or name in known or not name.upper().startswith(_PREFIX) or _SERVICE_LINKS.search(name):
+            continue
+        # Compared without what all of them begin with, which would make all of them alike.
+        short = {other.removeprefix(_PREFIX): other for other in known}
+        close = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), short, n=1)
+        hint = f"did you mean {short[close[0]]}?" if close else "unset it, or rename what is not for foveate."
+        raise RequestError(f"nothing reads the environment variable {name}; {hint} Known: {', '.join(sorted(known))}.")
 
 
 def _of_one_method(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +92,7 @@ class ServerSettings:
             hyperparameters, because some of them name files.
         encoder_queries: as for `foveate.prune`; of all requests.
         positions: what the server must number positions by; None for what vLLM does with the model.
+        given: which of these were set.
     """
 
     method: str = "idpruner"
@@ -70,6 +101,7 @@ class ServerSettings:
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     encoder_queries: int = MOST_QUERIES
     positions: str | None = None
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_queries(self.encoder_queries)
@@ -79,8 +111,9 @@ class ServerSettings:
         """From the value of the key ``foveate`` in the overrides (or None), which has precedence, and `environ`.
 
         Raises:
-            FoveateError: for a key that is not known or a value that cannot be.
+            FoveateError: for a key or variable that is not known or a value that cannot be.
         """
+        check_variables(environ)
         given = {} if overrides is None else overrides
         if not isinstance(given, Mapping):
             raise RequestError(
@@ -98,7 +131,8 @@ class ServerSettings:
                     f"{CONFIG} says what {SETTINGS[next(iter(from_environ))]} says, too; unset one of them."
                 )
             from_environ = PruningConfig.from_pretrained(path).to_dict()
-        settings = cls(**(_of_one_method(from_environ) | _of_one_method(given)))
+        merged = _of_one_method(from_environ) | _of_one_method(given)
+        settings = cls(**merged, given=frozenset(merged))
         settings.resolve({})  # refuses bad values
         return settings
 
@@ -108,17 +142,22 @@ class ServerSettings:
         Raises:
             FoveateError: for a value that cannot be.
         """
-        for key in asked:
-            if key.startswith("foveate") and key not in REQUEST_KEYS:
+        for key, within in find_ours(asked):
+            if within is not None:
+                raise RequestError(f"nothing reads {key!r} inside of {within!r}; give it beside {within!r}.")
+            if key not in REQUEST_KEYS:
                 raise RequestError(f"unknown argument {key!r}{near_miss(key, REQUEST_KEYS)}")
         method = asked.get("foveate_method", self.method)
         keep = asked.get("foveate_keep", self.keep)
-        scope: Any = asked.get("foveate_scope", self.scope) or default_scope
+        scope: Any = asked.get("foveate_scope", default_scope if self.scope is None else self.scope)
         if not isinstance(method, str):
             raise MethodError(f"foveate_method={method!r} must be the name of one method, such as 'idpruner'.")
         if scope not in ("image", "frame"):
             raise BudgetError(f"foveate_scope={scope!r} is unknown; use 'image' or 'frame'.")
-        budget = Budget(keep, scope)
+        try:
+            budget = Budget(keep, scope)
+        except BudgetError as error:
+            raise BudgetError(str(error).replace(AUTO_HELP, "")) from None
         if budget.by_content:
             raise BudgetError(
                 "keep='auto' finds how many tokens stay when an image is encoded, but vLLM needs to know before; give "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from ...budget import Budget
 from ...devices import from_host
 from ...grouping import Span, TokenGroups, select
 from ...methods import Method
-from ...tokens import Cue, Grid, VisualTokens
+from ...tokens import Cue, Grid, Selection, VisualTokens
+from .faults import Faults, find_usable, zero_non_finite
 
 
 def groups_of(grids: Sequence[Grid], budget: Budget) -> TokenGroups:
@@ -38,8 +39,11 @@ def shorten(
     groups: Sequence[TokenGroups],
     cues: Mapping[Cue, Sequence[Tensor]],
     width: int,
+    faults: Faults | None = None,
 ) -> list[Shortened]:
     """Let the method choose once for all images.
+
+    An image whose numbers cannot be computed with (`find_usable`) keeps the first tokens of each of its groups.
 
     Args:
         method: bound to the model.
@@ -47,6 +51,7 @@ def shorten(
         groups: of each image.
         cues: for each cue and image (n, ...).
         width: d.
+        faults: where images are counted whose numbers cannot be used.
 
     Raises:
         MethodError: on a CPU, where the method does not keep what it was asked for. On a GPU the host would have to
@@ -54,21 +59,78 @@ def shorten(
     """
     together = TokenGroups.join(groups)
     embeddings = together.pad([one[:, :width] for one in features])
-    tokens = VisualTokens(embeddings, together.grids, {cue: together.pad(read) for cue, read in cues.items()})
-    count = from_host(together.counts, embeddings.device)
-    selection = select(method, tokens, count, checked=embeddings.device.type == "cpu")
+    device = embeddings.device
+    usable = find_usable([[one, *(read[i] for read in cues.values())] for i, one in enumerate(features)])
+    if faults is not None:
+        faults.count_unusable(usable)
+    image_of = [image for image, of_image in enumerate(groups) for _ in of_image.spans]
+    row_usable = usable[from_host(image_of, device)]
+    padded = {cue: _blank(together.pad(read), row_usable) for cue, read in cues.items()}
+    tokens = VisualTokens(_blank(embeddings, row_usable), together.grids, padded)
+    count = from_host(together.counts, device)
+    selection = select(method, tokens, count, checked=device.type == "cpu")
+    first = torch.arange(embeddings.shape[1], device=device) < count[:, None]
+    keep = torch.where(row_usable[:, None], selection.keep, first)
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.
-    order = torch.argsort(2 * (~selection.keep).int() + (~tokens.valid).int(), dim=1, stable=True)
-    merged = None if selection.target is None else selection.merged(embeddings)
+    order = torch.argsort(2 * (~keep).int() + (~tokens.valid).int(), dim=1, stable=True)
+    merged = None if selection.target is None else _within(selection).merged(embeddings)
     out, row = [], 0
-    for of_image, of_group in zip(features, groups, strict=True):
+    for image, (of_image, of_group) in enumerate(zip(features, groups, strict=True)):
         rows, places = [], []
         for (span,), kept in zip(of_group.spans, of_group.counts, strict=True):
             indices = order[row, :kept]
             place = int(span.index[0]) + indices
             given = of_image[place]
-            rows.append(given if merged is None else torch.cat([merged[row, indices], given[:, width:]], 1))
+            if merged is not None:
+                of_merged = torch.where(usable[image], merged[row, indices], given[:, :width])
+                given = torch.cat([of_merged, given[:, width:]], 1)
+            rows.append(given)
             places.append(place)
             row += 1
-        out.append(Shortened(torch.cat(rows), torch.cat(places)))
+        out.append(Shortened(zero_non_finite(torch.cat(rows)), torch.cat(places)))
     return out
+
+
+def shorten_safely(
+    method: Method,
+    features: Sequence[Tensor],
+    groups: Sequence[TokenGroups],
+    cues: Mapping[Cue, Sequence[Tensor]],
+    width: int,
+    faults: Faults,
+) -> list[Shortened]:
+    """`shorten`, but an image for which the method raises keeps the first tokens of each of its groups.
+
+    What raised for several images is asked again for each alone, so that one does not decide for others.
+    """
+    try:
+        return shorten(method, features, groups, cues, width, faults)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # not of an image, and ranks of a model in parallel must not differ in what they keep
+    except Exception as error:
+        if len(features) > 1:
+            alone = (
+                shorten_safely(method, [one], [of_one], {cue: [read[i]] for cue, read in cues.items()}, width, faults)
+                for i, (one, of_one) in enumerate(zip(features, groups, strict=True))
+            )
+            return [one for (one,) in alone]
+        faults.count_failed(method.name, 1, error)
+        return [first_tokens(features[0], groups[0])]
+
+
+def first_tokens(features: Tensor, groups: TokenGroups) -> Shortened:
+    """The first tokens of each group of an image, as many as it must keep, of `features` (n, d')."""
+    starts = [(int(span.index[0]), count) for (span,), count in zip(groups.spans, groups.counts, strict=True)]
+    place = torch.cat([torch.arange(start, start + count, device=features.device) for start, count in starts])
+    return Shortened(zero_non_finite(features[place]), place)
+
+
+def _blank(values: Tensor, usable: Tensor) -> Tensor:
+    """`values` (P, N, ...), which are overwritten, with zeros in rows that are not usable (P,)."""
+    return values.masked_fill_(~usable.view(-1, *[1] * (values.ndim - 1)), 0)
+
+
+def _within(selection: Selection) -> Selection:
+    """The same where no target is beyond the row, which a GPU would answer with the end of its process."""
+    assert selection.target is not None
+    return replace(selection, target=selection.target.clamp_max(selection.target.shape[1] - 1))

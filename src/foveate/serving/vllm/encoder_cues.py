@@ -22,6 +22,7 @@ class EncoderCues:
         self._family, self._hooked = family, False
         self._idle = self._reader = EncoderReader(family.adapter, frozenset())
         self._trace, self._grids = EncoderTrace(), list[Grid]()
+        self._error: Exception | None = None
 
     @contextlib.contextmanager
     def observing(self, needs: frozenset[Cue], items: Sequence[Sequence[Grid]]) -> Iterator[None]:
@@ -37,13 +38,16 @@ class EncoderCues:
             self._hooked = True
         self._reader = EncoderReader(self._family.adapter, needs)
         self._trace, self._grids = EncoderTrace(), [grid for item in items for grid in item]
+        self._error = None
         try:
             yield
         finally:
             self._reader, self._trace = self._idle, EncoderTrace()  # activations are let go
 
     def read(self, items: Sequence[Sequence[Grid]]) -> dict[Cue, list[Tensor]]:
-        """Each needed cue as one tensor (n, ...) for each image or clip."""
+        """Each needed cue as one tensor (n, ...) for each image or clip; raises what observing them raised."""
+        if self._error is not None:
+            raise self._error
         found = self._reader.read(self._trace, self._grids)
         if Cue.ENCODER_ATTENTION in found:
             found[Cue.ENCODER_ATTENTION] = _over_all_heads(found[Cue.ENCODER_ATTENTION])
@@ -52,6 +56,12 @@ class EncoderCues:
     def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._reader.modules:
             return
+        try:
+            self._observe_attention(module, args, kwargs)
+        except Exception as error:  # kept for `read`, as images must be encoded for those who need no cues, too
+            self._error = error
+
+    def _observe_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         query = kwargs["query"] if "query" in kwargs else args[0]
         key = kwargs["key"] if "key" in kwargs else args[1]
         if query.ndim == 3:

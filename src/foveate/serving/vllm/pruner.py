@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .batch import Shortened, groups_of, shorten
+from ...methods import Method
+from ...tokens import Cue
+from .batch import Shortened, first_tokens, groups_of, shorten_safely
 from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, take
+from .faults import Faults
 from .positions import distances_in_block
 from .processor import field
 from .request import PruneRequest
@@ -29,6 +32,7 @@ class ImagePruner:
     def __init__(self, config: ServingConfig, width: int, most: int) -> None:
         self._config, self.family, self._width, self._most = config, config.known_family, width, most
         self._encoder = EncoderCues(self.family)
+        self.faults = Faults()
 
     def embed(
         self, encode: Callable[..., Sequence[Tensor]], batch: dict[str, Any]
@@ -62,24 +66,40 @@ class ImagePruner:
     def _portion(self, encode: Any, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
         """`embed` for images that are encoded together."""
         asked = {index: request for index, request in enumerate(requests) if request is not None}
-        methods = {index: self._config.methods.get(request.method) for index, request in asked.items()}
-        needs = frozenset(cue for method in methods.values() for cue in method.needs)
+        methods = {index: self._method(request) for index, request in asked.items()}
+        needs = frozenset(cue for method in methods.values() if method is not None for cue in method.needs)
         with self._encoder.observing(needs, items):
             embeddings = list(encode(**batch))
-            cues = self._encoder.read(items)
+            cues = self._read(items)
         out: list[tuple[Tensor, Tensor | None]] = [(rows, None) for rows in embeddings]
         for method in dict.fromkeys(methods.values()):
             mine = [index for index, other in methods.items() if other is method]
-            shortened = shorten(
-                method,
-                [embeddings[index] for index in mine],
-                [groups_of(items[index], asked[index].budget) for index in mine],
-                {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs},
-                self._width,
-            )
+            rows = [embeddings[index] for index in mine]
+            groups = [groups_of(items[index], asked[index].budget) for index in mine]
+            if method is None:
+                shortened = [first_tokens(*image) for image in zip(rows, groups, strict=True)]
+            else:
+                read = {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs}
+                shortened = shorten_safely(method, rows, groups, read, self._width, self.faults)
             for index, one in zip(mine, shortened, strict=True):
                 out[index] = one.rows, self._distances(one, items[index], seconds[index])
         return out
+
+    def _method(self, request: PruneRequest) -> Method | None:
+        """The method of a request; None where it cannot be made ready in this process, as it was in the processor's."""
+        try:
+            return self._config.methods.get(request.method)
+        except Exception as error:
+            self.faults.count_failed(f"making {request.method} ready", 1, error)
+            return None
+
+    def _read(self, items: Any) -> dict[Cue, list[Tensor]]:
+        """The cues of a portion; none where they cannot be read, for which the methods that need them raise."""
+        try:
+            return self._encoder.read(items)
+        except Exception as error:
+            self.faults.count_failed("reading the vision encoder", 0, error)
+            return {}
 
     def _distances(self, kept: Shortened, grids: Any, step: float) -> Tensor | None:
         if not self.family.mrope:

@@ -1,0 +1,56 @@
+"""All methods that a server can use, as it binds them, and images to try them on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate import FoveateError
+from foveate.methods import Method, ModelFacts, method_names
+from foveate.serving.vllm.bound_methods import BoundMethods
+from foveate.tokens import Cue, Grid
+
+WIDTH = 24  # of the embeddings
+_ENCODER = 16  # of the encoder's features
+
+
+def served_methods() -> dict[str, Method]:
+    """Each under its name, with the settings of its paper."""
+    missing = {cue: f"{cue.not_in_vllm}." for cue in Cue if cue.not_in_vllm}
+    bound, found = BoundMethods(ModelFacts("tiny", WIDTH, 4), missing, {}), {}
+    logging.disable(logging.WARNING)
+    try:
+        for name in method_names():
+            try:
+                found[name] = bound.get(name)
+            except FoveateError:  # not for servers
+                continue
+    finally:
+        logging.disable(logging.NOTSET)
+    return found
+
+
+def image(grid: Grid, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[Cue, Tensor]]:
+    """Embeddings (n, d) like an encoder's, smooth over the image and with a few large columns, and their cues."""
+    random = torch.Generator().manual_seed(seed)
+
+    def smooth(width: int) -> Tensor:
+        places = grid.coordinates().float()
+        waves = torch.randn(width, 3, generator=random)
+        smooth_part = (places @ waves.T * 0.6 + 6 * torch.rand(width, generator=random)).sin()
+        noise = torch.randn(len(grid), width, generator=random)
+        return (smooth_part + 0.2 * noise) * (1 + 20 * (torch.rand(width, generator=random) < 0.1))
+
+    cues = {
+        Cue.ENCODER_ATTENTION: torch.randn(len(grid), generator=random).mul(2).softmax(0),
+        Cue.ENCODER_FEATURES: smooth(_ENCODER).to(dtype),
+    }
+    return smooth(WIDTH).to(dtype), cues
+
+
+def cues_for(method: Method, images: Sequence[tuple[Tensor, dict[Cue, Tensor]]]) -> dict[Cue, list[Tensor]]:
+    """Those that the method needs, as `shorten` wants them."""
+    return {cue: [cues[cue] for _, cues in images] for cue in sorted(method.needs, key=lambda cue: cue.name)}

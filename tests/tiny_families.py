@@ -162,7 +162,12 @@ def cohere2_vision(head_dim: int = 16) -> Zoo:
 
 def _shuffled(cls: Any, head_dim: int, **own: Any) -> Zoo:
     """Cohere 2 of 4 layers, of which two attend within a window, with positions, and two to everything, without."""
-    tokenizer = tiny_models._tokenizer(image_token="<|IMG_PATCH|>")
+    around = {
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    tokenizer = tiny_models._tokenizer(image_token="<|IMG_PATCH|>", **around)
     kinds = ["sliding_attention", "full_attention"] * 2
     config = cls.config_class(
         vision_config=_siglip(112),

@@ -242,9 +242,11 @@ class ModelAdapter(ABC):
         True ones are in raster order. The others, such as the ends of lines, belong to no grid: they always stay, and
         are not text, either. By default there are none.
         """
-        return {
-            kind: [torch.ones(len(grid), dtype=torch.bool) for grid in own] for kind, own in self.grids(inputs).items()
-        }
+        return {kind: self.runs(kind, own) for kind, own in self.grids(inputs).items()}
+
+    def runs(self, modality: str, grids: Sequence[Grid]) -> list[Tensor]:
+        """The runs of `placeholders` of one image or clip, which has these grids."""
+        return [torch.ones(len(grid), dtype=torch.bool) for grid in grids]
 
     @abstractmethod
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

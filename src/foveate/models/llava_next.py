@@ -71,8 +71,8 @@ class LlavaNextAdapter(LlavaAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {}  # the encoder sees tiles and does not know the sizes of the pictures
 
-    def placeholders(self, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-        return {kind: [self._run(grid) for grid in own] for kind, own in self.grids(inputs).items()}
+    def runs(self, modality: str, grids: Sequence[Grid]) -> list[Tensor]:
+        return [self._run(grid) for grid in grids]
 
     def _run(self, grid: Grid) -> Tensor:
         if not isinstance(grid, TiledGrid):
@@ -116,7 +116,7 @@ class LlavaNextAdapter(LlavaAdapter):
 
     def _of_grids(self, tiles: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         """(n, c) for each grid, of its patches in all tiles (T, side^2, c)."""
-        parts = tiles.split([self._tiles(grid) for grid in grids])
+        parts = tiles.split([tiles_of(grid) for grid in grids])
         return [self.of_grid(part, grid) for part, grid in zip(parts, grids, strict=True)]
 
     def of_grid(self, tiles: Tensor, grid: Grid) -> Tensor:
@@ -129,18 +129,19 @@ class LlavaNextAdapter(LlavaAdapter):
         top, left = (whole.shape[0] - rows) // 2, (whole.shape[1] - columns) // 2
         return as_large(whole[top : top + rows, left : left + columns], grid).flatten(0, 1)
 
-    @staticmethod
-    def _tiles(grid: Grid) -> int:
-        return grid.down * grid.across if isinstance(grid, TiledGrid) else grid.frames
-
     def token_modules(self) -> list[nn.Module]:
         return []
 
     def patches(self, grid: Grid) -> int:
-        return self._tiles(grid) * (self.side**2 + int(self.has_cls))
+        return tiles_of(grid) * (self.side**2 + int(self.has_cls))
 
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
-        return [self._tiles(grid) * (self.side**2 + int(self.has_cls)) ** 2] * len(self.vision_layers())
+        return [tiles_of(grid) * (self.side**2 + int(self.has_cls)) ** 2] * len(self.vision_layers())
+
+
+def tiles_of(grid: Grid) -> int:
+    """How many images of the encoder's size a grid was cut into; for a clip its frames."""
+    return grid.down * grid.across if isinstance(grid, TiledGrid) else grid.frames
 
 
 def without_border(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

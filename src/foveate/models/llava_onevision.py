@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,15 +43,14 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         return {**super().grids(inputs), "video": [Grid(side, side, len(clip)) for clip in clips]}
 
     def placeholders(self, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-        runs = super().placeholders(inputs)
-        if "image" in runs:
-            alone = [len(image) == 1 for image in self._images(inputs) for _ in image]
-            runs["image"] = [
-                functional.pad(run, (0, 1)) if one else run for run, one in zip(runs["image"], alone, strict=True)
-            ]
-        if "video" in runs:
-            runs["video"] = [functional.pad(run, (0, 1)) for run in runs["video"]]
-        return runs
+        out = {"image": [run for image in self._images(inputs) for run in self.runs("image", image)]}
+        clips = self.grids(inputs).get("video", [])
+        out["video"] = [run for clip in clips for run in self.runs("video", [clip])]
+        return {kind: runs for kind, runs in out.items() if runs}
+
+    def runs(self, modality: str, grids: Sequence[Grid]) -> list[Tensor]:
+        runs = super().runs(modality, grids)
+        return runs if len(grids) > 1 else [functional.pad(runs[0], (0, 1))]
 
     def _images(self, inputs: Mapping[str, Any]) -> list[list[Grid]]:
         images, numbers = super()._images(inputs), inputs.get("batch_num_images")

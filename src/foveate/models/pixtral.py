@@ -24,9 +24,13 @@ class PixtralAdapter(TowerAdapter):
     likewise.
     """
 
+    @property
+    def _side(self) -> int:
+        """Pixels along each side of an LLM token."""
+        return int(self.model.config.vision_config.patch_size * self.merge)
+
     def grid(self, height: int, width: int) -> Grid:
-        side = self.vision.patch_size * self.merge
-        return Grid(height // side, width // side)
+        return Grid(height // self._side, width // self._side)
 
     def grids(self, inputs: Mapping[str, Any]) -> dict[str, list[Grid]]:
         sizes = inputs.get("image_sizes")
@@ -73,10 +77,9 @@ class PixtralAdapter(TowerAdapter):
         """How many of the `total` patches each image has."""
         counts = [self.patches(grid) for grid in grids]
         if sum(counts) != total:
-            side = self.vision.patch_size * self.merge
             raise ModelError(
                 f"the images have {total} patches, of which {sum(counts)} are visual tokens: some side is not a "
-                f"multiple of {side} pixels; pass what the processor returned, or use a method that reads nothing of "
-                "the encoder, such as 'divprune'."
+                f"multiple of {self._side} pixels; pass what the processor returned, or use a method that reads "
+                "nothing of the encoder, such as 'divprune'."
             )
         return counts

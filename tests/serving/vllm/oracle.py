@@ -12,7 +12,8 @@ import transformers as tf
 from PIL import Image
 
 import foveate
-import tiny_models as zoo
+
+from .tiny import maker
 
 STEPS = 6
 
@@ -56,7 +57,7 @@ class Oracle:
         self.name = name
         self.processor = tf.AutoProcessor.from_pretrained(path)
         self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-        self.zoo = getattr(zoo, name)()
+        self.zoo = maker(name)(16)  # the names of tokens are those of the wide one
         self.placeholders = list(self.zoo.visual_ids)
 
     def prompt(self, case: Case) -> str:

@@ -11,6 +11,7 @@ import foveate
 from foveate.tokens import Grid
 
 from .oracle import clip, picture
+from .processors import MAKERS
 from .tiny import NAMES, saved
 
 pytestmark = pytest.mark.vllm
@@ -67,7 +68,7 @@ def test_placeholders_follow_from_the_budget_and_hashes_from_what_is_kept(name: 
     assert hashes(plain) == hashes(run(made, [A, B], foveate_keep=1.0))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MAKERS])
 def test_nothing_changes_for_requests_that_do_not_ask(name: str, folder: Path) -> None:
     """The same prompt, hashes and tensors as vLLM's own processor of the family."""
     made = processor(saved(name, folder))

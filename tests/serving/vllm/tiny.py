@@ -7,35 +7,40 @@ The Qwen and InternVL processors hold one for video, which needs torchvision: bu
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-import tiny_models as zoo_module
+import tiny_families
+import tiny_models
 from tiny_models import Zoo
+
+from . import processors
 
 NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 _HEAD_DIM = 64  # vLLM's attention on CPUs has kernels from 32 on; real models have 64 or 128
+_WITHIN = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")  # in checkpoints a model within a model
 
 
 def saved(name: str, folder: Path) -> Path:
     """Where the checkpoint of the tiny model `name` lies below `folder`; built on the first call."""
     path = folder / name
     if not path.exists():
-        zoo = getattr(zoo_module, name)(_HEAD_DIM)
+        zoo = maker(name)(_HEAD_DIM)
         unfinished = folder / f".{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
+        _processor(name, zoo).save_pretrained(unfinished)
         zoo.model.save_pretrained(unfinished)
-        if name == "llava":
+        if zoo.model.config.vision_config.model_type in _WITHIN:
             _name_as_on_the_hub(unfinished / "model.safetensors")
-        _processor(zoo).save_pretrained(unfinished)
         unfinished.rename(path)
     return path
 
 
 def _name_as_on_the_hub(weights: Path) -> None:
-    """Give the weights of a CLIP tower the names of published checkpoints, the only ones that vLLM knows.
+    """Give the weights of a CLIP or SigLIP tower the names of published checkpoints, the only ones that vLLM knows.
 
     transformers 5 reads both, and writes shorter ones.
     """
@@ -46,7 +51,13 @@ def _name_as_on_the_hub(weights: Path) -> None:
     save_file(renamed, weights, metadata={"format": "pt"})
 
 
-def _processor(zoo: Zoo) -> tf.ProcessorMixin:
+def maker(name: str) -> Callable[[int], Zoo]:
+    """What makes the tiny model of this name, of a width of its heads."""
+    found: Callable[[int], Zoo] = getattr(tiny_models, name, None) or getattr(tiny_families, name)
+    return found
+
+
+def _processor(name: str, zoo: Zoo) -> tf.ProcessorMixin:
     tokenizer, images = zoo.tokenizer, zoo.processor.image_processor
     # InternVL's puts <img> and </img> around its placeholder by itself.
     image = zoo.processor.image_token if zoo.name == "internvl" else zoo.image
@@ -55,7 +66,9 @@ def _processor(zoo: Zoo) -> tf.ProcessorMixin:
         f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
         "{% endfor %}{% endfor %}"
     )
-    match zoo.name:
+    if name in processors.MAKERS:
+        return processors.MAKERS[name](zoo, template)
+    match name:
         case "llava":
             return tf.LlavaProcessor(
                 images,

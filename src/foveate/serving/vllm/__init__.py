@@ -14,6 +14,12 @@ ARCHITECTURES = {
     "Qwen3VLForConditionalGeneration": ("qwen3_vl", "PrunedQwen3VL", True),
     "LlavaForConditionalGeneration": ("llava", "PrunedLlava", False),
     "InternVLForConditionalGeneration": ("internvl", "PrunedInternVL", False),
+    "LlavaNextForConditionalGeneration": ("llava_next", "PrunedLlavaNext", False),
+    "LlavaOnevisionForConditionalGeneration": ("llava_onevision", "PrunedLlavaOnevision", False),
+    "Mistral3ForConditionalGeneration": ("mistral3", "PrunedMistral3", False),
+    "Idefics3ForConditionalGeneration": ("idefics3", "PrunedIdefics3", False),
+    "SmolVLMForConditionalGeneration": ("smolvlm", "PrunedSmolVLM", False),
+    "Cohere2VisionForConditionalGeneration": ("cohere2_vision", "PrunedCohere2Vision", False),
 }
 
 

@@ -44,6 +44,7 @@ class ServingConfig:
             self.refusal = str(error)
         else:
             self.family.adapter.encoder_queries = self.settings.encoder_queries
+            self.family.model_config = model_config
         self.settings.check_positions(family_class.mrope)
         text = config.get_text_config()
         lineage = family_class.adapter_class.lineage()

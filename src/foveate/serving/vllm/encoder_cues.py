@@ -21,7 +21,7 @@ class EncoderCues:
     def __init__(self, family: Family) -> None:
         self._family, self._hooked = family, False
         self._idle = self._reader = EncoderReader(family.adapter, frozenset())
-        self._trace, self._grids = EncoderTrace(), list[Grid]()
+        self._trace, self._projected, self._grids = EncoderTrace(), list[Tensor](), list[Grid]()
         self._error: Exception | None = None
 
     @contextlib.contextmanager
@@ -37,17 +37,20 @@ class EncoderCues:
             self._family.projector().register_forward_pre_hook(self._on_projector)
             self._hooked = True
         self._reader = EncoderReader(self._family.adapter, needs)
-        self._trace, self._grids = EncoderTrace(), [grid for item in items for grid in item]
-        self._error = None
+        self._trace, self._projected, self._error = EncoderTrace(), [], None
+        self._grids = [grid for item in items for grid in item]
         try:
             yield
         finally:
-            self._reader, self._trace = self._idle, EncoderTrace()  # activations are let go
+            self._reader, self._trace, self._projected = self._idle, EncoderTrace(), []  # activations are let go
 
     def read(self, items: Sequence[Sequence[Grid]]) -> dict[Cue, list[Tensor]]:
         """Each needed cue as one tensor (n, ...) for each image or clip; raises what observing them raised."""
         if self._error is not None:
             raise self._error
+        if self._projected:  # some models project image by image
+            hidden = self._projected[0] if len(self._projected) == 1 else torch.cat(self._projected)
+            self._trace.projected = [self._family.features(hidden, self._grids)]
         found = self._reader.read(self._trace, self._grids)
         if Cue.ENCODER_ATTENTION in found:
             found[Cue.ENCODER_ATTENTION] = _over_all_heads(found[Cue.ENCODER_ATTENTION])
@@ -72,7 +75,7 @@ class EncoderCues:
 
     def _on_projector(self, module: Any, args: tuple[Any, ...]) -> None:
         if self._reader.reads_projector:
-            self._trace.projected.append(self._family.features(args[0]))
+            self._projected.append(args[0])
 
 
 def _over_all_heads(received: list[Tensor]) -> list[Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ...budget import Scope
 from ...models.adapter import AttentionCall, ModelAdapter
 from ...tokens import Grid
+from .layout import layout_of
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -30,10 +32,11 @@ class Family(ABC):
 
     adapter_class: ClassVar[type[ModelAdapter]]
     mrope: ClassVar[bool] = False  # whether positions are M-RoPE's, so that survivors can keep theirs
+    model_config: Any = None  # vLLM's, where there is a server
     clip_scopes: ClassVar[tuple[Scope, ...]] = ("image", "frame")  # allowed for clips, the default first
 
     def __init__(self, config: Any, model: Any = None) -> None:
-        self.adapter = self.adapter_class(SimpleNamespace(config=config, model=model))  # type: ignore[arg-type]
+        self.adapter = self.adapter_class.of(SimpleNamespace(config=config, model=model))  # type: ignore[arg-type]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -47,6 +50,19 @@ class Family(ABC):
     @abstractmethod
     def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
         """The same for each image or clip of a batch, from the arguments of ``embed_multimodal``."""
+
+    def layouts(self, modality: str, grids: Sequence[Grid]) -> list[Tensor]:
+        """For each of the `grids` of one image or clip its layout (p,) long, see `layout`."""
+        return [layout_of(run) for run in self.adapter.runs(modality, grids)]
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """The embeddings (t, d) of tokens of text (t,) that lie between those of a grid."""
+        embeddings: Tensor = self.adapter.base.get_language_model().embed_input_ids(ids)
+        return embeddings
+
+    def prepare(self, modality: str, batch: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of ``embed_multimodal`` as they are to be encoded; most families leave them as they are."""
+        return batch
 
     def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """For each argument that concatenates the images of a batch, how many of its rows belong to each of them."""
@@ -68,9 +84,29 @@ class Family(ABC):
         """The module whose first input are the encoder's features."""
         return self.adapter.projector
 
-    def features(self, hidden: Tensor) -> Tensor:
+    def features(self, hidden: Tensor, grids: list[Grid]) -> Tensor:
         """The projector's input in the shape that it has in transformers."""
         return hidden
+
+
+class TiledFamily(Family):
+    """What families have in common that encode the tiles of all images as rows of one tensor."""
+
+    tile_counts: ClassVar[str]  # the argument of ``embed_multimodal`` that says how many tiles each image has
+    of_tiles: ClassVar[tuple[str, ...]] = ("pixel_values",)  # those with an entry for each tile
+
+    def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
+        return self.adapter.grids({name: item[name] for name in self.of_tiles})[modality]
+
+    def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
+        grids = iter(self.grids(modality, batch))
+        return [list(itertools.islice(grids, count)) for count in self._counts(batch)]
+
+    def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        return dict.fromkeys(self.of_tiles, self._counts(batch))
+
+    def _counts(self, batch: Mapping[str, Any]) -> list[int]:
+        return [int(count) for count in batch[self.tile_counts].flatten().tolist()]
 
 
 class QwenFamily(Family):
@@ -99,7 +135,7 @@ class QwenFamily(Family):
         # vLLM's compiler replaces the merger's __call__, hooks and all; what the merger does first is called as always.
         return next(self.adapter.projector.children())
 
-    def features(self, hidden: Tensor) -> Tensor:
+    def features(self, hidden: Tensor, grids: list[Grid]) -> Tensor:
         return hidden.flatten(0, -2)
 
 

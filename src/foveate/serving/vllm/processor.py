@@ -8,9 +8,10 @@ only that.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing.processor import PromptUpdateDetails
@@ -19,6 +20,7 @@ from ...errors import BudgetError, ModelError
 from .batch import groups_of
 from .config import ServingConfig
 from .family import PIXELS, Family
+from .layout import shorten_prompt
 from .positions import check_reach
 from .request import PruneRequest, no_request
 
@@ -130,13 +132,8 @@ class PrunesPrompts:
             method.check(span.grid, count)
         content = update.content
         embeds = [True] * len(content.full) if content.is_embed is None else content.is_embed(content.full).tolist()
-        if sum(embeds) != sum(map(len, grids)):
-            raise ModelError(
-                f"vLLM reserves {sum(embeds)} tokens for a {modality} whose grids hold {sum(map(len, grids))}; "
-                "this variant of the model cannot be pruned: add foveate_keep=1.0 to the request."
-            )
         kept = [place < count for size, count in zip(groups.sizes, groups.counts, strict=True) for place in range(size)]
-        full = [token for token, stays in zip(content.full, _spread(embeds, kept), strict=True) if stays]
+        full = shorten_prompt(content.full, embeds, torch.cat(family.layouts(modality, grids)), kept)
         return dataclasses.replace(update, content=PromptUpdateDetails(full=full, is_embed=content.is_embed))
 
 
@@ -151,9 +148,3 @@ def _others(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _request(kwargs: Mapping[str, Any]) -> PruneRequest | None:
     return PruneRequest.parse(kwargs[_OURS]) if _OURS in kwargs else None
-
-
-def _spread(embeds: Sequence[bool], kept: Sequence[bool]) -> list[bool]:
-    """Which tokens stay: those between the placeholders, and of the placeholders those that `kept` says."""
-    remaining = iter(kept)
-    return [next(remaining) if embed else True for embed in embeds]

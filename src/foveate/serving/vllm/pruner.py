@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...methods import Method
@@ -14,6 +15,7 @@ from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, take
 from .faults import Faults
+from .layout import Weaver
 from .positions import distances_in_block
 from .processor import field
 from .request import PruneRequest
@@ -53,6 +55,7 @@ class ImagePruner:
         if not marks or len(present) != 1:
             return [(rows, None) for rows in encode(**batch)]
         modality = present[0]
+        batch = self.family.prepare(modality, batch)
         requests = [PruneRequest.from_tensor(mark) for mark in marks[modality]]
         items = self.family.items(modality, batch)
         rows = self.family.rows(modality, batch)
@@ -60,10 +63,11 @@ class ImagePruner:
         out: list[tuple[Tensor, Tensor | None]] = []
         for first, last in _portions([sum(map(len, grids)) for grids in items], self._most):
             portion = batch if last - first == len(items) else take(batch, rows, first, last)
-            out += self._portion(encode, portion, requests[first:last], items[first:last], seconds[first:last])
+            inside = slice(first, last)
+            out += self._portion(encode, modality, portion, requests[inside], items[inside], seconds[inside])
         return out
 
-    def _portion(self, encode: Any, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
+    def _portion(self, encode: Any, modality: str, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
         """`embed` for images that are encoded together."""
         asked = {index: request for index, request in enumerate(requests) if request is not None}
         methods = {index: self._method(request) for index, request in asked.items()}
@@ -72,9 +76,10 @@ class ImagePruner:
             embeddings = list(encode(**batch))
             cues = self._read(items)
         out: list[tuple[Tensor, Tensor | None]] = [(rows, None) for rows in embeddings]
+        weavers = {index: self._weaver(modality, items[index], embeddings[index]) for index in asked}
         for method in dict.fromkeys(methods.values()):
             mine = [index for index, other in methods.items() if other is method]
-            rows = [embeddings[index] for index in mine]
+            rows = [weavers[index].tokens(embeddings[index]) for index in mine]
             groups = [groups_of(items[index], asked[index].budget) for index in mine]
             if method is None:
                 shortened = [first_tokens(*image) for image in zip(rows, groups, strict=True)]
@@ -82,8 +87,15 @@ class ImagePruner:
                 read = {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs}
                 shortened = shorten_safely(method, rows, groups, read, self._width, self.faults)
             for index, one in zip(mine, shortened, strict=True):
-                out[index] = one.rows, self._distances(one, items[index], seconds[index])
+                woven = weavers[index].weave(embeddings[index], one.rows, one.index, self._text(weavers[index]))
+                out[index] = woven, self._distances(one, items[index], seconds[index])
         return out
+
+    def _weaver(self, modality: str, grids: Any, rows: Tensor) -> Weaver:
+        return Weaver(torch.cat(self.family.layouts(modality, grids)), rows.device)
+
+    def _text(self, weaver: Weaver) -> Tensor | None:
+        return self.family.embed_text(weaver.text) if len(weaver.text) else None
 
     def _method(self, request: PruneRequest) -> Method | None:
         """The method of a request; None where it cannot be made ready in this process, as it was in the processor's."""

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in vLLM."""
+"""LLaVA-1.5 in vLLM, and Pixtral, of the same class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ....tokens import Grid
 from ..family import Family
 from ..model import PrunesImages
 from ..processor import PrunesPrompts
+from .pixtral import PixtralFamily
 
 
 class LlavaFamily(Family):
@@ -31,6 +32,12 @@ class LlavaFamily(Family):
         return self.adapter.vision_layers()[-1].self_attn.attn
 
 
+class LlavaPixtralFamily(PixtralFamily):
+    """The same class with a Pixtral tower: images of any size, every patch a token."""
+
+    adapter_class = LlavaAdapter
+
+
 class Processor(PrunesPrompts, upstream.LlavaMultiModalProcessor):
     """Shortens placeholders."""
 
@@ -38,9 +45,9 @@ class Processor(PrunesPrompts, upstream.LlavaMultiModalProcessor):
 
 
 class PixtralProcessor(PrunesPrompts, upstream.PixtralHFMultiModalProcessor):
-    """For checkpoints with a Pixtral tower, which foveate cannot prune: refuses with a sentence."""
+    """Shortens placeholders of checkpoints with a Pixtral tower."""
 
-    family_class = LlavaFamily
+    family_class = LlavaPixtralFamily
 
 
 def _processor(info: Any, dummy_inputs: Any, **options: Any) -> Any:
@@ -55,3 +62,8 @@ class PrunedLlava(PrunesImages, upstream.LlavaForConditionalGeneration):
     """``LlavaForConditionalGeneration`` that prunes what requests ask for."""
 
     family_class = LlavaFamily
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        if vllm_config.model_config.hf_config.vision_config.model_type == "pixtral":
+            self.family_class = LlavaPixtralFamily  # type: ignore[assignment,misc]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,0 +1,71 @@
+"""transformers' own processors for the tiny checkpoints of families whose positions are 1-D, built in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers as tf
+
+from tiny_models import Zoo
+
+_SIDE = {"height": 56, "width": 56}
+
+
+def _llava_next(zoo: Zoo, template: str) -> Any:
+    return _with_template(zoo.processor.own, template)  # type: ignore[attr-defined]
+
+
+def _llava_onevision(zoo: Zoo, template: str) -> Any:
+    # What vLLM takes for granted, and tiles enough that the model makes pictures of them smaller.
+    zoo.model.config.vision_aspect_ratio = "anyres_max_9"
+    zoo.model.config.image_grid_pinpoints = pinpoints = [*zoo.model.config.image_grid_pinpoints, [224, 224]]
+    images = tf.LlavaOnevisionImageProcessorPil(size=_SIDE, image_grid_pinpoints=pinpoints)
+    clips = tf.LlavaOnevisionVideoProcessor(size=_SIDE)
+    strategy = zoo.model.config.vision_feature_select_strategy
+    return tf.LlavaOnevisionProcessor(images, zoo.tokenizer, clips, 16, strategy, chat_template=template)
+
+
+def _pixtral(zoo: Zoo, template: str) -> Any:
+    merge = getattr(zoo.model.config, "spatial_merge_size", 1)
+    images = tf.PixtralImageProcessor(patch_size=14 * merge, size={"longest_edge": 448})
+    return tf.PixtralProcessor(images, zoo.tokenizer, 14, merge, chat_template=template)
+
+
+def _idefics3(zoo: Zoo, template: str) -> Any:
+    images = tf.Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    return tf.Idefics3Processor(images, zoo.tokenizer, 16, chat_template=template)
+
+
+def _smolvlm(zoo: Zoo, template: str) -> Any:
+    from transformers.models.smolvlm import processing_smolvlm
+
+    # The package is asked for even by those who show no clips, in whose prompts it spells a number.
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    images = tf.SmolVLMImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    return tf.SmolVLMProcessor(images, zoo.tokenizer, tf.SmolVLMVideoProcessor(), 16, chat_template=template)
+
+
+def _cohere2_vision(zoo: Zoo, template: str) -> Any:
+    text = zoo.model.config.text_config
+    text.sliding_window = 512  # vLLM's window is one token wider than transformers'
+    text.logit_scale = 1.0  # transformers leaves it out in this class
+    size = {"height": 112, "width": 112}
+    images = tf.Cohere2VisionImageProcessor(size=size, patch_size=4, max_patches=4)  # 4: LLM tokens along a tile
+    return tf.Cohere2VisionProcessor(images, zoo.tokenizer, chat_template=template)
+
+
+def _with_template(processor: Any, template: str) -> Any:
+    processor.chat_template = template
+    return processor
+
+
+MAKERS: dict[str, Callable[[Zoo, str], Any]] = {
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "mistral3": _pixtral,
+    "pixtral": _pixtral,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+    "cohere2_vision": _cohere2_vision,
+}

@@ -62,6 +62,8 @@ def test_models_that_cannot_be_pruned_are_told() -> None:
     setattr(limited.hf_config, LIMITS_KEY, {"all": "drafts are on."})
     (line,) = notes_of(limited, settings, True)
     assert line.text.endswith("nothing can be pruned: drafts are on.")
+    (line,) = notes_of(model_config(KNOWN), settings, True, "its tower is another.")
+    assert line.text.endswith("nothing can be pruned: its tower is another.")
 
 
 def test_vllm_shows_the_line() -> None:

@@ -112,12 +112,20 @@ def test_requests_without_images_are_checked_by_the_processor_of_a_known_model()
     assert seen == [{"foveate_keep": 0.5}]
 
 
+def test_arguments_beside_a_prompt_are_refused() -> None:
+    known = SimpleNamespace(check_request=lambda asked: None)
+    for key in ("foveate_keep", "foveate_keeps"):
+        with pytest.raises(FoveateError, match=f"nothing reads '{key}' beside the prompt; give it inside of"):
+            check_prompt(renderer(known), {"prompt_token_ids": [1], key: 0.5}, 0.0)
+
+
 def test_arguments_in_the_wrong_place_of_a_body_are_refused() -> None:
     for body in (
         {"model_extra": {"foveate_keep": 0.5}},
         {"model_extra": {"extra_body": {"foveate_keep": 0.5}}},
         {"chat_template_kwargs": {"foveate_keep": 0.5}},
         {"media_io_kwargs": {"image": {"foveate_keep": 0.5}}},
+        {"vllm_xargs": {"foveate_keep": 0.5}},
     ):
         with pytest.raises(FoveateError, match=r"'foveate_keep' .* inside of mm_processor_kwargs"):
             check_body(SimpleNamespace(**body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +96,12 @@ def test_hooks_are_hung_in_once(text_model: Path) -> None:
     )
     assert inspect.iscoroutinefunction(BaseRenderer.process_for_engine_async)
     assert AsyncEngineArgs.create_engine_config is EngineArgs.create_engine_config
+
+
+def test_requests_for_embeddings_are_checked(text_model: Path) -> None:
+    from vllm.entrypoints.pooling.base.serving import PoolingBaseServing
+
+    configured(text_model)
+    asked = SimpleNamespace(model_extra={"foveate_keep": 0.5})
+    with pytest.raises(foveate.FoveateError, match="vLLM drops 'foveate_keep'"):
+        asyncio.run(PoolingBaseServing._init_ctx(SimpleNamespace(), None, asked))

@@ -16,26 +16,27 @@ LOGGER = logging.getLogger("vllm.foveate")  # vLLM shows what is logged below it
 _LIKE_A_PERCENTAGE = range(2, 101)
 
 
-def announce(model_config: Any, chooses: bool) -> None:
+def announce(model_config: Any, chooses: bool, refusal: str | None = None) -> None:
     """Log one line about a server, and a warning for each setting that may mean something else than was meant.
 
     Args:
         model_config: vLLM's.
         chooses: whether requests can carry arguments.
+        refusal: why the processor of the model prunes nothing, as a sentence, where it is made already.
     """
-    for note in notes_of(model_config, read_settings(model_config), chooses):
+    for note in notes_of(model_config, read_settings(model_config), chooses, refusal):
         LOGGER.log(note.level, note.text)
 
 
-def notes_of(model_config: Any, settings: ServerSettings, chooses: bool) -> list[Note]:
+def notes_of(model_config: Any, settings: ServerSettings, chooses: bool, refusal: str | None = None) -> list[Note]:
     """The line, and the warnings."""
     name, request = model_config.architecture, settings.resolve({})
     loaded = f"foveate {__version__} is loaded"
     if name not in ARCHITECTURES:
         refused = "; requests that ask for it are refused" if chooses else ""
         return [Note(f"{loaded}, but {explain_unknown(model_config)}{refused}.")]
-    if limit := getattr(model_config.hf_config, LIMITS_KEY, {}).get("all"):
-        return [Note(f"{loaded} for {name}, but nothing can be pruned: {limit}")]
+    if reason := refusal or getattr(model_config.hf_config, LIMITS_KEY, {}).get("all"):
+        return [Note(f"{loaded} for {name}, but nothing can be pruned: {reason}")]
     off = "because --trust-request-mm-kwargs is off"
     what = "frame" if settings.scope == "frame" else "image"
     if request is not None:

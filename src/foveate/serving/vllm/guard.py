@@ -73,7 +73,7 @@ def explain_unknown(model_config: Any) -> str:
     return f"{name} cannot be pruned in vLLM, where foveate prunes {', '.join(ARCHITECTURES)}{elsewhere}"
 
 
-def check_prompt(renderer: Any, prompt: Mapping[str, Any], *_: Any, **__: Any) -> None:
+def check_prompt(renderer: Any, prompt: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
     """Check a prompt on its way to the engine, whether it has images or not.
 
     Args:
@@ -83,6 +83,8 @@ def check_prompt(renderer: Any, prompt: Mapping[str, Any], *_: Any, **__: Any) -
     Raises:
         FoveateError: where its arguments are foveate's and cannot be followed.
     """
+    for key, _ in find_ours(dict.fromkeys(prompt)):
+        raise RequestError(f"nothing reads {key!r} beside the prompt; {_PLACE}")
     for asked in _arguments(prompt):
         if (ours := next(find_ours(asked), None)) is None:
             continue
@@ -103,6 +105,6 @@ def check_body(request: Any) -> None:
     """Raise RequestError where a request's body carries foveate's arguments in a place where vLLM drops them."""
     for key, _ in find_ours(getattr(request, "model_extra", None) or {}):
         raise RequestError(f"vLLM drops {key!r} at this place of a request; {_PLACE}")
-    for place in ("chat_template_kwargs", "media_io_kwargs"):
+    for place in ("chat_template_kwargs", "media_io_kwargs", "vllm_xargs"):
         for key, _ in find_ours(getattr(request, place, None) or {}):
             raise RequestError(f"nothing reads {key!r} inside of {place}; {_PLACE}")

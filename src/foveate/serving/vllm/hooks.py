@@ -49,7 +49,8 @@ def _configured(vllm_config: Any, engine_args: Any, usage_context: Any = None, *
 def _serving(result: None, server: Any, *args: Any, **kwargs: Any) -> None:
     # Known only now: whether requests may choose is a setting of the server, not of the engine.
     if server.renderer.api_process_rank == 0:
-        announce(server.model_config, chooses=server.trust_request_mm_kwargs)
+        refusal = getattr(server.renderer.mm_processor, "refusal", None)
+        announce(server.model_config, server.trust_request_mm_kwargs, refusal)
 
 
 def _call_before(owner: type, name: str, check: Callable[..., None]) -> None:

@@ -42,6 +42,11 @@ class PrunesPrompts:
         inputs = super().get_dummy_inputs(*args, **options)  # type: ignore[misc]
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={"foveate_keep": 1.0})
 
+    @property
+    def refusal(self) -> str | None:
+        """Why no request can be pruned, as a sentence, or None."""
+        return self._config.refusal
+
     def check_request(self, asked: Mapping[str, Any]) -> None:
         """Raise FoveateError for arguments of a request that cannot be, whether it has images or not."""
         self._config.resolve(asked)

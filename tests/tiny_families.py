@@ -621,7 +621,7 @@ _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "n
 
 @functools.cache
 def glm4v(head_dim: int = 16) -> Zoo:
-    """GLM-4.1V in small: M-RoPE that turns neighbours, a tower that joins patches by a convolution."""
+    """GLM-4.1V in small: M-RoPE that turns neighbours in half of a head, a tower that joins patches by convolution."""
     return _glm(tf.Glm4vForConditionalGeneration, head_dim)
 
 
@@ -633,28 +633,26 @@ def glm46v(head_dim: int = 16) -> Zoo:
 
 @functools.cache
 def glm_ocr(head_dim: int = 16) -> Zoo:
-    """GLM-OCR in small."""
-    return _glm(tf.GlmOcrForConditionalGeneration, head_dim)
+    """GLM-OCR in small: all of each head turns; layers as wide as the merger, which vLLM takes for granted."""
+    return _glm(tf.GlmOcrForConditionalGeneration, head_dim, (2, 3, 3), 1.0, intermediate_size=12 * head_dim)
 
 
 @functools.cache
 def glm4v_moe(head_dim: int = 16) -> Zoo:
-    """GLM-4.5V in small: half of each head turns; 2 of 8 experts and one for all, in all decoder layers but one."""
+    """GLM-4.5V in small: 2 of 8 experts and one for all, in all decoder layers but one."""
     experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
-    rope = {"partial_rotary_factor": 0.5}
-    return _glm(tf.Glm4vMoeForConditionalGeneration, head_dim, (1, 1, 2), rope, routed_scaling_factor=1.5, **experts)
+    return _glm(tf.Glm4vMoeForConditionalGeneration, head_dim, routed_scaling_factor=1.5, **experts)
 
 
-def _glm(
-    cls: Any, head_dim: int, sections: tuple[int, ...] = (2, 3, 3), rope: dict[str, Any] | None = None, **text: Any
-) -> Zoo:
-    """`sections` are of a head of 16: how many of its frequencies go with time, row and column."""
-    tokenizer = _tokenizer("<|begin_of_image|>", "<|end_of_image|>", image_token="<|image|>", video_token="<|video|>")
-    begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_image|>", "<|end_of_image|>"])
+def _glm(cls: Any, head_dim: int, sections: tuple[int, ...] = (1, 1, 2), turning: float = 0.5, **text: Any) -> Zoo:
+    """`sections` are of a head of 16, `turning` of it: how many frequencies go with time, row and column."""
+    bounds = [f"<|{bound}_of_{seen}|>" for seen in ("image", "video") for bound in ("begin", "end")]
+    tokenizer = _tokenizer(*bounds, image_token="<|image|>", video_token="<|video|>")
+    begin, end, begin_clip, end_clip = tokenizer.convert_tokens_to_ids(bounds)
     config = cls.config_class(
         text_config={
             "vocab_size": len(tokenizer),
-            "rope_parameters": _mrope(head_dim, sections) | (rope or {}),
+            "rope_parameters": _mrope(head_dim, sections) | {"partial_rotary_factor": turning},
             **_llm(head_dim),
             **text,
         },
@@ -671,6 +669,8 @@ def _glm(
         video_token_id=tokenizer.video_token_id,
         image_start_token_id=begin,
         image_end_token_id=end,
+        video_start_token_id=begin_clip,
+        video_end_token_id=end_clip,
     )
     # Of the size of four tokens at least, where the family's own asks for 64.
     sizes = {"shortest_edge": 56**2, "longest_edge": 56**2 * 324}

@@ -35,7 +35,7 @@ def engine(path: Path, **options: Any) -> Iterator[Any]:
         "enforce_eager": True,
         "disable_log_stats": True,
         "seed": 0,
-        "limit_mm_per_prompt": {"image": 2, "video": 1} if "qwen" in path.name else {"image": 2},
+        "limit_mm_per_prompt": {"image": 2, "video": 1} if path.name.startswith(("qwen", "glm")) else {"image": 2},
     }
     llm = LLM(model=str(path), **(settings | options))
     try:

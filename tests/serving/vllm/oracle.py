@@ -16,6 +16,7 @@ import foveate
 from .tiny import maker
 
 STEPS = 6
+_QWEN_CLIP = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class Answer:
 class Oracle:
     """The checkpoint at `path` in transformers."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
         self.name = name
         self.processor = tf.AutoProcessor.from_pretrained(path)
-        self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
         self.zoo = maker(name)(16)  # the names of tokens are those of the wide one
         self.placeholders = list(self.zoo.visual_ids)
 
+    def takes(self, case: Case) -> bool:
+        """Whether transformers can: GLM-4.1V and its kin take images or clips, never both."""
+        return not (case.images and case.clip is not None and self.zoo.name.startswith("glm"))
+
     def prompt(self, case: Case) -> str:
         """The text with its placeholders."""
-        video = "<|vision_start|><|video_pad|><|vision_end|>" if case.clip is not None else ""
+        clip = "<|begin_of_video|><|video|><|end_of_video|>" if self.zoo.name.startswith("glm") else _QWEN_CLIP
+        video = clip if case.clip is not None else ""
         return "<s>" + self.zoo.image * len(case.images) + video + case.text
 
     def answer(self, case: Case) -> Answer:
@@ -80,7 +86,7 @@ class Oracle:
         keep = case.asked.get("foveate_keep", 1.0)
         method = case.asked.get("foveate_method", "idpruner")
         positions = "original" if self.zoo.mrope else "compact"
-        scope = case.asked.get("foveate_scope", "frame" if self.name == "qwen3_vl" else "image")
+        scope = case.asked.get("foveate_scope", "frame" if self.zoo.name.startswith(("qwen3_", "glm")) else "image")
         with torch.no_grad(), foveate.prune(self.model, method, keep=keep, scope=scope, positions=positions) as pruning:
             out = self.model.generate(**inputs, **settings)
             seen = case.images or case.clip is not None

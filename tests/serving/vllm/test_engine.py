@@ -59,11 +59,11 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Any, Or
         yield llm, oracle
 
 
-def check(found: list[Answer], expected: list[Answer]) -> None:
+def check(found: list[Answer], expected: list[Answer], within: float = 1e-4) -> None:
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.prompt == other.prompt, index
         assert one.tokens == other.tokens, index
-        assert max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True)) <= 1e-4, index
+        assert max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True)) <= within, index
 
 
 def test_equals_transformers_and_again_from_caches(pair: tuple[Any, Oracle]) -> None:

@@ -17,11 +17,14 @@ import tiny_families
 import tiny_models
 from tiny_models import Zoo
 
-from . import processors
+from . import mrope_processors, processors
 
 NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 _HEAD_DIM = 64  # vLLM's attention on CPUs has kernels from 32 on; real models have 64 or 128
 _WITHIN = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")  # in checkpoints a model within a model
+_PROCESSORS = processors.MAKERS | mrope_processors.MAKERS
+# Settings of published checkpoints that vLLM reads and transformers, where they are always so, does not know.
+_ASKED = {"qwen3_vl_moe": {"norm_topk_prob": True}, "glm4v_moe": {"use_qk_norm": False}}
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -32,7 +35,11 @@ def saved(name: str, folder: Path) -> Path:
         unfinished = folder / f".{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         _processor(name, zoo).save_pretrained(unfinished)
+        for setting, value in _ASKED.get(name, {}).items():
+            setattr(zoo.model.config.text_config, setting, value)
         zoo.model.save_pretrained(unfinished)
+        if name == "qwen3_vl_moe":
+            _turn_experts(unfinished / "model.safetensors")
         if zoo.model.config.vision_config.model_type in _WITHIN:
             _name_as_on_the_hub(unfinished / "model.safetensors")
         unfinished.rename(path)
@@ -51,6 +58,15 @@ def _name_as_on_the_hub(weights: Path) -> None:
     save_file(renamed, weights, metadata={"format": "pt"})
 
 
+def _turn_experts(weights: Path) -> None:
+    """Write experts as in published checkpoints, inputs before outputs; transformers reads both."""
+    turned = {
+        name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
+        for name, weight in load_file(weights).items()
+    }
+    save_file(turned, weights, metadata={"format": "pt"})
+
+
 def maker(name: str) -> Callable[[int], Zoo]:
     """What makes the tiny model of this name, of a width of its heads."""
     found: Callable[[int], Zoo] = getattr(tiny_models, name, None) or getattr(tiny_families, name)
@@ -66,8 +82,8 @@ def _processor(name: str, zoo: Zoo) -> tf.ProcessorMixin:
         f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
         "{% endfor %}{% endfor %}"
     )
-    if name in processors.MAKERS:
-        return processors.MAKERS[name](zoo, template)
+    if name in _PROCESSORS:
+        return _PROCESSORS[name](zoo, template)
     match name:
         case "llava":
             return tf.LlavaProcessor(

@@ -110,7 +110,7 @@ class PrunesMRope(PrunesImages):
         fill: list[int] = []
         stretched, shift = [], 0
         for feature in features:
-            place, growth = feature.mm_position, 0
+            place, found = feature.mm_position, list[Block]()
             data = {name: element.data for name, element in (feature.data or {}).items()}
             mark = data.get(field(feature.modality))
             request = None if mark is None else PruneRequest.from_tensor(mark)
@@ -126,10 +126,25 @@ class PrunesMRope(PrunesImages):
                     groups.counts,
                     groups.sizes,
                 )
-                growth = sum(block.full - block.kept for block in found)
                 blocks += found
                 fill += [placeholder] * len(found)
-            moved = dataclasses.replace(place, offset=place.offset + shift, length=place.length + growth, is_embed=None)
+            growth = sum(block.full - block.kept for block in found)
+            embeds = _stretched(place, found)
+            moved = dataclasses.replace(
+                place, offset=place.offset + shift, length=place.length + growth, is_embed=embeds
+            )
             stretched.append(dataclasses.replace(feature, mm_position=moved))
             shift += growth
         return blocks, fill, stretched
+
+
+def _stretched(place: Any, blocks: list[Block]) -> Tensor | None:
+    """Which tokens of an image are placeholders (bool), in the unpruned prompt; None where all may be."""
+    if place.is_embed is None:
+        return None
+    parts, at = [], 0
+    for block in blocks:
+        end = block.start - place.offset + block.kept
+        parts += [place.is_embed[at:end], place.is_embed.new_ones(block.full - block.kept)]
+        at = end
+    return torch.cat([*parts, place.is_embed[at:]])

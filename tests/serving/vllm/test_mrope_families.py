@@ -1,0 +1,60 @@
+"""Families with M-RoPE beside those of `test_engine`: vLLM says what transformers says with the same pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .engine import answers, engine, outputs
+from .gated_delta import use_plain_kernels
+from .mrope_processors import MAKERS
+from .oracle import Case, Oracle, picture
+from .test_engine import CLIPS, MIXED, asked, check
+from .tiny import saved
+
+pytestmark = pytest.mark.vllm
+
+HYBRID = ("qwen3_5", "qwen3_5_moe")
+# Of this one, transformers itself differs by so much between float32 and float64, in one of the cases.
+LOOSE = {"qwen3_5_moe": 1e-3}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Oracle]]:
+    """Each family in vLLM, with prompts cut into chunks, and in transformers."""
+    options: dict[str, Any] = {"max_num_batched_tokens": 64}
+    if request.param in HYBRID:
+        use_plain_kernels()
+        # States are kept at the ends of blocks, here of 96 tokens, and a step must be able to reach one.
+        options = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, "mamba_cache_mode": "align"}
+    path = saved(request.param, tmp_path_factory.mktemp("checkpoints"))
+    with engine(path, **options) as llm:
+        yield llm, Oracle(request.param, path)
+
+
+def test_equals_transformers_and_again_from_caches(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    cases, within = MIXED + [case for case in CLIPS if oracle.takes(case)], LOOSE.get(oracle.name, 1e-4)
+    expected = [oracle.answer(case) for case in cases]
+    check(answers(llm, oracle, cases), expected, within)
+    check(answers(llm, oracle, cases[::-1]), expected[::-1], within)
+    unpruned = [oracle.answer(Case(case.images, case.text, case.clip)).logprobs for case in cases]
+    for case, one, other in zip(cases, expected, unpruned, strict=True):
+        assert (one.logprobs != other) == (case.asked.get("foveate_keep", 1.0) != 1.0)  # pruning can be seen
+
+
+def test_states_of_linear_attention_are_shared_by_equal_ratios_and_never_by_others(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    if oracle.name not in HYBRID:
+        pytest.skip("has no such layers")
+    cases = [Case((picture(448, 448, 9),), asked=asked(keep)) for keep in (1.0, 0.9, 0.8, 0.75)]
+    expected = [oracle.answer(case) for case in cases]  # of 156 to 205 tokens
+
+    def held(case: Case) -> int:
+        return outputs(llm, oracle, [case])[0].num_cached_tokens
+
+    assert [held(case) for case in cases] == [0] * 4
+    assert all(held(case) >= 96 for case in cases)
+    check(answers(llm, oracle, cases), expected, LOOSE.get(oracle.name, 1e-4))

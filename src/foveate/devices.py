@@ -16,6 +16,7 @@ _R = TypeVar("_R")
 
 # What this PyTorch was built for, found once because every selector asks.
 _DEVICE = torch.accelerator.current_accelerator()
+_KNOWN = "_known_on_host"  # the attribute of a tensor that holds what Python knows of it
 _ACCELERATOR = None if _DEVICE is None else _DEVICE.type
 
 
@@ -33,9 +34,62 @@ def find_kernels(module: str, like: Tensor) -> ModuleType | None:
 
 
 def from_host(values: Sequence[int], device: torch.device) -> Tensor:
-    """A long tensor of what Python knows, on a device, without waiting for what the device is doing."""
+    """A long tensor of what Python knows, on a device, without waiting for what the device is doing.
+
+    It must not be written to: `to_host` gives back `values`.
+    """
     # Not torch.tensor(values, device=device), which waits until the copy is through.
-    return torch.tensor(values, dtype=torch.long, device="cpu").to(device, non_blocking=True)
+    made = torch.tensor(values, dtype=torch.long, device="cpu").to(device, non_blocking=True)
+    setattr(made, _KNOWN, tuple(values))
+    return made
+
+
+def to_host(values: Tensor) -> list[int]:
+    """The whole numbers of a tensor (B,). The host waits for the device unless `from_host` made the tensor.
+
+    Examples:
+        >>> import torch
+        >>> to_host(from_host([3, 5], torch.device("cpu")))
+        [3, 5]
+    """
+    known: tuple[int, ...] | None = getattr(values, _KNOWN, None)
+    return values.tolist() if known is None else list(known)
+
+
+def first_of_each(sizes: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """A mask (B, width), true on the first `sizes` entries of each row; `known_sizes` gives `sizes` back.
+
+    Examples:
+        >>> import torch
+        >>> first_of_each([1, 3], 3, torch.device("cpu")).tolist()
+        [[True, False, False], [True, True, True]]
+    """
+    mask = torch.arange(width, device=device)[None] < from_host(sizes, device)[:, None]
+    setattr(mask, _KNOWN, tuple(sizes))
+    return mask
+
+
+def known_sizes(mask: Tensor | None) -> tuple[int, ...] | None:
+    """The `sizes` of a mask of `first_of_each`, None for other masks."""
+    known: tuple[int, ...] | None = getattr(mask, _KNOWN, None)
+    return known
+
+
+def places_of(mask: Tensor, number: int | None = None) -> Tensor:
+    """(n,) long: where a mask (N,) is true.
+
+    Args:
+        mask: bool.
+        number: how many places there are, where that is known, so that the host need not wait for the device.
+
+    Examples:
+        >>> import torch
+        >>> places_of(torch.tensor([False, True, True])).tolist()
+        [1, 2]
+    """
+    if number is None or mask.is_cpu:
+        return mask.nonzero()[:, 0]
+    return (~mask).byte().argsort(stable=True)[:number]
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:

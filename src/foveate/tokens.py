@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .devices import from_host, full_precision
+from .devices import first_of_each, full_precision
 from .errors import SelectionError, near_miss
 
 
@@ -351,10 +351,14 @@ class VisualTokens:
         return [sum(len(grid) for grid in pool) for pool in self.grids]
 
     @property
+    def frames(self) -> list[int]:
+        """Frames in each group; an image is one."""
+        return [sum(grid.frames for grid in pool) for pool in self.grids]
+
+    @property
     def valid(self) -> Tensor:
         """(B, N) bool, true on tokens that can be chosen."""
-        sizes = from_host(self.sizes, self.features.device)
-        real = torch.arange(self.features.shape[1], device=self.features.device)[None] < sizes[:, None]
+        real = first_of_each(self.sizes, self.features.shape[1], self.features.device)
         return real if self.alive is None else real & self.alive
 
     @property

@@ -11,6 +11,7 @@ and is the default (`stronger`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..devices import from_host, known_sizes, places_of, to_host
 from ..errors import MethodError
 from ..selection.batch import require
 from ..selection.similarity import snap_near_one
@@ -70,25 +72,29 @@ class AnchorMerge(Wrapper):
         self.require_before_llm()
 
     def check(self, grid: Grid, count: int) -> None:
-        self.inner.check(grid, count - int(self._count_merged(torch.tensor(count, device="cpu"))))
+        self.inner.check(grid, count - self._count_merged(count))
 
-    def _count_merged(self, count: Tensor) -> Tensor:
+    def _count_merged(self, count: int) -> int:
         """How many of the kept tokens carry merged ones."""
         # What `base` chooses is rounded down, whatever the last digit of 1 - anchors.
-        merged = (self.anchors * count.double() - 1e-9).ceil().long()
-        return torch.minimum(merged, count - 1).clamp_min(0)
+        return max(0, min(math.ceil(self.anchors * count - 1e-9), count - 1))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        merged = self._count_merged(count)
-        chosen = self.inner.select(tokens, count - merged)
+        counts = to_host(count)
+        merged = [self._count_merged(kept) for kept in counts]
+        chosen = self.inner.select(
+            tokens, from_host([kept - few for kept, few in zip(counts, merged, strict=True)], count.device)
+        )
         if chosen.target is not None:
             raise MethodError(f"{self.name} cannot wrap {self.inner.name}, which merges tokens itself.")
         valid, target = tokens.valid, identity_targets(chosen.keep)
         finite = tokens.features.sum(-1, dtype=torch.float32).isfinite()
         require(finite | ~valid, "features must be finite (no NaN or infinity)")
-        for row, groups in enumerate(merged.tolist()):
-            rest = (valid[row] & ~chosen.keep[row]).nonzero()[:, 0]
+        sizes = known_sizes(valid)
+        for row, groups in enumerate(merged):
             if groups:
+                left = None if sizes is None else sizes[row] - (counts[row] - groups)
+                rest = places_of(valid[row] & ~chosen.keep[row], left)
                 cosines = self._cosines(tokens.features[row, rest])
                 anchor = self.anchors_of(cosines, groups)
                 target[row, rest] = rest[middles(nearest_of(cosines, anchor))]

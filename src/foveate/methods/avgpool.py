@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..devices import to_host
 from ..tokens import Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
@@ -38,7 +39,7 @@ class AvgPool(Method):
         shape, device = tokens.features.shape[:2], tokens.features.device
         target = torch.full(shape, -1, dtype=torch.long, device="cpu")
         weight = torch.zeros(shape, dtype=torch.float32, device="cpu")
-        for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
+        for row, (pool, budget) in enumerate(zip(tokens.grids, to_host(count), strict=True)):
             start = 0
             for grid, share in zip(pool, shares([len(grid) for grid in pool], budget), strict=True):
                 if share:
@@ -47,7 +48,7 @@ class AvgPool(Method):
                     weight[row, start : start + len(grid)] = 1.0 / size
                 start += len(grid)
         keep = target == torch.arange(shape[1], device="cpu")
-        return Selection(keep.to(device), target.to(device), weight.to(device))
+        return Selection(*(part.to(device, non_blocking=True) for part in (keep, target, weight)))
 
 
 def shares(sizes: list[int], budget: int) -> list[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..devices import from_host, known_sizes
 from ..errors import MethodError
 from ..selection.batch import TokenBatch, mask_from_order, prepare_batch
 from ..selection.similarity import Cosines
@@ -69,7 +70,9 @@ class CenPrune(Wrapper):
         inner, valid = self.inner, tokens.valid
         features = centre(tokens.features, valid, self.standardise)
         if isinstance(inner, DivPrune):
-            seed = inner.select(tokens, valid.sum(1).clamp_max(1)).keep
+            sizes = known_sizes(valid)
+            one = valid.sum(1).clamp_max(1) if sizes is None else from_host([min(n, 1) for n in sizes], valid.device)
+            seed = inner.select(tokens, one).keep
             weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
             batch = prepare_batch(count, valid, scores=weight, features=features)
             return Selection(batch.select(_weighted_maxmin))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ..devices import to_host
 from ..errors import MethodError
 from ..selection import topk
 from ..selection.similarity import snap_near_one
@@ -56,7 +57,7 @@ class Evs(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("evs", tokens)
         change = torch.full(tokens.features.shape[:2], _FIRST_FRAME, dtype=torch.float32, device=tokens.features.device)
-        for row, (pool, budget) in enumerate(zip(tokens.grids, count.tolist(), strict=True)):
+        for row, (pool, budget) in enumerate(zip(tokens.grids, to_host(count), strict=True)):
             start = first = 0
             for grid in pool:
                 self.check(grid, len(grid))

@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..devices import from_host
 from ..selection.batch import TokenBatch, count_valid_before, prepare_batch, require
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
@@ -74,12 +75,13 @@ class HoloV(Method):
 
     def _keep(self, batch: TokenBatch) -> Tensor:
         images, width = batch.valid.shape
-        total = batch.valid.sum(1, keepdim=True)
+        sizes, device = batch.real_sizes(), batch.valid.device
         if self.chunks is None:
-            parts = (1024 / 576 * total.double() / batch.counts[:, None].clamp_min(1)).long().clamp_min(1)
+            number = [max(1, int(1024 / 576 * n / max(1, kept))) for n, kept in zip(sizes, batch.wanted, strict=True)]
         else:
-            parts = torch.full_like(total, self.chunks)
-        most = int(parts.max())
+            number = [self.chunks] * images
+        total, parts = from_host(sizes, device)[:, None], from_host(number, device)[:, None]
+        most = max(number)
         short, long_ones = total // parts, total % parts
         place, edge = count_valid_before(batch.valid), long_ones * (short + 1)
         chunk = torch.where(

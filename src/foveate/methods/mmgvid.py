@@ -80,8 +80,8 @@ class MmgVid(Method):
 
     def _keep(self, batch: TokenBatch) -> Tensor:
         keep = torch.zeros_like(batch.valid)
-        for row, count in enumerate(batch.counts.tolist()):  # frames and segments are others for each clip
-            real = batch.valid[row].nonzero()[:, 0]
+        for row, count in enumerate(batch.wanted):  # frames and segments are others for each clip
+            real = batch.real(row)
             if count:
                 sizes = batch.coordinates[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
                 frames = batch.features[row, real].float().split(sizes)

@@ -156,8 +156,8 @@ class Nuwa(TwoStageMethod):
         rank = batch.scores if self.pillars_by == "salience" else keys
         keep, mix = torch.zeros_like(batch.valid), []
         coordinates = tokens.coordinates
-        for row, (pool, budget) in enumerate(zip(tokens.grids, batch.counts.tolist(), strict=True)):
-            real = batch.valid[row].nonzero()[:, 0]
+        for row, (pool, budget) in enumerate(zip(tokens.grids, batch.wanted, strict=True)):
+            real = batch.real(row)
             salience, places = batch.scores[row, real], coordinates[row, real]
             kept = self.benchmark(salience, places, budget) if budget else torch.zeros_like(real, dtype=torch.bool)
             reach = [self._reach(grid.rows, grid.columns) for grid in pool for _ in range(len(grid))]

@@ -97,9 +97,9 @@ class PruneSid(Method):
 
     def _keep(self, batch: TokenBatch) -> Tensor:
         keep = torch.zeros_like(batch.valid)
-        for row, count in enumerate(batch.counts.tolist()):  # the number of components is another for each budget
+        for row, count in enumerate(batch.wanted):  # the number of components is another for each budget
             if count:
-                real = batch.valid[row].nonzero()[:, 0]
+                real = batch.real(row)
                 scores = batch.scores[row, real] if batch.has("scores") else None
                 keep[row, real] = self._of_image(batch.features[row, real].float(), scores, count)
         return keep

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..devices import places_of
 from ..selection.batch import prepare_batch
 from ..selection.similarity import snap_near_one
 from ..tokens import Cue, Selection, VisualTokens
@@ -64,8 +65,8 @@ class ToMe(Method):
         batch = prepare_batch(count, tokens.valid, features=features)
         target = torch.full(batch.valid.shape, -1, dtype=torch.long, device=features.device)
         # Row by row: the shape of each step is another for each image.
-        for row, budget in enumerate(batch.counts.tolist()):
-            real = batch.valid[row].nonzero()[:, 0]
+        for row, budget in enumerate(batch.wanted):
+            real = batch.real(row)
             target[row, real] = real[merge_tokens(features[row, real].float(), budget)]
         keep = target == torch.arange(target.shape[1], device=target.device)
         return Selection(keep, target, 1 / group_size(target))
@@ -101,5 +102,6 @@ def merge_tokens(values: Tensor, count: int) -> Tensor:
         stays = torch.ones_like(here, dtype=torch.bool)
         stays[goes] = False
         place = (stays.cumsum(0) - 1)[moved[place]]
-        root, values, size = root[stays], values[stays], size[stays]
+        left = places_of(stays, len(root) - len(away))
+        root, values, size = root[left], values[left], size[left]
     return root[place]

@@ -66,22 +66,27 @@ class VidCom2(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         batch = prepare_batch(count, tokens.valid, features=tokens.features)
-        return Selection(batch.with_coordinates(tokens.coordinates).select(self._keep))
+        return Selection(batch.with_coordinates(tokens.coordinates, tokens.frames).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
         keep = torch.zeros_like(batch.valid)
-        for row, count in enumerate(batch.counts.tolist()):  # the number of frames is another for each clip
-            real = batch.valid[row].nonzero()[:, 0]
+        for row, count in enumerate(batch.wanted):  # the number of frames is another for each clip
+            real = batch.real(row)
             if count:
-                order = self._order(batch.features[row, real].float(), batch.coordinates[row, real, 0], count)
+                frame, known = batch.coordinates[row, real, 0], batch.frames
+                numbers = frame.unique() if known is None else torch.arange(known[row], device=frame.device)
+                order = self._order(batch.features[row, real].float(), frame, numbers, count)
                 keep[row, real[order[:count]]] = True
         return keep
 
-    def _order(self, tokens: Tensor, frame: Tensor, count: int) -> Tensor:
-        """The tokens (n, d) of one clip in the order in which they are kept, given the frame (n,) of each."""
+    def _order(self, tokens: Tensor, frame: Tensor, numbers: Tensor, count: int) -> Tensor:
+        """The tokens (n, d) of one clip in the order in which they are kept, given the frame (n,) of each.
+
+        `numbers` (F,) are those of the frames that have tokens.
+        """
         quiet = tokens.var(0, unbiased=False).argsort(stable=True)[: max(1, tokens.shape[1] // 2)]
         unit = normalize(tokens[:, quiet], dim=-1)
-        member = (frame.unique()[:, None] == frame).float()  # (frames, n)
+        member = (numbers[:, None] == frame).float()  # (frames, n)
         size = member.sum(1)
         frame = member.argmax(0)
         in_clip = _commonness(unit, unit.mean(0))

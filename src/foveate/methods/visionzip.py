@@ -10,12 +10,14 @@ is max(1, int(N / 20)), a share of all N tokens and not of the kept ones; below 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..devices import from_host, known_sizes, to_host
 from ..selection import topk
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
@@ -75,25 +77,30 @@ class VisionZip(Method):
         compared = cues_of(self.features) if self.contextual else frozenset()
         return compared | {Cue.ENCODER_ATTENTION}
 
-    def _contextual(self, count: Tensor, size: Tensor) -> Tensor:
-        """(B,) long: how many contextual tokens are wanted of `count` (B,) out of `size` (B,)."""
+    def _contextual(self, count: int, size: int) -> int:
+        """How many of `count` tokens out of `size` are contextual."""
         if self.contextual_of == "kept":
-            return (self.contextual * count.double() + 0.5).floor().long()
-        return (self.contextual * size.double()).floor().long().clamp_min(1)
+            wanted = math.floor(self.contextual * count + 0.5)
+        else:
+            wanted = max(1, math.floor(self.contextual * size))
+        return max(0, min(wanted, count - 1))
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, attention = tokens.valid, tokens.cue(Cue.ENCODER_ATTENTION)
         if not self.contextual:
             return Selection(topk(attention, count, valid=valid))
-        merged = torch.minimum(self._contextual(count, valid.sum(1)), count - 1).clamp_min(0)
-        dominant = topk(attention, count - merged, valid=valid)
-        rest = valid & ~dominant
-        stride = (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
-        place = rest.cumsum(1) - 1
-        targets = rest & (place % stride == 0) & (place < stride * merged[:, None])
+        counts, sizes, device = to_host(count), known_sizes(valid) or valid.sum(1).tolist(), valid.device
+        merged = [self._contextual(kept, size) for kept, size in zip(counts, sizes, strict=True)]
+        strong = [kept - few for kept, few in zip(counts, merged, strict=True)]
+        dominant = topk(attention, from_host(strong, device), valid=valid)
+        rest, others = valid & ~dominant, [size - some for size, some in zip(sizes, strong, strict=True)]
+        steps = [max(1, left // max(1, few)) for left, few in zip(others, merged, strict=True)]
+        place, stride = rest.cumsum(1) - 1, from_host(steps, device)[:, None]
+        targets = rest & (place % stride == 0) & (place < stride * from_host(merged, device)[:, None])
         features = features_of(tokens, self.features)
         keep = dominant | targets
-        target = torch.maximum(identity_targets(keep), nearest(features, targets, rest & ~targets))
+        numbers = [(few, left - few) for few, left in zip(merged, others, strict=True)]
+        target = torch.maximum(identity_targets(keep), nearest(features, targets, rest & ~targets, numbers))
         size = group_size(target)
         if self.rule == "mean":
             return Selection(keep, target, 1 / size)

@@ -68,9 +68,8 @@ class VisPruner(Method):
     def _keep(self, batch: TokenBatch) -> Tensor:
         keep = torch.zeros_like(batch.valid)
         unit, order = batch.unit(), order_by_score(batch.scores, batch.valid)
-        sizes, counts = batch.valid.sum(1).tolist(), batch.counts.tolist()
         # The length of the list, and so each round's shape, is another for each image.
-        for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        for row, (size, count) in enumerate(zip(batch.real_sizes(), batch.wanted, strict=True)):
             important = int(count * self.important)
             keep[row, order[row, :important]] = True
             rest = order[row, important:size]

@@ -113,10 +113,10 @@ class VScan(TwoStageMethod):
         shallow = prepare_batch(count, tokens.valid, scores=tokens.cue(Cue.ENCODER_READINGS)[..., 0]).scores
         assert shallow is not None
         local, coordinates = torch.zeros_like(batch.valid), tokens.coordinates
-        for row, budget in enumerate(batch.counts.tolist()):
+        for row, budget in enumerate(batch.wanted):
             wanted = int(budget * self.local)
             if wanted:
-                real = batch.valid[row].nonzero()[:, 0]
+                real = batch.real(row)
                 if self.windows == "same":
                     window = region_of(coordinates[row, real], self.window)
                 else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ..devices import known_sizes, places_of, to_host
 from ..errors import SelectionError
 from . import similarity
 from .cpu import for_device
@@ -27,9 +28,11 @@ class TokenBatch:
     Args:
         valid: (B, N) bool.
         counts: (B,) long, how many tokens to keep of each image.
-        steps: the largest of the counts, known on the host.
+        wanted: the counts as the host knows them.
+        sizes: how many tokens of each image are real, where the host knows it and they come first; else None.
         padded: whether some tokens may not be real.
         batched: whether the caller gave a batch, and so gets one back.
+        frames: how many frames each image has, where the host knows that all of them have tokens; else None.
         data: the tensors that were given, by name; see the properties.
 
     Examples:
@@ -41,10 +44,17 @@ class TokenBatch:
 
     valid: Tensor
     counts: Tensor
-    steps: int
+    wanted: tuple[int, ...]
+    sizes: tuple[int, ...] | None
     padded: bool
     batched: bool
+    frames: tuple[int, ...] | None = None
     data: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The largest of the counts."""
+        return max(self.wanted, default=0)
 
     @property
     def scores(self) -> Tensor:
@@ -70,9 +80,25 @@ class TokenBatch:
         """Whether there are ``"scores"``, ``"features"``, ``"norms"`` or ``"coordinates"``."""
         return name in self.data
 
-    def with_coordinates(self, coordinates: Tensor) -> TokenBatch:
-        """The same batch with the coordinates (B, N, 3) of its tokens."""
-        return replace(self, data={**self.data, "coordinates": coordinates})
+    def real(self, image: int) -> Tensor:
+        """(n,) long: the real tokens of an image. The host waits for a device unless `sizes` are known."""
+        if self.sizes is None:
+            return places_of(self.valid[image])
+        return torch.arange(self.sizes[image], device=self.valid.device)
+
+    def real_sizes(self) -> list[int]:
+        """How many tokens of each image are real. The host waits for a device unless `sizes` are known."""
+        return self.valid.sum(1).tolist() if self.sizes is None else list(self.sizes)
+
+    def with_coordinates(self, coordinates: Tensor, frames: Sequence[int] | None = None) -> TokenBatch:
+        """The same batch with the coordinates (B, N, 3) of its tokens.
+
+        Args:
+            coordinates: frame, row and column of each token.
+            frames: how many frames each image has. They count only where `sizes` are known: others may be empty.
+        """
+        known = None if frames is None or self.sizes is None else tuple(frames)
+        return replace(self, data={**self.data, "coordinates": coordinates}, frames=known)
 
     def unit(self) -> Tensor:
         """(B, N, d) float32, the features at unit length, zero on padding."""
@@ -98,21 +124,27 @@ class TokenBatch:
             keep = choose(self)
         else:
             keep = torch.zeros_like(self.valid)
-            for image, steps in enumerate(self.counts.tolist()):
-                if steps:
-                    valid = self.valid[image]
-                    # Whole images are views; only padded ones are copied.
-                    real = slice(None) if bool(valid.all()) else valid.nonzero()[:, 0]
-                    keep[image, real] = choose(self._single(image, real, steps))[0]
+            for image, wanted in enumerate(self.wanted):
+                if wanted:
+                    real: slice | Tensor  # a slice is a view; images with holes are copied
+                    if self.sizes is not None:
+                        real = slice(self.sizes[image])
+                    else:
+                        valid = self.valid[image]
+                        real = slice(None) if bool(valid.all()) else places_of(valid)
+                    keep[image, real] = choose(self._single(image, real))[0]
         return keep if self.batched else keep[0]
 
-    def _single(self, image: int, real: slice | Tensor, steps: int) -> TokenBatch:
+    def _single(self, image: int, real: slice | Tensor) -> TokenBatch:
         """One image as a batch without padding."""
+        valid = self.valid[image][real][None]
         return replace(
             self,
-            valid=self.valid[image][real][None],
+            valid=valid,
             counts=self.counts[image : image + 1],
-            steps=steps,
+            wanted=self.wanted[image : image + 1],
+            sizes=(valid.shape[1],),
+            frames=None if self.frames is None else self.frames[image : image + 1],
             padded=False,
             data={name: tensor[image][real][None] for name, tensor in self.data.items()},
         )
@@ -133,8 +165,8 @@ def prepare_batch(
 ) -> TokenBatch:
     """Check a selector's arguments and bring them to (B, N) and (B, N, d).
 
-    An int `count`, or a tensor on the CPU, costs no host synchronisation; a `count` on the GPU is read back once,
-    because it is the length of the greedy loop.
+    An int `count`, a tensor on the CPU, or one that `foveate.devices.from_host` made costs no host synchronisation;
+    another `count` on the GPU is read back once, because it is the length of the greedy loop.
 
     Args:
         count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where an image has none).
@@ -161,7 +193,8 @@ def prepare_batch(
     real = torch.ones(images, width, dtype=torch.bool, device=device) if valid is None else valid.view(images, width)
     counts = _read_counts(count, real, everything_valid=valid is None)
     counts_there = _counts_tensor(counts, device)
-    if real.is_cuda and valid is not None:
+    sizes = known_sizes(valid) if valid is not None else (width,) * images
+    if real.is_cuda and sizes is None:
         present = real.sum(-1)
         torch._assert_async(
             ((counts_there <= present) & ((counts_there > 0) | (present == 0))).all(),
@@ -174,7 +207,7 @@ def prepare_batch(
         vectors = features.detach().reshape(images, width, features.shape[-1])
         data["features"] = vectors.float() if vectors.dtype == torch.float64 else vectors
         data["norms"] = _check_norms(data["features"], valid)
-    return TokenBatch(real, counts_there, max(counts, default=0), valid is not None, batched, data)
+    return TokenBatch(real, counts_there, tuple(counts), sizes, valid is not None, batched, data=data)
 
 
 def _check_shapes(
@@ -305,16 +338,19 @@ def _read_counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> 
             raise SelectionError(
                 f"count must be an int or an int tensor of shape ({images},), got {count.dtype} {tuple(count.shape)}."
             )
-        counts = count.expand(images).tolist()
+        counts = to_host(count) if count.shape else [int(count)] * images
     elif isinstance(count, int) and not isinstance(count, bool):
         counts = [count] * images
     else:
         raise SelectionError(f"count must be an int or an int tensor, got {count!r}.")
 
-    if valid.is_cuda and not everything_valid:  # how many there are is checked by the device
+    known = (width,) * images if everything_valid else known_sizes(valid)
+    if known is not None:
+        available = list(known)
+    elif valid.is_cuda:  # how many there are is checked by the device
         available = [width if wanted else 0 for wanted in counts]
     else:
-        available = [width] * images if everything_valid else valid.sum(-1).tolist()
+        available = valid.sum(-1).tolist()
     for row, (wanted, present_here) in enumerate(zip(counts, available, strict=True)):
         if wanted > present_here:
             raise SelectionError(f"count {wanted} is more than the {present_here} valid tokens of row {row}.")

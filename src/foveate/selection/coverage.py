@@ -89,8 +89,8 @@ def reference(batch: TokenBatch, alpha: float) -> Tensor:
 def _select_without_matrix(batch: TokenBatch, unit: Tensor, weight: Tensor) -> Tensor:
     """The same in O(N * d) memory, one row after the other; what comes next is read back by the host, on a GPU too."""
     keep = torch.zeros_like(batch.valid)
-    for row, count in enumerate(batch.counts.tolist()):
-        real = batch.valid[row].nonzero()[:, 0]
+    for row, count in enumerate(batch.wanted):
+        real = batch.real(row)
         if count:
             tokens = TokenFeatures(unit[row, real], torch.ones_like(weight[row, real]))
             keep[row, real[lazy_coverage(tokens, None, weight[row, real], count).to(real.device)]] = True

@@ -41,9 +41,8 @@ def random(features: Tensor, count: int | Tensor, valid: Tensor | None = None, s
         # Drawn on the CPU: one stream for all devices. Double, so that two tokens hardly ever draw the same.
         generator = torch.Generator().manual_seed(seed)
         stream = torch.rand(batch.valid.shape[1], generator=generator, dtype=torch.float64, device="cpu")
-        return mask_from_order(
-            order_by_score(stream.to(batch.valid.device)[count_valid_before(batch.valid)], batch.valid), batch
-        )
+        drawn = stream.to(batch.valid.device, non_blocking=True)[count_valid_before(batch.valid)]
+        return mask_from_order(order_by_score(drawn, batch.valid), batch)
 
     return prepare_batch(count, valid, features=features, read_features=False).select(choose)
 

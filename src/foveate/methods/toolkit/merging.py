@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...devices import full_precision
+from ...devices import full_precision, places_of
 from ...selection.batch import require
 from ...selection.similarity import CHUNK, snap_near_one
 from ...tokens import Selection
@@ -35,7 +36,9 @@ class Mixture(Selection):
         return out
 
 
-def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:
+def nearest(
+    features: Tensor, centres: Tensor, joining: Tensor, numbers: Sequence[tuple[int, int]] | None = None
+) -> Tensor:
     """For each joining token the centre of the highest cosine, ties to the lowest index.
 
     Row by row, so that a row's groups cannot depend on its neighbours in the batch, not even by rounding.
@@ -44,6 +47,8 @@ def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:
         features: (B, N, d), any float dtype.
         centres: (B, N) bool.
         joining: (B, N) bool.
+        numbers: for each row how many centres there are and how many tokens join, where that is known; otherwise the
+            host waits for the device to count them.
 
     Returns:
         (B, N) long, -1 for tokens that do not join and in rows without a centre.
@@ -52,7 +57,8 @@ def nearest(features: Tensor, centres: Tensor, joining: Tensor) -> Tensor:
     finite = features.sum(-1, dtype=torch.float32).isfinite()
     require(finite | ~(centres | joining), "features must be finite (no NaN or infinity)")
     for row, tokens in enumerate(features):
-        here, there = centres[row].nonzero()[:, 0], joining[row].nonzero()[:, 0]
+        known = (None, None) if numbers is None else numbers[row]
+        here, there = places_of(centres[row], known[0]), places_of(joining[row], known[1])
         if len(here):
             unit = normalize(tokens[here].float(), dim=-1)
             for part in there.split(CHUNK):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
+
+from foveate.methods import Method
+from foveate.methods.toolkit.base import Provenance
+from foveate.methods.toolkit.registry import _METHODS as REGISTERED
+from foveate.serving.vllm.memory import ChoiceMemory
+from foveate.tokens import Selection, VisualTokens
 
 from .engine import answers, engine, outputs
 from .oracle import Answer, Case, Oracle, clip, picture
@@ -170,3 +178,48 @@ def test_drafts_by_ngram_equal_transformers(folder: Path) -> None:
         check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
         drafted = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"]
     assert sum(drafted) > 0
+
+
+@dataclass(frozen=True)
+class Fickle(Method):
+    """Chooses other tokens at each call, as products that are rounded otherwise may make any method do."""
+
+    name = "fickle"
+    provenance = Provenance("none", "none")
+    calls: ClassVar[list[int]] = []
+
+    def select(self, tokens: VisualTokens, count: torch.Tensor) -> Selection:
+        self.calls.append(len(count))
+        keep = torch.zeros_like(tokens.valid)
+        for row, many in enumerate(count.tolist()):
+            keep[row, torch.randperm(tokens.sizes[row])[:many]] = True
+        return Selection(keep)
+
+
+@pytest.mark.parametrize("cache", [0, 4])
+def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cache: int
+) -> None:
+    """Its prompt is too short for a block of the prefix cache; with vLLM's cache of processed images and without."""
+    monkeypatch.setitem(REGISTERED, "fickle", Fickle)
+    recalled, recall = [], ChoiceMemory._recall
+
+    def spy(*given: Any) -> Any:
+        recalled.append(recall(*given))
+        return recalled[-1]
+
+    monkeypatch.setattr(ChoiceMemory, "_recall", spy)
+    path = saved("qwen2_5_vl", folder)
+    oracle = Oracle("qwen2_5_vl", path)
+    one = Case((LANDSCAPE,), asked=asked(0.5, "fickle"))
+    with engine(path, max_num_batched_tokens=64, mm_processor_cache_gb=cache) as llm:
+        (first,) = answers(llm, oracle, [one])
+        Fickle.calls.clear()
+        llm.llm_engine.reset_encoder_cache()
+        again = answers(llm, oracle, [Case((PORTRAIT,)), Case((SMALL,), asked=one.asked), one])
+        assert Fickle.calls == [1]  # for SMALL; LANDSCAPE was encoded again, but not chosen for
+        assert [one is not None for one in recalled] in ([False, False, True], [False, True, False])
+        assert again[2].tokens == first.tokens
+        assert max(abs(a - b) for a, b in zip(again[2].logprobs, first.logprobs, strict=True)) <= 1e-4
+        (other,) = answers(llm, oracle, [Case((LANDSCAPE,), asked=asked(0.25, "fickle"))])
+        assert len(Fickle.calls) == 2 and other.prompt < first.prompt

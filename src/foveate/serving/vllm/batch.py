@@ -27,10 +27,19 @@ def groups_of(grids: Sequence[Grid], budget: Budget) -> TokenGroups:
 
 @dataclass(frozen=True)
 class Shortened:
-    """What is kept of an image: the rows (k, d') and where they were among its tokens (k,), rising."""
+    """What is kept of an image.
+
+    Args:
+        rows: (k, d').
+        index: (k,) long, where they were among its n tokens, rising.
+        flows: for methods that merge, which token each flows into and by which weight, as in `Selection`: (n,) each.
+        repeatable: whether `index` and `flows` are all that made the rows.
+    """
 
     rows: Tensor
     index: Tensor
+    flows: tuple[Tensor, Tensor] | None = None
+    repeatable: bool = True
 
 
 def shorten(
@@ -73,10 +82,12 @@ def shorten(
     keep = torch.where(row_usable[:, None], selection.keep, first)
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.
     order = torch.argsort(2 * (~keep).int() + (~tokens.valid).int(), dim=1, stable=True)
-    merged = None if selection.target is None else _within(selection).merged(embeddings)
+    selection = _within(selection)
+    merged = None if selection.target is None else selection.merged(embeddings)
+    repeatable = selection.target is None or type(selection).merged is Selection.merged
     out, row = [], 0
     for image, (of_image, of_group) in enumerate(zip(features, groups, strict=True)):
-        rows, places = [], []
+        rows, places, flows = [], [], []
         for (span,), kept in zip(of_group.spans, of_group.counts, strict=True):
             indices = order[row, :kept]
             place = int(span.index[0]) + indices
@@ -84,10 +95,12 @@ def shorten(
             if merged is not None:
                 of_merged = torch.where(usable[image], merged[row, indices], given[:, :width])
                 given = torch.cat([of_merged, given[:, width:]], 1)
+                flows.append(_flows(selection, row, span, usable[image]))
             rows.append(given)
             places.append(place)
             row += 1
-        out.append(Shortened(zero_non_finite(torch.cat(rows)), torch.cat(places)))
+        whole = (torch.cat([to for to, _ in flows]), torch.cat([by for _, by in flows])) if flows else None
+        out.append(Shortened(zero_non_finite(torch.cat(rows)), torch.cat(places), whole, repeatable))
     return out
 
 
@@ -132,5 +145,17 @@ def _blank(values: Tensor, usable: Tensor) -> Tensor:
 
 def _within(selection: Selection) -> Selection:
     """The same where no target is beyond the row, which a GPU would answer with the end of its process."""
-    assert selection.target is not None
+    if selection.target is None:
+        return selection
     return replace(selection, target=selection.target.clamp_max(selection.target.shape[1] - 1))
+
+
+def _flows(selection: Selection, row: int, span: Span, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """`Shortened.flows` of one group, into tokens of its image; each into itself where it is not `usable`."""
+    start, size = int(span.index[0]), len(span.grid)
+    assert selection.target is not None
+    target = selection.target[row, :size]
+    own = torch.arange(size, device=target.device)
+    weight = torch.ones_like(own, dtype=torch.float32) if selection.weight is None else selection.weight[row, :size]
+    target = torch.where(usable, target, own)
+    return torch.where(target >= 0, target + start, -1), torch.where(usable, weight.float(), 1.0)

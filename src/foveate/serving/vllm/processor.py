@@ -8,7 +8,7 @@ only that.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from .batch import groups_of
 from .config import ServingConfig
 from .family import PIXELS, Family
 from .layout import shorten_prompt
+from .memory import key_of, no_key
 from .positions import check_reach
 from .request import PruneRequest, no_request
 
@@ -86,11 +87,31 @@ class PrunesPrompts:
             for modality, count in mm_items.get_all_counts().items():
                 if count and modality in self._config.known_family.modalities:
                     made[field(modality)] = mark.repeat(count, 1)
+                    made[key_field(modality)] = no_key().repeat(count, 1)
         return made
+
+    def _apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        result = super()._apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        _write_keys(result.kwargs, result.hashes)
+        return result
+
+    def _merge_mm_kwargs(self, cache: Any, **given: Any) -> Any:
+        # Here, as what is cached may be a copy of what is written to later.
+        missing = {
+            modality: [name for name, held in zip(names, given["mm_is_cached"][modality], strict=True) if not held]
+            for modality, names in given["mm_hashes"].items()
+        }
+        _write_keys(given["mm_missing_kwargs"], missing)
+        return super()._merge_mm_kwargs(cache, **given)  # type: ignore[misc]
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Any:
         fields = super()._get_mm_fields_config(hf_inputs, _others(hf_processor_mm_kwargs))  # type: ignore[misc]
-        ours = {field(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in PIXELS if field(m) in hf_inputs}
+        ours = {
+            name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            for modality in PIXELS
+            for name in (field(modality), key_field(modality))
+            if name in hf_inputs
+        }
         return {**fields, **ours}
 
     def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
@@ -145,6 +166,19 @@ class PrunesPrompts:
 def field(modality: str) -> str:
     """The name of the tensor in which an image's request travels to the engine."""
     return f"{_OURS}_{modality}"
+
+
+def key_field(modality: str) -> str:
+    """The name of the tensor that stands for an image in vLLM's caches."""
+    return f"{field(modality)}_key"
+
+
+def _write_keys(items: Mapping[str, Sequence[Any]], names: Mapping[str, Sequence[str]]) -> None:
+    """Write into each image's tensors what stands for its name."""
+    for modality, of_modality in names.items():
+        for item, name in zip(items.get(modality, []), of_modality, strict=False):
+            if item is not None and key_field(modality) in item:
+                item[key_field(modality)].data.copy_(key_of(name))
 
 
 def _others(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ...methods import Method
 from ...tokens import Cue
-from .batch import Shortened, first_tokens, groups_of, shorten_safely
+from .batch import Shortened, first_tokens, groups_of
 from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, take
 from .faults import Faults
 from .layout import Weaver
+from .memory import ChoiceMemory
 from .positions import distances_in_block
-from .processor import field
+from .processor import field, key_field
 from .request import PruneRequest
 
 
@@ -34,7 +35,7 @@ class ImagePruner:
     def __init__(self, config: ServingConfig, width: int, most: int) -> None:
         self._config, self.family, self._width, self._most = config, config.known_family, width, most
         self._encoder = EncoderCues(self.family)
-        self.faults = Faults()
+        self.faults, self.memory = Faults(), ChoiceMemory()
 
     def embed(
         self, encode: Callable[..., Sequence[Tensor]], batch: dict[str, Any]
@@ -51,11 +52,13 @@ class ImagePruner:
         """
         batch = dict(batch)
         marks = {modality: batch.pop(field(modality)) for modality in PIXELS if field(modality) in batch}
+        names = {modality: batch.pop(key_field(modality)) for modality in PIXELS if key_field(modality) in batch}
         present = [modality for modality, name in PIXELS.items() if name in batch]
         if not marks or len(present) != 1:
             return [(rows, None) for rows in encode(**batch)]
         modality = present[0]
         batch = self.family.prepare(modality, batch)
+        keys = _keys(marks[modality], names.get(modality))
         requests = [PruneRequest.from_tensor(mark) for mark in marks[modality]]
         items = self.family.items(modality, batch)
         rows = self.family.rows(modality, batch)
@@ -64,10 +67,14 @@ class ImagePruner:
         for first, last in _portions([sum(map(len, grids)) for grids in items], self._most):
             portion = batch if last - first == len(items) else take(batch, rows, first, last)
             inside = slice(first, last)
-            out += self._portion(encode, modality, portion, requests[inside], items[inside], seconds[inside])
+            out += self._portion(
+                encode, modality, portion, requests[inside], items[inside], seconds[inside], keys[inside]
+            )
         return out
 
-    def _portion(self, encode: Any, modality: str, batch: Any, requests: Any, items: Any, seconds: Any) -> Any:
+    def _portion(
+        self, encode: Any, modality: str, batch: Any, requests: Any, items: Any, seconds: Any, keys: Any
+    ) -> Any:
         """`embed` for images that are encoded together."""
         asked = {index: request for index, request in enumerate(requests) if request is not None}
         methods = {index: self._method(request) for index, request in asked.items()}
@@ -85,7 +92,8 @@ class ImagePruner:
                 shortened = [first_tokens(*image) for image in zip(rows, groups, strict=True)]
             else:
                 read = {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs}
-                shortened = shorten_safely(method, rows, groups, read, self._width, self.faults)
+                names = [keys[index] for index in mine]
+                shortened = self.memory.shorten(names, method, rows, groups, read, self._width, self.faults)
             for index, one in zip(mine, shortened, strict=True):
                 woven = weavers[index].weave(embeddings[index], one.rows, one.index, self._text(weavers[index]))
                 out[index] = woven, self._distances(one, items[index], seconds[index])
@@ -130,3 +138,11 @@ def _portions(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
             start, total = index, 0
         total += size
     return [*bounds, (start, len(sizes))]
+
+
+def _keys(marks: Sequence[Tensor], names: Sequence[Tensor] | None) -> list[bytes | None]:
+    """What stands for each image and its request; None where the image's name did not travel with it."""
+    if names is None:
+        return [None] * len(marks)
+    pairs = zip(marks, names, strict=True)
+    return [bytes(name.tolist()) + bytes(mark.tolist()) if bool(name.any()) else None for mark, name in pairs]

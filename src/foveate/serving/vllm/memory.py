@@ -1,0 +1,121 @@
+"""What was kept of an image, for when it is encoded again: its prompt may still be in the prefix cache in part.
+
+vLLM forgets an image's embeddings sooner than the blocks of prompts that hold it. When such a prompt comes again and
+the last of its blocks are gone, the image is encoded anew and only its last tokens are read. They must be of the same
+choice as the first ones. A CPU makes the same choice of the same features, but features are not the same: products of
+another batch are rounded otherwise, in the encoder as in the selection, above all on a GPU. So it is remembered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from ...grouping import TokenGroups
+from ...methods import Method
+from ...tokens import Cue, Selection
+from .batch import Shortened, shorten_safely
+from .faults import Faults, zero_non_finite
+
+KEY_BYTES = 16
+# Numbers of four bytes, 16 MiB on the device. A 7B model's cache has 57 kB for each token, and so at most 1.4 million
+# tokens on a card of 80 GB.
+_MOST = 1 << 22
+
+
+def key_of(name: str) -> Tensor:
+    """(16,) uint8: what stands for the name that vLLM's caches have for an image."""
+    return torch.frombuffer(bytearray(blake2b(name.encode(), digest_size=KEY_BYTES).digest()), dtype=torch.uint8)
+
+
+def no_key() -> Tensor:
+    """What travels with an image whose name is not known; its choice is not remembered."""
+    return torch.zeros(KEY_BYTES, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    index: Tensor  # (k,) int32
+    target: Tensor | None = None  # (n,) int32, where merged
+    weight: Tensor | None = None  # (n,) float32
+
+    @property
+    def numbers(self) -> int:
+        return sum(part.numel() for part in (self.index, self.target, self.weight) if part is not None)
+
+
+class ChoiceMemory:
+    """The choices of the images that were used last, on the device where they were made.
+
+    Args:
+        most: how many numbers of four bytes are held; what was not used for longest goes first.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most, self._held = most, 0
+        self._choices: OrderedDict[bytes, _Choice] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def shorten(
+        self,
+        keys: Sequence[bytes | None],
+        method: Method,
+        features: Sequence[Tensor],
+        groups: Sequence[TokenGroups],
+        cues: Mapping[Cue, Sequence[Tensor]],
+        width: int,
+        faults: Faults,
+    ) -> list[Shortened]:
+        """`shorten_safely`, but of images that are remembered what was kept before.
+
+        Args:
+            keys: for each image what stands for it and for its request; None where it is not known.
+        """
+        found = [self._recall(key, one, of_one, width) for key, one, of_one in zip(keys, features, groups, strict=True)]
+        new = [image for image, one in enumerate(found) if one is None]
+        if new:
+            made = shorten_safely(
+                method,
+                [features[image] for image in new],
+                [groups[image] for image in new],
+                {cue: [read[image] for image in new] for cue, read in cues.items()},
+                width,
+                faults,
+            )
+            for image, one in zip(new, made, strict=True):
+                found[image] = one
+                self._remember(keys[image], one)
+        return [one for one in found if one is not None]
+
+    def _recall(self, key: bytes | None, features: Tensor, groups: TokenGroups, width: int) -> Shortened | None:
+        choice = None if key is None else self._choices.get(key)
+        if key is None or choice is None or len(choice.index) != sum(groups.counts):
+            return None
+        self._choices.move_to_end(key)
+        index = choice.index.long()
+        rows = features[index]
+        if choice.target is not None and choice.weight is not None:
+            if len(choice.target) != len(features):
+                return None
+            keep = torch.ones(1, len(features), dtype=torch.bool, device=index.device)
+            selection = Selection(keep, choice.target.long()[None], choice.weight[None])
+            rows = torch.cat([selection.merged(features[None, :, :width])[0, index], rows[:, width:]], 1)
+        return Shortened(zero_non_finite(rows), index)
+
+    def _remember(self, key: bytes | None, made: Shortened) -> None:
+        if key is None or not made.repeatable:
+            return
+        if key in self._choices:
+            self._held -= self._choices.pop(key).numbers
+        flows = () if made.flows is None else (made.flows[0].int(), made.flows[1].float())
+        choice = _Choice(made.index.int(), *flows)
+        self._choices[key], self._held = choice, self._held + choice.numbers
+        while self._held > self._most:
+            self._held -= self._choices.popitem(last=False)[1].numbers

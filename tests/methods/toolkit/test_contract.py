@@ -66,6 +66,7 @@ FAULTS: list[tuple[Callable[..., Any], str]] = [
     (lambda t, c, s: replace(s, keep=s.keep.float()), "must be .* bool"),
     (lambda t, c, s: Selection(_first(t, (c - 1).clamp_min(1))), "tokens where"),
     (lambda t, c, s: Selection(_first(t, c).flip(1)), "keeps padding"),
+    (lambda t, c, s: (c.sub_(1), s)[1], "writes to the counts"),
     (_drawn, "when it is asked again"),
     (_in_default, "under another default dtype"),
     (_padding_counts, "when padding holds NaN|alone and in a padded batch"),

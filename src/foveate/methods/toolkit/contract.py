@@ -28,9 +28,9 @@ def check_contract(method: Method, *, groups: Groups = IMAGES, width: int = 8) -
 
     It must keep exactly the asked number of tokens in each row, never padding and never a token that an earlier stage
     dropped; keep everything, unchanged, where everything is asked for; choose the same again, alone as in a batch,
-    whatever padding holds, whatever the default dtype is; take features in 16 bits and give merged ones back so;
-    merge into kept tokens only; and read no cue that it does not declare. Where it counts by content, each count must
-    be of that group alone and within its size.
+    whatever padding holds, whatever the default dtype is; take features in 16 bits and give merged ones back so; merge
+    into kept tokens only; leave the counts as they are given; and read no cue that it does not declare. Where it
+    counts by content, each count must be of that group alone and within its size.
 
     Args:
         method: bound, if it needs to be; that of a stage inside the LLM is given hidden states like any other.
@@ -79,7 +79,10 @@ def _example(method: Method, groups: Groups, width: int) -> VisualTokens:
 
 
 def _check_counts(method: Method, tokens: VisualTokens, asked: Tensor) -> Selection:
+    wanted = asked.tolist()
     chosen = method.select(tokens, asked)
+    if asked.tolist() != wanted:
+        raise MethodError(f"{method.name} writes to the counts that it is given; change a copy.")
     keep = chosen.keep
     if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:
         raise MethodError(f"{method.name} gives a mask {tuple(keep.shape)} of {keep.dtype}; it must be (B, N) bool.")

@@ -72,6 +72,56 @@ def test_auto_is_bounded_by_the_size(pools: list[int]) -> None:
     assert not Budget(0.5).by_content and not Budget(144).by_content
 
 
+def test_auto_has_a_floor_and_a_similarity() -> None:
+    assert Budget.auto() == Budget("auto") and (Budget("auto").floor, Budget("auto").similarity) == (None, None)
+    for spelled in ("auto:floor=20%:similarity=0.9", " auto : similarity = 90% : floor = 0.2 "):
+        budget = Budget(spelled)
+        assert budget == Budget.auto(0.2, 0.9) == Budget.auto("20%", np.float64(0.9)) and budget.by_content
+        assert (budget.floor, budget.similarity) == (0.2, 0.9) and Budget(budget.keep) == budget
+        assert budget.label == str(budget) == "auto:floor=0.2:similarity=0.9"
+    assert Budget.auto(floor=0, scope="frame") == Budget("auto:floor=0.0", "frame") != Budget("auto", "frame")
+    assert Budget(0.5).floor is None and Budget(144).similarity is None
+
+
+def test_least() -> None:
+    """The floor's share, rounded as counts are, at least one token of an image that has any, unless there is none."""
+    sizes = (0, 1, 4, 5, 100)
+    assert [Budget("auto:floor=0.1").least(size) for size in sizes] == [0, 1, 1, 1, 10]
+    assert [Budget("auto:floor=30%").least(size, 0.9) for size in sizes] == [0, 1, 1, 2, 30]
+    assert [Budget("auto").least(size) for size in sizes] == [0] * 5
+    assert [Budget("auto").least(size, 0.1) for size in sizes] == [0, 1, 1, 1, 10]
+    assert [Budget("auto:floor=0").least(size, 0.1) for size in sizes] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        ("auto:", "write it as 'auto:floor=10%"),
+        ("auto:0.1", "write it as"),
+        ("auto:ceiling=0.1", "write it as"),
+        ("auto:floor=0.1:floor=0.2", "write it as"),
+        ("auto:floor=", "not a number"),
+        ("auto:floor=some", "not a number"),
+        ("auto:floor=1.0", r"floor=1.0 is out of range.*such as 0\.1"),
+        ("auto:floor=-0.1", "floor=-0.1 is out of range"),
+        ("auto:floor=nan", "floor=nan is out of range"),
+        ("auto:similarity=0", r"similarity=0.0 is out of range.*such as 0\.8"),
+        ("auto:similarity=1.5", "similarity=1.5 is out of range"),
+        ("auto:similarity=nan", "similarity=nan is out of range"),
+        ("automatic", "not a number"),
+    ],
+)
+def test_auto_is_refused(keep: str, says: str) -> None:
+    with pytest.raises(BudgetError, match=says):
+        Budget(keep)
+
+
+@pytest.mark.parametrize("given", [{"floor": True}, {"floor": "much"}, {"similarity": [0.5]}])
+def test_fields_of_auto_that_are_no_numbers_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(BudgetError):
+        Budget.auto(**given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("keep", "says"),
     [

@@ -100,6 +100,7 @@ COMPOSED = [
     PruningConfig(("divprune", "fastv"), keep=0.5, encoder_queries=128),
     PruningConfig(foveate.compose("divprune", get_method("fastv", layer=3), ratio=0.3), keep=Budget(0.25, "frame")),
     PruningConfig("sms", keep="auto", positions="compact"),
+    PruningConfig("idpruner", keep=Budget.auto(floor=0.2, scope="prompt")),
     PruningConfig(get_method("cenprune", **{next(iter(settable(method_class("cenprune")))): get_method("visionzip")})),
 ]
 

@@ -81,7 +81,7 @@ def prune(
             LLM and others inside it, each at a layer of its own; or a `compose` of several under one budget; or a
             `PruningConfig`, which takes the place of all other arguments.
         keep: how much of each image to keep (see `Budget`); one value per method where several are given. It always
-            refers to the image's unpruned tokens. ``"auto"`` lets a method that can do so count by what an image shows.
+            refers to the image's unpruned tokens. ``"auto"`` counts by what an image shows (see `Budget.auto`).
             Of a method that prunes at several layers it is what is left after the last one, or the average over the
             layers, as the method says; with `compose` it is always the average.
         scope: ``"image"``, ``"frame"`` or ``"prompt"``: whether each image or clip has a budget of its own, each frame

@@ -10,7 +10,7 @@ from typing import Literal
 from .errors import BudgetError
 
 AUTO = "auto"
-AUTO_HELP = ", or 'auto' to let the method find how many"  # of no use where the method cannot
+AUTO_HELP = ", or 'auto' to count by what each image shows"  # of no use where counts must be known before
 _HELP = (
     "Give a fraction in (0, 1] such as 0.25, a percentage such as '25%' or a token count of at least 2 such as 144"
     + AUTO_HELP
@@ -86,9 +86,8 @@ class Budget:
     Args:
         keep: a float in (0, 1] or a percentage string (a fraction), or an int of at least 2 (tokens); scalars of
             NumPy and PyTorch count as these. Strings may also spell a fraction (``"0.25"``) or a count (``"144"``).
-            The int 1 is refused, because it could mean one token or everything. ``"auto"`` lets the method count: how
-            many tokens of an image stay depends on what it shows, and is known only when the image is encoded.
-            Another `Budget` stands for itself.
+            The int 1 is refused, because it could mean one token or everything. ``"auto"`` counts by what an image
+            shows, see `Budget.auto`. Another `Budget` stands for itself.
         scope: ``"image"`` counts each image or clip alone, ``"frame"`` each frame of a clip, ``"prompt"`` pools them;
             ``"conversation"``, or a `Conversation`, pools them, too, but newer images keep more.
             None is the scope of the budget that is given as `keep`, else ``"image"``.
@@ -117,6 +116,40 @@ class Budget:
         if isinstance(self.scope, Conversation) and self.by_content:
             raise BudgetError("keep='auto' counts image by image, which leaves nothing to share; give a fraction.")
 
+    @staticmethod
+    def auto(
+        floor: float | str | None = None, similarity: float | str | None = None, scope: ScopeLike | None = None
+    ) -> Budget:
+        """As many tokens of each image as differ, known only when the image is encoded; the same as ``"auto"``.
+
+        Methods that have a rule of their own, such as ``sms`` and ``pixelprune``, count by that. For all other methods
+        before the LLM each token counts one divided by how many tokens are similar to it, itself included: three groups
+        of equal tokens count 3, however large they are (see `foveate.methods.toolkit.count_distinct`). A page of text
+        so keeps more than a photo of a few things.
+
+        Examples:
+            >>> foveate.Budget.auto(floor=0.2)
+            Budget(keep='auto:floor=0.2', scope='image')
+            >>> foveate.Budget("auto:floor=20%") == foveate.Budget.auto(floor=0.2)
+            True
+            >>> with foveate.prune(model, "idpruner", keep=foveate.Budget.auto(floor="5%")):
+            ...     output = model.generate(**inputs, max_new_tokens=4)
+
+        Args:
+            floor: the smallest share of an image's unpruned tokens that stays, in [0, 1); None: 0.1, and nothing where
+                the method has a rule of its own.
+            similarity: the cosine from which on two tokens are similar, in (0, 1]; None: 0.8. A higher one keeps more.
+                Methods that have a rule of their own refuse it.
+            scope: as for `Budget`; not a conversation, whose images share a budget.
+
+        Raises:
+            BudgetError: for values out of range.
+        """
+        given = {"floor": plain_scalar(floor), "similarity": plain_scalar(similarity)}
+        return Budget(
+            ":".join([AUTO, *(f"{name}={value}" for name, value in given.items() if value is not None)]), scope
+        )
+
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is ever dropped, whatever the image."""
@@ -124,8 +157,23 @@ class Budget:
 
     @property
     def by_content(self) -> bool:
-        """Whether the method counts, so that counts are not known before an image is encoded."""
-        return self.keep == AUTO
+        """Whether an image's content decides, so that counts are not known before it is encoded."""
+        return isinstance(self.keep, str)
+
+    @property
+    def floor(self) -> float | None:
+        """The smallest share that stays where content decides, if one was given."""
+        return _auto_fields(self.keep).get("floor")
+
+    @property
+    def similarity(self) -> float | None:
+        """The cosine from which on tokens are similar where content decides, if one was given."""
+        return _auto_fields(self.keep).get("similarity")
+
+    def least(self, tokens: int, floor: float = 0.0) -> int:
+        """Tokens kept of `tokens` at least where content decides, with a `floor` in place of one that was not given."""
+        share = floor if self.floor is None else self.floor
+        return min(tokens, max(1, round_half_up(share * tokens))) if share and tokens else 0
 
     def at_layers(self, starts: Sequence[int], layers: int) -> Budget:
         """This budget where the stages of its method begin at other of a model's `layers`; itself in most."""
@@ -156,12 +204,12 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """The budget as tables write it: ``25%``, a number of tokens, or ``auto``."""
+        """The budget as tables write it: ``25%``, a number of tokens, ``auto`` or ``auto:floor=0.2``."""
         return f"{100 * self.keep:.4g}%" if isinstance(self.keep, float) else str(self.keep)
 
     def __str__(self) -> str:
-        if self.by_content:
-            return AUTO
+        if isinstance(self.keep, str):
+            return self.keep
         return f"{self.keep:.4g}" if isinstance(self.keep, float) else f"{self.keep} tokens"
 
 
@@ -201,8 +249,8 @@ def common_scope(keeps: Iterable[object], scope: ScopeLike | None = None) -> Sco
 
 def _parse(keep: object) -> float | int | str:
     if isinstance(keep, str):
-        if keep.strip() == AUTO:
-            return AUTO
+        if keep.partition(":")[0].strip() == AUTO:
+            return _parse_auto(keep.strip())
         keep = _from_text(keep)
     keep = plain_scalar(keep)
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
@@ -216,6 +264,29 @@ def _parse(keep: object) -> float | int | str:
     if not 0.0 < keep <= 1.0:  # also refuses NaN
         raise BudgetError(f"keep={keep} is out of range. {_HELP}.")
     return float(keep)
+
+
+def _parse_auto(text: str) -> str:
+    """``auto`` with its fields in one spelling, so that equal budgets are equal."""
+    found: dict[str, float] = {}
+    for part in text.split(":")[1:]:
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in ("floor", "similarity") or name in found:
+            raise BudgetError(
+                f"keep={text!r} is not a budget; write it as 'auto:floor=10%:similarity=0.8', either field."
+            )
+        found[name] = float(_from_text(value))
+    if not 0 <= found.get("floor", 0.0) < 1:
+        raise BudgetError(f"floor={found['floor']} is out of range; give a share from 0 to below 1, such as 0.1.")
+    if not 0 < found.get("similarity", 1.0) <= 1:
+        raise BudgetError(f"similarity={found['similarity']} is out of range; give a cosine in (0, 1], such as 0.8.")
+    return ":".join([AUTO, *(f"{name}={found[name]}" for name in ("floor", "similarity") if name in found)])
+
+
+def _auto_fields(keep: float | int | str) -> dict[str, float]:
+    """The fields of what `_parse_auto` made, by name; none of other budgets."""
+    parts = keep.split(":")[1:] if isinstance(keep, str) else []
+    return {name: float(value) for name, _, value in (part.partition("=") for part in parts)}
 
 
 def plain_scalar(value: object) -> object:

@@ -75,7 +75,7 @@ def facts_of(name: str) -> MethodFacts:
         "prunes": in_words(places_of(name)),
         "needs": needs_of(name),
         "cost": record.cost,
-        'keep="auto"': "yes" if name in counting_methods() else "",
+        'keep="auto"': _auto(name),
         "models": _models(cls, _cues(name)),
         "refuses": _refusals(cls, _cues(name)),
         "vLLM": _vllm(name, _cues(name)),
@@ -162,6 +162,17 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
 
 def _edits(cls: type[Method]) -> bool:
     return cls.edits is not Method.edits
+
+
+def _auto(name: str) -> str:
+    """By which rule an image's content decides how many tokens the method keeps, if any."""
+    if name in counting_methods():
+        return "by a rule of its own"
+    try:
+        stages = get_method(name).stages(_LAYERS, Budget("auto"))
+    except MethodError:  # a hyperparameter without which there is no method
+        return ""
+    return "by how much the tokens of an image differ" if all(one.where is Where.BEFORE_LLM for one in stages) else ""
 
 
 def _vllm(name: str, needs: frozenset[Cue]) -> str:

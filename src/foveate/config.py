@@ -106,8 +106,8 @@ class PruningConfig:
 
         Returns:
             ``version`` of the data; ``method``: a name, ``{"name": ..., **hyperparameters}``, a list of these, or
-            ``{"compose": [...], "ratio": ...}``; ``keep``: a number, ``"auto"``, or a list of these; and ``scope``,
-            ``positions`` and ``encoder_queries`` where they are not the defaults.
+            ``{"compose": [...], "ratio": ...}``; ``keep``: a number, ``"auto"`` or ``"auto:floor=0.2"``, or a list of
+            these; and ``scope``, ``positions`` and ``encoder_queries`` where they are not the defaults.
 
         Raises:
             MethodError: for a method that is not registered, and for a hyperparameter that is held in memory.

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .budget import Budget, Conversation
+from .budget import AUTO, Budget, Conversation
 from .devices import from_host
 from .errors import MethodError, ModelError
 from .methods import Method
+from .methods.toolkit.distinct import FLOOR, SIMILARITY, count_distinct
 from .methods.toolkit.merging import group_size
 from .tokens import Cue, Grid, Selection, VisualTokens
 
@@ -62,7 +63,7 @@ class TokenGroups:
 
     spans: list[list[Span]]
     counts: list[int]  # how many tokens each keeps; upper bounds where the budget is by content
-    by_content: bool = False
+    auto: Budget | None = None  # the budget, where it is by content
 
     @classmethod
     def of(cls, spans: Sequence[Span], budget: Budget) -> TokenGroups:
@@ -73,7 +74,7 @@ class TokenGroups:
         if isinstance(budget.scope, Conversation):
             rows = [[span for span in spans if span.row == row] for row in sorted({span.row for span in spans})]
             counts = [count for row in rows for count in budget.split([len(span.grid) for span in row])]
-            return cls([[span] for row in rows for span in row], counts, budget.by_content)
+            return cls([[span] for row in rows for span in row], counts)
         if budget.scope == "image":
             groups = [[span] for span in spans]
         elif budget.scope == "frame":
@@ -81,14 +82,14 @@ class TokenGroups:
         else:
             groups = [[s for s in spans if s.row == row] for row in sorted({s.row for s in spans})]
         counts = budget.counts([sum(len(s.grid) for s in group) for group in groups])
-        return cls(groups, counts, budget.by_content)
+        return cls(groups, counts, budget if budget.by_content else None)
 
     @classmethod
     def join(cls, parts: Sequence[TokenGroups]) -> TokenGroups:
         """The groups of several, one after the other."""
         spans = [group for part in parts for group in part.spans]
         counts = [count for part in parts for count in part.counts]
-        return cls(spans, counts, any(part.by_content for part in parts))
+        return cls(spans, counts, next((part.auto for part in parts if part.auto is not None), None))
 
     @property
     def sizes(self) -> list[int]:
@@ -103,7 +104,7 @@ class TokenGroups:
     @property
     def drops(self) -> bool:
         """Whether any group loses a token, or may lose one where the budget is by content."""
-        if self.by_content:
+        if self.auto is not None:
             return bool(self.spans)
         return any(count < size for count, size in zip(self.counts, self.sizes, strict=True))
 
@@ -207,7 +208,8 @@ def choose(
     masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
     given = {cue: _gather_cue(groups, rows, read, cue) for cue, read in cues.items()}
     tokens = VisualTokens(features, groups.grids, given, **masks)
-    wanted = _count_by_content(method, tokens) if groups.by_content else from_host(groups.counts, hidden.device)
+    counted = groups.auto is not None
+    wanted = _count_by_content(method, tokens, groups) if counted else from_host(groups.counts, hidden.device)
     selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
     keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     dropped = alive & ~selection.keep
@@ -295,13 +297,18 @@ def _token_sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selecti
     return sizes
 
 
-def _count_by_content(method: Method, tokens: VisualTokens) -> Tensor:
-    """How many tokens of each group the method wants to keep, at least as many as it must leave: (P,) long."""
-    counts = method.counts(tokens)
+def _count_by_content(method: Method, tokens: VisualTokens, groups: TokenGroups) -> Tensor:
+    """How many tokens of each group to keep by what it shows, at least as many as must be left: (P,) long."""
+    budget = groups.auto or Budget(AUTO)
+    own = method.counts_by_content
+    least = [budget.least(size, 0.0 if own else FLOOR) for size in groups.sizes]
+    similarity = budget.similarity or SIMILARITY
+    counts = method.counts(tokens) if own else count_distinct(tokens.features, tokens.valid, similarity)
     whole = isinstance(counts, Tensor) and not counts.is_floating_point() and counts.dtype != torch.bool
     if counts is None or not whole or counts.shape != tokens.features.shape[:1]:
         raise MethodError(
             f"{method.name} must give one whole number for each of {len(tokens.grids)} pools with keep='auto', but "
             f"gave {counts}; give keep a fraction such as 0.25 instead."
         )
-    return counts.to(tokens.features.device, torch.long).clamp_min(0 if method.may_drop_all else 1)
+    counts = counts.to(tokens.features.device, torch.long).clamp_min(0 if method.may_drop_all else 1)
+    return counts.maximum(from_host(least, counts.device))

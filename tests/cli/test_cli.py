@@ -76,7 +76,8 @@ def test_the_method_can_count(scene: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert 1 <= int(result.stdout.split("sms, ")[1].split(" of 196")[0]) < 196
     assert run("view", scene, "--methods", "sms", "--keep", "auto", "-o", tmp_path / "kept.png").exit_code == 0
-    assert_one_sentence(run("ask", scene, COLOUR, "--keep", "auto"), "idpruner cannot", "sms")
+    assert run("ask", scene, COLOUR, "--keep", "auto:floor=20%").exit_code == 0
+    assert_one_sentence(run("ask", scene, COLOUR, "--method", "fastv", "--keep", "auto"), "fastv cannot", "sms")
 
 
 def test_ask_takes_several_images(scene: Path) -> None:

@@ -131,7 +131,7 @@ def test_bad_requests_end_in_one_sentence(folder: Path, tmp_path: Path) -> None:
     bare = ("--methods", "visionselector", "--model", checkpoints.llava(tmp_path / "bare"))
     assert_one_sentence(evaluated(folder, tmp_path / "out", *bare), "needs a trained scorer")
     assert_one_sentence(evaluated(folder, tmp_path / "out", "--methods", "stride", "--set", "seed=1"), "seed")
-    for keep in ("150%", "abc", "auto", "100%", ","):
+    for keep in ("150%", "abc", "auto:ceiling=1", "100%", ","):
         assert_one_sentence(run("eval", "--suite", "scenes", f"--keep={keep}", *out), "keep")
     against = ("--methods", "divprune", "--against", "fastv")
     assert_one_sentence(run("eval", "--suite", "scenes", *against, *out), "--against fastv is not among")

@@ -281,11 +281,15 @@ def test_suites_and_budgets() -> None:
     with pytest.raises(EvaluationError, match="did you mean 'scenes'"):
         suite("scene")
     assert [format_keep(keep) for keep in ("25%", "0.125", "144", " 5 %")] == ["25%", "12.5%", "144", "5%"]
-    for keep in ("auto", "1.0"):
-        with pytest.raises(EvaluationError, match="equal budgets"):
-            format_keep(keep)
+    with pytest.raises(EvaluationError, match="equal budgets"):
+        format_keep("1.0")
     labels = [run.label for run in runs_of([get_method("stride"), get_method("random", seed=9)], ["5%"], 1, True)]
     assert labels == ["unpruned", "blind", "random", "avgpool", "downsample", "oracle", "stride"]
+    by_content = runs_of([get_method("stride")], [format_keep("auto: floor = 20%")], 1, True)
+    assert [run.key for run in by_content[2:]] == [
+        f"{name}@auto:floor=0.2" for name in ("random#0", "avgpool", "oracle", "stride")
+    ]  # the size of a smaller picture cannot depend on what it shows
+    assert all(run.budget == foveate.Budget.auto(floor=0.2) for run in by_content[2:])
 
 
 def test_generated_scenes_are_a_suite() -> None:

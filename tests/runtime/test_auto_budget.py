@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import foveate
@@ -121,12 +124,120 @@ def test_it_may_come_before_a_given_budget(llava: Zoo) -> None:
     assert report.visual_tokens_per_layer == [10, 10, 4, 4]
 
 
-@pytest.mark.parametrize(
-    "method", ["divprune", AtLayer(foveate.get_method("divprune"), 2), "fastv", "cenprune"], ids=str
-)
+@pytest.mark.parametrize("method", [AtLayer(foveate.get_method("divprune"), 2), "fastv", "vscan"], ids=str)
 def test_methods_that_do_not_count_are_refused(llava: Zoo, method: Any) -> None:
     with pytest.raises(foveate.MethodError, match=r"cannot find how many.*keep='auto'.*\(.*sms.*keep=0\.25"):
         foveate.attach(llava.model, method, keep="auto")
+
+
+@dataclass(frozen=True)
+class Largest(foveate.Method):
+    """Has no rule of its own, and lets tests see the features that are counted by."""
+
+    name = "largest"
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> foveate.Selection:
+        seen.extend(row[real].float() for row, real in zip(tokens.features, tokens.valid, strict=True))
+        norms = tokens.features.float().norm(dim=-1)
+        return foveate.Selection(foveate.selection.topk(norms, count, valid=tokens.valid))
+
+
+def distinct(features: Tensor, similarity: float = 0.8, floor: float = 0.1) -> int:
+    """By loops, in float64."""
+    rows = features.double()
+    sizes = [sum(float(torch.cosine_similarity(a, b, dim=0)) >= similarity for b in rows) for a in rows]
+    count = math.floor(sum(1 / size for size in sizes) + 0.5)
+    return min(len(rows), max(count, math.floor(floor * len(rows) + 0.5), 1))
+
+
+def shown(share: float) -> Image.Image:
+    """A grey picture whose upper part is noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    noise[round(share * 112) :] = 128
+    return Image.fromarray(noise)
+
+
+def alike_and_not(z: Zoo) -> dict[str, Tensor]:
+    """Three prompts, with a grey picture, one that is half noise, and one that is noise."""
+    texts = ["which?", "what is in the picture?", "how many things are there?"]
+    return zoo_module.inputs(z, [[shown(share)] for share in (0, 0.5, 1)], texts)
+
+
+@pytest.mark.parametrize("keep", ["auto", "auto:floor=0.5", "auto:similarity=0.5", "auto:floor=0:similarity=0.999"])
+def test_methods_before_the_llm_keep_as_many_tokens_as_differ(zoo: Zoo, keep: str) -> None:
+    report = report_of(zoo, alike_and_not(zoo), Largest(), keep)
+    budget = foveate.Budget(keep)
+    rule = {"similarity": budget.similarity or 0.8, "floor": 0.1 if budget.floor is None else budget.floor}
+    assert [image.tokens for image in report.images] == [distinct(features, **rule) for features in seen]
+    grey, half, noise = (image.tokens / image.tokens_before for image in report.images)
+    assert grey <= half <= noise and (keep != "auto" or grey < noise)
+    assert grey >= rule["floor"] - 1 / report.images[0].tokens_before
+
+
+def test_a_picture_counts_the_same_in_any_batch(zoo: Zoo) -> None:
+    together = [image.tokens for image in report_of(zoo, alike_and_not(zoo), "divprune", "auto").images]
+    alone = report_of(zoo, zoo_module.inputs(zoo, [[shown(1)]], ["which?"]), "divprune", "auto")
+    assert [image.tokens for image in alone.images] == together[-1:]
+
+
+def test_copies_of_a_picture_in_a_prompt_count_once(zoo: Zoo) -> None:
+    one, other = zoo_module.picture(84, 112, 0), zoo_module.picture(84, 56, 1)
+    for pictures, same in (([one, one], True), ([one, other], False)):
+        inputs = zoo_module.inputs(zoo, [pictures], ["which?"])
+        auto = foveate.Budget.auto(floor=0, scope="prompt")
+        report = report_of(zoo, inputs, Largest(), auto, None)
+        assert [len(features) for features in seen] == [report.tokens_before]
+        assert report.tokens == distinct(seen[0], floor=0)
+        if same:
+            assert report.tokens == distinct(seen[0][: len(seen[0]) // 2], floor=0)
+
+
+@pytest.mark.parametrize("make", zoo_module.VIDEO_MAKERS, ids=lambda make: make.__name__)
+def test_every_frame_counts_alone(make: Any) -> None:
+    model = make()
+    report = report_of(model, zoo_module.video_inputs(model, 3, 2, 4), Largest(), "auto", "frame")
+    assert [len(features) for features in seen] == [8, 8, 8]
+    assert report.images[0].kept.view(3, 8).sum(1).tolist() == [distinct(features) for features in seen]
+
+
+@pytest.mark.parametrize("method", ["divprune", "trim", ["idpruner", "fastv"]], ids=str)
+def test_generation_by_how_much_tokens_differ(zoo: Zoo, method: Any) -> None:
+    with foveate.prune(zoo.model, method, keep=["auto", 0.1] if isinstance(method, list) else "auto:floor=0.3"):
+        assert_generates_alike(zoo)
+
+
+@pytest.mark.parametrize("method", ["idpruner", "cenprune"])
+def test_it_equals_a_budget_of_as_many_tokens(zoo: Zoo, method: str) -> None:
+    inputs = zoo_module.inputs(zoo, [[shown(0.5)]], ["which?"])
+    with foveate.prune(zoo.model, method, keep="auto") as pruning:
+        found, report = logits(zoo, inputs), pruning.report()
+    assert 1 < report.tokens < report.tokens_before
+    with foveate.prune(zoo.model, method, keep=report.tokens):
+        assert torch.equal(logits(zoo, inputs), found)
+
+
+def test_the_floor_holds_for_rules_of_methods(zoo: Zoo) -> None:
+    inputs = pair(zoo)
+    usual = report_of(zoo, inputs, SMS, "auto")
+    for floor in (0.0, 0.5, 0.9):
+        report = report_of(zoo, inputs, SMS, foveate.Budget.auto(floor=floor))
+        for image, before in zip(report.images, usual.images, strict=True):
+            assert image.tokens == max(before.tokens, math.floor(floor * image.tokens_before + 0.5))
+
+
+def test_the_floor_is_of_the_unpruned_tokens(llava: Zoo) -> None:
+    """Also behind a method that has dropped some, of which no more can stay than there are."""
+    inputs, few = single(llava), Told(tell=lambda tokens: torch.full((len(tokens.grids),), 2))
+    for first, floor, left in ((8, 0.25, 4), (3, 0.5, 3)):
+        stages = ["divprune", AtLayer(few, 2)]
+        report = report_of(llava, inputs, stages, [first, foveate.Budget.auto(floor=floor)])
+        assert report.visual_tokens_per_layer == [first, first, left, left]
+
+
+def test_a_similarity_is_refused_where_it_would_change_nothing(llava: Zoo) -> None:
+    with pytest.raises(foveate.BudgetError, match=r"sms counts by a rule of its own.*leave similarity out"):
+        foveate.attach(llava.model, SMS, keep="auto:similarity=0.9")
+    foveate.attach(llava.model, "divprune", keep="auto").detach()
 
 
 @pytest.mark.parametrize("counts", [None, torch.tensor([2.0]), torch.tensor([2, 2])])

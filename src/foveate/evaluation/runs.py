@@ -24,7 +24,7 @@ class Run:
     Attributes:
         label: a method's name, or what stands for it: ``unpruned``, ``blind`` (no picture at all), ``downsample``
             (smaller pictures), ``oracle`` (the tokens of the things asked about first).
-        keep: the budget as tables write it, such as ``25%``; empty for `REFERENCES`.
+        keep: the budget as tables write it, such as ``25%`` or ``auto``; empty for `REFERENCES`.
         method: what prunes, where it is the same for all questions.
         seed: tells apart several runs that share a row.
     """
@@ -76,7 +76,7 @@ def runs_of(methods: Sequence[Method], keeps: Sequence[str], seeds: int, oracle:
     for keep in keeps:
         runs += [Run(RANDOM, keep, get_method(RANDOM, seed=seed), seed) for seed in range(seeds)]
         runs += [Run(name, keep, get_method(name)) for name in ("stride", "avgpool") if name not in names]
-        runs.append(Run(DOWNSAMPLE, keep))
+        runs += [] if Budget(keep).by_content else [Run(DOWNSAMPLE, keep)]  # the size comes before what is shown
         runs += [Run(ORACLE, keep)] if oracle else []
         runs += [Run(method.name, keep, method) for method in methods if method.name != RANDOM]
     if twice := [key for key, times in Counter(run.key for run in runs).items() if times > 1]:
@@ -92,7 +92,7 @@ def format_keep(keep: KeepLike) -> str:
         EvaluationError: for budgets that leave nothing to compare.
     """
     budget = Budget(keep)
-    if budget.by_content or budget.keeps_all:
+    if budget.keeps_all:
         raise EvaluationError(
             f"--keep {keep}: an evaluation compares equal budgets below 100%; give some, such as 25%."
         )

@@ -226,6 +226,8 @@ def _plan_stages(
         budget = Budget(amount, scope)
         bound = _bind_method(adapter, facts, get_method(name, **hyperparameters), budget)
         stages = _stages_of(bound, facts, budget)
+        if budget.by_content:
+            _check_counting(bound, stages, budget)
         if not budget.keeps_all:
             given.append(replace(min(stages, key=_sort_key), method=bound, budget=budget))
         wanted += stages
@@ -255,11 +257,6 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
 
 def _bind_method(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:
     """A method made ready for the model, if it can give the budget."""
-    if budget.by_content and not method.counts_by_content:
-        raise MethodError(
-            f"{method.name} cannot find how many tokens to keep, as keep='auto' asks; use one that can "
-            f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
-        )
     bound = method if budget.keeps_all else method.bind(facts)
     _check_cues(adapter, bound)
     return bound
@@ -274,6 +271,22 @@ def _check_stages(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages
         else:
             _check_layer(stage.method, stage.layer, facts.layers)
     return stages
+
+
+def _check_counting(method: Method, stages: Sequence[Stage], budget: Budget) -> None:
+    """Raise where an image's content cannot decide how many tokens the method keeps, or not by the rule asked for."""
+    if method.counts_by_content:
+        if budget.similarity is not None:
+            raise BudgetError(
+                f"{method.name} counts by a rule of its own, which has no similarity; leave similarity out of "
+                f"keep={budget.keep!r}."
+            )
+    elif any(stage.where is not Where.BEFORE_LLM for stage in stages):
+        raise MethodError(
+            f"{method.name} cannot find how many tokens to keep, as keep='auto' asks, because it does not prune before "
+            f"the LLM alone; use a method that does, such as 'idpruner', or one that counts by a rule of its own "
+            f"({', '.join(counting_methods())}), or give a fraction such as keep=0.25."
+        )
 
 
 def _check_decreasing(given: Sequence[Stage]) -> None:

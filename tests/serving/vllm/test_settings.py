@@ -50,6 +50,7 @@ def test_equal_requests_share_a_fingerprint_and_others_do_not() -> None:
         ({}, {"FOVEATE_KEEP": "lots"}, "is not a number"),
         ({"scope": "prompt", "keep": 0.5}, {}, "use 'image' or 'frame'"),
         ({"method": "sms", "keep": "auto"}, {}, "needs to know before; give a fraction"),
+        ({"keep": "auto:floor=20%"}, {}, "needs to know before; give a fraction"),
     ],
 )
 def test_bad_settings_are_refused(overrides: Any, environ: dict[str, str], says: str) -> None:

@@ -13,6 +13,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | what is compared | `cues_of`, `features_of`, `centre` |
 | the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
+| how many to keep | `count_distinct` |
 | choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
 | merging | `nearest`, `identity_targets`, `group_size`, `Mixture` |
 | the language model | `AttentionEdit`, `LogitBias`, `ExpertCut` |
@@ -27,6 +28,7 @@ from .centring import centre
 from .constraints import Above, AtLeast, Between, Cosine, Layer, Layers, PositiveShare, Proportions, Rising, Share
 from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
+from .distinct import count_distinct
 from .feature_source import cues_of, features_of
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .max_coverage import greedy_coverage
@@ -76,6 +78,7 @@ __all__ = [
     "check_falling",
     "check_layer_of",
     "check_undropped",
+    "count_distinct",
     "cues_of",
     "features_of",
     "full_windows",

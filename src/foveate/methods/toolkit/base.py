@@ -361,7 +361,7 @@ class Method(ABC):
 
     @property
     def counts_by_content(self) -> bool:
-        """Whether `counts` finds how many tokens to keep, which ``keep="auto"`` asks for."""
+        """Whether `counts` has a rule of the method's own for ``keep="auto"``."""
         return type(self).counts is not Method.counts
 
     def counts(self, tokens: VisualTokens) -> Tensor | None:
@@ -369,7 +369,8 @@ class Method(ABC):
 
         With ``keep="auto"`` it is asked before `select`, of the same tokens. A pool's count must not depend on the
         other pools of the batch; it is clamped to the number of tokens that are there and, unless a method
-        `may_drop_all`, to 1.
+        `may_drop_all`, to 1. Methods before the LLM that do not override it keep as many tokens as differ, see
+        `count_distinct` in `foveate.methods.toolkit`.
         """
         return None
 

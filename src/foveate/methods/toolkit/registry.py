@@ -179,7 +179,7 @@ def method_names() -> list[str]:
 
 
 def counting_methods() -> list[str]:
-    """The names of the methods that ``keep="auto"`` works with."""
+    """The names of the methods that have a rule of their own for ``keep="auto"``."""
     return [name for name in method_names() if _METHODS[name].counts is not Method.counts]
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from foveate.catalog import MethodFacts, facts_of
+from foveate.catalog import OWN_RULE, MethodFacts, facts_of
 from foveate.methods import method_names
 from foveate.methods.toolkit.registry import method_class
 
@@ -27,7 +27,8 @@ Choose one by name: `foveate.prune(model, "divprune", keep=0.25)`, or `--method 
 the terminal, and [provenance](../provenance.md) has the test that compares each method with its reference.
 
 "Needs" lists what a method reads besides the features of the visual tokens. These are its [cues](../concepts.md#cues).
-`keep="auto"` works with {counting}.
+`keep="auto"` works with all methods that prune before the LLM alone, by
+[how much the tokens of an image differ](../guides/documents.md); by rules of their own with {counting}.
 """
 COLUMNS = ("needs", "vLLM", "paper")
 PLACES = ("before the LLM", "inside the LLM", "before the LLM and inside it", "before the vision encoder")
@@ -85,7 +86,9 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def _index(known: Sequence[MethodFacts]) -> str:
-    blocks = [INTRO.format(counting=", ".join(f"`{one.name}`" for one in known if 'keep="auto"' in one.facts))]
+    blocks = [
+        INTRO.format(counting=", ".join(f"`{one.name}`" for one in known if one.facts.get('keep="auto"') == OWN_RULE))
+    ]
     for place in PLACES:
         rows = [_row("method", "keeps", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 2))]
         for one in known:

@@ -22,6 +22,7 @@ from .methods.toolkit.registry import counting_methods, method_class
 from .models import SupportedModel, generic_model, supported_models
 from .tokens import Cue, Source
 
+OWN_RULE = "by a rule of its own"  # says how a method counts with keep="auto"
 _LAYERS = 32  # of a model to ask for stages; which cues they need does not depend on it
 
 
@@ -167,7 +168,7 @@ def _edits(cls: type[Method]) -> bool:
 def _auto(name: str) -> str:
     """By which rule an image's content decides how many tokens the method keeps, if any."""
     if name in counting_methods():
-        return "by a rule of its own"
+        return OWN_RULE
     try:
         stages = get_method(name).stages(_LAYERS, Budget("auto"))
     except MethodError:  # a hyperparameter without which there is no method

@@ -15,6 +15,9 @@ from torch import Tensor
 
 import foveate
 import tiny_models as zoo_module
+from foveate.catalog import facts_of
+from foveate.importance.learned_scorer import LearnedScorer
+from foveate.methods import method_names
 from foveate.methods.divprune import DivPrune
 from foveate.methods.sms import Sms, knee
 from foveate.methods.toolkit.at_layer import AtLayer
@@ -25,6 +28,7 @@ from .helpers import assert_generates_alike, logits, pair, single
 
 SMS = foveate.get_method("sms", inside=False)
 METHODS = [SMS, AtLayer(SMS, 2), [SMS, AtLayer(SMS, 1), AtLayer(SMS, 3)]]
+AUTO = 'keep="auto"'  # a fact of methods
 seen: list[Tensor] = []
 
 
@@ -204,6 +208,20 @@ def test_every_frame_counts_alone(make: Any) -> None:
 def test_generation_by_how_much_tokens_differ(zoo: Zoo, method: Any) -> None:
     with foveate.prune(zoo.model, method, keep=["auto", 0.1] if isinstance(method, list) else "auto:floor=0.3"):
         assert_generates_alike(zoo)
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if "differ" in str(facts_of(name).facts.get(AUTO))])
+def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> None:
+    method: Any = name
+    if name == "visionselector":
+        method = foveate.get_method(name, scorer=LearnedScorer(*(2 * [torch.ones(4, 64), torch.ones(4)])))
+    if name == "evs":
+        pytest.skip("compares the frames of clips")
+    report = report_of(llava, alike_and_not(llava), method, "auto")
+    assert [image.tokens for image in report.images] == [
+        image.tokens for image in report_of(llava, alike_and_not(llava), "stride", "auto").images
+    ]
+    assert 1 < report.images[1].tokens < 16
 
 
 @pytest.mark.parametrize("method", ["idpruner", "cenprune"])

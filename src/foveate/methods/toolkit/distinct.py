@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from ...devices import from_host, full_precision
 from ...selection.similarity import CHUNK, snap_near_one
 
-# Calibrated on pages, charts and photos of the testbed's validation split: see docs/guides/choose_a_method.md.
+# Calibrated on pages, charts and photos of the testbed's validation split: see docs/guides/documents.md.
 SIMILARITY = 0.8
 FLOOR = 0.1
 

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test triton test-kernels test-transformers test-vllm lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test triton test-kernels test-transformers test-vllm test-ray lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,10 +9,11 @@ export HF_HUB_OFFLINE = 1
 help:
 	@echo "make setup              create .venv and install foveate with its development tools (once)"
 	@echo "make demo               a small model on drawn scenes, with and without pruning"
-	@echo "make test               all tests that need neither a GPU nor vLLM"
+	@echo "make test               all tests that need neither a GPU nor vLLM nor Ray"
 	@echo "make test-kernels       install Triton and run the GPU kernels in its interpreter, on a CPU"
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
+	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
 	@echo "make lint               ruff, mypy, import-linter"
 	@echo "make format             let ruff fix what it can"
 	@echo "make docs               build the pages in docs/ into build/site; a broken link is an error"
@@ -56,6 +57,12 @@ test-vllm: export DO_NOT_TRACK = 1
 test-vllm:
 	environment=$$(PYTHON="$(PYTHON)" bash scripts/vllm_env.sh) && \
 		"$$environment/bin/python" -m pytest -m vllm tests/serving
+
+# Ray's own packages lie outside the checkout; all else is that of .venv.
+test-ray: setup
+	environment=$$(PYTHON="$(PYTHON)" bash scripts/ray_env.sh) && \
+		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m 'ray and not slow' \
+			tests/serving/ray tests/evaluation tests/cli
 
 lint: setup
 	$(BIN)/ruff check

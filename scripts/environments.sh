@@ -32,8 +32,9 @@ make_once() {
   ) 9> "$folder.lock"
 }
 
-# borrow FROM TO: what is installed in the environment FROM can be imported in TO, too, behind what TO has itself.
+# borrow FROM TO: what is installed in the environment FROM can be imported in TO, too, behind what TO has itself and
+# what it borrowed before.
 borrow() {
   # Unlike a path in a .pth file, this reads the .pth files of the borrowed folder, too.
-  echo "import site; site.addsitedir('$(libraries "$1")')" > "$(libraries "$2")/borrowed.pth"
+  echo "import site; site.addsitedir('$(libraries "$1")')" >> "$(libraries "$2")/borrowed.pth"
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -28,6 +29,16 @@ def llava() -> Zoo:
 @pytest.fixture(scope="session")
 def qwen() -> Zoo:
     return zoo_module.qwen2_5_vl()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a small Ray cluster that this process is connected to; tests without Ray are skipped."""
+    pytest.importorskip("ray.data", reason="needs Ray: make test-ray")
+    from ray_machines import two_machines
+
+    with two_machines() as address:
+        yield address
 
 
 @pytest.fixture(params=zoo_module.MAKERS, ids=lambda make: make.__name__)

@@ -28,6 +28,38 @@ class WriteError(FoveateError, OSError):
     """A file cannot be written."""
 
 
+class BusyError(FoveateError, RuntimeError):
+    """Another process is at work in a folder."""
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder, which is made, until the block or this process ends.
+
+    Raises:
+        BusyError: when another works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                f"another process is at work in {folder}; wait for it, or give another folder with -o."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def is_marked(path: Path) -> bool:
     """Whether the file at `path` says that foveate made it."""
     with path.open("rb") as file:

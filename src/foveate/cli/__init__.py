@@ -11,6 +11,7 @@ import typer
 
 from ..version import __version__
 from .ask import ask
+from .batch import batch
 from .calibrate import calibrate
 from .check import check
 from .demo import demo
@@ -47,7 +48,7 @@ def options(
     """Prune the visual tokens of multimodal language models: keep the few that matter."""
 
 
-for command in (demo, ask, view, methods, models, check, calibrate, leaderboard):
+for command in (demo, ask, batch, view, methods, models, check, calibrate, leaderboard):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(train)

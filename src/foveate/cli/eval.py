@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..cluster import connect, require_ray
 from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
 from .eval_output import announce, bar, left_out, show
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods, hyperparameters
+from .on_ray import ADDRESS
 from .paths import require_folder
 
 if TYPE_CHECKING:
@@ -85,8 +87,17 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     random_seeds: Annotated[int, typer.Option(min=1, help="How many times random tokens are drawn.")] = 3,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one a core for small models on a CPU, else 1")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes.",
+            show_default="one a core for small models on a CPU, else 1; with Ray one a GPU, else one a machine",
+        ),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Divide the questions among workers on Ray; answers are the same.")
+    ] = False,
+    address: ADDRESS = None,
 ) -> None:
     """Measure what pruning costs in right answers. Run the same command again to resume.
 
@@ -100,6 +111,7 @@ def evaluate(
     from ..data.askable import askable
     from ..evaluation.advice import advice
     from ..evaluation.plots import require_extra, write_report
+    from ..evaluation.ray_workers import RayWorkers
     from ..evaluation.report import Report
     from ..evaluation.runner import Evaluation
     from ..evaluation.runner import evaluate as run
@@ -107,6 +119,9 @@ def evaluate(
     from ..evaluation.storage import require_evaluation
 
     require_extra()  # before hours are spent
+    on_ray = ray or address is not None
+    if on_ray:
+        require_ray()
     require_folder(output, "-o", [] if dataset is None else [dataset])
     require_evaluation(output)
     if gate and suite != TESTBED:
@@ -131,8 +146,10 @@ def evaluate(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable
     )
     announce(evaluation)
-    with going_on(), bar() as advance:
-        results = run(evaluation, functools.partial(pair, model), output, advance, (session.model, session.processor))
+    loader = functools.partial(pair, model)
+    with going_on(), connect(address) if on_ray else nullcontext() as cluster, bar() as advance:
+        answer = None if cluster is None else RayWorkers(cluster, workers)
+        results = run(evaluation, loader, output, advance, (session.model, session.processor), answer)
     report = Report(results, against)
     path = write_report(report, output)
     show(report, Console())

@@ -15,11 +15,12 @@ Needs nothing but Pillow, and NumPy for what is not 8 bits deep.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ from ..errors import FoveateError
 if TYPE_CHECKING:
     import numpy as np
 
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _PROGRAMS = frozenset({"EPS"})  # no pictures but programs, which Pillow hands to Ghostscript
 _SIXTEEN = frozenset({"PNG", "PPM"})  # formats whose integers beyond 8 bits are 16-bit ones, in whatever mode they come
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags
@@ -58,10 +59,23 @@ def open_image(path: Path) -> Image.Image:
     """
     if not path.is_file():
         raise PictureError(f"there is no image file at {path}; check the path.")
+    return _decode(path, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The picture in the bytes of a file, as `open_image` gives one; `name` is its `filename` and stands in errors.
+
+    Raises:
+        PictureError: when it is no picture, is damaged, or is too large to open.
+    """
+    return _decode(io.BytesIO(content), name)
+
+
+def _decode(source: Path | IO[bytes], name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():  # what Pillow opens is not too large, and metadata may be damaged
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 if image.format in _PROGRAMS:
                     raise Image.UnidentifiedImageError
                 image.load()
@@ -69,15 +83,15 @@ def open_image(path: Path) -> Image.Image:
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{path} is not an image that Pillow can read; give a PNG, JPEG or WebP file.") from None
+        raise PictureError(f"{name} is not an image that Pillow can read; give a PNG, JPEG or WebP file.") from None
     except PermissionError:
-        raise PictureError(f"{path} may not be read; allow it, or give another image.") from None
+        raise PictureError(f"{name} may not be read; allow it, or give another image.") from None
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise PictureError(_too_large(path, str(error))) from None
+        raise PictureError(_too_large(name, str(error))) from None
     except _DAMAGE as error:
         reason = str(error).rstrip(".") or type(error).__name__
-        raise PictureError(f"{path} is damaged or incomplete ({reason}); give an intact image.") from None
-    shown.filename = str(path)  # type: ignore[attr-defined]  # as Pillow's own of a file have it
+        raise PictureError(f"{name} is damaged or incomplete ({reason}); give an intact image.") from None
+    shown.filename = name  # type: ignore[attr-defined]  # as Pillow's own of a file have it
     return shown
 
 
@@ -130,17 +144,17 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise PictureError(f"there is no folder {folder}; give a directory of images.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise PictureError(f"the folder {folder} holds no images; give one with PNG, JPEG or WebP files.")
     return files
 
 
-def _too_large(path: Path, error: str) -> str:
+def _too_large(name: str, error: str) -> str:
     pixels = re.search(r"\((\d+) pixels\)", error)
     size = f" ({int(pixels[1]):,} pixels)" if pixels else ""
     most = f" to at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels" if Image.MAX_IMAGE_PIXELS else ""
-    return f"{path} is too large{size}; scale it down{most}."
+    return f"{name} is too large{size}; scale it down{most}."
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..runtime.planner import facts_of
 from ..version import __version__
 from .batches import batches
 from .fingerprints import hash_learned, hash_processor, hash_weights, question_keys
-from .inference import Examinee
+from .inference import Cell, Examinee
 from .results import Refusal, Results
 from .runs import UNPRUNED, Run, runs_of
 from .storage import Journal, Outcome, lock_folder
@@ -27,6 +27,7 @@ from .suites import EvaluationError, Suite
 from .workers import Work, answer_all
 
 Loader = Callable[[], tuple[Any, Any]]
+Answer = Callable[[Work, Loader], Iterable[Cell]]
 Advance = Callable[[int, int], None]
 _HOPELESS = 20  # questions: when so many could not be asked and none could, not the questions are wrong
 _SMALL = 50_000_000  # parameters up to which one process a core is faster than one process with all of them
@@ -73,6 +74,7 @@ def evaluate(
     folder: Path,
     advance: Advance | None = None,
     loaded: tuple[Any, Any] | None = None,
+    answer: Answer | None = None,
 ) -> Results:
     """Answer what is not answered yet in `folder`, and write the results there.
 
@@ -83,6 +85,7 @@ def evaluate(
             and is among the results where these very questions were answered.
         advance: called with the number of answers so far, and of all.
         loaded: the model and processor, where they are loaded already.
+        answer: answers work, such as `foveate.evaluation.ray_workers.RayWorkers`; None: processes of this machine do.
 
     Raises:
         ModelError: when the model has no adapter, or is asked about clips but sees images only.
@@ -105,8 +108,12 @@ def evaluate(
         done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
         report_progress(done, whole)
         failed = 0  # questions that the unpruned model could not be asked, before any that it could
-        examinee = Examinee(model, processor, evaluation.max_new_tokens)
-        for cell in answer_all(work, examinee, load, processes(evaluation, model)):
+        if answer is None:
+            examinee = Examinee(model, processor, evaluation.max_new_tokens)
+            cells: Iterable[Cell] = answer_all(work, examinee, load, processes(evaluation, model))
+        else:
+            cells = answer(work, load)
+        for cell in cells:
             journal.add(replace(cell, batch=number_batches[cell.batch]))
             done += len(work.batches[cell.batch])
             report_progress(done, whole)

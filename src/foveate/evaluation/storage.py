@@ -16,10 +16,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import files
 from ..files import appending, write_text
 from .conflicts import find_conflict, merge_configurations
 from .inference import Cell
@@ -157,26 +158,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         EvaluationError: when another works there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-        import os
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(files.lock_folder(folder))
+        except files.BusyError:
             raise EvaluationError(
                 f"another evaluation is at work in {folder}; wait for it, or give another folder with -o."
             ) from None
-        except OSError:  # a file system without locks
-            pass
         yield
-    finally:
-        os.close(handle)
 
 
 def require_evaluation(folder: Path) -> None:

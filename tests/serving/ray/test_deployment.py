@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,20 @@ def test_settings_of_vllm_are_checked() -> None:
     assert found["engine_kwargs"]["max_model_len"] == 64 and json.loads(json.dumps(found)) == found
     with pytest.raises(FoveateError, match="keep='auto'"):
         llm_settings("org/model", foveate.PruningConfig("trim", "auto"))
+
+
+def test_the_guide_has_the_same_settings() -> None:
+    """The file of its page is what `llm_settings` returns."""
+    text = (Path(__file__).parents[3] / "docs" / "guides" / "many_machines.md").read_text(encoding="utf-8")
+    yaml = pytest.importorskip("yaml")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (config,) = yaml.safe_load(block)["applications"][0]["args"]["llm_configs"]
+    model, engine = config["model_loading_config"]["model_source"], dict(config["engine_kwargs"])
+    pruning = foveate.PruningConfig.from_dict(engine.pop("hf_overrides")["foveate"])
+    found = llm_settings(model, pruning, **engine)
+    found["engine_kwargs"]["hf_overrides"]["foveate"] = {"method": "idpruner", "keep": 0.25}
+    assert pruning == foveate.PruningConfig("idpruner", 0.25) and config["engine_kwargs"] == found["engine_kwargs"]
+    assert found["model_loading_config"].keys() == config["model_loading_config"].keys()
 
 
 @pytest.mark.ray

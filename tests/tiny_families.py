@@ -115,11 +115,11 @@ def llava_onevision(head_dim: int = 16) -> Zoo:
 
 
 @functools.cache
-def llava_next_video(head_dim: int = 16) -> Zoo:
-    """LLaVA-NeXT-Video in small: LLaVA-NeXT, and clips of 2 x 2 tokens a frame."""
+def llava_next_video(head_dim: int = 16, patch: int = 14) -> Zoo:
+    """LLaVA-NeXT-Video in small: LLaVA-NeXT, and clips of 2 x 2 tokens a frame (4 x 4 with a `patch` of 7)."""
     tokenizer = tiny_models._tokenizer(image_token="<image>", video_token="<video>")
     config = tf.LlavaNextVideoConfig(
-        vision_config=_clip(56),
+        vision_config={**_clip(56), "patch_size": patch},
         text_config={"model_type": "llama", "vocab_size": len(tokenizer), **tiny_models._llm(head_dim)},
         image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id,

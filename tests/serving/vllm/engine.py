@@ -60,8 +60,10 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
     """What vLLM returns for all cases in one batch."""
     from vllm import SamplingParams
 
-    # Random models must not emit placeholders. Not by logit_bias, which vLLM does not allow with drafts.
-    allowed = sorted(set(range(oracle.model.config.get_text_config().vocab_size)) - set(oracle.placeholders))
+    # Random models must not emit placeholders, nor the end of a text, which transformers leaves out until all steps are
+    # done. Not by logit_bias, which vLLM does not allow with drafts.
+    vocabulary = set(range(oracle.model.config.get_text_config().vocab_size))
+    allowed = sorted(vocabulary - {*oracle.placeholders, oracle.end})
     sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, allowed_token_ids=allowed)
     requests = []
     for case in cases:

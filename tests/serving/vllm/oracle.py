@@ -16,7 +16,11 @@ import foveate
 from .tiny import maker
 
 STEPS = 6
-_QWEN_CLIP = "<|vision_start|><|video_pad|><|vision_end|>"
+# What stands around a clip's placeholder, by the beginning of a model type.
+_AROUND_CLIPS = {
+    "glm": ("<|begin_of_video|>", "<|end_of_video|>"),
+    "qwen": ("<|vision_start|>", "<|vision_end|>"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Oracle:
         self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
         self.zoo = maker(name)(16)  # the names of tokens are those of the wide one
         self.placeholders = list(self.zoo.visual_ids)
+        self.end = self.zoo.tokenizer.eos_token_id
+        around = next((both for start, both in _AROUND_CLIPS.items() if self.zoo.name.startswith(start)), ("", ""))
+        self._clip = getattr(self.processor, "video_token", "").join(around)
 
     def takes(self, case: Case) -> bool:
         """Whether transformers can: GLM-4.1V and its kin take images or clips, never both."""
@@ -67,9 +74,8 @@ class Oracle:
 
     def prompt(self, case: Case) -> str:
         """The text with its placeholders."""
-        clip = "<|begin_of_video|><|video|><|end_of_video|>" if self.zoo.name.startswith("glm") else _QWEN_CLIP
-        video = clip if case.clip is not None else ""
-        return "<s>" + self.zoo.image * len(case.images) + video + case.text
+        clip = "" if case.clip is None else self._clip
+        return "<s>" + self.zoo.image * len(case.images) + clip + case.text
 
     def answer(self, case: Case) -> Answer:
         """What the pruned model answers in transformers."""

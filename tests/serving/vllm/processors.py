@@ -26,6 +26,19 @@ def _llava_onevision(zoo: Zoo, template: str) -> Any:
     return tf.LlavaOnevisionProcessor(images, zoo.tokenizer, clips, 16, strategy, chat_template=template)
 
 
+def _llava_next_video(zoo: Zoo, template: str) -> Any:
+    clips = tf.LlavaNextVideoVideoProcessor(size=_SIDE, crop_size=_SIDE, do_sample_frames=False)
+    return tf.LlavaNextVideoProcessor(
+        clips,
+        zoo.processor.image_processor,
+        zoo.tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+
+
 def _pixtral(zoo: Zoo, template: str) -> Any:
     merge = getattr(zoo.model.config, "spatial_merge_size", 1)
     images = tf.PixtralImageProcessor(patch_size=14 * merge, size={"longest_edge": 448})
@@ -55,6 +68,16 @@ def _cohere2_vision(zoo: Zoo, template: str) -> Any:
     return tf.Cohere2VisionProcessor(images, zoo.tokenizer, chat_template=template)
 
 
+def _lfm2_vl(zoo: Zoo, template: str) -> Any:
+    text = zoo.model.config.text_config
+    # vLLM reads what published checkpoints have, and transformers' class has not.
+    text.conv_dim = text.block_dim = text.hidden_size
+    text.block_ff_dim = text.intermediate_size
+    sizes = {"min_image_tokens": 4, "max_image_tokens": 16, "tile_size": 112, "max_tiles": 4}
+    images = tf.Lfm2VlImageProcessor(encoder_patch_size=14, max_num_patches=64, **sizes)
+    return tf.Lfm2VlProcessor(images, zoo.tokenizer, chat_template=template)
+
+
 def _with_template(processor: Any, template: str) -> Any:
     processor.chat_template = template
     return processor
@@ -63,9 +86,11 @@ def _with_template(processor: Any, template: str) -> Any:
 MAKERS: dict[str, Callable[[Zoo, str], Any]] = {
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
+    "llava_next_video": _llava_next_video,
     "mistral3": _pixtral,
     "pixtral": _pixtral,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
 }

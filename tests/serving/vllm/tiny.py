@@ -6,6 +6,7 @@ The Qwen and InternVL processors hold one for video, which needs torchvision: bu
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,8 @@ def _turn_experts(weights: Path) -> None:
 
 def maker(name: str) -> Callable[[int], Zoo]:
     """What makes the tiny model of this name, of a width of its heads."""
+    if name == "llava_next_video":  # vLLM divides the side of an image by the square of a patch's, which must not be 0
+        return functools.partial(tiny_families.llava_next_video, patch=7)
     found: Callable[[int], Zoo] = getattr(tiny_models, name, None) or getattr(tiny_families, name)
     return found
 

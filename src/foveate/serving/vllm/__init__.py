@@ -25,6 +25,8 @@ ARCHITECTURES = {
     "Mistral3ForConditionalGeneration": ("mistral3", "PrunedMistral3", False),
     "Idefics3ForConditionalGeneration": ("idefics3", "PrunedIdefics3", False),
     "SmolVLMForConditionalGeneration": ("smolvlm", "PrunedSmolVLM", False),
+    "Lfm2VlForConditionalGeneration": ("lfm2_vl", "PrunedLfm2Vl", False),
+    "LlavaNextVideoForConditionalGeneration": ("llava_next_video", "PrunedLlavaNextVideo", False),
     "Cohere2VisionForConditionalGeneration": ("cohere2_vision", "PrunedCohere2Vision", False),
 }
 

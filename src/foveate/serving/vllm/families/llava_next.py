@@ -16,15 +16,21 @@ from .llava import LlavaFamily
 
 
 class LlavaNextFamily(LlavaFamily):
-    """An overview and tiles; the newline at the end of each line of tiles is a row of the encoder that always stays."""
+    """An overview and tiles; the newline at the end of each line of tiles is a row of the encoder that always stays.
+
+    The families that descend from it have clips, too.
+    """
 
     adapter_class = LlavaNextAdapter
 
     def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
-        return self.adapter.grids({"image_sizes": [item["image_sizes"]]})[modality]
+        if modality == "image":
+            return self.adapter.grids({"image_sizes": [item["image_sizes"]]})[modality]
+        return self.adapter.grids({"pixel_values_videos": item["pixel_values_videos"][None]})[modality]
 
     def items(self, modality: str, batch: Mapping[str, Any]) -> list[list[Grid]]:
-        return [self.grids(modality, {"image_sizes": size}) for size in batch["image_sizes"]]
+        name = "image_sizes" if modality == "image" else "pixel_values_videos"
+        return [self.grids(modality, {name: one}) for one in batch[name]]
 
     def prepare(self, modality: str, batch: dict[str, Any]) -> dict[str, Any]:
         """Images of one request are filled up to as many tiles as the largest has; those would be cues of no image."""

@@ -8,10 +8,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ....models.llava_next_video import LlavaNextVideoAdapter
 from ..model import PrunesImages
 from ..processor import PrunesPrompts
-from .llava_onevision import LlavaOnevisionFamily
+from .llava_next import LlavaNextFamily
 
 
-class LlavaNextVideoFamily(LlavaOnevisionFamily):
+class LlavaNextVideoFamily(LlavaNextFamily):
     """Clips whose frames are pooled."""
 
     adapter_class = LlavaNextVideoAdapter

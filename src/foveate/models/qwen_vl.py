@@ -86,7 +86,8 @@ class QwenVLAdapter(ModelAdapter):
 
     def _raster(self, tokens: Tensor, grid: Grid) -> Tensor:
         """From the encoder's order of LLM tokens to raster order."""
-        return torch.empty_like(tokens).index_copy_(0, self.encoder_order(grid).to(tokens.device), tokens)
+        order = self.encoder_order(grid).to(tokens.device, non_blocking=True)
+        return torch.empty_like(tokens).index_copy_(0, order, tokens)
 
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
         return [self._pairs(grid.coordinates()[:, 0], kept)] * len(self.vision_layers())

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny_models
 from emulated_device import DEVICE, HostWaits, OnDevice, emulated_device, on_device, on_host
 from foveate import Budget
 from foveate.devices import first_of_each, from_host, known_sizes, to_host
+from foveate.models.adapter import AttentionCall
+from foveate.models.registry import adapter_of
 from foveate.serving.vllm.batch import first_tokens, groups_of, shorten, shorten_safely
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.positions import distances_in_block, split_distances, with_distances
@@ -62,6 +65,31 @@ def test_no_device_assertion_is_possible_where_numbers_are_not_finite(name: str)
     if name not in WAIT:
         assert faults.failed == 0
         assert on_host(found[1].index).tolist() == list(range(Budget(0.6).count(32)))
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_reading_the_encoder_waits_for_nothing(name: str) -> None:
+    """From queries and keys, and from features, to the cues of each image."""
+    adapter = adapter_of(getattr(tiny_models, name)().model)
+    square = adapter.grids({"pixel_values": torch.zeros(2, 3, 56, 56)}) if name in ("llava", "internvl") else {}
+    grids = square.get("image", [Grid(4, 6), Grid(2, 4)])
+    patches, random = [adapter.patches(grid) for grid in grids], torch.Generator().manual_seed(0)
+    if square:
+        query, key = (torch.randn(2, 2, patches[0], 4, generator=random) for _ in "qk")
+        calls = [AttentionCall(query, key, 0.5)]
+        hidden = torch.randn(2, len(grids[0]), 16, generator=random)
+    else:
+        pairs = [[torch.randn(1, 2, n, 4, generator=random) for _ in "qk"] for n in patches]
+        calls = [AttentionCall(query, key, 0.5) for query, key in pairs]
+        hidden = torch.randn(sum(patches), 16, generator=random)
+    expected = [adapter.encoder_attention(calls, grids), adapter.encoder_features(hidden, grids)]
+    with emulated_device():
+        there = [AttentionCall(on_device(one.query), on_device(one.key), one.scaling) for one in calls]
+        found = [adapter.encoder_attention(there, grids), adapter.encoder_features(on_device(hidden), grids)]
+    for one, other in zip(found, expected, strict=True):
+        assert [len(read) for read in other] == [len(grid) for grid in grids]
+        for read, known in zip(one, other, strict=True):
+            assert isinstance(read, OnDevice) and torch.allclose(on_host(read), known, atol=1e-5)
 
 
 def test_first_tokens_wait_for_nothing() -> None:

@@ -283,3 +283,15 @@ def test_pickles_are_told_of_only_where_there_is_nothing_else(tmp_path: Path) ->
     with pytest.raises(MethodError) as caught:
         LearnedScorer.load(tmp_path)
     assert "a.safetensors, b.safetensors" in str(caught.value) and "pickled" not in str(caught.value)
+
+
+def test_neighbours_and_padding_change_no_score_by_a_bit() -> None:
+    scorer = LearnedScorer(*(weights()[key] for key in KEYS))
+    sizes, generator = [37, 200, 64, 1], torch.Generator().manual_seed(1)
+    images = [torch.randn(size, 64, generator=generator) for size in sizes]
+    together = torch.nn.utils.rnn.pad_sequence(images, batch_first=True, padding_value=9.0)
+    valid = torch.arange(200)[None] < torch.tensor(sizes)[:, None]
+    scores = scorer.scores(together, valid)
+    for row, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        assert torch.equal(scores[row, :size], scorer.scores(image[None])[0])
+        assert not scores[row, size:].any()

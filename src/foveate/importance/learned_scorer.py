@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..devices import full_precision
+from ..devices import full_precision, places_of
 from ..errors import MethodError
 from .scorer_files import KEYS, SHIPPED, read_tensors
 
@@ -81,9 +81,18 @@ class LearnedScorer:
             (B, N) float32, zero on padding.
         """
         self.check(features.shape[-1], "the given features")
+        run = self._row_by_row if features.is_cpu else self._scores
         if torch.is_grad_enabled() and self.q_weight.requires_grad:
-            return self._scores(features, valid)  # whoever trains it decides about autocast
-        return full_precision(self._scores)(features, valid)
+            return run(features, valid)  # whoever trains it decides about autocast
+        return full_precision(run)(features, valid)
+
+    def _row_by_row(self, features: Tensor, valid: Tensor | None) -> Tensor:
+        """Each row alone and without its padding, so that its neighbours do not matter, not even by rounding."""
+        scores = torch.zeros(features.shape[:2], dtype=torch.float32, device=features.device)
+        for row, tokens in enumerate(features):
+            real = slice(None) if valid is None else places_of(valid[row])
+            scores[row, real] = self._scores(tokens[real][None], None)[0].float()
+        return scores
 
     def _scores(self, features: Tensor, valid: Tensor | None) -> Tensor:
         q_weight, q_bias, k_weight, k_bias = self._weights(features.device)
@@ -99,7 +108,7 @@ class LearnedScorer:
     def _weights(self, device: torch.device) -> list[Tensor]:
         if device not in self._on_device:
             tensors = (self.q_weight, self.q_bias, self.k_weight, self.k_bias)
-            self._on_device[device] = [tensor.to(device, torch.float32) for tensor in tensors]
+            self._on_device[device] = [tensor.to(device, torch.float32, non_blocking=True) for tensor in tensors]
         return self._on_device[device]
 
 

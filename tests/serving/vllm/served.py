@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate import FoveateError
+from foveate.importance import LearnedScorer
 from foveate.methods import Method, ModelFacts, method_names
 from foveate.serving.vllm.bound_methods import BoundMethods
 from foveate.tokens import Cue, Grid
@@ -18,9 +19,10 @@ _ENCODER = 16  # of the encoder's features
 
 
 def served_methods() -> dict[str, Method]:
-    """Each under its name, with the settings of its paper."""
+    """Each under its name, with the settings of its paper; those that read a trained scorer with one of noise."""
     missing = {cue: f"{cue.not_in_vllm}." for cue in Cue if cue.not_in_vllm}
-    bound, found = BoundMethods(ModelFacts("tiny", WIDTH, 4), missing, {}), {}
+    facts, found = ModelFacts("tiny", WIDTH, 4), {}
+    bound = BoundMethods(facts, missing, {})
     logging.disable(logging.WARNING)
     try:
         for name in method_names():
@@ -28,9 +30,16 @@ def served_methods() -> dict[str, Method]:
                 found[name] = bound.get(name)
             except FoveateError:  # not for servers
                 continue
+        for name in ("idpruner", "visionselector"):
+            found[f"{name}, scorer"] = BoundMethods(facts, missing, {name: {"scorer": _scorer()}}).get(name)
     finally:
         logging.disable(logging.NOTSET)
     return found
+
+
+def _scorer() -> LearnedScorer:
+    random = torch.Generator().manual_seed(9)
+    return LearnedScorer(*(torch.randn(shape, generator=random) for shape in [(8, WIDTH), (8,)] * 2))
 
 
 def image(grid: Grid, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[Cue, Tensor]]:

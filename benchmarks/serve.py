@@ -3,8 +3,8 @@
 Two engines live side by side and work in turns: one that does not load foveate's plugin, and one that does, asked to
 keep 100, 50, 25 and 10 % of the visual tokens. Every request brings an image of its own and 32 tokens of text, and gets
 16 tokens back. N clients each send the next request when the last one is answered. Ratios are to plain vLLM in the same
-round, so that a busy machine slows all alike; above 1 is better than plain, for the times, too. The order alternates from
-round to round. A ratio is the geometric mean over the rounds, with the 95 % interval of Student's t for its logarithm.
+round, so that a busy machine slows all alike; above 1 is better than plain, for the times, too. The order alternates
+from round to round. A ratio is the geometric mean over the rounds, with the 95 % interval of the t distribution.
 
 Usage, where vLLM and foveate are installed (such as the environment that scripts/vllm_env.sh makes):
     python benchmarks/serve.py [--method divprune] [--rounds 5] [--requests 2] [--json FILE]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from torch import Tensor
 from foveate import Budget, get_method
 from foveate.grouping import TokenGroups
 from foveate.serving.vllm.batch import Shortened, _within, groups_of, shorten, shorten_safely
-from foveate.serving.vllm.faults import Faults, find_usable
+from foveate.serving.vllm.faults import Faults, add_faults, count_faults, find_usable
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
 from .served import WIDTH, cues_for, image, served_methods
@@ -166,3 +169,22 @@ def test_which_images_are_usable() -> None:
         False,
         False,
     ]
+
+
+def test_what_other_processes_count_is_seen_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared = tmp_path / "count"
+    shared.touch()
+    monkeypatch.setenv("FOVEATE_FAULTS", str(shared))
+    code = "from foveate.serving.vllm.faults import add_faults; add_faults(2); add_faults(0); add_faults(1)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    counted = Faults()
+    counted.count_unusable(torch.tensor([True, False, False]))
+    counted.count_unusable(torch.tensor([False]))
+    counted.count_failed("a method", 2, ValueError())
+    assert count_faults() == 3 + 3 + 2
+
+
+def test_without_a_server_faults_are_counted_in_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOVEATE_FAULTS", raising=False)
+    add_faults(1)
+    assert count_faults() == 0

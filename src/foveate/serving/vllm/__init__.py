@@ -35,8 +35,10 @@ def register() -> None:
     """Tell vLLM of the model classes that can prune, and hook the checks in; may be called again."""
     from vllm import ModelRegistry
 
+    from .faults import share_faults
     from .hooks import install
 
     for architecture, (module, name, _) in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, f"{__name__}.families.{module}:{name}")
+    share_faults()
     install()

@@ -10,9 +10,9 @@ from ...version import __version__
 from . import ARCHITECTURES
 from .config import LIMITS_KEY
 from .guard import explain_unknown, read_settings
+from .log import LOGGER
 from .settings import ServerSettings
 
-LOGGER = logging.getLogger("vllm.foveate")  # vLLM shows what is logged below its own name, and nothing else
 _LIKE_A_PERCENTAGE = range(2, 101)
 
 

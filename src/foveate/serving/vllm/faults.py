@@ -6,13 +6,19 @@ wait to see whether there was a fault.
 
 from __future__ import annotations
 
-import logging
+import atexit
+import contextlib
+import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_LOGGER = logging.getLogger("foveate")
+from .log import LOGGER
+
+_FILE = "FOVEATE_FAULTS"  # in the environment of a server's processes: the file in which a fault is a byte
 # Squares of the distances of vectors of such numbers, summed over their columns, are within the range of float32.
 LARGEST = 1e15
 _NOT_FINITE = (
@@ -32,6 +38,7 @@ class Faults:
     def __init__(self) -> None:
         self.failed = 0
         self._told: set[str] = set()
+        self._counted = 0  # of those that are not finite
         self._total: Tensor | None = None  # on the device
         self._seen: Tensor | None = None  # its copy on the host
 
@@ -59,9 +66,10 @@ class Faults:
     def count_failed(self, what: str, images: int, error: Exception) -> None:
         """Count images that keep their first tokens because `what`, such as a method, raised."""
         self.failed += images
+        add_faults(images)
         if what not in self._told:
             self._told.add(what)
-            _LOGGER.error(
+            LOGGER.error(
                 "%s raised where it must not: the image keeps its first tokens. This is logged once; further images "
                 "are counted.",
                 what,
@@ -69,9 +77,11 @@ class Faults:
             )
 
     def _tell_of_non_finite(self) -> None:
+        add_faults(self.non_finite - self._counted)
+        self._counted = self.non_finite
         if _NOT_FINITE not in self._told and self.non_finite:
             self._told.add(_NOT_FINITE)
-            _LOGGER.warning(_NOT_FINITE, LARGEST)
+            LOGGER.warning(_NOT_FINITE, LARGEST)
 
 
 def find_usable(images: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -88,3 +98,26 @@ def find_usable(images: Sequence[Sequence[Tensor]]) -> Tensor:
 def zero_non_finite(rows: Tensor) -> Tensor:
     """The same with zeros in the place of NaN and infinity, which would spread in the language model."""
     return rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def share_faults() -> None:
+    """Make the file that the processes of a server share; called before vLLM starts its engine."""
+    if _FILE not in os.environ:
+        number, os.environ[_FILE] = tempfile.mkstemp(prefix="foveate-", suffix=".count")
+        os.close(number)
+        atexit.register(Path(os.environ[_FILE]).unlink, missing_ok=True)
+
+
+def add_faults(images: int) -> None:
+    """Count images at fault, in whichever process meets them."""
+    if images and _FILE in os.environ:
+        with contextlib.suppress(OSError), open(os.environ[_FILE], "ab") as file:  # a full disk must not end the engine
+            file.write(bytes(images))
+
+
+def count_faults() -> int:
+    """Images at fault since the server started, over all its processes on this machine."""
+    try:
+        return os.stat(os.environ[_FILE]).st_size
+    except (KeyError, OSError):
+        return 0

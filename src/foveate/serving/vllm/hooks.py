@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import FoveateError, ModelError
 from .announcement import announce
 from .guard import check_body, check_prompt, check_server
+from .metrics import METRICS
 
 _WRAPPED = "__foveate__"  # marks what was wrapped, because vLLM may register a plugin more than once
 
@@ -54,22 +56,33 @@ def _serving(result: None, server: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _call_before(owner: type, name: str, check: Callable[..., None]) -> None:
-    """Let a method of vLLM's begin with `check`, which takes the same arguments."""
+    """Let a method of vLLM's begin with `check`, which takes the same arguments; requests refused in it are counted."""
     own = _method(owner, name)
     if hasattr(own, _WRAPPED):
         return
 
     @functools.wraps(own)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return own(*args, **kwargs)
+        with _counting_refusals(args[0]):
+            check(*args, **kwargs)
+            return own(*args, **kwargs)
 
     @functools.wraps(own)
     async def checked_coroutine(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return await own(*args, **kwargs)
+        with _counting_refusals(args[0]):
+            check(*args, **kwargs)
+            return await own(*args, **kwargs)
 
     _replace(owner, name, checked_coroutine if inspect.iscoroutinefunction(own) else checked)
+
+
+@contextlib.contextmanager
+def _counting_refusals(owner: Any) -> Iterator[None]:
+    try:
+        yield
+    except FoveateError as error:
+        METRICS.count_refusal(getattr(owner.model_config, "served_model_name", None) or "", error)
+        raise
 
 
 def _call_after(owner: type, name: str, act: Callable[..., None]) -> None:

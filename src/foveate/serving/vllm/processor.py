@@ -8,6 +8,7 @@ only that.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,9 +24,27 @@ from .family import PIXELS, Family
 from .layout import shorten_prompt
 from .memory import key_of, no_key
 from .positions import check_reach
+from .metrics import METRICS
 from .request import PruneRequest, no_request
 
 _OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
+
+
+class _Profiling(dict[str, Any]):
+    """Arguments of vLLM's own dummy requests, which are not counted."""
+
+
+@dataclasses.dataclass
+class ShortenedDetails(PromptUpdateDetails):
+    """The placeholders of a pruned image; vLLM caches them with the image, and with them what the metrics need.
+
+    Attributes:
+        method: that prunes it.
+        before: how many visual tokens it has unpruned.
+    """
+
+    method: str = "none"
+    before: int = 0
 
 
 class PrunesPrompts:
@@ -37,11 +56,12 @@ class PrunesPrompts:
     def __init__(self, info: Any, dummy_inputs: Any, **options: Any) -> None:
         super().__init__(info, dummy_inputs, **options)  # type: ignore[call-arg]
         self._config = ServingConfig(self.family_class, info.ctx.model_config)
+        self._applied = threading.local()  # a request's prompt updates, in the thread that processes it
 
     def get_dummy_inputs(self, *args: Any, **options: Any) -> Any:
         """Profiling measures unpruned images, which a request may ask for on any server."""
         inputs = super().get_dummy_inputs(*args, **options)  # type: ignore[misc]
-        return dataclasses.replace(inputs, hf_processor_mm_kwargs={"foveate_keep": 1.0})
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs=_Profiling(foveate_keep=1.0))
 
     @property
     def refusal(self) -> str | None:
@@ -58,7 +78,20 @@ class PrunesPrompts:
         request = self._config.resolve(asked)
         ours = {} if request is None else self._config.settings.fingerprint(request)
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
-        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        if not isinstance(asked, _Profiling):
+            for modality, updates in self._applied.by_modality.items():
+                for update in updates:
+                    _count(self.info.ctx.model_config.served_model_name, modality, update.content)
+        return result
+
+    def _find_mm_placeholders(self, new_token_ids: Any, mm_prompt_updates: Any) -> Any:
+        # Here alone the updates of images from vLLM's cache are seen beside those of new ones.
+        found = super()._find_mm_placeholders(new_token_ids, mm_prompt_updates)  # type: ignore[misc]
+        self._applied.by_modality = {
+            modality: [of_item[0] for of_item in of_items] for modality, of_items in mm_prompt_updates.items()
+        }
+        return found
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         asked = inputs.hf_processor_mm_kwargs
@@ -160,7 +193,16 @@ class PrunesPrompts:
         embeds = [True] * len(content.full) if content.is_embed is None else content.is_embed(content.full).tolist()
         kept = [place < count for size, count in zip(groups.sizes, groups.counts, strict=True) for place in range(size)]
         full = shorten_prompt(content.full, embeds, torch.cat(family.layouts(modality, grids)), kept)
-        return dataclasses.replace(update, content=PromptUpdateDetails(full=full, is_embed=content.is_embed))
+        details = ShortenedDetails(full, content.is_embed, request.method, sum(embeds))
+        return dataclasses.replace(update, content=details)
+
+
+def _count(model_name: str, modality: str, content: PromptUpdateDetails) -> None:
+    kept = len(content.full) if content.is_embed is None else int(content.is_embed(content.full).sum())
+    if isinstance(content, ShortenedDetails):
+        METRICS.count_image(model_name, content.method, modality, content.before, kept)
+    else:
+        METRICS.count_image(model_name, "none", modality, kept, kept)
 
 
 def field(modality: str) -> str:

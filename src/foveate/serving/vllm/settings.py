@@ -19,7 +19,7 @@ from .request import PruneRequest
 REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
 SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
 CONFIG = "FOVEATE_CONFIG"  # names the file of a PruningConfig in the environment
-OTHER_VARIABLES = ("FOVEATE_HOME", "FOVEATE_VLLM_ENV")  # of foveate, but not settings of a server
+OTHER_VARIABLES = ("FOVEATE_HOME", "FOVEATE_VLLM_ENV", "FOVEATE_FAULTS")  # of foveate, but not settings of a server
 _PREFIX = "FOVEATE_"
 # What Kubernetes puts into the environment of containers beside a service that is called foveate, or foveate-vllm.
 _SERVICE_LINKS = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_\w+)?$")

@@ -44,6 +44,7 @@ def client(checkpoint: Path) -> Iterator[Any]:
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager", "--limit-mm-per-prompt.image", "2"]
     command += ["--trust-request-mm-kwargs"]  # vLLM takes arguments from requests only then
+    command += ["--enable-prompt-tokens-details"]
     log = _log(checkpoint)
     with log.open("w") as out:
         server = subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=subprocess.STDOUT)
@@ -155,3 +156,43 @@ def test_arguments_that_nothing_would_read_are_refused_without_an_image_too(
     ):
         with pytest.raises(openai.BadRequestError, match=says):
             tell()
+
+
+def scrape(client: Any) -> dict[tuple[str, ...], float]:
+    """The counters of foveate in /metrics: by name and, in the order of their names, the values of the labels."""
+    import httpx
+    from prometheus_client.parser import text_string_to_metric_families
+
+    url = str(client.base_url).replace("/v1/", "/metrics")
+    samples = [one for of in text_string_to_metric_families(httpx.get(url).text) for one in of.samples]
+    return {
+        (one.name.removeprefix("foveate_"), *(value for _, value in sorted(one.labels.items()))): one.value
+        for one in samples
+        if one.name.startswith("foveate_") and not one.name.endswith("_created")
+    }
+
+
+def test_metrics_count_what_was_served(client: Any) -> None:
+    import openai
+
+    ask(client)
+    before = scrape(client)
+    answers = [ask(client, **asked) for asked in [{}, {}, {"foveate_keep": 1.0}, {"foveate_keep": "25%"}]]
+    assert [answer.usage.prompt_tokens_details.multimodal_tokens for answer in answers] == [
+        {"image": kept} for kept in (6, 6, 12, 3)
+    ]
+    for wrong in ({"foveate_keep": 7.5}, {"foveate_kep": 0.5}):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, **wrong)
+    after = scrape(client)
+    assert after["images_at_fault",] == 0
+    assert {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)} == {
+        ("images_total", "divprune", "image", "tiny"): 3,
+        ("visual_tokens_total", "divprune", "image", "tiny"): 36,
+        ("visual_tokens_kept_total", "divprune", "image", "tiny"): 15,
+        ("images_total", "none", "image", "tiny"): 1,
+        ("visual_tokens_total", "none", "image", "tiny"): 12,
+        ("visual_tokens_kept_total", "none", "image", "tiny"): 12,
+        ("requests_refused_total", "tiny", "BudgetError"): 1,
+        ("requests_refused_total", "tiny", "RequestError"): 1,
+    }

@@ -126,7 +126,7 @@ def test_a_method_that_raises_for_one_image_decides_for_no_other(caplog: pytest.
     images[1][0][0, 0] = 7
     grids, budgets = [GRID] * 3, [Budget(5)] * 3
     expected = run(METHODS["divprune"], images, grids, budgets, Faults())
-    with caplog.at_level(logging.ERROR, logger="foveate"):
+    with caplog.at_level(logging.ERROR, logger="vllm.foveate"):
         for times in (1, 2):
             found = run(Raises(), images, grids, budgets, faults)
             assert faults.failed == times
@@ -144,7 +144,7 @@ def test_a_target_beyond_the_row_reaches_no_device() -> None:
 
 def test_what_is_not_finite_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     faults = Faults()
-    with caplog.at_level(logging.WARNING, logger="foveate"):
+    with caplog.at_level(logging.WARNING, logger="vllm.foveate"):
         faults.count_unusable(torch.tensor([True, True]))
         assert not caplog.records and faults.non_finite == 0
         faults.count_unusable(torch.tensor([False, True, False]))

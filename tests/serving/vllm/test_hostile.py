@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from foveate.serving.vllm.faults import count_faults
+from foveate.serving.vllm.log import LOGGER
+
 from .engine import answers, engine, outputs
 from .oracle import Case, Oracle, clip, picture
 from .tiny import saved
@@ -39,7 +42,9 @@ def test_numbers_that_are_not_finite(pair: tuple[Any, Oracle], caplog: pytest.Lo
     """As a request may cause them by how its image is to be normalised."""
     llm, oracle = pair
     (expected,) = outputs(llm, oracle, [GOOD])
-    with caplog.at_level(logging.WARNING, logger="foveate"):
+    counted = count_faults()
+    LOGGER.addHandler(caplog.handler)  # vLLM's loggers do not hand their records on
+    with caplog.at_level(logging.WARNING, logger=LOGGER.name):
         for method in ("idpruner", "divprune", "visionzip", "tome"):
             for mean, deviation in ((1e38, 1e-38), (float("nan"), 1.0), (0.0, 0.0)):
                 asked = {"foveate_keep": 0.5, "foveate_method": method}
@@ -49,8 +54,10 @@ def test_numbers_that_are_not_finite(pair: tuple[Any, Oracle], caplog: pytest.Lo
                 except ValueError:  # refused, before the engine
                     continue
                 assert len(found.prompt_token_ids) == len(expected.prompt_token_ids)
+    LOGGER.removeHandler(caplog.handler)
     check_others(llm, oracle)
     if oracle.name == "llava":
+        assert count_faults() - counted == 4 * 3
         assert sum("keeps its first tokens" in record.message for record in caplog.records) == 1
 
 

@@ -23,8 +23,8 @@ from .config import ServingConfig
 from .family import PIXELS, Family
 from .layout import shorten_prompt
 from .memory import key_of, no_key
-from .positions import check_reach
 from .metrics import METRICS
+from .positions import check_reach
 from .request import PruneRequest, no_request
 
 _OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
@@ -80,18 +80,15 @@ class PrunesPrompts:
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if not isinstance(asked, _Profiling):
-            for modality, updates in self._applied.by_modality.items():
-                for update in updates:
+            for modality, of_items in self._applied.updates.items():
+                for update, *_ in of_items:
                     _count(self.info.ctx.model_config.served_model_name, modality, update.content)
         return result
 
-    def _find_mm_placeholders(self, new_token_ids: Any, mm_prompt_updates: Any) -> Any:
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         # Here alone the updates of images from vLLM's cache are seen beside those of new ones.
-        found = super()._find_mm_placeholders(new_token_ids, mm_prompt_updates)  # type: ignore[misc]
-        self._applied.by_modality = {
-            modality: [of_item[0] for of_item in of_items] for modality, of_items in mm_prompt_updates.items()
-        }
-        return found
+        self._applied.updates = mm_res.prompt_updates
+        return super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         asked = inputs.hf_processor_mm_kwargs

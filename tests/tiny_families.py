@@ -736,7 +736,8 @@ def _mrope(head_dim: int, sections: tuple[int, ...]) -> dict[str, Any]:
 def qwen2_5_omni(head_dim: int = 16) -> Zoo:
     """Qwen2.5-Omni's thinker in small."""
     begin, end, heard = ("<|vision_bos|>", "<|vision_eos|>"), ("<|audio_bos|>", "<|audio_eos|>"), "<|AUDIO|>"
-    tokenizer = _tokenizer(*begin, *end, heard, image_token="<|IMAGE|>", video_token="<|VIDEO|>")
+    bounds = {f"{bound[2:-2]}_token": bound for bound in begin + end}
+    tokenizer = _tokenizer(image_token="<|IMAGE|>", video_token="<|VIDEO|>", **bounds, audio_token=heard)
     vision = {
         "depth": 2,
         "hidden_size": 32,

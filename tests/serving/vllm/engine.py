@@ -72,6 +72,8 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
             data["image"] = list(case.images)
         if case.clip is not None:
             data["video"] = case.clip
+        if case.sound is not None:
+            data["audio"] = [(case.sound, 16000)]
         requests.append(
             {"prompt": oracle.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": dict(case.asked)}
         )

@@ -29,6 +29,16 @@ def _glm46v(zoo: Zoo, template: str) -> Any:
     return tf.Glm46VProcessor(images, zoo.tokenizer, video, chat_template=template)
 
 
+def _paddleocr_vl(zoo: Zoo, template: str) -> Any:
+    return tf.PaddleOCRVLProcessor(zoo.processor.image_processor, zoo.tokenizer, chat_template=template)
+
+
+def _qwen2_5_omni(zoo: Zoo, template: str) -> Any:
+    heard = tf.WhisperFeatureExtractor(feature_size=zoo.model.config.audio_config.num_mel_bins, chunk_length=4)
+    images, video = zoo.processor.image_processor, tf.Qwen2VLVideoProcessor()
+    return tf.Qwen2_5OmniProcessor(images, video, heard, zoo.tokenizer, chat_template=template)
+
+
 MAKERS: dict[str, Callable[[Zoo, str], Any]] = {
     "qwen3_vl_moe": _qwen3,
     "qwen3_5": _qwen3,
@@ -36,4 +46,6 @@ MAKERS: dict[str, Callable[[Zoo, str], Any]] = {
     "glm4v": _glm4v,
     "glm4v_moe": _glm46v,  # GLM-4.6V has the classes of GLM-4.5V
     "glm_ocr": _glm4v,
+    "paddleocr_vl": _paddleocr_vl,
+    "qwen2_5_omni": _qwen2_5_omni,
 }

@@ -19,6 +19,7 @@ STEPS = 6
 # What stands around a clip's placeholder, by the beginning of a model type.
 _AROUND_CLIPS = {
     "glm": ("<|begin_of_video|>", "<|end_of_video|>"),
+    "qwen2_5_omni": ("<|vision_bos|>", "<|vision_eos|>"),
     "qwen": ("<|vision_start|>", "<|vision_end|>"),
 }
 
@@ -30,6 +31,7 @@ class Case:
     images: tuple[Image.Image, ...] = ()
     text: str = "what is in the picture?"
     clip: Any = None
+    sound: Any = None  # at 16 kHz
     asked: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,21 +63,28 @@ class Oracle:
     def __init__(self, name: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
         self.name = name
         self.processor = tf.AutoProcessor.from_pretrained(path)
-        self.model = tf.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
+        config = tf.AutoConfig.from_pretrained(path)
+        config = getattr(config, "thinker_config", config)
+        self.model = tf.AutoModelForImageTextToText.from_pretrained(path, config=config, dtype=dtype).eval()
         self.zoo = maker(name)(16)  # the names of tokens are those of the wide one
+        if name == "paddleocr_vl":  # between the same positions vLLM interpolates otherwise, pruned or not
+            self.model.model.visual.vision_model.embeddings.interpolation_align_corners = False
         self.placeholders = list(self.zoo.visual_ids)
+        if hasattr(self.zoo.tokenizer, "audio_token_id"):
+            self.placeholders.append(self.zoo.tokenizer.audio_token_id)
         self.end = self.zoo.tokenizer.eos_token_id
         around = next((both for start, both in _AROUND_CLIPS.items() if self.zoo.name.startswith(start)), ("", ""))
         self._clip = getattr(self.processor, "video_token", "").join(around)
 
     def takes(self, case: Case) -> bool:
         """Whether transformers can: GLM-4.1V and its kin take images or clips, never both."""
-        return not (case.images and case.clip is not None and self.zoo.name.startswith("glm"))
+        return case.clip is None or (bool(self._clip) and not (case.images and self.zoo.name.startswith("glm")))
 
     def prompt(self, case: Case) -> str:
         """The text with its placeholders."""
         clip = "" if case.clip is None else self._clip
-        return "<s>" + self.zoo.image * len(case.images) + clip + case.text
+        heard = "" if case.sound is None else "<|audio_bos|><|AUDIO|><|audio_eos|>"
+        return "<s>" + self.zoo.image * len(case.images) + clip + heard + case.text
 
     def answer(self, case: Case) -> Answer:
         """What the pruned model answers in transformers."""
@@ -86,6 +95,8 @@ class Oracle:
             pixels, known = case.clip
             known = {key: value for key, value in known.items() if key != "do_sample_frames"}
             given |= {"videos": [pixels], "video_metadata": [known], "do_sample_frames": False}
+        if case.sound is not None:
+            given["audio"] = [case.sound]
         inputs = self.processor(**given, add_special_tokens=False)
         settings: dict[str, Any] = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
         settings |= {"suppress_tokens": self.placeholders, "return_dict_in_generate": True, "output_logits": True}

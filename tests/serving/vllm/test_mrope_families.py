@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from .engine import answers, engine, outputs
@@ -29,6 +30,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         use_plain_kernels()
         # States are kept at the ends of blocks, here of 96 tokens, and a step must be able to reach one.
         options = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, "mamba_cache_mode": "align"}
+    if request.param == "qwen2_5_omni":
+        options["limit_mm_per_prompt"] = {"image": 2, "video": 1, "audio": 1}
+        options["max_num_batched_tokens"] = 128  # of which the longest sound takes 100
     path = saved(request.param, tmp_path_factory.mktemp("checkpoints"))
     with engine(path, **options) as llm:
         yield llm, Oracle(request.param, path)
@@ -58,3 +62,16 @@ def test_states_of_linear_attention_are_shared_by_equal_ratios_and_never_by_othe
     assert [held(case) for case in cases] == [0] * 4
     assert all(held(case) >= 96 for case in cases)
     check(answers(llm, oracle, cases), expected, LOOSE.get(oracle.name, 1e-4))
+
+
+def test_what_is_heard_stays_and_never_stands_in_a_pruned_clip(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    if oracle.name != "qwen2_5_omni":
+        pytest.skip("hears nothing")
+    sound = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    for keep in (1.0, 0.5):
+        case = Case((picture(84, 112),), asked=asked(keep), sound=sound)
+        check(answers(llm, oracle, [case]), [oracle.answer(case)])
+    joined = Case(clip=CLIPS[0].clip, asked=asked(0.5, use_audio_in_video=True), sound=sound)
+    with pytest.raises(ValueError, match="what is heard stands between the frames of a clip"):
+        answers(llm, oracle, [joined])

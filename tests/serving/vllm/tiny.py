@@ -24,8 +24,12 @@ NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 _HEAD_DIM = 64  # vLLM's attention on CPUs has kernels from 32 on; real models have 64 or 128
 _WITHIN = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")  # in checkpoints a model within a model
 _PROCESSORS = processors.MAKERS | mrope_processors.MAKERS
-# Settings of published checkpoints that vLLM reads and transformers, where they are always so, does not know.
-_ASKED = {"qwen3_vl_moe": {"norm_topk_prob": True}, "glm4v_moe": {"use_qk_norm": False}}
+# Settings of published checkpoints that vLLM reads and transformers, where they are always so, does not.
+_ASKED = {
+    "qwen3_vl_moe": {"norm_topk_prob": True},
+    "glm4v_moe": {"use_qk_norm": False},
+    "qwen2_5_omni": {"tie_word_embeddings": False},
+}
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -41,6 +45,10 @@ def saved(name: str, folder: Path) -> Path:
         zoo.model.save_pretrained(unfinished)
         if name == "qwen3_vl_moe":
             _turn_experts(unfinished / "model.safetensors")
+        if name == "paddleocr_vl":
+            _name_without_model(unfinished / "model.safetensors")
+        if name == "qwen2_5_omni":
+            _put_thinker_into_omni(zoo, unfinished)
         if zoo.model.config.vision_config.model_type in _WITHIN:
             _name_as_on_the_hub(unfinished / "model.safetensors")
         unfinished.rename(path)
@@ -66,6 +74,25 @@ def _turn_experts(weights: Path) -> None:
         for name, weight in load_file(weights).items()
     }
     save_file(turned, weights, metadata={"format": "pt"})
+
+
+def _name_without_model(weights: Path) -> None:
+    """Give the weights of PaddleOCR-VL the names of published checkpoints; transformers reads both."""
+    names = {"model.visual.": "visual.", "model.projector.": "mlp_AR.", "model.language_model.": "model."}
+    renamed = {}
+    for name, weight in load_file(weights).items():
+        own = next((own for own in names if name.startswith(own)), "")
+        renamed[names.get(own, "") + name.removeprefix(own)] = weight
+    save_file(renamed, weights, metadata={"format": "pt"})
+
+
+def _put_thinker_into_omni(zoo: Zoo, folder: Path) -> None:
+    """Make the checkpoint one of the whole model, as published, though without what talks."""
+    whole = tf.Qwen2_5OmniConfig(thinker_config=zoo.model.config.to_dict(), enable_audio_output=False)
+    whole.architectures, whole.dtype = ["Qwen2_5OmniModel"], "float32"
+    whole.save_pretrained(folder)
+    weights = {f"thinker.{name}": weight for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def maker(name: str) -> Callable[[int], Zoo]:

@@ -71,7 +71,8 @@ class EncoderCues:
             query = query.unflatten(-1, (module.num_heads, module.head_size))
             key = key.unflatten(-1, (module.num_kv_heads, module.head_size))
         (read,) = self._reader.modules
-        self._trace.calls[read] = self._family.calls(query, key, float(module.scale), self._grids)
+        # Some encoders are called image by image.
+        self._trace.calls[read] += self._family.calls(query, key, float(module.scale), self._grids)
 
     def _on_projector(self, module: Any, args: tuple[Any, ...]) -> None:
         if self._reader.reads_projector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ def engine(path: Path, **options: Any) -> Iterator[Any]:
         "seed": 0,
         "limit_mm_per_prompt": {"image": 2, "video": 1} if path.name.startswith(("qwen", "glm")) else {"image": 2},
     }
+    # vLLM looks at what all modules hold, and stumbles over this one, which numba loads for drafts by ngram.
+    stumbling = sys.modules.pop("llvmlite.binding.ffi", None)
     llm = LLM(model=str(path), **(settings | options))
+    if stumbling is not None:
+        sys.modules["llvmlite.binding.ffi"] = stumbling
     try:
         yield llm
     finally:

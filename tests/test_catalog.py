@@ -100,7 +100,16 @@ def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
     config.foveate = {"hyperparameters": {name: fields}}
     server = ServingConfig(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
     told = facts_of(name).facts["vLLM"]
-    if told.startswith("yes"):
+    if "foveate_query" in told:
+        asked = {"foveate_method": name, "foveate_keep": 0.5}
+        with pytest.raises(FoveateError, match=r"give the question as foveate_query|foveate\.prune"):
+            server.resolve(asked)
+        if "LlavaForConditionalGeneration" in told:
+            with pytest.raises(FoveateError, match=r"foveate\.prune"):
+                server.resolve(asked | {"foveate_query": "prompt"})
+        else:
+            assert server.resolve(asked | {"foveate_query": "prompt"}) is not None
+    elif told.startswith("yes"):
         server.resolve({"foveate_method": name, "foveate_keep": 0.5})
         assert told.endswith('"auto"') == get_method(name, **fields).counts_by_content
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .budget import Budget
 from .errors import MethodError
-from .methods import Method, Where, get_method, method_names
+from .methods import Method, ModelFacts, Where, get_method, method_names
 from .methods.toolkit import constraints
 from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
@@ -185,12 +185,26 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
     if Where.INSIDE_LLM in places:
         alone = _lacked_by_vllm(get_method(name).needs)
         return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
-    allowed = 'yes: but not keep="auto"' if name in counting_methods() else "yes"
+    limits = ['but not keep="auto"'] if name in counting_methods() else []
+    if any(cue.of_question for cue in needs):
+        limits += ["where the request gives foveate_query", *_published_refusals(name)]
+    allowed = "yes: " + "; ".join(limits) if limits else "yes"
     return _lacked_by_vllm(needs) or allowed
 
 
 def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:
     return next((f"no: {cue.not_in_vllm}" for cue in Cue if cue in needs and cue.not_in_vllm), None)
+
+
+def _published_refusals(name: str) -> list[str]:
+    """What published settings of some families need that vLLM cannot give."""
+    method, refused = get_method(name), dict[str, list[str]]()
+    for row in supported_models():
+        bound = method.bind(ModelFacts("", 1, _LAYERS, row.lineage))
+        for cue in sorted(bound.needs - method.needs, key=lambda cue: cue.name):
+            if cue.not_in_vllm:
+                refused.setdefault(cues_in_words([cue]), []).append(row.class_name)
+    return [f"not on {', '.join(models)}, where it needs the {cue}" for cue, models in refused.items()]
 
 
 def _parts(cls: type[Method]) -> tuple[str, str]:

@@ -145,7 +145,7 @@ class PruningConfig:
         if "method" in data:
             told["method"] = _method(data["method"])
         if isinstance(data.get("scope"), Mapping):
-            told["scope"] = _conversation(data["scope"])
+            told["scope"] = scope_of(data["scope"])
         return cls(**told)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -249,7 +249,12 @@ def _scope_data(scope: Any) -> Any:
     return "conversation" if scope == Conversation() else {"conversation": {"decay": scope.decay}}
 
 
-def _conversation(data: Mapping[str, Any]) -> Conversation:
+def scope_of(data: Mapping[str, Any]) -> Conversation:
+    """The scope of such data as ``{"conversation": {"decay": 0.5}}``.
+
+    Raises:
+        FoveateError: for anything else.
+    """
     told = data.get("conversation")
     if list(data) != ["conversation"] or not isinstance(told, Mapping) or list(told) != ["decay"]:
         fix = 'write "conversation" or {"conversation": {"decay": 0.5}}'

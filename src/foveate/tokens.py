@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .devices import first_of_each, full_precision
+from .devices import first_of_each, full_precision, known_sizes, places_of
 from .errors import SelectionError, near_miss
 
 
@@ -60,6 +60,7 @@ class Cue(enum.Enum):
         axes: its shape beyond the batch, see `shape`.
         kind: what its numbers are.
         not_in_vllm: why the vLLM plugin cannot give it; None where it can.
+        of_question: whether the vLLM plugin can give it only where a request says what is asked.
 
     Of the axes, N are the visual tokens of a group, padded on the right in raster order, M the tokens of the prompt's
     text, d is the width of the features, and D that of the language model's input; other letters are sizes of the cue's
@@ -71,13 +72,21 @@ class Cue(enum.Enum):
     axes: tuple[str, ...]
     kind: Kind
     not_in_vllm: str | None
+    of_question: bool
 
     def __new__(
-        cls, value: str, source: Source, axes: str, kind: Kind = Kind.NUMBER, not_in_vllm: str | None = None
+        cls,
+        value: str,
+        source: Source,
+        axes: str,
+        kind: Kind = Kind.NUMBER,
+        not_in_vllm: str | None = None,
+        of_question: bool = False,
     ) -> Cue:
         self = object.__new__(cls)
         self._value_, self.source, self.axes, self.kind = value, source, tuple(axes.split()), kind
-        self.not_in_vllm = not_in_vllm or source.not_in_vllm
+        self.not_in_vllm = None if of_question else not_in_vllm or source.not_in_vllm
+        self.of_question = of_question
         return self
 
     ENCODER_ATTENTION = "attention received inside the vision encoder", Source.ENCODER, "N"
@@ -101,7 +110,7 @@ class Cue(enum.Enum):
         "the plugin does not look at pixels",
     )
 
-    TEXT_EMBEDDINGS = "input embeddings of the prompt's text", Source.PROMPT, "M D", Kind.VECTOR
+    TEXT_EMBEDDINGS = "input embeddings of the prompt's text", Source.PROMPT, "M D", Kind.VECTOR, None, True
     """What the language model reads of every token that stands for no image, in order: the system prompt, the chat
     template and special tokens included."""
 
@@ -398,7 +407,10 @@ class VisualTokens:
 
     def text(self, row: int) -> Tensor:
         """(m, d): the embeddings of one group's text, without padding; m is 0 where a prompt holds no text."""
-        return self.cue(Cue.TEXT_EMBEDDINGS)[row][self.text_valid[row]]
+        sizes = known_sizes(self.text_valid)
+        return self.cue(Cue.TEXT_EMBEDDINGS)[row][
+            places_of(self.text_valid[row], None if sizes is None else sizes[row])
+        ]
 
 
 def _cue_named(keyword: str) -> Cue:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..devices import to_host
 from ..tokens import Cue, Grid, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.constraints import AtLeast, Share
@@ -81,7 +82,7 @@ class Eadp(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         check_undropped("eadp", tokens)
         keep = torch.zeros_like(tokens.valid)
-        for row, ((places, visual, text), budget) in enumerate(zip(by_image(tokens), count.tolist(), strict=True)):
+        for row, ((places, visual, text), budget) in enumerate(zip(by_image(tokens), to_host(count), strict=True)):
             unit = normalize(visual, dim=-1)
             relevance = self.relevance(unit, text)
             parts = relevance.split([len(grid) for grid in tokens.grids[row]])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..devices import to_host
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance
 from .toolkit.constraints import AtLeast
@@ -74,7 +75,7 @@ class MMTok(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         keep = torch.zeros_like(tokens.valid)
-        for row, ((places, visual, text), budget) in enumerate(zip(by_image(tokens), count.tolist(), strict=True)):
+        for row, ((places, visual, text), budget) in enumerate(zip(by_image(tokens), to_host(count), strict=True)):
             worth = _attention(visual, text, self.text_temperature)
             if self.image:
                 encoded = tokens.cue(Cue.ENCODER_FEATURES)[row, places].float()

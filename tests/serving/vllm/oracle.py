@@ -12,6 +12,7 @@ import transformers as tf
 from PIL import Image
 
 import foveate
+from foveate.config import scope_of
 
 from .tiny import maker
 
@@ -26,13 +27,17 @@ _AROUND_CLIPS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One request: a text with pictures (or one clip) before it, and what its arguments ask of foveate."""
+    """One request: a text with pictures (or one clip) before it, and what its arguments ask of foveate.
+
+    `between` is the text between two pictures.
+    """
 
     images: tuple[Image.Image, ...] = ()
     text: str = "what is in the picture?"
     clip: Any = None
     sound: Any = None  # at 16 kHz
     asked: dict[str, Any] = field(default_factory=dict)
+    between: str = ""
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -84,7 +89,7 @@ class Oracle:
         """The text with its placeholders."""
         clip = "" if case.clip is None else self._clip
         heard = "" if case.sound is None else "<|audio_bos|><|AUDIO|><|audio_eos|>"
-        return "<s>" + self.zoo.image * len(case.images) + clip + heard + case.text
+        return "<s>" + case.between.join([self.zoo.image] * len(case.images)) + clip + heard + case.text
 
     def answer(self, case: Case) -> Answer:
         """What the pruned model answers in transformers."""
@@ -104,6 +109,7 @@ class Oracle:
         method = case.asked.get("foveate_method", "idpruner")
         positions = "original" if self.zoo.mrope else "compact"
         scope = case.asked.get("foveate_scope", "frame" if self.zoo.name.startswith(("qwen3_", "glm")) else "image")
+        scope = scope_of(scope) if isinstance(scope, dict) else scope
         with torch.no_grad(), foveate.prune(self.model, method, keep=keep, scope=scope, positions=positions) as pruning:
             out = self.model.generate(**inputs, **settings)
             seen = case.images or case.clip is not None

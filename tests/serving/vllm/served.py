@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate import FoveateError
+from foveate.grouping import TokenGroups
 from foveate.importance import LearnedScorer
 from foveate.methods import Method, ModelFacts, method_names
+from foveate.serving.vllm.batch import Question
 from foveate.serving.vllm.bound_methods import BoundMethods
 from foveate.tokens import Cue, Grid
 
@@ -62,4 +64,13 @@ def image(grid: Grid, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Te
 
 def cues_for(method: Method, images: Sequence[tuple[Tensor, dict[Cue, Tensor]]]) -> dict[Cue, list[Tensor]]:
     """Those that the method needs, as `shorten` wants them."""
-    return {cue: [cues[cue] for _, cues in images] for cue in sorted(method.needs, key=lambda cue: cue.name)}
+    asked = sorted((cue for cue in method.needs if not cue.of_question), key=lambda cue: cue.name)
+    return {cue: [cues[cue] for _, cues in images] for cue in asked}
+
+
+def question_for(method: Method, groups: Sequence[TokenGroups], dtype: torch.dtype = torch.float32) -> Question | None:
+    """A text of seven tokens behind all images, where the method reads one."""
+    if not any(cue.of_question for cue in method.needs):
+        return None
+    text = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return Question(text, [[0] * len(one.spans) for one in groups])

@@ -7,8 +7,8 @@ import torch
 
 from foveate import Budget, MethodError, get_method
 from foveate.grouping import TokenGroups
-from foveate.serving.vllm.batch import groups_of, shorten
-from foveate.serving.vllm.family import take
+from foveate.serving.vllm.batch import Question, groups_of, shorten
+from foveate.serving.vllm.family import pick, take
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
 WIDTH = 12
@@ -82,3 +82,58 @@ def test_take_cuts_a_batch_between_images() -> None:
     part = take(batch, {"pixel_values": [3, 2, 5]}, 1, 3)
     assert part["pixel_values"].flatten().tolist() == [3, 4, 5, 6, 7, 8, 9]
     assert part["grid"].flatten().tolist() == [2, 3] and part["notes"] == ["b", "c"] and part["token"] == 5
+    picked = pick(batch, {"pixel_values": [3, 2, 5]}, [2, 0])
+    assert picked["pixel_values"].flatten().tolist() == [5, 6, 7, 8, 9, 0, 1, 2]
+    assert picked["grid"].flatten().tolist() == [3, 1] and picked["notes"] == ["c", "a"] and picked["token"] == 5
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "trim", "par", "eadp", "mmtok"])
+def test_the_question_is_what_text_aware_methods_read(name: str) -> None:
+    method, grids = get_method(name), [Grid(4, 4), Grid(2, 5, 2)]
+    features = [torch.randn(len(grid), WIDTH + 3) for grid in grids]
+    encoded = [torch.randn(len(grid), 7) for grid in grids]
+    cues = {Cue.ENCODER_FEATURES: encoded} if Cue.ENCODER_FEATURES in method.needs else {}
+    groups = [groups_of([grid], Budget(0.4, "frame")) for grid in grids]
+    kept = []
+    for text in torch.randn(2, 6, WIDTH):
+        together = shorten(method, features, groups, cues, WIDTH, question=Question(text, [[2], [4, 4]]))
+        kept.append(torch.cat([one.index for one in together]))
+        row = 0
+        for item, grid in enumerate(grids):
+            for frame in range(grid.frames):
+                size = len(grid.frame)
+                part = slice(frame * size, (frame + 1) * size)
+                given = {cue: values[item][part][None] for cue, values in cues.items()}
+                tokens = VisualTokens(
+                    features[item][part, :WIDTH][None],
+                    ((grid.frame,),),
+                    given | {Cue.TEXT_EMBEDDINGS: text[None]},
+                    text_follows=torch.arange(6)[None] >= (2, 4, 4)[row],
+                )
+                alone = method.select(tokens, torch.tensor([groups[item].counts[frame]])).keep[0].nonzero()[:, 0]
+                among = together[item].index
+                assert torch.equal(among[(among >= part.start) & (among < part.stop)] - part.start, alone)
+                row += 1
+    assert not torch.equal(*kept)
+
+
+def test_each_group_has_its_own_text_behind_it() -> None:
+    seen = []
+
+    class Spy(type(get_method("divprune"))):  # type: ignore[misc]
+        def select(self, tokens: VisualTokens, count: torch.Tensor) -> Selection:
+            seen.append(tokens)
+            return super().select(tokens, count)  # type: ignore[no-any-return]
+
+    groups = [groups_of([Grid(2, 2)], Budget(2)), groups_of([Grid(2, 2, 2)], Budget(2, "frame"))]
+    shorten(
+        Spy(),
+        [torch.randn(4, 3), torch.randn(8, 3)],
+        groups,
+        {},
+        3,
+        question=Question(torch.randn(3, 3), [[0], [1, 3]]),
+    )
+    (tokens,) = seen
+    assert tokens.text_follows.tolist() == [[True] * 3, [False, True, True], [False] * 3]
+    assert tokens.text_valid.all() and tokens.text_embeddings.shape == (3, 3, 3)

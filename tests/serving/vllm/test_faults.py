@@ -18,7 +18,7 @@ from foveate.serving.vllm.batch import Shortened, _within, groups_of, shorten, s
 from foveate.serving.vllm.faults import Faults, add_faults, count_faults, find_usable
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
-from .served import WIDTH, cues_for, image, served_methods
+from .served import WIDTH, cues_for, image, question_for, served_methods
 
 METHODS = served_methods()
 GRID, CLIP = Grid(4, 5), Grid(2, 3, 4)
@@ -53,7 +53,8 @@ NOT_USABLE = ["a NaN", "all NaN", "overflown", "beyond float32"]
 
 def run(method: Any, images: list[Image], grids: list[Grid], budgets: list[Budget], faults: Faults) -> list[Shortened]:
     groups = [groups_of([grid], budget) for grid, budget in zip(grids, budgets, strict=True)]
-    return shorten_safely(method, [rows for rows, _ in images], groups, cues_for(method, images), WIDTH, faults)
+    question, rows = question_for(method, groups, images[0][0].dtype), [rows for rows, _ in images]
+    return shorten_safely(method, rows, groups, cues_for(method, images), WIDTH, faults, question)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,7 +65,7 @@ def test_images_that_cannot_be_computed_with_keep_their_first_tokens(name: str, 
     budget, kept = [Budget(0.4)] * 3, Budget(0.4).count(len(grid))
     alone = [run(method, [one], [grid], budget[:1], faults)[0] for one in (good, other)]
     assert faults.non_finite == 0
-    wrong = [*NOT_USABLE, *["cues of NaN"] * bool(method.needs)]
+    wrong = [*NOT_USABLE, *["cues of NaN"] * bool(cues_for(method, []))]
     for number, what in enumerate(wrong, 1):
         given = changed(bad, what, dtype)
         before, middle, after = run(method, [good, given, other], [grid] * 3, budget, faults)

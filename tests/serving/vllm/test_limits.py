@@ -83,6 +83,11 @@ def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> 
         off.resolve({"foveate_keep": 0.5})
     with pytest.raises(FoveateError, match=r"cdpruner needs the input embeddings .* once for all prompts"):
         server({}).resolve({"foveate_keep": 0.5, "foveate_method": "cdpruner"})
+    asked = {"foveate_keep": 0.5, "foveate_method": "cdpruner", "foveate_query": "what?"}
+    assert server({}).resolve(asked).query == "what?"  # type: ignore[union-attr]
+    assert server({}, {"query": "prompt"}).resolve({"foveate_keep": 0.5, "foveate_method": "divprune"}).query is None  # type: ignore[union-attr]
+    with pytest.raises(FoveateError, match="divprune chooses by the image alone; leave out foveate_query"):
+        server({}).resolve(asked | {"foveate_method": "divprune"})
     for name in ("hiprune", "vscan"):
         with pytest.raises(FoveateError, match=rf"{name} needs .* layers .* listens to one layer only"):
             server({}).resolve({"foveate_keep": 0.5, "foveate_method": name})
@@ -101,3 +106,6 @@ def test_defaults_in_the_wrong_place_do_not_go_unnoticed() -> None:
 def test_a_server_whose_default_is_ruled_out_does_not_start() -> None:
     with pytest.raises(FoveateError, match="drafts are on"):
         server({"all": "drafts are on."}, {"keep": 0.5})
+    with pytest.raises(FoveateError, match="give the question as foveate_query"):
+        server({}, {"method": "cdpruner", "keep": 0.5})
+    assert server({}, {"method": "cdpruner", "keep": 0.5, "query": "prompt"}).prunes

@@ -15,7 +15,7 @@ from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.memory import ChoiceMemory, key_of
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
-from .served import WIDTH, cues_for, image, served_methods
+from .served import WIDTH, cues_for, image, question_for, served_methods
 
 METHODS = served_methods()
 GRID = Grid(9, 10)
@@ -28,7 +28,8 @@ def budget_for(name: str) -> tuple[Grid, Budget]:
 
 def run(method: Method, images: list[Image], grids: list[Grid], budget: Budget) -> list[Shortened]:
     groups = [groups_of([grid], budget) for grid in grids]
-    return shorten(method, [rows for rows, _ in images], groups, cues_for(method, images), WIDTH)
+    question, rows = question_for(method, groups, images[0][0].dtype), [rows for rows, _ in images]
+    return shorten(method, rows, groups, cues_for(method, images), WIDTH, question=question)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

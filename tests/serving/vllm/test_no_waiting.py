@@ -15,19 +15,24 @@ from foveate import Budget
 from foveate.devices import first_of_each, from_host, known_sizes, to_host
 from foveate.models.adapter import AttentionCall
 from foveate.models.registry import adapter_of
-from foveate.serving.vllm.batch import first_tokens, groups_of, shorten, shorten_safely
+from foveate.serving.vllm.batch import Question, first_tokens, groups_of, shorten, shorten_safely
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.positions import distances_in_block, split_distances, with_distances
 from foveate.tokens import Grid
 
-from .served import WIDTH, cues_for, image, served_methods
+from .served import WIDTH, cues_for, image, question_for, served_methods
 
 METHODS = served_methods()
 WAIT = {
     "prunesid": "linalg_eigh",  # eigenvectors, and groups whose number depends on them
     "mmgvid": "unique_consecutive",  # segments whose number depends on what a clip shows
+    "par": "equal",  # clusters whose number depends on what an image shows
 }
 GRIDS = [Grid(4, 4, 2), Grid(4, 4, 2), Grid(3, 5, 3)]  # one is padded
+
+
+def _moved(question: Question | None) -> Question | None:
+    return None if question is None else Question(on_device(question.embeddings), question.before)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -37,13 +42,14 @@ def test_no_served_method_waits(name: str) -> None:
     for budget in (Budget(20), Budget(0.6), Budget(10**9)):
         groups = [groups_of([grid], budget) for grid in GRIDS]
         rows, cues = [rows for rows, _ in images], cues_for(method, images)
-        expected = shorten(method, rows, groups, cues, WIDTH)
+        question = question_for(method, groups)
+        expected = shorten(method, rows, groups, cues, WIDTH, question=question)
         with emulated_device():
             if name in WAIT:
                 with pytest.raises(HostWaits, match=WAIT[name]):
-                    shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults())
+                    shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults(), _moved(question))
                 continue
-            found = shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults())
+            found = shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults(), _moved(question))
             for one, grid in zip(found, GRIDS, strict=True):
                 with_distances(one.rows, distances_in_block(one.index, grid, 1.5))
         for one, other in zip(found, expected, strict=True):
@@ -61,7 +67,7 @@ def test_no_device_assertion_is_possible_where_numbers_are_not_finite(name: str)
     groups, faults = [groups_of([grid], Budget(0.6)) for grid in GRIDS], Faults()
     with emulated_device():
         rows, cues = on_device([rows for rows, _ in images]), on_device(cues_for(method, images))
-        found = shorten_safely(method, rows, groups, cues, WIDTH, faults)
+        found = shorten_safely(method, rows, groups, cues, WIDTH, faults, _moved(question_for(method, groups)))
     if name not in WAIT:
         assert faults.failed == 0
         assert on_host(found[1].index).tolist() == list(range(Budget(0.6).count(32)))

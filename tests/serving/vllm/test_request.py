@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import Budget, FoveateError
-from foveate.serving.vllm.request import PruneRequest, no_request
+from foveate import Budget, Conversation, FoveateError
+from foveate.serving.vllm.request import InPrompt, PruneRequest, no_request
+from foveate.tokens import Grid
 
 budgets = st.one_of(st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False), st.integers(2, 10**6))
 
@@ -28,3 +29,22 @@ def test_no_request_is_none() -> None:
 def test_a_name_that_does_not_fit_is_refused() -> None:
     with pytest.raises(FoveateError, match="too long"):
         PruneRequest("x" * 200, Budget(0.5)).to_tensor()
+
+
+@given(st.floats(0.01, 1.0), st.lists(st.integers(0, 150_000), max_size=40))
+def test_what_its_prompt_makes_of_an_image_travels_with_it(decay: float, text: list[int]) -> None:
+    place = InPrompt("0123abcd", (3, 1), tuple(text), (len(text), 0) if text else ())
+    request = PruneRequest("cdpruner", Budget(0.25, Conversation(decay)), place=place)
+    assert PruneRequest.from_tensor(request.to_tensor()) == request
+    bare = PruneRequest("cdpruner", Budget(0.25, Conversation(decay)), "prompt")
+    assert PruneRequest.parse(str(bare)).budget == bare.budget and bare.reads_prompt
+
+
+def test_counts_of_the_prompt_take_the_place_of_the_budget() -> None:
+    tiles, clip = [Grid(2, 2)] * 2, Grid(2, 3, 4)
+    by_age = PruneRequest("divprune", Budget(0.5, "conversation"), place=InPrompt("a", (1, 4)))
+    groups = by_age.groups(tiles)
+    assert groups.counts == [1, 4] and groups.sizes == [4, 4] and by_age.clip_scope == "image"
+    framed = PruneRequest("cdpruner", Budget(0.5, "frame"), place=InPrompt("a", (3, 3, 2, 3), (7,), (0,) * 4))
+    assert framed.groups([clip]).counts == [3, 3, 2, 3] and framed.groups([clip]).sizes == [6] * 4
+    assert not PruneRequest("divprune", Budget(0.5, "frame")).reads_prompt

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from foveate import Budget, FoveateError, PruningConfig, get_method
+from foveate import Budget, Conversation, FoveateError, PruningConfig, get_method
 from foveate.serving.vllm.request import PruneRequest
 from foveate.serving.vllm.settings import ServerSettings, check_variables
 
@@ -51,6 +51,12 @@ def test_equal_requests_share_a_fingerprint_and_others_do_not() -> None:
         ({"scope": "prompt", "keep": 0.5}, {}, "use 'image' or 'frame'"),
         ({"method": "sms", "keep": "auto"}, {}, "needs to know before; give a fraction"),
         ({"keep": "auto:floor=20%"}, {}, "needs to know before; give a fraction"),
+        ({"scope": [], "keep": 0.5}, {}, "use 'image' or 'frame'"),
+        ({"scope": {"conversation": {"decay": 0}}, "keep": 0.5}, {}, "out of range"),
+        ({"scope": {"conversation": {"decai": 1}}, "keep": 0.5}, {}, "is unknown"),
+        ({"query": 3, "keep": 0.5}, {}, "is not a question"),
+        ({"feature_cache_gb": -1}, {}, "feature_cache_gb=-1 is out of range"),
+        ({"feature_cache_gb": "1"}, {}, "is out of range"),
     ],
 )
 def test_bad_settings_are_refused(overrides: Any, environ: dict[str, str], says: str) -> None:
@@ -205,3 +211,25 @@ def test_every_variable_that_the_repository_reads_is_known() -> None:
     }
     assert {"FOVEATE_KEEP", "FOVEATE_HOME"} <= used
     check_variables(dict.fromkeys(used, "anything"))
+
+
+def test_a_conversation_is_a_scope_by_name_by_data_and_as_itself(tmp_path: Path) -> None:
+    settings = ServerSettings.read({"keep": 0.25, "scope": "conversation"}, {})
+    assert settings.resolve({}, "frame") == PruneRequest("idpruner", Budget(0.25, "conversation"))
+    faded = PruneRequest("idpruner", Budget(0.25, Conversation(0.8)))
+    assert settings.resolve({"foveate_scope": {"conversation": {"decay": 0.8}}}) == faded
+    assert settings.resolve({"foveate_scope": Conversation(0.8)}) == faded
+    assert settings.resolve({"foveate_scope": "image"}) == PruneRequest("idpruner", Budget(0.25))
+    PruningConfig("idpruner", 0.25, scope=Conversation(0.8)).save_pretrained(tmp_path)
+    assert ServerSettings.read(None, {"FOVEATE_CONFIG": str(tmp_path)}).resolve({}) == faded
+    from_environ = ServerSettings.read(None, {"FOVEATE_SCOPE": "conversation", "FOVEATE_KEEP": "25%"})
+    assert from_environ.resolve({}) == settings.resolve({})
+
+
+def test_a_question_is_the_requests_or_the_servers() -> None:
+    settings = ServerSettings.read({"keep": 0.25, "method": "cdpruner"}, {"FOVEATE_QUERY": "prompt"})
+    assert settings.resolve({}) == PruneRequest("cdpruner", Budget(0.25), "prompt")
+    assert settings.resolve({"foveate_query": "what?"}) == PruneRequest("cdpruner", Budget(0.25), "what?")
+    assert settings.resolve({"foveate_keep": 1.0}) is None
+    with pytest.raises(FoveateError, match="add foveate_keep"):
+        ServerSettings().resolve({"foveate_query": "what?"})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...budget import Budget
-from ...devices import from_host
+from ...devices import first_of_each, from_host
 from ...grouping import Span, TokenGroups, select
 from ...methods import Method
 from ...tokens import Cue, Grid, Selection, VisualTokens
@@ -23,6 +23,23 @@ def groups_of(grids: Sequence[Grid], budget: Budget) -> TokenGroups:
         spans.append(Span(0, "", order, grid, torch.arange(start, start + len(grid), device="cpu")))
         start += len(grid)
     return TokenGroups.of(spans, budget)
+
+
+@dataclass(frozen=True)
+class Question:
+    """The text that methods choose by, the same for all images of a call.
+
+    Args:
+        embeddings: (M, d) input embeddings of the language model.
+        before: for each image, and each of its groups, how many of them stand before its last token.
+    """
+
+    embeddings: Tensor
+    before: Sequence[Sequence[int]]
+
+    def of(self, images: Sequence[int]) -> Question:
+        """The same for some of the images."""
+        return Question(self.embeddings, [self.before[image] for image in images])
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ def shorten(
     cues: Mapping[Cue, Sequence[Tensor]],
     width: int,
     faults: Faults | None = None,
+    question: Question | None = None,
 ) -> list[Shortened]:
     """Let the method choose once for all images.
 
@@ -61,6 +79,7 @@ def shorten(
         cues: for each cue and image (n, ...).
         width: d.
         faults: where images are counted whose numbers cannot be used.
+        question: for methods that choose by text.
 
     Raises:
         MethodError: on a CPU, where the method does not keep what it was asked for. On a GPU the host would have to
@@ -76,6 +95,8 @@ def shorten(
     row_usable = usable[from_host(image_of, device)]
     padded = {cue: _blank(together.pad(read), row_usable) for cue, read in cues.items()}
     tokens = VisualTokens(_blank(embeddings, row_usable), together.grids, padded)
+    if question is not None:
+        tokens = _with_text(tokens, question)
     count = from_host(together.counts, device)
     selection = select(method, tokens, count, checked=device.type == "cpu")
     first = torch.arange(embeddings.shape[1], device=device) < count[:, None]
@@ -111,19 +132,28 @@ def shorten_safely(
     cues: Mapping[Cue, Sequence[Tensor]],
     width: int,
     faults: Faults,
+    question: Question | None = None,
 ) -> list[Shortened]:
     """`shorten`, but an image for which the method raises keeps the first tokens of each of its groups.
 
     What raised for several images is asked again for each alone, so that one does not decide for others.
     """
     try:
-        return shorten(method, features, groups, cues, width, faults)
+        return shorten(method, features, groups, cues, width, faults, question)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # not of an image, and ranks of a model in parallel must not differ in what they keep
     except Exception as error:
         if len(features) > 1:
             alone = (
-                shorten_safely(method, [one], [of_one], {cue: [read[i]] for cue, read in cues.items()}, width, faults)
+                shorten_safely(
+                    method,
+                    [one],
+                    [of_one],
+                    {cue: [read[i]] for cue, read in cues.items()},
+                    width,
+                    faults,
+                    None if question is None else question.of([i]),
+                )
                 for i, (one, of_one) in enumerate(zip(features, groups, strict=True))
             )
             return [one for (one,) in alone]
@@ -159,3 +189,15 @@ def _flows(selection: Selection, row: int, span: Span, usable: Tensor) -> tuple[
     weight = torch.ones_like(own, dtype=torch.float32) if selection.weight is None else selection.weight[row, :size]
     target = torch.where(usable, target, own)
     return torch.where(target >= 0, target + start, -1), torch.where(usable, weight.float(), 1.0)
+
+
+def _with_text(tokens: VisualTokens, question: Question) -> VisualTokens:
+    text = question.embeddings[None].expand(len(tokens.grids), -1, -1)  # no copies; questions can be long
+    places = torch.arange(text.shape[1], device=text.device)
+    follows = places[None] >= from_host([one for of_image in question.before for one in of_image], text.device)[:, None]
+    return replace(
+        tokens,
+        cues={**tokens.cues, Cue.TEXT_EMBEDDINGS: text},
+        text_valid=first_of_each([text.shape[1]] * len(text), text.shape[1], text.device),
+        text_follows=follows,
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
-from ...tokens import Cue
+from ...tokens import Cue, Source
 from .bound_methods import BoundMethods
 from .family import Family
 from .request import PruneRequest
@@ -49,7 +50,8 @@ class ServingConfig:
         text = config.get_text_config()
         lineage = family_class.adapter_class.lineage()
         facts = ModelFacts(str(model_config.model), text.hidden_size, text.num_hidden_layers, lineage)
-        given = frozenset() if self.family is None else self.family.adapter.cues
+        given = frozenset(cue for cue in Cue if cue.of_question)
+        given |= frozenset() if self.family is None else self.family.adapter.cues
         missing = {cue: f"{family_class.adapter_class.class_name} cannot give it." for cue in set(Cue) - given}
         missing |= {cue: f"{cue.not_in_vllm}; use foveate.prune in transformers." for cue in Cue if cue.not_in_vllm}
         if "encoder" in limits:
@@ -79,7 +81,16 @@ class ServingConfig:
         if request is not None:
             if self.refusal is not None:
                 raise ModelError(self.refusal)
-            self.methods.get(request.method)
+            method = self.methods.get(request.method)
+            if Cue.TEXT_EMBEDDINGS not in method.needs:
+                if asked.get("foveate_query") is not None:
+                    raise RequestError(f"{method.name} chooses by the image alone; leave out foveate_query.")
+                request = replace(request, query=None)
+            elif request.query is None:
+                raise ModelError(
+                    f"{method.name} needs the {Cue.TEXT_EMBEDDINGS.value}, but {Source.PROMPT.not_in_vllm}; give the "
+                    "question as foveate_query, or foveate_query='prompt' for the prompt's own text."
+                )
         return request
 
 

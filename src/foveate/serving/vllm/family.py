@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -12,11 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from ...budget import Scope
+from ...errors import ModelError
 from ...models.adapter import AttentionCall, ModelAdapter
 from ...tokens import Grid
 from .layout import layout_of
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def field(modality: str) -> str:
+    """The name of the tensor in which an image's request travels to the engine."""
+    return f"foveate_{modality}"
+
+
+def key_field(modality: str) -> str:
+    """The name of the tensor that stands for an image in vLLM's caches."""
+    return f"{field(modality)}_key"
+
+
+def explain_embeddings(modality: str) -> ModelError:
+    """Why what was not encoded here cannot be pruned."""
+    return ModelError(
+        f"the {modality} was passed in as embeddings, which foveate leaves as they are; add foveate_keep=1.0 to the "
+        "request."
+    )
 
 
 class Family(ABC):
@@ -43,6 +62,15 @@ class Family(ABC):
         """The modalities that can be pruned."""
         return self.adapter.modalities
 
+    def check_modalities(self, present: Iterable[str]) -> None:
+        """Raise ModelError where one of the modalities of a request cannot be pruned, although it is seen."""
+        for modality in present:
+            if modality in PIXELS and modality not in self.modalities:
+                raise ModelError(
+                    f"{self.adapter.class_name} can be pruned on {' and '.join(self.modalities)} input only, and the "
+                    f"request holds a {modality}; add foveate_keep=1.0 to the request."
+                )
+
     @abstractmethod
     def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
         """The grids of one image or clip, from its processed tensors; several where it is cut into tiles."""
@@ -54,11 +82,6 @@ class Family(ABC):
     def layouts(self, modality: str, grids: Sequence[Grid]) -> list[Tensor]:
         """For each of the `grids` of one image or clip its layout (p,) long, see `layout`."""
         return [layout_of(run) for run in self.adapter.runs(modality, grids)]
-
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """The embeddings (t, d) of tokens of text (t,) that lie between those of a grid."""
-        embeddings: Tensor = self.adapter.base.get_language_model().embed_input_ids(ids)
-        return embeddings
 
     def prepare(self, modality: str, batch: dict[str, Any]) -> dict[str, Any]:
         """The arguments of ``embed_multimodal`` as they are to be encoded; most families leave them as they are."""
@@ -155,4 +178,19 @@ def take(batch: Mapping[str, Any], rows: Mapping[str, list[int]], first: int, la
             out[name] = value[first:last]
         else:
             out[name] = value  # shared by all images
+    return out
+
+
+def pick(batch: Mapping[str, Any], rows: Mapping[str, list[int]], indices: Sequence[int]) -> dict[str, Any]:
+    """The arguments of some images of a batch; `batch` and `rows` as for `take`."""
+    parts = [take(batch, rows, index, index + 1) for index in indices]
+    out: dict[str, Any] = {}
+    for name, value in batch.items():
+        given = [part[name] for part in parts]
+        if isinstance(value, torch.Tensor) and value.ndim:
+            out[name] = torch.cat(given)
+        elif isinstance(value, (list, tuple)):
+            out[name] = [one for part in given for one in part]
+        else:
+            out[name] = value
     return out

@@ -52,11 +52,16 @@ def shorten_prompt(prompt: Sequence[int], embeds: Sequence[bool], layout: Tensor
             out.append(placeholder if token == due else token)
         at += embed or token == due
     if at != len(places):
-        raise ModelError(
-            f"vLLM reserves {sum(embeds)} tokens for an image or clip whose grids hold {len(kept)}; this variant of "
-            "the model cannot be pruned: add foveate_keep=1.0 to the request."
-        )
+        raise explain_variant(sum(embeds), len(kept))
     return out
+
+
+def explain_variant(reserved: int, tokens: int) -> ModelError:
+    """Why an image whose grids hold so many tokens cannot be pruned where vLLM reserves so many for it."""
+    return ModelError(
+        f"vLLM reserves {reserved} tokens for an image or clip whose grids hold {tokens}; this variant of the model "
+        "cannot be pruned: add foveate_keep=1.0 to the request."
+    )
 
 
 class Weaver:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...grouping import TokenGroups
 from ...methods import Method
 from ...tokens import Cue, Selection
-from .batch import Shortened, shorten_safely
+from .batch import Question, Shortened, shorten_safely
 from .faults import Faults, zero_non_finite
 
 KEY_BYTES = 16
@@ -72,6 +72,7 @@ class ChoiceMemory:
         cues: Mapping[Cue, Sequence[Tensor]],
         width: int,
         faults: Faults,
+        question: Question | None = None,
     ) -> list[Shortened]:
         """`shorten_safely`, but of images that are remembered what was kept before.
 
@@ -88,6 +89,7 @@ class ChoiceMemory:
                 {cue: [read[image] for image in new] for cue, read in cues.items()},
                 width,
                 faults,
+                None if question is None else question.of(new),
             )
             for image, one in zip(new, made, strict=True):
                 found[image] = one

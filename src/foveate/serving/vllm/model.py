@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from .batch import groups_of
 from .config import ServingConfig
-from .family import Family
+from .family import Family, field
+from .feature_cache import FeatureCache
 from .positions import Block, blocks_of, split_distances, unpruned_prompt, with_distances
-from .processor import field
 from .pruner import ImagePruner
 from .request import PruneRequest
 
@@ -30,7 +31,9 @@ class PrunesImages:
         self._pruner: ImagePruner | None = None
         if config.prunes:
             scheduled = vllm_config.scheduler_config.max_num_encoder_input_tokens
-            self._pruner = ImagePruner(config, model_config.get_inputs_embeds_size(), scheduled)
+            self._pruner = ImagePruner(config, model_config.get_inputs_embeds_size(), scheduled, self._embed_text)
+            if getattr(vllm_config, "weight_transfer_config", None) is not None:
+                self._pruner.features = FeatureCache(0)  # weights may change without a word, and features with them
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images or clips; what their requests do not keep is gone from the embeddings."""
@@ -38,6 +41,23 @@ class PrunesImages:
         if self._pruner is None:
             return encode(**kwargs)
         return tuple(self._deliver(*image) for image in self._pruner.embed(encode, kwargs))
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, by which an encoder that is loaded again makes other features."""
+        if self._pruner is not None:
+            self._pruner.features.clear()
+        return super().load_weights(*args, **kwargs)  # type: ignore[misc]
+
+    def _embed_text(self, ids: Tensor) -> Tensor:
+        """What the language model reads of text, (M, d), whatever adapter the batch has."""
+        # vLLM's embedding with LoRA reads which token has which adapter from the step that it is about to run.
+        modules: Any = self.modules()  # type: ignore[attr-defined]
+        wrapped = [one for one in modules if isinstance(getattr(one, "base_layer", None), VocabParallelEmbedding)]
+        with contextlib.ExitStack() as stack:
+            for module in wrapped:
+                module.forward = module.base_layer.forward
+                stack.callback(delattr, module, "forward")
+            return self.embed_input_ids(ids)  # type: ignore[attr-defined, no-any-return]
 
     def _deliver(self, rows: Tensor, distances: Tensor | None) -> Tensor:
         """What vLLM keeps of an image, (k, d')."""
@@ -116,7 +136,7 @@ class PrunesMRope(PrunesImages):
             request = None if mark is None else PruneRequest.from_tensor(mark)
             if request is not None and self._pruner is not None:
                 family = self._pruner.family
-                groups = groups_of(family.grids(feature.modality, data), request.budget)
+                groups = request.groups(family.grids(feature.modality, data))
                 placeholder = family.adapter.token_ids()[feature.modality]
                 found = blocks_of(
                     tokens,

@@ -17,15 +17,15 @@ from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from ...errors import BudgetError, ModelError
-from .batch import groups_of
+from ...errors import BudgetError
 from .config import ServingConfig
-from .family import PIXELS, Family
+from .family import PIXELS, Family, explain_embeddings, field, key_field
 from .layout import shorten_prompt
 from .memory import key_of, no_key
 from .metrics import METRICS
 from .positions import check_reach
 from .request import PruneRequest, no_request
+from .whole_prompt import RequestInputs, WholePrompt
 
 _OURS = "foveate"  # the one argument that replaces a request's own, together with its hyperparameters
 
@@ -57,6 +57,7 @@ class PrunesPrompts:
         super().__init__(info, dummy_inputs, **options)  # type: ignore[call-arg]
         self._config = ServingConfig(self.family_class, info.ctx.model_config)
         self._applied = threading.local()  # a request's prompt updates, in the thread that processes it
+        self._whole_prompt = WholePrompt(self, self._config)
 
     def get_dummy_inputs(self, *args: Any, **options: Any) -> Any:
         """Profiling measures unpruned images, which a request may ask for on any server."""
@@ -76,8 +77,13 @@ class PrunesPrompts:
         """Check the request before anything else, and give it one spelling."""
         asked = inputs.hf_processor_mm_kwargs
         request = self._config.resolve(asked)
-        ours = {} if request is None else self._config.settings.fingerprint(request)
-        inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
+        if request is not None and request.reads_prompt:
+            given = {one.name: getattr(inputs, one.name) for one in dataclasses.fields(inputs)}
+            given["hf_processor_mm_kwargs"] = _others(asked)
+            inputs = RequestInputs(**given, request=request)
+        else:
+            ours = {} if request is None else self._config.settings.fingerprint(request)
+            inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=_others(asked) | ours)
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if not isinstance(asked, _Profiling):
             for modality, of_items in self._applied.updates.items():
@@ -89,6 +95,14 @@ class PrunesPrompts:
         # Here alone the updates of images from vLLM's cache are seen beside those of new ones.
         self._applied.updates = mm_res.prompt_updates
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
+
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        if isinstance(inputs, RequestInputs):
+            result = self._whole_prompt.process(inputs)
+            if inputs.cache is None:
+                _write_keys(result.kwargs, result.hashes)
+            return result
+        return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         asked = inputs.hf_processor_mm_kwargs
@@ -151,12 +165,7 @@ class PrunesPrompts:
         if request is None:
             return updates
         family = self._config.known_family
-        for modality, of_items in updates.items():
-            if of_items and modality in PIXELS and modality not in family.modalities:
-                raise ModelError(
-                    f"{family.adapter.class_name} can be pruned on {' and '.join(family.modalities)} input only, and "
-                    f"the request holds a {modality}; add foveate_keep=1.0 to the request."
-                )
+        family.check_modalities(modality for modality, of_items in updates.items() if of_items)
         return {
             modality: [
                 [self._shorten_update(update, request, modality, out_mm_kwargs[modality][item]) for update in of_item]
@@ -170,20 +179,17 @@ class PrunesPrompts:
     def _shorten_update(self, update: Any, request: PruneRequest, modality: str, item: Mapping[str, Any]) -> Any:
         data = {name: element.data for name, element in item.items()}
         if PIXELS[modality] not in data:
-            raise ModelError(
-                f"the {modality} was passed in as embeddings, which foveate leaves as they are; "
-                "add foveate_keep=1.0 to the request."
-            )
+            raise explain_embeddings(modality)
         family = self._config.known_family
         grids = family.grids(modality, data)
-        if modality == "video" and request.budget.scope not in family.clip_scopes:
+        if modality == "video" and request.clip_scope not in family.clip_scopes:
             raise BudgetError(
                 f"{family.adapter.class_name} writes the time between the frames of a clip, so that vLLM must know how "
                 "many tokens of each frame stay; use foveate_scope='frame'."
             )
         if family.mrope:
             check_reach(grids, family.seconds(modality, data, 1)[0])
-        groups, method = groups_of(grids, request.budget), self._config.methods.get(request.method)
+        groups, method = request.groups(grids), self._config.methods.get(request.method)
         for (span,), count in zip(groups.spans, groups.counts, strict=True):
             method.check(span.grid, count)
         content = update.content
@@ -200,16 +206,6 @@ def _count(model_name: str, modality: str, content: PromptUpdateDetails) -> None
         METRICS.count_image(model_name, content.method, modality, content.before, kept)
     else:
         METRICS.count_image(model_name, "none", modality, kept, kept)
-
-
-def field(modality: str) -> str:
-    """The name of the tensor in which an image's request travels to the engine."""
-    return f"{_OURS}_{modality}"
-
-
-def key_field(modality: str) -> str:
-    """The name of the tensor that stands for an image in vLLM's caches."""
-    return f"{field(modality)}_key"
 
 
 def _write_keys(items: Mapping[str, Sequence[Any]], names: Mapping[str, Sequence[str]]) -> None:

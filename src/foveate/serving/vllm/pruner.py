@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...devices import from_host
 from ...methods import Method
-from ...tokens import Cue
-from .batch import Shortened, first_tokens, groups_of
+from ...tokens import Cue, Source
+from .batch import Question, Shortened, first_tokens
 from .config import ServingConfig
 from .encoder_cues import EncoderCues
-from .family import PIXELS, take
+from .family import PIXELS, field, key_field, pick, take
 from .faults import Faults
+from .feature_cache import Encoded, FeatureCache
 from .layout import Weaver
 from .memory import ChoiceMemory
 from .positions import distances_in_block
-from .processor import field, key_field
 from .request import PruneRequest
 
 
@@ -30,11 +31,14 @@ class ImagePruner:
         width: columns of an embedding that the language model reads; DeepStack rows stand behind them.
         most: unpruned tokens that may be encoded at once. vLLM admits images to a step by what is kept of them, but
             the encoder's memory was measured for this many.
+        embed_text: the language model's input embeddings (M, d) of ids (M,).
     """
 
-    def __init__(self, config: ServingConfig, width: int, most: int) -> None:
+    def __init__(self, config: ServingConfig, width: int, most: int, embed_text: Callable[[Tensor], Tensor]) -> None:
         self._config, self.family, self._width, self._most = config, config.known_family, width, most
-        self._encoder = EncoderCues(self.family)
+        self._encoder, self._embed_text = EncoderCues(self.family), embed_text
+        self.features = FeatureCache(int(config.settings.feature_cache_gb * 2**30))
+        self.encoded = 0  # images and clips that went through the encoder, of batches in which any is pruned
         self.faults, self.memory = Faults(), ChoiceMemory()
 
     def embed(
@@ -78,24 +82,30 @@ class ImagePruner:
         """`embed` for images that are encoded together."""
         asked = {index: request for index, request in enumerate(requests) if request is not None}
         methods = {index: self._method(request) for index, request in asked.items()}
-        needs = frozenset(cue for method in methods.values() if method is not None for cue in method.needs)
-        with self._encoder.observing(needs, items):
-            embeddings = list(encode(**batch))
-            cues = self._read(items)
-        out: list[tuple[Tensor, Tensor | None]] = [(rows, None) for rows in embeddings]
-        weavers = {index: self._weaver(modality, items[index], embeddings[index]) for index in asked}
-        for method in dict.fromkeys(methods.values()):
-            mine = [index for index, other in methods.items() if other is method]
-            rows = [weavers[index].tokens(embeddings[index]) for index in mine]
-            groups = [groups_of(items[index], asked[index].budget) for index in mine]
+        needs = {index: _needs(method) for index, method in methods.items()}
+        images = {index: request.place.image for index, request in asked.items() if request.place is not None}
+        encoded = self._encode(encode, modality, batch, items, needs, images)
+        out: list[tuple[Tensor, Tensor | None]] = [(one.rows, None) for one in encoded]
+        weavers = {index: self._weaver(modality, items[index], encoded[index].rows) for index in asked}
+        calls: dict[Any, list[int]] = {}  # one for each method and text that it chooses by
+        for index, request in asked.items():
+            text = () if request.place is None else request.place.text
+            calls.setdefault((methods[index], text), []).append(index)
+        for (method, text), mine in calls.items():
+            rows = [weavers[index].tokens(encoded[index].rows) for index in mine]
+            groups = [asked[index].groups(items[index]) for index in mine]
             if method is None:
                 shortened = [first_tokens(*image) for image in zip(rows, groups, strict=True)]
             else:
-                read = {cue: [values[index] for index in mine] for cue, values in cues.items() if cue in method.needs}
+                held = [encoded[index].cues for index in mine]
+                read = {cue: [one[cue] for one in held] for cue in _needs(method) if all(cue in one for one in held)}
+                question = None
+                if Cue.TEXT_EMBEDDINGS in method.needs:
+                    question = self._question(text, [asked[index] for index in mine], rows[0])
                 names = [keys[index] for index in mine]
-                shortened = self.memory.shorten(names, method, rows, groups, read, self._width, self.faults)
+                shortened = self.memory.shorten(names, method, rows, groups, read, self._width, self.faults, question)
             for index, one in zip(mine, shortened, strict=True):
-                woven = weavers[index].weave(embeddings[index], one.rows, one.index, self._text(weavers[index]))
+                woven = weavers[index].weave(encoded[index].rows, one.rows, one.index, self._text(weavers[index]))
                 out[index] = woven, self._distances(one, items[index], seconds[index])
         return out
 
@@ -103,7 +113,7 @@ class ImagePruner:
         return Weaver(torch.cat(self.family.layouts(modality, grids)), rows.device)
 
     def _text(self, weaver: Weaver) -> Tensor | None:
-        return self.family.embed_text(weaver.text) if len(weaver.text) else None
+        return self._embed_text(weaver.text) if len(weaver.text) else None
 
     def _method(self, request: PruneRequest) -> Method | None:
         """The method of a request; None where it cannot be made ready in this process, as it was in the processor's."""
@@ -120,6 +130,57 @@ class ImagePruner:
         except Exception as error:
             self.faults.count_failed("reading the vision encoder", 0, error)
             return {}
+
+    def _question(self, text: Sequence[int], requests: Sequence[PruneRequest], like: Tensor) -> Question | None:
+        """The text that these images are chosen by; None where it cannot be embedded, for which methods raise."""
+        try:
+            embeddings = self._embed_text(from_host(text, like.device))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            self.faults.count_failed("embedding the question", 0, error)
+            return None
+        return Question(embeddings, [() if one.place is None else one.place.before for one in requests])
+
+    def _encode(
+        self,
+        encode: Any,
+        modality: str,
+        batch: Any,
+        items: Any,
+        needs: dict[int, frozenset[Cue]],
+        images: dict[int, str],
+    ) -> list[Encoded]:
+        """Images behind the encoder: each goes through it once, unless its features are still here.
+
+        Args:
+            needs: the encoder's cues that each image's method needs.
+            images: the names of those that may be asked for again.
+        """
+        wanted: dict[str, frozenset[Cue]] = {}  # by all that this batch makes of an image
+        for index, image in images.items():
+            wanted[image] = wanted.get(image, frozenset()) | needs[index]
+        found: dict[str, Encoded] = {}
+        device = _device(batch[PIXELS[modality]])
+        for image, cues in wanted.items():
+            if (held := self.features.get(image, cues, device)) is not None:
+                found[image] = held
+        last = {image: index for index, image in images.items() if image not in found}
+        todo = [index for index in range(len(items)) if index not in images or last.get(images[index]) == index]
+        made: dict[int, Encoded] = {}
+        if todo:
+            together = [items[index] for index in todo]
+            part = batch if len(todo) == len(items) else pick(batch, self.family.rows(modality, batch), todo)
+            with self._encoder.observing(frozenset[Cue]().union(*needs.values()), together):
+                rows = list(encode(**part))
+                cues_read = self._read(together)
+            self.encoded += len(todo)
+            for place, index in enumerate(todo):
+                made[index] = Encoded(rows[place], {cue: values[place] for cue, values in cues_read.items()})
+        for image, index in last.items():
+            found[image] = made[index]
+            self.features.put(image, made[index])
+        return [made[index] if index in made else found[images[index]] for index in range(len(items))]
 
     def _distances(self, kept: Shortened, grids: Any, step: float) -> Tensor | None:
         if not self.family.mrope:
@@ -146,3 +207,12 @@ def _keys(marks: Sequence[Tensor], names: Sequence[Tensor] | None) -> list[bytes
         return [None] * len(marks)
     pairs = zip(marks, names, strict=True)
     return [bytes(name.tolist()) + bytes(mark.tolist()) if bool(name.any()) else None for mark, name in pairs]
+
+
+def _device(pixels: Tensor | Sequence[Tensor]) -> torch.device:
+    return pixels.device if isinstance(pixels, Tensor) else _device(pixels[0])
+
+
+def _needs(method: Method | None) -> frozenset[Cue]:
+    """The cues of the encoder that a method needs."""
+    return frozenset() if method is None else frozenset(method.needs & Cue.of(Source.ENCODER))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...budget import AUTO_HELP, Budget, Scope
-from ...config import PruningConfig, check_version
+from ...budget import AUTO_HELP, Budget, Conversation, Scope
+from ...config import PruningConfig, check_version, scope_of
 from ...errors import BudgetError, MethodError, RequestError, near_miss
 from ...methods.toolkit.settings import AT_LAYER, method_of, settings_of
 from ...models.adapter import MOST_QUERIES, check_queries
 from .request import PruneRequest
 
-REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope")
-SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE"}
+REQUEST_KEYS = ("foveate_method", "foveate_keep", "foveate_scope", "foveate_query")
+SETTINGS = {"method": "FOVEATE_METHOD", "keep": "FOVEATE_KEEP", "scope": "FOVEATE_SCOPE", "query": "FOVEATE_QUERY"}
+OWN_TEXT = "prompt"  # the query that stands for the prompt's own text
 CONFIG = "FOVEATE_CONFIG"  # names the file of a PruningConfig in the environment
 OTHER_VARIABLES = ("FOVEATE_HOME", "FOVEATE_VLLM_ENV", "FOVEATE_FAULTS")  # of foveate, but not settings of a server
 _PREFIX = "FOVEATE_"
@@ -88,23 +90,31 @@ class ServerSettings:
         method: the method of requests that name none.
         keep: the budget of requests that give none; 1.0 prunes nothing.
         scope: the scope of requests that give none; None leaves it to the model family.
+        query: the question of requests that give none, for methods that choose by text: ``"prompt"`` or a text.
         hyperparameters: for each method name the values of its fields. Requests choose among methods but cannot set
             hyperparameters, because some of them name files.
         encoder_queries: as for `foveate.prune`; of all requests.
         positions: what the server must number positions by; None for what vLLM does with the model.
+        feature_cache_gb: host memory, in GiB for each process of the engine, for images as the encoder made them,
+            which are kept where they are likely to be chosen from again; 0 keeps none.
         given: which of these were set.
     """
 
     method: str = "idpruner"
     keep: Any = 1.0
-    scope: str | None = None
+    scope: Any = None
+    query: str | None = None
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     encoder_queries: int = MOST_QUERIES
     positions: str | None = None
+    feature_cache_gb: float = 0.5
     given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_queries(self.encoder_queries)
+        size = self.feature_cache_gb
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
+            raise RequestError(f"feature_cache_gb={size!r} is out of range; give GiB of host memory, or 0 for none.")
 
     @classmethod
     def read(cls, overrides: Any, environ: Mapping[str, str]) -> ServerSettings:
@@ -120,7 +130,7 @@ class ServerSettings:
                 f"the server's foveate settings {given!r} must be a mapping such as "
                 '{"method": "idpruner", "keep": 0.25}.'
             )
-        known = ["version", *SETTINGS, "hyperparameters", "encoder_queries", "positions"]
+        known = ["version", *SETTINGS, "hyperparameters", "encoder_queries", "positions", "feature_cache_gb"]
         for key in given:
             if key not in known:
                 raise RequestError(f"the server's foveate settings have an unknown key {key!r}{near_miss(key, known)}")
@@ -149,13 +159,12 @@ class ServerSettings:
                 raise RequestError(f"unknown argument {key!r}{near_miss(key, REQUEST_KEYS)}")
         method = asked.get("foveate_method", self.method)
         keep = asked.get("foveate_keep", self.keep)
-        scope: Any = asked.get("foveate_scope", default_scope if self.scope is None else self.scope)
+        scope = asked.get("foveate_scope", default_scope if self.scope is None else self.scope)
         if not isinstance(method, str):
             raise MethodError(f"foveate_method={method!r} must be the name of one method, such as 'idpruner'.")
-        if scope not in ("image", "frame"):
-            raise BudgetError(f"foveate_scope={scope!r} is unknown; use 'image' or 'frame'.")
+        query = _query(asked.get("foveate_query", self.query))
         try:
-            budget = Budget(keep, scope)
+            budget = Budget(keep, _scope(scope))
         except BudgetError as error:
             raise BudgetError(str(error).replace(AUTO_HELP, "")) from None
         if budget.by_content:
@@ -164,12 +173,13 @@ class ServerSettings:
                 "a fraction such as 0.25 or a token count such as 144."
             )
         if budget.keeps_all:
-            if "foveate_method" in asked and "foveate_keep" not in asked:
-                raise BudgetError(
-                    f"foveate_method={method!r} is given, but not how much to keep; add foveate_keep, such as 0.25."
-                )
+            for key in ("foveate_method", "foveate_query"):
+                if asked.get(key) is not None and "foveate_keep" not in asked:
+                    raise BudgetError(
+                        f"{key}={asked[key]!r} is given, but not how much to keep; add foveate_keep, such as 0.25."
+                    )
             return None
-        return PruneRequest(method, budget)
+        return PruneRequest(method, budget, query)
 
     def check_positions(self, mrope: bool) -> None:
         """Raise RequestError where vLLM numbers the positions of a model otherwise than the settings ask.
@@ -191,3 +201,22 @@ class ServerSettings:
         if self.encoder_queries != MOST_QUERIES:
             made["foveate_encoder_queries"] = str(self.encoder_queries)
         return made
+
+
+def _scope(scope: object) -> Scope:
+    """A scope that vLLM can have, from a name, the data of one, or itself."""
+    found = scope_of(scope) if isinstance(scope, Mapping) and "conversation" in scope else scope
+    if found == "conversation":
+        return Conversation()
+    if isinstance(found, Conversation) or (isinstance(found, str) and found in ("image", "frame")):
+        return found  # type: ignore[return-value]
+    raise BudgetError(
+        f"foveate_scope={scope!r} is unknown; use 'image' or 'frame', or 'conversation', also as "
+        '{"conversation": {"decay": 0.5}}.'
+    )
+
+
+def _query(query: object) -> str | None:
+    if query is None or (isinstance(query, str) and query.strip()):
+        return query
+    raise RequestError(f"foveate_query={query!r} is not a question; give its text, or 'prompt' for the prompt's own.")

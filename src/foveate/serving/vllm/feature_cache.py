@@ -1,0 +1,87 @@
+"""Images as the encoder made them, before any choice: one that is asked again, or ages, need not be encoded again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...tokens import Cue
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image behind the encoder: all its rows (n, d'), and the cues (n, ...) that were read with them."""
+
+    rows: Tensor
+    cues: Mapping[Cue, Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it."""
+        return [self.rows, *self.cues.values()]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(one.numel() * one.element_size() for one in self.tensors)
+
+
+class FeatureCache:
+    """Encoded images by name, the least recently used discarded first; in host memory, which vLLM does not plan with.
+
+    On a GPU, copies go both ways through pinned memory, so that the host does not wait.
+
+    Args:
+        most: bytes that all may take together; 0 keeps none.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, OrderedDict[str, Encoded]()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, image: str, needs: frozenset[Cue], device: torch.device) -> Encoded | None:
+        """An image with these cues, on a device; None where it is not here, or was encoded without one of them."""
+        held = self._held.get(image)
+        if held is None or not needs <= held.cues.keys():
+            return None
+        self._held.move_to_end(image)
+        return held if device.type == "cpu" else _moved(held, device)
+
+    def put(self, image: str, encoded: Encoded) -> None:
+        """Keep an image, unless it is larger than all the room."""
+        if encoded.size > self._most:
+            return
+        if (old := self._held.pop(image, None)) is not None:
+            self.size -= old.size
+        held = _moved(encoded, torch.device("cpu"))
+        self._held[image] = held
+        self.size += held.size
+        while self.size > self._most:
+            _, oldest = self._held.popitem(last=False)
+            self.size -= oldest.size
+
+    def clear(self) -> None:
+        """Forget all, such as when the weights of the encoder change."""
+        self._held.clear()
+        self.size = 0
+
+
+def _moved(encoded: Encoded, device: torch.device) -> Encoded:
+    return Encoded(_copy(encoded.rows, device), {cue: _copy(values, device) for cue, values in encoded.cues.items()})
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of its own: a view would hold the memory of the whole batch that it was encoded in."""
+    if device.type == "cpu" and tensor.device.type == "cpu":
+        return tensor.clone()
+    if device.type == "cpu":
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+        return pinned.copy_(tensor, non_blocking=True)
+    return tensor.to(device, non_blocking=True)

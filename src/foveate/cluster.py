@@ -105,7 +105,8 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ClusterError(f"{where} ({why}); start one by `ray start --head`, or leave out --address.") from None
+        fix = "start one by `ray start --head`, or set RAY_AUTH_MODE=token where it asks for tokens" if address else ""
+        raise ClusterError(f"{where} ({why}); {fix or 'see the logs in /tmp/ray'}.") from None
     try:
         yield _look()
     finally:

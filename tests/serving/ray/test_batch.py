@@ -32,16 +32,21 @@ class Here:
     """Answers chunks in this process, in the opposite order, and counts the rows that it was asked."""
 
     def __init__(self, model: PrunedModel, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> None:
-        self.model, self.asked, self.stop_after = model, [], stop_after
+        self.model, self.asked, self.stop_after, self.deadly = model, list[int](), stop_after, 0
         monkeypatch.setattr(module, "_results", self.results)
 
-    def results(self, batch: Batch, chunks: Sequence[str], workers: Workers) -> Iterator[list[Result]]:
+    def results(
+        self, batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool = False
+    ) -> Iterator[list[Result]]:
         worker = Worker(batch.source, batch.name, batch.pruning, batch.max_new_tokens, 1, ".")
         worker._model = self.model
         for number, chunk in enumerate(reversed(chunks)):
             if number == self.stop_after:
                 raise KeyboardInterrupt
-            self.asked += [Place.from_list(one).row for one in json.loads(chunk)]
+            rows = [Place.from_list(one).row for one in json.loads(chunk)]
+            self.asked += rows
+            if self.deadly and (self.deadly in rows or (not alone and self.deadly + batch.chunk in rows)):
+                continue  # neither it nor what waited behind it
             yield list(module._parse(worker({"chunk": [chunk]})))
 
 
@@ -230,6 +235,19 @@ def test_what_fails_together_is_asked_alone(
     assert {row["error"] for row in rows_in(tmp_path / "out")} == {None, "MemoryError: too small"}
     told = [[row["answer"] for row in rows_in(tmp_path / name)] for name in ("whole", "out")]
     assert all(other in (None, one) for one, other in zip(*told, strict=True))
+
+
+def test_rows_at_which_workers_die_are_found(
+    model: PrunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were asked with them are answered."""
+    here = Here(model, monkeypatch)
+    here.deadly = 7
+    summary = run(batch_of(write_rows(tmp_path, 24, bad=False)), tmp_path / "out")
+    assert (summary.answered, summary.failed) == (23, 1) and here.asked.count(6) == here.asked.count(9) == 2
+    rows = rows_in(tmp_path / "out")
+    assert [row["row"] for row in rows] == list(range(24))
+    assert [row["where"] for row in rows if row["error"]] == ["line 8"] and "the worker died" in rows[7]["error"]
 
 
 def test_a_checkpoint_is_told_apart_by_its_content(tmp_path: Path) -> None:

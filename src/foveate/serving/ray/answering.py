@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ class Worker:
         self, source: Source, name: str, pruning: Mapping[str, Any], max_new_tokens: int, threads: int, folder: str
     ) -> None:
         enter_folder(folder)
-        self.source = source
+        self.source, self._threads = source, threads
         self._load = functools.partial(PrunedModel, name, pruning, max_new_tokens, threads)
         self._model: PrunedModel | None = None
 
@@ -139,8 +140,8 @@ class Worker:
         places = [Place.from_list(one) for chunk in batch["chunk"] for one in json.loads(chunk)]
         try:
             results = [result.to_json() for result in self.answer(places)]
-        except FoveateError as error:
-            return {"result": [""], FATAL: [str(error)]}
+        except Exception as error:  # loading a model may raise nearly everything
+            return {"result": [""], FATAL: [explain(error)]}
         return {"result": results, FATAL: [""] * len(results)}
 
     @property
@@ -156,7 +157,7 @@ class Worker:
         Raises:
             FoveateError: when the model cannot be loaded, or not be pruned so.
         """
-        read = read_rows(self.source, places)
+        read = read_rows(self.source, places, self._threads)
         asked = [(place, one) for place, one in zip(places, read, strict=True) if isinstance(one, Question)]
         told = self.model.answer([question for _, question in asked]) if asked else []
         answers = {place.row: (question, one) for (place, question), one in zip(asked, told, strict=True)}
@@ -172,7 +173,7 @@ class Worker:
         return results
 
 
-def read_rows(source: Source, places: Sequence[Place]) -> list[Question | str]:
+def read_rows(source: Source, places: Sequence[Place], threads: int = 1) -> list[Question | str]:
     """What each row asks, or the sentence that says why it cannot be used."""
 
     def read(place: Place) -> Question | str:
@@ -181,7 +182,8 @@ def read_rows(source: Source, places: Sequence[Place]) -> list[Question | str]:
         except Exception as error:  # files are read here that may hold anything
             return explain(error)
 
-    return [read(place) for place in places]
+    with ThreadPoolExecutor(threads) as pool:  # pictures are decoded side by side
+        return list(pool.map(read, places))
 
 
 def explain(error: Exception) -> str:

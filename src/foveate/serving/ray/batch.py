@@ -2,8 +2,9 @@
 
 The rows that have no answer yet are cut into chunks, which never reach across a part of the results. Workers read a
 chunk, answer it and send texts back; whichever comes first. A worker that dies is started again by Ray, and its chunk
-asked again. This process puts the answers in order, writes each part as soon as it is whole, and writes those that are
-not whole every half minute and in the end, so that the same batch goes on where it was stopped.
+asked again; rows at which workers keep dying are asked alone in the end, and failed where that kills one, too. This
+process puts the answers in order, writes each part as soon as it is whole, and writes those that are not whole every
+half minute and in the end, so that the same batch goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Advance = Callable[[int, int], None]
 Engine = Literal["transformers", "vllm"]
 _FLUSH = 30.0  # seconds after which answers of unfinished parts are written, too
 _HOPELESS = 100  # rows: when so many came and all failed, not the rows are wrong
+_RETRIES = 2  # of a chunk at which a worker died
 _SHOWN = 20  # failures that a summary names
 _END = 65_536  # bytes at either end of a file of weights that are hashed
 
@@ -105,6 +107,7 @@ class Summary:
         seconds: from the first chunk that came to the last.
         timed: rows that came in these seconds.
         workers: at work.
+        begun: when the first chunk came.
     """
 
     rows: int = 0
@@ -117,6 +120,7 @@ class Summary:
     seconds: float = 0.0
     timed: int = 0
     workers: int = 0
+    begun: float | None = None
 
     @property
     def rate(self) -> float | None:
@@ -127,6 +131,14 @@ class Summary:
     def hours_per_million(self) -> float | None:
         """Hours of one worker that a million rows take, if that can be told."""
         return None if self.rate is None else 1e6 / self.rate * self.workers / 3600
+
+    def clock(self, rows: int) -> None:
+        """Note the time at which rows came; until the first ones did, models were loaded."""
+        now = time.monotonic()
+        if self.begun is None:
+            self.begun = now
+        else:
+            self.timed, self.seconds = self.timed + rows, now - self.begun
 
     def add(self, result: Result) -> None:
         """Count a result that came."""
@@ -177,26 +189,37 @@ def _answer(batch: Batch, output: Path, cluster: Callable[[], Cluster], report_p
     workers = cluster().divide(batch.workers)
     summary.workers = min(workers.number, len(chunks))
     writer = _Writer(folder, open_parts)
-    first = None
     try:
         for results in _results(batch, chunks, workers):
-            now = time.monotonic()
-            for result in results:
-                if writer.add(result):
-                    summary.add(result)
-            if first is None:
-                first = now  # until then, models were loaded
-            else:
-                summary.timed += len(results)
-                summary.seconds = now - first
-            writer.flush(now)
-            report_progress(summary.before + summary.answered + summary.failed, summary.rows)
-            if not summary.answered and not summary.before and _HOPELESS <= summary.failed < summary.rows:
-                where, why = summary.failures[0]
-                raise BatchError(f"none of the first {summary.failed} rows could be answered. {where}: {why}")
+            _take(results, summary, writer, report_progress)
+        if lost := writer.missing():
+            if not summary.answered + summary.failed:
+                raise BatchError("all workers died before they had answered; take fewer by --workers.")
+            for results in _results(batch, [json.dumps([place.to_list()]) for place in lost], workers, alone=True):
+                _take(results, summary, writer, report_progress)
+            for place in writer.missing():
+                why = "the worker died whenever it was asked this row; is there memory enough for it?"
+                _take([Result.failure(place, why)], summary, writer, report_progress)
     finally:
         writer.finish()
     return summary
+
+
+def _take(results: Sequence[Result], summary: Summary, writer: _Writer, report_progress: Advance) -> None:
+    """Write results down, and count them.
+
+    Raises:
+        BatchError: when so many came and all failed that not the rows are wrong.
+    """
+    for result in results:
+        if writer.add(result):
+            summary.add(result)
+    summary.clock(len(results))
+    writer.flush()
+    report_progress(summary.before + summary.answered + summary.failed, summary.rows)
+    if not summary.answered and not summary.before and _HOPELESS <= summary.failed < summary.rows:
+        where, why = summary.failures[0]
+        raise BatchError(f"none of the first {summary.failed} rows could be answered. {where}: {why}")
 
 
 @dataclass
@@ -226,8 +249,14 @@ class _Writer:
             del self._parts[number]
         return True
 
-    def flush(self, now: float) -> None:
+    def missing(self) -> list[Place]:
+        """The rows that have no result yet."""
+        parts = self._parts.values()
+        return [place for part in parts for place in part.part.pending if place.row not in part.results]
+
+    def flush(self) -> None:
         """Write parts that are not whole, from time to time."""
+        now = time.monotonic()
         if now - self._flushed >= _FLUSH:
             self.finish()
             self._flushed = now
@@ -250,8 +279,17 @@ def _cut(pending: Sequence[Place], size: int) -> list[str]:
     return [json.dumps([place.to_list() for place in group]) for _, group in groups]
 
 
-def _results(batch: Batch, chunks: Sequence[str], workers: Workers) -> Iterator[list[Result]]:
+def _results(batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool = False) -> Iterator[list[Result]]:
     """The results of chunks, in whatever order they come.
+
+    With transformers, a chunk at which workers die again and again has none, nor need those have any that were waiting
+    behind it.
+
+    Args:
+        batch: that they are of.
+        chunks: places as JSON.
+        workers: to divide them among.
+        alone: let no chunk wait behind another at a worker.
 
     Raises:
         BatchError: when workers cannot work, or fail for another reason than a row.
@@ -270,14 +308,18 @@ def _results(batch: Batch, chunks: Sequence[str], workers: Workers) -> Iterator[
 
         dataset = answer_chunks(dataset, batch, workers)
     else:
+        context.max_errored_blocks = -1  # what is left of deaths; all else `Worker` returns
         what = (batch.source, batch.name, dict(batch.pruning), batch.max_new_tokens)
         dataset = dataset.map_batches(
             Worker,
             fn_constructor_args=(*what, workers.cpus, os.getcwd()),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=min(workers.number, len(chunks))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers.number, len(chunks)), max_tasks_in_flight_per_actor=1 if alone else None
+            ),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
+            max_task_retries=_RETRIES,
         )
     try:
         for found in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):

@@ -61,6 +61,28 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
     compare_with_one_worker(path, tmp_path / "out", 4)
 
 
+def test_a_row_that_kills_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With workers that have no model, and die whenever they are asked the eighth row."""
+
+    class Deadly(Worker):  # local, so that it travels as it is
+        def answer(self, places: Any) -> Any:
+            import os
+            import signal
+
+            from foveate.serving.ray.results import Result
+
+            if any(place.row == 7 for place in places):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [Result(one.row, one.where, "", "yes", None, 4, 1, 9, 1, 0.1, one.key) for one in places]
+
+    monkeypatch.setattr("foveate.serving.ray.batch.Worker", Deadly)
+    batch = Batch(Source.find(write_rows(tmp_path, 40)), "testbed-llava", PRUNING, chunk=4, rows_per_part=16)
+    with connect() as cluster:
+        summary = answer_batch(batch, tmp_path / "out", lambda: cluster)
+    assert (summary.answered, summary.failed) == (39, 1)
+    assert [row["where"] for row in rows_in(tmp_path / "out") if row["error"]] == ["line 8"]
+
+
 @pytest.mark.slow
 def test_two_thousand_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path, 2000)

@@ -9,12 +9,14 @@ half minute and in the end, so that the same batch goes on where it was stopped.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,11 +298,14 @@ def _results(batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool 
     """
     import ray
     from ray.exceptions import RayError
+    from ray.util.annotations import RayDeprecationWarning
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Of the blocks of `Worker`, which returns what is wrong, only those have errors at which it died.
+    context.max_errored_blocks = 0 if batch.engine == "vllm" else -1
     # One block for each chunk: what is asked again when a worker dies.
     dataset = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=len(chunks))
     if batch.engine == "vllm":
@@ -308,19 +313,20 @@ def _results(batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool 
 
         dataset = answer_chunks(dataset, batch, workers)
     else:
-        context.max_errored_blocks = -1  # what is left of deaths; all else `Worker` returns
         what = (batch.source, batch.name, dict(batch.pruning), batch.max_new_tokens)
-        dataset = dataset.map_batches(
-            Worker,
-            fn_constructor_args=(*what, workers.cpus, os.getcwd()),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(
-                size=min(workers.number, len(chunks)), max_tasks_in_flight_per_actor=1 if alone else None
-            ),
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
-            max_task_retries=_RETRIES,
-        )
+        with warnings.catch_warnings():  # until 2.64 there is no other way to say how often a chunk is asked again
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            dataset = dataset.map_batches(
+                Worker,
+                fn_constructor_args=(*what, workers.cpus, os.getcwd()),
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(workers.number, len(chunks)), max_tasks_in_flight_per_actor=1 if alone else None
+                ),
+                num_cpus=workers.cpus,
+                num_gpus=workers.gpus,
+                ray_remote_args_fn=functools.partial(dict, max_task_retries=_RETRIES),
+            )
     try:
         for found in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield list(_parse(found))

@@ -87,8 +87,8 @@ class WholePrompt:
         if inputs.request.query == OWN_TEXT:
             for modality in (one for one, of_items in plain.items() if of_items and one not in PIXELS):
                 raise RequestError(
-                    f"the prompt holds {modality} between its text, which a choice cannot read; give the question's text "
-                    "as foveate_query."
+                    f"the prompt holds {modality} between its text, which a choice cannot read; give the question's "
+                    "text as foveate_query."
                 )
         shapes, made = self._shapes_of(inputs, plain)
         prompt = processor._postprocess_prompt(inputs.prompt)

@@ -199,19 +199,22 @@ def choose(
         MethodError: where the method does not keep what it was asked for.
         ModelError: where a cue does not fit the images.
     """
-    rows, index = groups.padded_index(hidden.device)
+    device = hidden.device  # a model's encoder and layers, where the rest was read, may lie on others
+    rows, index = groups.padded_index(device)
     if place is not None:
-        index = torch.where(index >= 0, place[rows[:, None], index.clamp_min(0)], index)
+        index = torch.where(index >= 0, place.to(device)[rows[:, None], index.clamp_min(0)], index)
     alive = index >= 0
     at = (rows[:, None].expand_as(index), index.clamp_min(0))
     features = hidden[at].masked_fill(~alive[..., None], 0.0)
+    if text is not None:
+        text = PromptText(text.index.to(device), text.valid.to(device))
     masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
     given = {cue: _gather_cue(groups, rows, read, cue) for cue, read in cues.items()}
     tokens = VisualTokens(features, groups.grids, given, **masks)
     counted = groups.auto is not None
-    wanted = _count_by_content(method, tokens, groups) if counted else from_host(groups.counts, hidden.device)
+    wanted = _count_by_content(method, tokens, groups) if counted else from_host(groups.counts, device)
     selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
-    keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
     dropped = alive & ~selection.keep
     keep[at[0][dropped], at[1][dropped]] = False
     merge = None if selection.target is None else Merge(at, alive, selection.keep, selection)
@@ -277,7 +280,8 @@ def _check_merges(method: Method, keep: Tensor, target: Tensor, weight: Tensor) 
 def _gather_cue(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> Tensor:
     """A cue as `VisualTokens` wants it: (P, ...), where `rows` (P,) is the prompt of each group."""
     if not isinstance(read, Tensor):
-        return groups.pad(read)
+        return groups.pad([of_span.to(rows.device) for of_span in read])
+    read = read.to(rows.device)
     return read[rows] if cue.of_text else read.expand(len(rows), *read.shape)
 
 

@@ -327,18 +327,26 @@ def _head(adapter: ModelAdapter, hidden: Tensor) -> Tensor:
 
 
 def _generate(adapter: ModelAdapter, inputs: Mapping[str, Any], cache: bool) -> Sequence[Tensor]:
-    tokens = [*adapter.token_ids().values()]
     output = adapter.model.generate(
         **inputs,
         use_cache=cache,
         max_new_tokens=_NEW_TOKENS,
         min_new_tokens=_NEW_TOKENS,
         do_sample=False,
-        suppress_tokens=tokens,
+        suppress_tokens=_special_tokens(adapter),
         return_dict_in_generate=True,
         output_logits=True,
     )
     return list(output.logits)
+
+
+def _special_tokens(adapter: ModelAdapter) -> list[int]:
+    """Tokens that the model embeds in a way of its own, which it would not do with a cache: those its config names."""
+    named = vars(adapter.model.config).items()
+    given = [value for name, value in named if name.endswith(("token_id", "token_index", "token_ids"))]
+    flat = [one for value in given for one in (value if isinstance(value, (list, tuple)) else [value])]
+    found = {*adapter.token_ids().values(), *(one for one in flat if isinstance(one, int))}
+    return sorted(one for one in found if one >= 0)
 
 
 def _compare(name: str, expected: Tensor, found: Tensor) -> Check:

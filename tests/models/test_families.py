@@ -21,12 +21,11 @@ from tiny_models import Zoo
 
 METHODS = ["divprune", foveate.AtLayer(get_method("divprune"), 2), "fastv"]
 FIELDS: dict[str, dict[str, Any]] = {"d2pruner": {"debias": False}, "adatp": {"start": 1, "end": 1}}
-# Why a method may be refused on a tiny model beside what its page says: no scorer, too few layers, another rotation.
+# Why a method may be refused on a tiny model beside what its page says: no scorer, too few layers.
 REASONS = (
     "trained scorer",
     "from there on none of its layers with attention",
     "layers take keys and values of tokens from below",
-    "turns queries and keys by complex numbers",
 )
 # Chunked or windowed kernels sum in another order on sequences of another length.
 CLOSE = 5e-4

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import ModelAdapter
+from ..runtime.hooks import device_of
 from ..runtime.timing import Stopwatch
 
 LIMIT = 2 * 1024**3  # bytes of cached outputs, on the encoder's device
@@ -34,7 +35,7 @@ class EncoderCache:
         self._timed = False
         self.whole = True
         self._plain = {index: (module, module.config) for index, module in adapter.attention_modules().items()}
-        self.watch = Stopwatch(next(adapter.vision.parameters()).device)
+        self.watch = Stopwatch(device_of(adapter.vision, torch.device("cpu")))
 
     @contextmanager
     def attach(self) -> Iterator[None]:

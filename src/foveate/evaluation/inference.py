@@ -183,7 +183,7 @@ class Examinee:
         adapter = adapter_of(self.model)
         cost = CostModel(adapter)
         lengths = [inputs["attention_mask"].sum(1).tolist()] * len(adapter.text.layers)
-        kv = cost.kv_bytes(lengths, next(adapter.text.parameters()).element_size())
+        kv = cost.kv_bytes(lengths, self.model.dtype.itemsize)
         return dict(zip(COSTS, (0.0, cost.text_flops(lengths), 0.0, float(kv)), strict=True))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
 from .adapter import AttentionCall, pooled_mean
-from .moe import MoeBlock
+from .moe import MoeBlock, weights_per_expert
 from .qwen_vl import QwenVLAdapter
 from .registry import register_model
 
@@ -84,5 +84,4 @@ class Ernie45VLMoeAdapter(QwenVLAdapter):
 
 
 def _weights_per_token(block: Any) -> int:
-    each = sum(weight.numel() for weight in block.experts.parameters()) // block.experts.num_experts
-    return block.gate.weight.numel() + block.top_k * each
+    return block.gate.weight.numel() + block.top_k * weights_per_expert(block.experts)

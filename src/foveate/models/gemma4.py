@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
 from .adapter import AttentionCall, ModelAdapter, patch_attention
+from .moe import weights_per_expert
 from .registry import register_model
 from .tower import block_means
 
@@ -54,6 +55,11 @@ class Gemma4Adapter(ModelAdapter):
             for index, below in enumerate(self.text.layers)
             if below.self_attn.store_full_length_kv and below.self_attn.layer_type == attention.layer_type
         )
+
+    def routed_weights(self) -> list[int]:
+        chosen = getattr(self.text.config, "top_k_experts", None) or 0
+        experts = [getattr(layer, "experts", None) for layer in self.text.layers]
+        return [0 if one is None else chosen * weights_per_expert(one) for one in experts]
 
     def token_ids(self) -> dict[str, int]:
         return {"image": self.model.config.image_token_id, "video": self.model.config.video_token_id}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
 from .adapter import AttentionCall, patch_attention
+from .moe import weights_per_expert
 from .registry import register_model
 from .tower import TowerAdapter, block_means
 
@@ -18,7 +19,8 @@ class Llama4Adapter(TowerAdapter):
     """``Llama4ForConditionalGeneration``.
 
     Each tile, and the overview of a picture, is an image of its own, with a budget of its own; with ``scope="prompt"``
-    all of them share one. Chunks of attention count the tokens that are kept.
+    all of them share one. Chunks of attention count the tokens that are kept. Methods that read routers or cut experts
+    are refused: what enters an expert is weighed, not what it gives.
 
     The encoder-attention cue is the row of the CLS token, which is the last, in the last layer; it and the encoder
     features are averaged over the patches that pixel shuffle puts into an LLM token.
@@ -55,6 +57,10 @@ class Llama4Adapter(TowerAdapter):
     def grid(self, height: int, width: int) -> Grid:
         side = self.model.config.vision_config.patch_size * self.merge
         return Grid(height // side, width // side)
+
+    def routed_weights(self) -> list[int]:
+        blocks = [layer.feed_forward if layer.is_moe_layer else None for layer in self.text.layers]
+        return [0 if block is None else block.top_k * weights_per_expert(block.experts) for block in blocks]
 
     def vision_layers(self) -> list[Any]:
         return list(self.vision.model.layers)

@@ -29,12 +29,21 @@ class MoeBlock:
     @property
     def weights_per_expert(self) -> int:
         """Multiply-adds of one token in one expert."""
-        return sum(weight.numel() for weight in self.experts.parameters()) // self.experts.num_experts
+        return weights_per_expert(self.experts)
 
     @property
     def weights_per_token(self) -> int:
         """Multiply-adds of one token in the router and in the experts that it goes through."""
         return self.router.weight.numel() + self.chosen * self.weights_per_expert
+
+
+def weights_per_expert(experts: Any) -> int:
+    """Multiply-adds of one token in one of the experts whose weights are stacked in a module.
+
+    Those of 8 bits have scales beside them, which are no multiply-adds of their own.
+    """
+    named = experts.named_parameters()
+    return sum(weight.numel() for name, weight in named if "scale" not in name) // experts.num_experts
 
 
 def moe_block(layer: Any) -> MoeBlock | None:

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import transformers
 from packaging.version import Version
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import ModelError
 from ..tokens import Cue
@@ -39,6 +42,20 @@ def register_model(cls: A) -> A:
     return cls
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model of transformers inside the wrappers of PEFT, ``torch.compile``, DDP and FSDP, which all call it."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "get_base_model"):  # PEFT's
+            inner = inner.get_base_model()
+        elif isinstance(inner, OptimizedModule):
+            inner = inner._orig_mod
+        elif isinstance(inner, (DataParallel, DistributedDataParallel, FullyShardedDataParallel)):
+            inner = inner.module
+        else:
+            return inner  # type: ignore[no-any-return]
+
+
 def adapter_of(model: nn.Module) -> ModelAdapter:
     """The adapter of a live model: its family's, else the generic one where it is safe.
 
@@ -46,8 +63,7 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
         ModelError: when no adapter serves this model, with the reason, listing those that are supported.
     """
     _load_all()
-    outer: Any = model
-    unwrapped = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    unwrapped: Any = unwrap(model)
     model_type = getattr(getattr(unwrapped, "config", None), "model_type", None)
     adapter = _ADAPTERS.get(str(model_type))
     if adapter is not None and hasattr(unwrapped, adapter.outer_attribute):

@@ -19,9 +19,24 @@ from ..tokens import Grid
 
 
 def linear_weights(modules: Iterable[nn.Module]) -> int:
-    """Weights of all linear and convolution layers below `modules`, one multiply-add a token each."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return sum(m.weight.numel() for root in modules for m in root.modules() if isinstance(m, kinds))
+    """Weights of all linear and convolution layers below `modules`, one multiply-add a token each.
+
+    Linear layers are told by how wide they are, and not by their class or weights: quantised ones have a class of their
+    own, or pack several numbers into one.
+    """
+    return sum(_weights_of(module) for root in modules for module in root.modules())
+
+
+def _weights_of(module: nn.Module) -> int:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return module.weight.numel()
+    if not _is_linear(module) or any(map(_is_linear, module.children())):  # PEFT's stand around the layer's own
+        return 0
+    return int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
 def _attention_sizes(config: Any) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from ..models.moe import moe_block
 from ..tokens import Cue, EncoderReading, Grid, Source
 from .cache import TokenIndex
 from .compat import with_cache
-from .hooks import Hooks, probe_attention
+from .hooks import Hooks, device_of, probe_attention
 from .masks import attends
 from .seams.base import groups_of
 from .state import CallStack, EncoderPass, ForwardState
@@ -276,7 +276,7 @@ class LanguageModelCues:
 
 def _layer_below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
     valid, past = state.keys(layer - 1)
-    return LayerBelow(state, layer, call, state.without_generated(valid), past, parts)
+    return LayerBelow(state, layer, call, state.without_generated(valid).to(call.key.device), past, parts)
 
 
 Reader = Callable[[Any], Any]
@@ -301,26 +301,28 @@ def last_row(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
         valid: (B, past + W) bool, real entries.
         past: entries that were there before this forward.
     """
-    query, visible, first = _last_query(call, valid, past)
+    query, visible, first = _last_query(call, valid.to(call.key.device), past)
     return attention_row(query, call.key, call.scaling, visible)[:, first : first + call.query.shape[2]]
 
 
-def identity_rotary(rotary: Table, hidden: Tensor) -> Table:
+def identity_rotary(rotary: Table | Tensor, hidden: Tensor) -> Table | Tensor:
     """Rotary tables that rotate nothing, shaped like those of a model, for the tokens of `hidden` (B, W, d).
 
-    A model may have a table for each axis, and one row for the whole batch.
+    A model may have a table for each axis, and one row for the whole batch; or one table of complex numbers.
     """
+    if isinstance(rotary, Tensor):
+        return torch.ones_like(rotary[..., :1, :].expand(*rotary.shape[:-2], hidden.shape[1], -1))
     cos, sin = (table[..., :1, :].expand(*table.shape[:-2], hidden.shape[1], -1) for table in rotary)
     return torch.ones_like(cos), torch.zeros_like(sin)
 
 
-def joint_table(rotary: Table, text_config: Any) -> Table:
-    """The language model's rotary tables as one for all axes, (B or 1, W, hd) each, whichever release made them."""
-    if not isinstance(rotary, tuple):
-        raise ModelError(
-            f"{type(text_config).__name__} turns queries and keys by complex numbers, of which the decay of "
-            "attention with distance is not read; choose another method."
-        )
+def joint_table(rotary: Table | Tensor, text_config: Any) -> Table:
+    """The language model's rotary tables as one for all axes, (B or 1, W, hd) each, whichever release made them.
+
+    Of a table of complex numbers (B or 1, W, hd / 2) each frequency is there once instead of twice.
+    """
+    if isinstance(rotary, Tensor):  # complex numbers, one for each frequency, as Llama 4's
+        return rotary.real, rotary.imag
     return join_sections(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
@@ -357,12 +359,12 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
     text, width = state.text, call.query.shape[2]
     out = []
     for row in range(len(valid)):  # one by one, because the attention to all keys is large
-        at = state.locate(text.index[row], row, layer).clamp_min(0)
+        at = state.locate(text.index[row], row, layer).clamp_min(0).to(valid.device)
         one = slice(row, row + 1)
         mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
         alone = replace(call, query=call.query[one, :, at], key=call.key[one], value=None, mask=mask)
         visible, first = _visible_keys(replace(alone, query=call.query[one]), valid[one], past, at[None])
-        visible = visible & text.valid[row, None, :, None]
+        visible = visible & text.valid[row, None, :, None].to(valid.device)
         weights = attention_weights(alone.query, alone.key, call.scaling, visible)
         out.append(weights[0, ..., first : first + width].permute(2, 0, 1))
     return torch.stack(out)
@@ -445,7 +447,9 @@ def _rotary_decay(entering: Entering) -> list[Tensor]:
 @reads(AT_LAYER, Cue.LAST_NORM)
 def _last_norm(entering: Entering) -> Tensor:
     # Of ones, whose root mean square is 1, an RMS norm makes its weights; families keep them in different ways.
-    weights: Tensor = entering.adapter.last_norm(torch.ones_like(entering.hidden[0, :1]))[0]
+    norm = entering.adapter.last_norm
+    ones = torch.ones_like(entering.hidden[0, :1], device=device_of(norm, entering.hidden.device))
+    weights: Tensor = norm(ones)[0]
     return weights.float()
 
 
@@ -458,7 +462,8 @@ def _router_logits(entering: Entering) -> list[Tensor]:
             "another layer."
         )
     # Past hooks, so that observers see each layer once.
-    logits = block.router.forward(block.norm(entering.hidden))[0]
+    hidden = entering.hidden.to(device_of(block.router, entering.hidden.device))
+    logits = block.router.forward(block.norm(hidden))[0]
     return entering.by_span(logits.view(*entering.hidden.shape[:2], -1))
 
 

@@ -26,7 +26,7 @@ from .cache import CacheState, mark, state_of
 from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import EncoderCues
-from .hooks import Attached, Checkpointing, Hooks, forget_compiled
+from .hooks import Attached, Checkpointing, Hooks, device_of, forget_compiled
 from .labels import ShortenedLoss, check_labels
 from .logits import check_logits_to_keep, keep_logits, place_logits_to_keep
 from .masks import check_last_row, check_length, custom_mask, is_packed, read_bidirectional, unmasked_of
@@ -39,7 +39,7 @@ from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
 from .seams.experts import FewerExperts, check_routers, cut_of
 from .seams.inside_llm import InsideLlm
-from .state import Call, CallStack, EncoderPass, ForwardState, Generation
+from .state import Call, CallStack, EncoderPass, ForwardState, Generation, hidden_of
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Pruning] = weakref.WeakKeyDictionary()
 
@@ -68,7 +68,6 @@ class Pruning:
         self._busy: dict[int, threading.Thread] = {}  # calls that are under way, and generations
         self._finished: ForwardState | None = None  # the latest prefill of any thread
         self._cost = CostModel(adapter)
-        self._dtype_bytes = next(adapter.text.parameters()).element_size()
         methods = [stage.method for stage in stages]
         check_routers(adapter, stages)
         self._edits = edits_of(methods, adapter)
@@ -138,7 +137,7 @@ class Pruning:
         if state is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
         stages = self._stage_reports()
-        report = build_report(state, self._adapter, self._cost, self._dtype_bytes, stages, self._edits)
+        report = build_report(state, self._adapter, self._cost, stages, self._edits)
         if self._experts is None:
             return report
         spared = self._experts.spared_flops(report.visual_tokens_per_layer)
@@ -290,7 +289,7 @@ class Pruning:
     def _enter_encoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         stack = self._stack
         self._follow_checkpointing()
-        encoding, call = EncoderPass(args, kwargs, next(module.parameters()).device), stack.preparing
+        encoding, call = EncoderPass(args, kwargs, device_of(module, torch.device("cpu"))), stack.preparing
         stack.encoding = encoding
         if call is not None:
             call.passes.append(encoding)
@@ -392,7 +391,8 @@ class Pruning:
         stack, state = self._stack, self._stack.forward
         if state is None:
             return
-        state.prefill_watch.stop()
+        hidden = hidden_of(output)
+        state.prefill_watch.stop(None if hidden is None else hidden.device)
         state.cache.running = False
         for seam in self._seams:
             seam.finish(state)

@@ -241,9 +241,8 @@ def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Atten
     kwargs.pop("hidden_states", None)
     twin = _without_hooks(layer)
     twin.self_attn.config = _WrappedConfig(_innermost(layer.self_attn.config), _stop_at_kernel)
-    device = next((p.device for p in layer.self_attn.parameters()), hidden.device)
-    if device.type != "meta" and device != hidden.device:  # the model's own hooks would have moved it
-        hidden = hidden.to(device)
+    device = device_of(layer.self_attn, hidden.device)  # accelerate's own hooks would have moved all of it
+    hidden, kwargs = hidden.to(device), {name: _moved(value, device) for name, value in kwargs.items()}
     try:
         type(layer).forward(twin, hidden, **kwargs)
     except _Probed as probed:
@@ -252,6 +251,23 @@ def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Atten
         f"{type(layer).__name__} ran without calling its attention kernel, so its attention cannot be read; use a "
         "method that reads none there."
     )
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module runs, which is not where its weights are while accelerate offloads them."""
+    found = next((weight.device for weight in module.parameters()), otherwise)
+    if found.type != "meta":
+        return found
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    found = next((at for hook in hooks if (at := getattr(hook, "execution_device", None)) is not None), otherwise)
+    return torch.device(found)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """An argument of a layer on a device; a cache stays where it is, as it has a device for each layer."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(one, device) for one in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _stop_at_kernel(
@@ -268,7 +284,8 @@ def _innermost(config: Any) -> Any:
 
 def _without_hooks(module: nn.Module) -> Any:
     """A module that shares parameters with `module` but not its hooks, nor those of the modules inside."""
-    twin = copy.copy(module)
+    twin: Any = object.__new__(type(module))  # not copy.copy, as FSDP makes classes that cannot be made so
+    vars(twin).update(vars(module))
     children = {name: child for name, child in module._modules.items() if child is not None}
     state = vars(twin)
     state["_modules"] = {**module._modules, **{name: _without_hooks(child) for name, child in children.items()}}

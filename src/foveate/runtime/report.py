@@ -230,7 +230,6 @@ def build_report(
     state: ForwardState,
     adapter: ModelAdapter,
     cost: CostModel,
-    dtype_bytes: int,
     stages: Sequence[StageReport],
     edits: Mapping[int, Sequence[AttentionEdit]],
 ) -> Report:
@@ -264,8 +263,8 @@ def build_report(
         cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
         cost.vision_flops([span.grid for span in state.spans]),
         cost.vision_flops([span.grid for span in state.spans], state.encoder_keep),
-        cost.kv_bytes(full, dtype_bytes),
-        cost.kv_bytes(lengths, dtype_bytes),
+        cost.kv_bytes(full, state.value_bytes),
+        cost.kv_bytes(lengths, state.value_bytes),
         sum(watch.seconds for watch in state.encoder_watches),
         sum(watch.seconds for watch in state.selection_watches),
         state.prefill_watch.seconds,

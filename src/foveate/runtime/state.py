@@ -53,8 +53,8 @@ class EncoderPass:
 
     def finish(self, output: Any) -> None:
         """The encoder is through."""
-        self.watch.stop()
         tensor = hidden_of(output)
+        self.watch.stop(None if tensor is None else tensor.device)
         if tensor is not None:
             self.output = weakref.ref(tensor)
 
@@ -136,6 +136,10 @@ class ForwardState:
         self.call, self.spans, self.prompt, self.cache = call, call.spans, call.prompt, cache_state
         self.outer: ForwardState | None = None  # the forward in the middle of which this one began
         self.length = embeds.shape[1]
+        # Of keys and values, which autocast makes in its own type; weights may be quantised.
+        kind = embeds.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        self.value_bytes = (torch.get_autocast_dtype(kind) if autocast else embeds.dtype).itemsize
         self.custom_mask = own
         self.bidirectional: Any = None  # which later tokens each sees that enters the LLM, see `read_bidirectional`
         self.reentrant = False  # layers run again such that gradients pass through their arguments only
@@ -190,7 +194,7 @@ class ForwardState:
             return None
         unencoded = torch.zeros_like(self.given)
         for span, keep in zip(self.spans, self.encoder_keep, strict=True):
-            unencoded[span.row, span.index] = ~keep
+            unencoded[span.row, span.index] = ~keep.to(unencoded.device)
         return unencoded
 
     def stage_below(self, layer: int) -> int | None:
@@ -209,7 +213,9 @@ class ForwardState:
     def locate(self, index: Tensor, rows: Tensor | int, layer: int) -> Tensor:
         """Where prompt tokens, by `index` in their `rows`, lie in the input of a layer; -1 where dropped before."""
         place = self.places(layer)
-        return index if place is None else place[rows, index.to(place.device)]
+        if place is None:
+            return index
+        return place[rows.to(place.device) if isinstance(rows, Tensor) else rows, index.to(place.device)]
 
     def by_span(self, values: Tensor, layer: int) -> list[Tensor]:
         """The part of each span of `values` (B, W, ...), one for each token that enters a layer; 0 where dropped."""

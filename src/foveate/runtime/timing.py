@@ -18,21 +18,24 @@ class Stopwatch:
     _marks: list[tuple[object, object]] = field(default_factory=list)
     _started: object | None = None
 
-    def _mark(self) -> object:
+    def _mark(self, behind: torch.device | None = None) -> object:
         if self.device.type != "cuda":
             return time.perf_counter()
+        stream = torch.cuda.current_stream(self.device)
+        if behind is not None and behind.type == "cuda" and behind != self.device:
+            stream.wait_stream(torch.cuda.current_stream(behind))
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(stream)
         return event
 
     def start(self) -> None:
         """Begin an interval."""
         self._started = self._mark()
 
-    def stop(self) -> None:
-        """End the interval, if one was begun."""
+    def stop(self, behind: torch.device | None = None) -> None:
+        """End the interval, if one was begun; where a model ends on another device, when it is through there."""
         if self._started is not None:
-            self._marks.append((self._started, self._mark()))
+            self._marks.append((self._started, self._mark(behind)))
             self._started = None
 
     @contextmanager

@@ -88,7 +88,7 @@ def call_with_edits(
     if state is not None and state.spans:
         for edit in edits:
             other = kernel(module, query, key, _edit_values(state, edit, value), *args, **kwargs)[0]
-            out = torch.where(_edited_rows(state, edit, query.shape[2])[..., None, None], other, out)
+            out = torch.where(_edited_rows(state, edit, query.shape[2]).to(out.device)[..., None, None], other, out)
     return (out, *rest)
 
 
@@ -173,7 +173,7 @@ class AttentionBias(Seam):
         decay = rotary_decay(table, table)
         far = (ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
         far = far.repeat(len(state.given) // len(far), 1, 1)
-        far[~_loses_tokens(state)] = 0  # prompts that lose nothing stay as they are
+        far[~_loses_tokens(state).to(far.device)] = 0  # prompts that lose nothing stay as they are
         if (generated := state.length - state.prompt) > 0:  # without a cache; what is generated sees sizes alone
             far[:, -generated:] = 0
         return far
@@ -204,6 +204,7 @@ class AttentionBias(Seam):
         sizes = sizes[..., min(layer, 1)]
         if below is not None:
             sizes = sizes.gather(1, state.cache.inside[below].column)
+        sizes, valid = sizes.to(query.device), valid.to(query.device)
         width, room = query.shape[2], key.shape[2]
         if (gone := sizes.shape[1] - room) > 0:  # entries that a layer with a window let go of
             sizes, valid, past = sizes[:, gone:], valid[:, gone:], past - gone
@@ -211,8 +212,9 @@ class AttentionBias(Seam):
         out[..., : sizes.shape[1]] = sizes.log()[:, None, None]
         far: Tensor | None = state.slots.get(self)
         if far is not None:
+            far = far.to(query.device)
             if below is not None:
-                index = state.inside[below].index
+                index = state.inside[below].index.to(far.device)
                 far = far.gather(1, index[:, :, None].expand(-1, -1, far.shape[2]))
                 far = far.gather(2, index[:, None].expand(-1, far.shape[1], -1))
             out[:, 0, :, past : past + width] += far

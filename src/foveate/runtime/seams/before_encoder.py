@@ -79,11 +79,13 @@ class BeforeEncoder(Seam):
             return None
         patches, kwargs = kept.patches, dict(kwargs)
         if first and args:
-            args = (args[0][patches], *args[1:])
+            args = (_kept_of(args[0], patches), *args[1:])
         elif first:
-            kwargs["hidden_states"] = kwargs["hidden_states"][patches]
+            kwargs["hidden_states"] = _kept_of(kwargs["hidden_states"], patches)
         if (rotary := kwargs.get("position_embeddings")) is not None:
-            kwargs["position_embeddings"] = kept.compute_once(rotary, lambda: tuple(part[patches] for part in rotary))
+            kwargs["position_embeddings"] = kept.compute_once(
+                rotary, lambda: tuple(_kept_of(part, patches) for part in rotary)
+            )
         if (ends := kwargs.get("cu_seqlens")) is not None:
             kwargs["cu_seqlens"] = kept.compute_once(ends, lambda: _shorten_ends(ends, patches))
         return args, kwargs
@@ -93,11 +95,16 @@ class BeforeEncoder(Seam):
         if kept is None:
             return output
         whole = output.new_zeros(len(kept.tokens), *output.shape[1:])
-        return whole.index_put((kept.tokens.nonzero()[:, 0],), output)
+        return whole.index_put((kept.tokens.nonzero()[:, 0].to(output.device),), output)
 
     def _find_kept(self, stack: CallStack) -> _KeptPatches | None:
         """What stays in the pass under way; None where everything does."""
         return None if stack.encoding is None else stack.encoding.slots.get(self)
+
+
+def _kept_of(values: Tensor, patches: Tensor) -> Tensor:
+    """Those of `values` (P, ...) whose patches (P,) bool stay."""
+    return values[patches.to(values.device)]
 
 
 def _shorten_ends(ends: Tensor, patches: Tensor) -> Tensor:

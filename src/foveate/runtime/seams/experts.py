@@ -62,6 +62,11 @@ class FewerExperts(Seam):
     def __init__(self, cut: ExpertCut, blocks: list[MoeBlock | None]) -> None:
         self._cut = cut
         known = {layer: block for layer, block in enumerate(blocks) if block is not None and layer >= cut.layer}
+        if cut.reading == "width" and not all(_are_plain(block.experts) for block in known.values()):
+            raise MethodError(
+                "expert_reading='width' cuts the weights of experts, which are quantised, offloaded or wrapped in this "
+                "model; use expert_reading='number'."
+            )
         self._blocks = {layer: block for layer, block in known.items() if self.spared_weights(block)}
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
@@ -120,6 +125,14 @@ class FewerExperts(Seam):
         if block.normalises:
             left = (left.float() * (weight.float().sum(-1, keepdim=True) / left.float().sum(-1, keepdim=True))).to(left)
         return block.experts(hidden, chosen.gather(-1, best.indices), left)
+
+
+def _are_plain(experts: Any) -> bool:
+    """Whether the weights of experts can be cut as `narrow_experts` does it."""
+    weights = dict(experts.named_parameters())
+    return weights.keys() == {"gate_up_proj", "down_proj"} and all(
+        one.is_floating_point() and one.dtype.itemsize > 1 and one.device.type != "meta" for one in weights.values()
+    )
 
 
 def narrow_experts(experts: Any, cut: ExpertCut) -> dict[str, Tensor]:

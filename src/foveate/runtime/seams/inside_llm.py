@@ -121,7 +121,7 @@ class InsideLlm(Seam):
         if groups.drops:
             with state.selection_watch.instead_of(state.prefill_watch):
                 choice = self._choose(state, stage, groups, layer, hidden, kwargs)
-                survivors = TokenIndex.of(choice.keep & entering.valid)
+                survivors = TokenIndex.of(choice.keep.to(entering.valid.device) & entering.valid)
             hidden = choice.apply_merge(hidden)
             if stage.layer not in cache.inside and torch.equal(survivors.valid.sum(1), entering.valid.sum(1)):
                 made[stage.layer] = choice, None  # by content, nothing had to go

@@ -2,16 +2,20 @@
 
 A model of real size with random weights sees `--images` pictures of `--tokens` visual tokens each, with a few words
 between them, as an agent sends its steps. Times are of the language model's prefill with selecting, the median of
-`--rounds`, all ways in turn.
+`--rounds`, all ways in turn, behind a round that warms up; with ``--rounds 0`` of that round alone. Where the whole model
+takes too long, `--layers` leaves so many layers of its language model, and one of its vision encoder: what is saved in
+each layer is the same. `--cpu-seconds` takes seconds of CPU cores instead of those of a clock, for machines that others
+use, too. FLOPs and bytes are counted, not measured.
 
 Usage: PYTHONPATH=src python benchmarks/history.py [--model qwen2.5-vl-0.5b] [--images 20] [--side 16] [--keep 0.25]
-[--rounds 3] [--device cpu] [--dtype float32]
+[--rounds 3] [--layers 0] [--cpu-seconds] [--device cpu] [--dtype float32]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from typing import Any
 
 import torch
@@ -38,6 +42,15 @@ def history(model: Any, images: int, side: int) -> dict[str, Tensor]:
     }
 
 
+def leave_layers(model: Any, layers: int) -> None:
+    """Leave the first `layers` of a language model, and one of its vision encoder that attends to whole images."""
+    text, tower = model.model.language_model, model.model.visual
+    del text.layers[layers:]
+    tower.blocks = tower.blocks[-1:]
+    tower.fullatt_block_indexes = [0]
+    text.config.num_hidden_layers, text.config.layer_types = layers, text.config.layer_types[:layers]
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure and print a table in Markdown."""
@@ -47,34 +60,48 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16)
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=0, help="of the language model; 0: all")
+    parser.add_argument("--cpu-seconds", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     model = build(options.model, options.device, getattr(torch, options.dtype))
+    if options.layers:
+        leave_layers(model, options.layers)
     inputs = history(model, options.images, options.side)
     ways: dict[str, tuple[float, Any]] = {
         "unpruned": (1.0, "image"),
         f"each {options.keep:.0%}": (options.keep, "image"),
         f"by age {options.keep:.0%}": (options.keep, "conversation"),
+        f"by age, slowly, {options.keep:.0%}": (options.keep, foveate.Conversation(decay=0.8)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     reports: dict[str, foveate.Report] = {}
     for _ in range(options.rounds + 1):  # the first warms up
         for name, (keep, scope) in ways.items():
             with foveate.prune(model, "divprune", keep=keep, scope=scope) as pruning:
+                begun: list[float] = []
+                text = pruning.text
+                first = text.register_forward_pre_hook(
+                    lambda *_, begun=begun: begun.append(time.process_time()), prepend=True
+                )
+                last = text.register_forward_hook(lambda *_, begun=begun: begun.append(time.process_time()))
                 model(**inputs, logits_to_keep=1)
+                first.remove()
+                last.remove()
                 reports[name] = pruning.report()
-            seconds[name].append(reports[name].prefill_seconds + reports[name].selection_seconds)
-    print(f"{options.model}, {options.images} pictures of {options.side**2} tokens; {machine(options.device)}\n")
-    print("| budget | visual tokens | oldest | newest | prefill s | faster | KV cache MB |")
-    print("|---|---|---|---|---|---|---|")
-    plain = statistics.median(seconds["unpruned"][1:])
+            on_the_clock = reports[name].prefill_seconds + reports[name].selection_seconds
+            seconds[name].append(begun[1] - begun[0] if options.cpu_seconds else on_the_clock)
+    shown = f"{options.model}, {options.layers or 'all'} layers"
+    print(f"{shown}, {options.images} pictures of {options.side**2} tokens; {machine(options.device)}\n")
+    print("| budget | visual tokens | oldest | newest | prefill s | faster | LLM TFLOPs | KV cache MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    middle = {name: statistics.median(runs[1:] or runs) for name, runs in seconds.items()}
     for name, report in reports.items():
-        time = statistics.median(seconds[name][1:])
         first, last = report.images[0].tokens, report.images[-1].tokens
         print(
-            f"| {name} | {report.tokens} | {first} | {last} | {time:.2f} | {plain / time:.1f} | "
-            f"{report.kv_bytes / 1e6:.1f} |"
+            f"| {name} | {report.tokens} | {first} | {last} | {middle[name]:.2f} | "
+            f"{middle['unpruned'] / middle[name]:.1f} | {report.text_flops / 1e12:.2f} | {report.kv_bytes / 1e6:.1f} |"
         )
 
 

@@ -22,7 +22,15 @@ PRETENDED = (torch.device("ipu:0"), torch.device("ipu:1"))
 
 _MOVE = torch.ops.aten._to_copy.default
 _BRACKETS = (Tensor.__getitem__, Tensor.__setitem__)
-_NUMBERS = (Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__bool__, Tensor.item, Tensor.tolist, Tensor.nonzero)
+_NUMBERS = (
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__bool__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.nonzero,
+)
 _ASK_THE_BACKEND = (*_BRACKETS, *_NUMBERS, Tensor.contiguous, Tensor.__invert__)
 _INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 
@@ -77,6 +85,8 @@ class _Python(TorchFunctionMode):
 
 
 def _real(value: Any) -> Any:
+    if isinstance(value, slice):
+        return slice(*map(_real, (value.start, value.stop, value.step)))
     return value.behind if isinstance(value, Pretended) else value
 
 

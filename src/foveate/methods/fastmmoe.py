@@ -78,6 +78,8 @@ class FastMMoE(Method):
             "R_i is what the layer's own router makes of the layer's normalised input, as the layer's attention "
             "has not run yet, where the port leaves the norm out; fewer groups merge where too few tokens lie "
             "outside them to reach T.",
+            "Routers that score each expert by itself, by a sigmoid (GLM-4.5V, Kimi K2.5), are read by the softmax of "
+            "the same logits; fewer experts are the best by the weights that such a router gives.",
             "The readings of part one conflict: the port leaves fewer experts, the default here "
             '(``expert_reading="number"``); one audit that says it read the official code has it cut the width of '
             'visual experts instead (``expert_reading="width"``).',

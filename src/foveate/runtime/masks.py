@@ -241,6 +241,7 @@ def is_packed(position_ids: Tensor | None, valid: Tensor, unmasked: bool = False
     """
     if position_ids is None:
         return False
+    valid = valid.to(position_ids.device)
     ids = position_ids[None] if position_ids.ndim == 2 else position_ids
     ids = ids[:1] if len(ids) == 4 else ids  # channel 0 is the text index, which tells by itself
     ids = ids.expand(-1, len(valid), -1)

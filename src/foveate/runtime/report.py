@@ -274,8 +274,9 @@ def build_report(
 
 def _alive(span: Span, place: Tensor | None) -> Tensor:
     """Keep mask (N,) of one image or clip."""
-    kept = torch.ones_like(span.index, dtype=torch.bool) if place is None else place[span.row, span.index] >= 0
-    return kept.cpu()
+    if place is None:
+        return torch.ones(len(span.grid), dtype=torch.bool)
+    return (place[span.row, span.index.to(place.device)] >= 0).cpu()
 
 
 def _lengths(state: ForwardState, layer: int) -> list[int]:

@@ -168,9 +168,9 @@ class ForwardState:
         text = self.given.clone()
         text[:, self.prompt :] = False
         for span in self.spans:
-            text[span.row, span.index] = False
+            text[span.row, span.index.to(text.device)] = False
             if span.fixed is not None:
-                text[span.row, span.fixed] = False
+                text[span.row, span.fixed.to(text.device)] = False
         return text
 
     @functools.cached_property
@@ -194,7 +194,7 @@ class ForwardState:
             return None
         unencoded = torch.zeros_like(self.given)
         for span, keep in zip(self.spans, self.encoder_keep, strict=True):
-            unencoded[span.row, span.index] = ~keep.to(unencoded.device)
+            unencoded[span.row, span.index.to(unencoded.device)] = ~keep.to(unencoded.device)
         return unencoded
 
     def stage_below(self, layer: int) -> int | None:
@@ -261,7 +261,8 @@ class ForwardState:
         batch, place = len(self.given), self.places(layer)
         visual = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=self.given.device)
         for span in self.spans:
-            index = span.index if place is None else place[span.row, span.index]
+            index = span.index.to(visual.device)
+            index = index if place is None else place[span.row, index]
             visual[span.row, index[index >= 0]] = True
         return visual.flatten()
 

@@ -176,7 +176,7 @@ def _shuffled(cls: Any, head_dim: int, **own: Any) -> Zoo:
             "vocab_size": len(tokenizer),
             **tiny_models._llm(head_dim),
             "layer_types": kinds,
-            "sliding_window": 64,
+            "sliding_window": 24,
         },
         image_token_id=tokenizer.image_token_id,
         **own,

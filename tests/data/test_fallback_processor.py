@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import tiny_families
@@ -138,3 +139,16 @@ def test_pictures_of_several_grids_are_one_placeholder_of_the_template(family: s
         inputs = own.apply_chat_template([{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}])
         inputs.pop("mm_token_type_ids", None)
         assert zoo.model(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.skipif(not hasattr(transformers, "MiniCPMV4_6ForConditionalGeneration"), reason="not in this release")
+def test_slices_need_tags_that_only_their_own_processor_writes() -> None:
+    z, picture = tiny_families.minicpmv4_6(), zoo_module.picture(224, 224)
+    for sliced in (False, True):
+        images = transformers.MiniCPMV4_6ImageProcessorPil(slice_mode=sliced, scale_resolution=112)
+        fallback = FallbackProcessor(z.tokenizer, images, adapter_of(z.model))
+        if sliced:
+            with pytest.raises(ModelError, match="slice_mode=False"):
+                fallback(images=[picture], text=["<|image_pad|>what is it?"])
+        else:
+            assert "input_ids" in fallback(images=[picture], text=["<|image_pad|>what is it?"])

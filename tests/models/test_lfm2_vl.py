@@ -17,7 +17,7 @@ from foveate.models import adapter_of
 from foveate.runtime.compat import cache_of_output
 from foveate.runtime.cost import CostModel, linear_weights
 from foveate.tokens import Grid
-from runtime.helpers import cached, generate, logits, single
+from runtime.helpers import cache_bytes, cached, generate, logits, single
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -144,16 +144,10 @@ def test_a_pruned_cache_is_not_rewound(model: Zoo, method: Any) -> None:
 def test_the_memory_is_that_of_the_cache(model: Zoo) -> None:
     inputs = single(model)
 
-    def held(cache: Any) -> int:
-        parts = []
-        for layer in cache.layers:
-            parts += [layer.keys, layer.values] if hasattr(layer, "keys") else list(layer.conv_states.values())
-        return sum(part.numel() * part.element_size() for part in parts)
-
     with torch.no_grad():
-        plain = held(cache_of_output(model.model(**inputs, use_cache=True)))
+        plain = cache_bytes(cache_of_output(model.model(**inputs, use_cache=True)))
         with foveate.prune(model.model, EARLY, keep=0.4) as pruning:
-            pruned = held(cache_of_output(model.model(**inputs, use_cache=True)))
+            pruned = cache_bytes(cache_of_output(model.model(**inputs, use_cache=True)))
             report = pruning.report()
     assert (report.kv_bytes_before, report.kv_bytes) == (plain, pruned)
     assert pruned < plain

@@ -14,7 +14,7 @@ from foveate.errors import MethodError, RuntimeStateError
 from foveate.methods import get_method, method_names
 from foveate.methods.toolkit import AtLayer
 from foveate.runtime.compat import cache_of_output
-from runtime.helpers import cached, gap, generate, logits, pair, single
+from runtime.helpers import cache_bytes, cached, gap, generate, logits, pair, single
 from tiny_models import Zoo
 
 CLOSE = 5e-4  # chunks of the linear attention begin elsewhere on sequences of another length
@@ -159,18 +159,10 @@ def test_a_pruned_cache_is_not_rewound(model: Zoo, method: Any) -> None:
 def test_the_memory_is_that_of_the_cache(model: Zoo) -> None:
     inputs = single(model)
 
-    def held(cache: Any) -> int:
-        parts = []
-        for layer in cache.layers:
-            parts += [layer.keys, layer.values] if hasattr(layer, "keys") else []
-            if hasattr(layer, "conv_states"):
-                parts += [*layer.conv_states.values(), *layer.recurrent_states.values()]
-        return sum(part.numel() * part.element_size() for part in parts)
-
     with torch.no_grad():
-        plain = held(cache_of_output(model.model(**inputs)))
+        plain = cache_bytes(cache_of_output(model.model(**inputs)))
         with foveate.prune(model.model, EARLY, keep=0.4) as pruning:
-            pruned = held(cache_of_output(model.model(**inputs)))
+            pruned = cache_bytes(cache_of_output(model.model(**inputs)))
             report = pruning.report()
     assert (report.kv_bytes_before, report.kv_bytes) == (plain, pruned)
     assert pruned < plain

@@ -23,6 +23,16 @@ def cached(cache: Any) -> dict[str, Any]:
     return {CACHE: cache}
 
 
+def cache_bytes(cache: Any) -> int:
+    """Of all keys, values and states that a cache holds."""
+    parts: list[Any] = []
+    for layer in cache.layers:
+        parts += [layer.keys, layer.values] if hasattr(layer, "keys") else []
+        for states in ("conv_states", "recurrent_states"):
+            parts += getattr(layer, states, {}).values()
+    return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
 def single(z: Zoo) -> dict[str, torch.Tensor]:
     """One prompt with one image."""
     return zoo.inputs(z, [[zoo.picture(84, 112, 0)]], TEXTS[:1])

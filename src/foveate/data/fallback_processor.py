@@ -86,6 +86,12 @@ class FallbackProcessor:
         nested = "batch_num_images" in getattr(self.image_processor, "model_input_names", ())
         shown = [list(images or ())] if nested else list(images or ())
         media = dict(self.image_processor(images=shown, return_tensors="pt", **tiled)) if images else {}
+        slices = media.get("num_patches_per_image")
+        if slices is not None and int(torch.as_tensor(slices).max()) > 1:  # MiniCPM-V's
+            raise ModelError(
+                "a picture was cut into slices, which stand between tags that only the family's own processor writes; "
+                "install torchvision, or load the image processor with slice_mode=False."
+            )
         if videos:
             media |= self._clips(videos)
         tiles = [int(number) for number in media.pop("num_patches", ())]

@@ -1,14 +1,15 @@
 """A history of screenshots in one prompt: tokens, prefill and KV cache with a budget per picture, and with one by age.
 
-A model of real size with random weights sees `--images` pictures of `--tokens` visual tokens each, with a few words
-between them, as an agent sends its steps. Times are of the language model's prefill with selecting, the median of
-`--rounds`, all ways in turn, behind a round that warms up; with ``--rounds 0`` of that round alone. Where the whole model
-takes too long, `--layers` leaves so many layers of its language model, and one of its vision encoder: what is saved in
-each layer is the same. `--cpu-seconds` takes seconds of CPU cores instead of those of a clock, for machines that others
-use, too. FLOPs and bytes are counted, not measured.
+A model of real size with random weights sees `--images` pictures of `--side` x `--side` visual tokens each, with a few
+words between them, as an agent sends its steps. Times are of the language model's prefill with selecting, the median of
+`--rounds`, all ways in turn, behind a round that warms up; with ``--rounds 0`` of that round alone. Where the whole
+model takes too long, `--layers` leaves so many layers of its language model, and one of its vision encoder: what is
+saved in each layer is the same. `--cpu-seconds` takes seconds of CPU cores instead of those of a clock, for machines
+that others use, too. FLOPs and bytes are counted, not measured; ``--count`` counts them alone, without weights, in
+seconds.
 
 Usage: PYTHONPATH=src python benchmarks/history.py [--model qwen2.5-vl-0.5b] [--images 20] [--side 16] [--keep 0.25]
-[--rounds 3] [--layers 0] [--cpu-seconds] [--device cpu] [--dtype float32]
+[--rounds 3] [--layers 0] [--count] [--cpu-seconds] [--device cpu] [--dtype float32]
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from random_models import END, IMAGE, MODELS, START, build, machine
 from torch import Tensor
 
 import foveate
+from foveate.models import adapter_of
+from foveate.runtime.cost import CostModel
 
 WORDS = 16  # between two pictures
 
@@ -51,6 +54,32 @@ def leave_layers(model: Any, layers: int) -> None:
     text.config.num_hidden_layers, text.config.layer_types = layers, text.config.layer_types[:layers]
 
 
+def ways_of(keep: float) -> dict[str, tuple[float, Any]]:
+    """Budgets by name: how much is kept, and of what."""
+    return {
+        "unpruned": (1.0, "image"),
+        f"each {keep:.0%}": (keep, "image"),
+        f"by age {keep:.0%}": (keep, "conversation"),
+        f"by age, slowly, {keep:.0%}": (keep, foveate.Conversation(decay=0.8)),
+    }
+
+
+def count(options: argparse.Namespace) -> None:
+    """Print tokens, FLOPs and bytes of the whole model, whose weights are not made."""
+    model = build(options.model, "meta", getattr(torch, options.dtype))
+    cost, layers = CostModel(adapter_of(model)), len(model.model.language_model.layers)
+    words, each = options.images * (WORDS + 2), options.side**2
+    print(f"{options.model}, {options.images} pictures of {each} tokens, {options.dtype}\n")
+    print("| budget | visual tokens | oldest | newest | LLM TFLOPs | KV cache MB |\n|---|---|---|---|---|---|")
+    for name, (keep, scope) in ways_of(options.keep).items():
+        budget = foveate.Budget(keep, scope=scope)
+        sizes = [each] * options.images
+        tokens = budget.counts(sizes) if scope == "image" else budget.split(sizes)
+        lengths = [[words + sum(tokens)]] * layers
+        flops, held = cost.text_flops(lengths), cost.kv_bytes(lengths, model.dtype.itemsize)
+        print(f"| {name} | {sum(tokens)} | {tokens[0]} | {tokens[-1]} | {flops / 1e12:.0f} | {held / 1e6:.0f} |")
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure and print a table in Markdown."""
@@ -61,20 +90,19 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=0, help="of the language model; 0: all")
+    parser.add_argument("--count", action="store_true")
     parser.add_argument("--cpu-seconds", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
+    if options.count:
+        count(options)
+        return
     model = build(options.model, options.device, getattr(torch, options.dtype))
     if options.layers:
         leave_layers(model, options.layers)
     inputs = history(model, options.images, options.side)
-    ways: dict[str, tuple[float, Any]] = {
-        "unpruned": (1.0, "image"),
-        f"each {options.keep:.0%}": (options.keep, "image"),
-        f"by age {options.keep:.0%}": (options.keep, "conversation"),
-        f"by age, slowly, {options.keep:.0%}": (options.keep, foveate.Conversation(decay=0.8)),
-    }
+    ways = ways_of(options.keep)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     reports: dict[str, foveate.Report] = {}
     for _ in range(options.rounds + 1):  # the first warms up

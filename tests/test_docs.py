@@ -248,6 +248,7 @@ def test_the_quickstart_runs_offline(
         "guides/fine_tune.md",
         "guides/conversations.md",
         "guides/threads_and_servers.md",
+        "guides/quantised_and_spread.md",
         "reference/data.md",
     ],
 )

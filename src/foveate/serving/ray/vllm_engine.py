@@ -47,8 +47,11 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers) -> Any:
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
+    from ..vllm.settings import OWN_TEXT
+
     extra = dict(batch.vllm)
-    overrides = {**extra.pop("hf_overrides", {}), "foveate": dict(batch.pruning)}
+    # Methods that choose by text read that of the prompt, as in transformers.
+    overrides = {**extra.pop("hf_overrides", {}), "foveate": {"query": OWN_TEXT, **batch.pruning}}
     of_each = extra.get("tensor_parallel_size", 1) * extra.get("pipeline_parallel_size", 1)
     engines = max(1, workers.number // of_each)
     options: dict[str, Any] = {}

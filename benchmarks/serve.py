@@ -7,7 +7,7 @@ round, so that a busy machine slows all alike; above 1 is better than plain, for
 from round to round. A ratio is the geometric mean over the rounds, with the 95 % interval of the t distribution.
 
 Usage, where vLLM and foveate are installed (such as the environment that scripts/vllm_env.sh makes):
-    python benchmarks/serve.py [--method divprune] [--rounds 5] [--requests 2] [--json FILE]
+    python benchmarks/serve.py [--method divprune] [--rounds 5] [--requests 2] [--encoder] [--json FILE]
 A random-weight Qwen2.5-VL with a language model of 31 M parameters is built in a temporary folder, so that a CPU
 suffices: 15 minutes on two cores. `--model NAME` takes a real one of the Qwen-VLs.
 """
@@ -129,7 +129,7 @@ async def load(engine: Any, requests: list[dict[str, Any]], clients: int, name: 
     return {"seconds": time.perf_counter() - start, "first": first, "between": between, "tokens": lengths[0]}
 
 
-async def serve(model: str, side: int, pipe: Any) -> None:
+async def serve(model: str, side: int, encoder: bool, pipe: Any) -> None:
     """The engine's own process: one line in, one cell measured, one line out."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -144,6 +144,7 @@ async def serve(model: str, side: int, pipe: Any) -> None:
             limit_mm_per_prompt={"image": 1, "video": 0},
             mm_processor_cache_gb=0.5,  # nothing comes twice
             disable_log_stats=True,
+            enable_mm_processor_stats=encoder,
             seed=0,
         )
     )
@@ -152,7 +153,11 @@ async def serve(model: str, side: int, pipe: Any) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
             requests = prompts(order["seed"], side, order["requests"], order["kwargs"])
-            print(json.dumps(await load(engine, requests, order["clients"], str(order["seed"]))), file=pipe, flush=True)
+            cell = await load(engine, requests, order["clients"], str(order["seed"]))
+            if encoder:
+                timed = await engine.collective_rpc("get_encoder_timing_stats")
+                cell["encoding"] = sum(one["encoder_forward_secs"] for one in timed[0].values())
+            print(json.dumps(cell), file=pipe, flush=True)
     finally:
         engine.shutdown()
 
@@ -206,6 +211,8 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         served = sum(len(cell["first"]) for cell in mine) / sum(cell["seconds"] for cell in mine)
         row = {"clients": clients, "name": name, "tokens": mine[0]["tokens"], "requests_per_second": served}
         row["tokens_per_second"] = served * OUTPUT
+        if "encoding" in mine[0]:
+            row["encoder_share"] = sum(cell["encoding"] for cell in mine) / sum(cell["seconds"] for cell in mine)
         for label, values in (("ttft", first), ("itl", between)):
             row[label], row[f"{label}_p95"] = (float(np.quantile(values, q)) for q in (0.5, 0.95))
         pairs = [(plain[cell["round"], clients], cell) for cell in mine]
@@ -245,11 +252,12 @@ def machine() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Latencies: median / 95th percentile. Ratios: mean of the rounds, and its 95 % interval."""
-    titles = ("clients", "keep", "prompt", "req/s", "tok/s", "TTFT ms", "ITL ms")
+    """Encoding: of the time. Latencies: median / 95th percentile. Ratios: mean of the rounds, and its 95 % interval."""
+    titles = ("clients", "keep", "prompt", "req/s", "tok/s", "encoding", "TTFT ms", "ITL ms")
     made = Table(*titles, *(f"{label} ratio" for label in ("req/s", "TTFT", "ITL")))
     for row in rows:
         cells = [str(row["tokens"]), f"{row['requests_per_second']:.2f}", f"{row['tokens_per_second']:.0f}"]
+        cells.append(f"{row['encoder_share']:.0%}" if "encoder_share" in row else "")
         cells += [f"{1000 * row[key]:.0f} / {1000 * row[key + '_p95']:.0f}" for key in ("ttft", "itl")]
         if row["name"] != PLAIN:
             keys = ("throughput_ratio", "ttft_ratio", "itl_ratio")
@@ -267,12 +275,13 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=448, help="pixels along each side of an image")
     parser.add_argument("--model", default="")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--encoder", action="store_true", help="time the encoder, too, for which a GPU is waited for")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.engine:
         pipe = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # vLLM prints
-        asyncio.run(serve(args.model, args.side, pipe))
+        asyncio.run(serve(args.model, args.side, args.encoder, pipe))
         return
     if not importlib.metadata.entry_points(group="vllm.general_plugins", name="foveate"):
         parser.error("vLLM would not find the plugin: install foveate in this environment (pip install -e .) first.")
@@ -285,7 +294,7 @@ def main() -> None:
         model = args.model or str(folder / "model")
         if not args.model:
             build(folder / "model")
-        arguments = ["--model", model, "--side", str(args.side)]
+        arguments = ["--model", model, "--side", str(args.side), *(["--encoder"] if args.encoder else [])]
         engines = {name: Engine(name, arguments, folder / f"log-{name}", environ) for name in ("", "foveate")}
         for number, (turn, clients, name, kwargs) in enumerate(configurations(args.method, args.rounds)):
             count = max(12, args.requests * clients) if turn else clients

@@ -95,6 +95,18 @@ def test_merges_are_repeated(name: str) -> None:
         assert torch.allclose(again.rows, first[1].rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["divprune", "tome"])
+def test_a_name_that_is_given_to_another_image_does_not_end_the_server(name: str) -> None:
+    """As clients may, who name images themselves (``uuid``): the choice of the first lies beyond the second."""
+    memory, method, small = ChoiceMemory(), METHODS[name], Grid(4, 5)
+    ask(memory, method, ["a"], [image(GRID, 0)])
+    (found,) = ask(memory, method, ["a"], [image(small, 1)], grid=small)
+    (fresh,) = ask(ChoiceMemory(), method, ["a"], [image(small, 1)], grid=small)
+    assert torch.equal(found.index, fresh.index) and torch.equal(found.rows, fresh.rows)
+    (again,) = ask(memory, method, ["a"], [image(GRID, 0)])  # and it is the first one's turn again
+    assert len(again.index) == 12 and len(memory) == 1
+
+
 def test_another_budget_is_another_choice_and_memory_is_bounded() -> None:
     memory, method = ChoiceMemory(30), METHODS["divprune"]
     images = [image(GRID, seed) for seed in range(4)]

@@ -40,6 +40,7 @@ def no_key() -> Tensor:
 
 @dataclass(frozen=True)
 class _Choice:
+    size: int  # n, of the image's tokens
     index: Tensor  # (k,) int32
     target: Tensor | None = None  # (n,) int32, where merged
     weight: Tensor | None = None  # (n,) float32
@@ -93,31 +94,29 @@ class ChoiceMemory:
             )
             for image, one in zip(new, made, strict=True):
                 found[image] = one
-                self._remember(keys[image], one)
+                self._remember(keys[image], one, len(features[image]))
         return [one for one in found if one is not None]
 
     def _recall(self, key: bytes | None, features: Tensor, groups: TokenGroups, width: int) -> Shortened | None:
         choice = None if key is None else self._choices.get(key)
-        if key is None or choice is None or len(choice.index) != sum(groups.counts):
-            return None
+        if key is None or choice is None or (choice.size, len(choice.index)) != (len(features), sum(groups.counts)):
+            return None  # of another image, too, because clients may name images themselves, and twice alike
         self._choices.move_to_end(key)
         index = choice.index.long()
         rows = features[index]
         if choice.target is not None and choice.weight is not None:
-            if len(choice.target) != len(features):
-                return None
             keep = torch.ones(1, len(features), dtype=torch.bool, device=index.device)
             selection = Selection(keep, choice.target.long()[None], choice.weight[None])
             rows = torch.cat([selection.merged(features[None, :, :width])[0, index], rows[:, width:]], 1)
         return Shortened(zero_non_finite(rows), index)
 
-    def _remember(self, key: bytes | None, made: Shortened) -> None:
+    def _remember(self, key: bytes | None, made: Shortened, size: int) -> None:
         if key is None or not made.repeatable:
             return
         if key in self._choices:
             self._held -= self._choices.pop(key).numbers
         flows = () if made.flows is None else (made.flows[0].int(), made.flows[1].float())
-        choice = _Choice(made.index.int(), *flows)
+        choice = _Choice(size, made.index.int(), *flows)
         self._choices[key], self._held = choice, self._held + choice.numbers
         while self._held > self._most:
             self._held -= self._choices.popitem(last=False)[1].numbers

@@ -61,8 +61,12 @@ def answers(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Answer]:
     return found
 
 
-def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
-    """What vLLM returns for all cases in one batch."""
+def outputs(llm: Any, oracle: Oracle, cases: list[Case], uuids: list[str] | None = None) -> list[Any]:
+    """What vLLM returns for all cases in one batch.
+
+    Args:
+        uuids: names that the client gives to the images of each case.
+    """
     from vllm import SamplingParams
 
     # Random models must not emit placeholders, nor the end of a text, which transformers leaves out until all steps are
@@ -81,5 +85,6 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case]) -> list[Any]:
             data["audio"] = [(case.sound, 16000)]
         requests.append(
             {"prompt": oracle.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": dict(case.asked)}
+            | ({} if uuids is None else {"multi_modal_uuids": {"image": uuids}})
         )
     return list(llm.generate(requests, sampling, use_tqdm=False))

@@ -55,6 +55,7 @@ def test_equal_requests_share_a_fingerprint_and_others_do_not() -> None:
         ({"scope": {"conversation": {"decay": 0}}, "keep": 0.5}, {}, "out of range"),
         ({"scope": {"conversation": {"decai": 1}}, "keep": 0.5}, {}, "is unknown"),
         ({"query": 3, "keep": 0.5}, {}, "is not a question"),
+        ({"query": "what \ud800", "keep": 0.5}, {}, "is not a question"),
         ({"feature_cache_gb": -1}, {}, "feature_cache_gb=-1 is out of range"),
         ({"feature_cache_gb": "1"}, {}, "is out of range"),
     ],

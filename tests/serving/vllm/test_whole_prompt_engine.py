@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from .engine import answers, engine
+from foveate.serving.vllm.faults import count_faults
+
+from .engine import answers, engine, outputs
 from .oracle import Case, Oracle, picture
 from .test_engine import check
 from .tiny import saved
@@ -127,4 +129,25 @@ def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, 
     for sentence, arguments in refused.items():
         with pytest.raises(ValueError, match=sentence):
             answers(llm, oracle, [Case(HISTORY[:1], asked=arguments)])
+    check(answers(llm, oracle, CASES[4:5]), [oracle.answer(CASES[4])])
+
+
+def test_a_uuid_that_is_given_to_two_images_harms_nobody(pair: tuple[Any, Oracle]) -> None:
+    """Clients may name images themselves; what is known of the first is not taken for the second."""
+    llm, oracle = pair
+    large, small = picture(140, 140, 400), picture(56, 84, 401)
+
+    def ask(image: Any, query: str) -> Any:
+        case = Case((image,), asked=by_text(4, query=query))
+        return outputs(llm, oracle, [case], uuids=["mine"])[0]
+
+    ask(large, TEXT)
+    if oracle.name == "qwen2_5_vl":  # all of LLaVA's have one size
+        with pytest.raises(ValueError, match="has the UUID of another image"):
+            ask(small, OTHER)
+    counted = count_faults()
+    # As another process of the API does, which has not seen the first, with the same engine.
+    llm.llm_engine.renderer.mm_processor._whole_prompt._shapes.clear()
+    found = ask(small, "red") if oracle.name == "qwen2_5_vl" else ask(large, "red")
+    assert found.outputs[0].token_ids and count_faults() == counted
     check(answers(llm, oracle, CASES[4:5]), [oracle.answer(CASES[4])])

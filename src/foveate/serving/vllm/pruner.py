@@ -83,7 +83,12 @@ class ImagePruner:
         asked = {index: request for index, request in enumerate(requests) if request is not None}
         methods = {index: self._method(request) for index, request in asked.items()}
         needs = {index: _needs(method) for index, method in methods.items()}
-        images = {index: request.place.image for index, request in asked.items() if request.place is not None}
+        # By shape, too: clients may name images themselves, and two of unlike size alike.
+        images = {
+            index: f"{request.place.image} {items[index]}"
+            for index, request in asked.items()
+            if request.place is not None
+        }
         encoded = self._encode(encode, modality, batch, items, needs, images)
         out: list[tuple[Tensor, Tensor | None]] = [(one.rows, None) for one in encoded]
         weavers = {index: self._weaver(modality, items[index], encoded[index].rows) for index in asked}

@@ -217,6 +217,7 @@ def _scope(scope: object) -> Scope:
 
 
 def _query(query: object) -> str | None:
-    if query is None or (isinstance(query, str) and query.strip()):
+    # Halves of pairs of UTF-16, which JSON can carry and tokenizers cannot read, are not text.
+    if query is None or (isinstance(query, str) and query.strip() and not re.search("[\ud800-\udfff]", query)):
         return query
     raise RequestError(f"foveate_query={query!r} is not a question; give its text, or 'prompt' for the prompt's own.")

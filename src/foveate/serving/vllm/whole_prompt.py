@@ -107,6 +107,10 @@ class WholePrompt:
         updates: dict[str, list[Sequence[Any]]] = {modality: [] for modality in plain}
         for item in missing:
             modality, request = item[0], requests.get(item)
+            if self._grids(modality, made[item]) != shapes[item].grids:
+                raise RequestError(
+                    f"{modality} {item[1]} has the UUID of another {modality} of another size; give each its own."
+                )
             own = [processor._recompute_cached_prompt_update(update, item[1]) for update in shapes[item].updates]
             if request is not None:
                 own = [processor._shorten_update(update, request, modality, made[item]) for update in own]
@@ -139,19 +143,22 @@ class WholePrompt:
                     found[item] = self._shapes[key]
         fresh = self._make(inputs, [item for item in keys if item not in found])
         for (modality, i), (one, updates) in fresh.items():
-            grids: tuple[Grid, ...] = ()
-            family = self._config.known_family
-            if modality in family.modalities:
-                data = {name: element.data for name, element in one.items()}
-                if PIXELS[modality] not in data:
-                    raise explain_embeddings(modality)
-                grids = tuple(family.grids(modality, data))
-            found[modality, i] = Shape(grids, tuple(updates))
+            found[modality, i] = Shape(self._grids(modality, one), tuple(updates))
         with self._lock:
             self._shapes.update({keys[item]: found[item] for item in fresh})
             while len(self._shapes) > _MOST_SHAPES:
                 self._shapes.popitem(last=False)
         return found, {item: one for item, (one, _) in fresh.items()}
+
+    def _grids(self, modality: str, item: MultiModalKwargsItem) -> tuple[Grid, ...]:
+        """The grids of an image or clip; none where it cannot be pruned."""
+        family = self._config.known_family
+        if modality not in family.modalities:
+            return ()
+        data = {name: element.data for name, element in item.items()}
+        if PIXELS[modality] not in data:
+            raise explain_embeddings(modality)
+        return tuple(family.grids(modality, data))
 
     def _make(
         self, inputs: RequestInputs, items: Sequence[_Item]

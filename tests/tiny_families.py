@@ -885,6 +885,129 @@ def deepseek_vl(head_dim: int = 16) -> Zoo:
     )
 
 
+# -- Molmo 2: the picture in small and in crops that overlap, and images that all see each other
+
+_MOLMO_CROP, _MOLMO_MARGIN = 5, 1  # patches along the side of a crop, of which each neighbour has so many, too
+
+
+def _windows(places: Tensor) -> Tensor:
+    """(n, 4): the patches of each 2 x 2 window of `places` (rows, columns), -1 behind the last row and column."""
+    rows, columns = places.shape
+    places = torch.nn.functional.pad(places, (0, columns % 2, 0, rows % 2), value=-1)
+    return places.unfold(0, 2, 2).unfold(1, 2, 2).flatten(0, 1).flatten(1)
+
+
+def _patches(picture: Image.Image, rows: int, columns: int, side: int) -> Tensor:
+    """(rows, columns, side * side * 3)."""
+    pixels = np.asarray(picture.resize((columns * side, rows * side))).astype(np.float32) / 127.5 - 1
+    cells = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return torch.from_numpy(cells.reshape(rows, columns, -1))
+
+
+def molmo_crops(images: Sequence[Image.Image], side: int, return_tensors: str) -> dict[str, Any]:
+    """As Molmo 2's processor, which needs torchvision: up to 2 x 2 crops behind the whole picture."""
+    crop, margin = _MOLMO_CROP, _MOLMO_MARGIN
+    step, count = crop - 2 * margin, 0
+    pixels, pooling, grids, counts = [], [], [], []
+    for picture in images:
+        down, across = (min(max(round(length / 56), 1), 2) for length in (picture.height, picture.width))
+        shape = (down * step + 2 * margin, across * step + 2 * margin)
+        whole, small = _patches(picture, *shape, side), _patches(picture, crop, crop, side)
+        places = torch.full(shape, -1)
+        made = [small.flatten(0, 1)]
+        for row in range(down):
+            for column in range(across):
+                top, left = row * step, column * step
+                made.append(whole[top : top + crop, left : left + crop].flatten(0, 1))
+                own = (count + len(made) - 1) * crop**2 + torch.arange(crop**2).view(crop, crop)
+                above, before = margin * (row > 0), margin * (column > 0)
+                below, behind = crop - margin * (row < down - 1), crop - margin * (column < across - 1)
+                places[top + above : top + below, left + before : left + behind] = own[above:below, before:behind]
+        overview = count * crop**2 + torch.arange(crop**2).view(crop, crop)
+        pooling += [_windows(overview), _windows(places)]
+        grids.append([-(-length // 2) for length in (crop, crop, *shape)])
+        pixels += made
+        counts.append(len(made))
+        count += len(made)
+    return {
+        "pixel_values": torch.stack(pixels),
+        "image_token_pooling": torch.cat(pooling),
+        "image_grids": torch.tensor(grids),
+        "image_num_crops": torch.tensor(counts),
+    }
+
+
+@dataclass(frozen=True)
+class MolmoProcessor(RowsOfText):
+    """Says of the tokens around the rows of an image that they are of it, too."""
+
+    around: tuple[str, ...] = ()
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        batch = super().tokenize(texts)
+        ids = self.tokenizer.convert_tokens_to_ids([self.tokenizer.image_token, *self.around])
+        return {**batch, "mm_token_type_ids": torch.isin(batch["input_ids"], torch.tensor(ids)).long()}
+
+
+@functools.cache
+def molmo2(head_dim: int = 16) -> Zoo:
+    """Molmo 2 in small: features of two of 3 layers, 2 x 2 patches to a token; a language model like Qwen3's."""
+    return _molmo2(head_dim)
+
+
+@functools.cache
+def molmo2_o(head_dim: int = 16) -> Zoo:
+    """Molmo 2 in small before a language model like OLMo's: norms behind, positions scaled in some layers."""
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    own = {"qk_norm_type": "olmo", "norm_after": True, "rope_scaling_layers": [1, 3], "rope_parameters": scaled}
+    return _molmo2(head_dim, **own)
+
+
+def _molmo2(head_dim: int, **text: Any) -> Zoo:
+    around = ("<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>")
+    tokenizer = _tokenizer(*around, image_token="<im_patch>")
+    col, start, low, frame, end, frame_end = tokenizer.convert_tokens_to_ids(list(around))
+
+    def layout(media: dict[str, Any]) -> list[str]:
+        sizes = media["image_grids"].tolist()
+        parts = [[("<im_patch>" * w + "<im_col>") * h + "<im_end>" for h, w in (row[:2], row[2:])] for row in sizes]
+        return [f"<low_res_im_start>{small}<im_start>{large}" for small, large in parts]
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    side, pixels = 14, 14 * _MOLMO_CROP
+    config = tf.Molmo2Config(
+        vision_config={
+            **heads,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "image_size": [pixels, pixels],
+            "patch_size": side,
+        },
+        adapter_config={
+            **heads,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "text_hidden_size": 4 * head_dim,
+            "vision_feature_layer": [-1, 0],
+        },
+        text_config={**_llm(head_dim), "vocab_size": len(tokenizer), "additional_vocab_size": 4, **text},
+        image_patch_id=tokenizer.image_token_id,
+        image_start_token_id=start,
+        low_res_image_start_token_id=low,
+        image_end_token_id=end,
+        frame_start_token_id=frame,
+        frame_end_token_id=frame_end,
+    )
+    images = functools.partial(molmo_crops, side=side)
+    processor = MolmoProcessor(tokenizer, images, "<|image|>", layout=layout, around=around)
+    model = _scaled(tf.Molmo2ForConditionalGeneration(config), seed=1)
+    return Zoo("molmo2", model, processor, "<|image|>", (tokenizer.image_token_id,))
+
+
+_MOLMO2 = (molmo2, molmo2_o) if hasattr(tf, "Molmo2ForConditionalGeneration") else ()
+
+
 # One maker a family, such as ``def llava_next() -> Zoo``, each with a cache around it.
 MAKERS: tuple[Callable[[], Zoo], ...] = (
     tiny_models.qwen3_5,
@@ -898,5 +1021,6 @@ MAKERS: tuple[Callable[[], Zoo], ...] = (
     *TEXT_BETWEEN,
     *SEEING_LATER,
     *(make for name, make in _OTHERS.items() if hasattr(tf, name) and not (EARLIER and make is qwen2_5_omni)),
+    *_MOLMO2,
     deepseek_vl,
 )

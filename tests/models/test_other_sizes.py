@@ -48,7 +48,7 @@ def rename_placeholder(model: Any, ids: torch.Tensor) -> torch.Tensor:
     old = adapter_of(model).token_ids()["image"]
     for config in configs(model.config):
         for name, value in list(vars(config).items()):
-            if "token" in name and value == old and not isinstance(value, bool):
+            if ("token" in name or name == "image_patch_id") and value == old and not isinstance(value, bool):
                 setattr(config, name, _OTHER)
     return torch.where(ids == _OTHER, _INSTEAD, ids).masked_fill(ids == old, _OTHER)
 

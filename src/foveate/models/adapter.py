@@ -217,6 +217,10 @@ class ModelAdapter(ABC):
         """Multiply-adds for each LLM token with what is not a linear layer; none in most families."""
         return 0
 
+    def grid_products(self, grid: Grid) -> int:
+        """Multiply-adds for one image or clip that are neither of each token nor of each position; none in most."""
+        return 0
+
     def token_outputs(self) -> list[nn.Module]:
         """Those of `token_modules` whose output goes on to the language model; in some families others come first."""
         return self.token_modules()

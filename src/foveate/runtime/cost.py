@@ -103,6 +103,7 @@ class CostModel:
         for grid, mask in zip(grids, kept or [None] * len(grids), strict=True):
             patches, share = self._adapter.patches(grid), 1.0 if mask is None else float(mask.float().mean())
             total += 2.0 * (embedding + encoder * share) * patches + 2.0 * projector * len(grid) * share
+            total += 2.0 * self._adapter.grid_products(grid)
             total += 4.0 * self._adapter.vision_width * sum(self._adapter.vision_attention_pairs(grid, mask))
         return total
 

@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+import transformers  # noqa: E402
+
 import foveate  # noqa: E402
 import tiny_classes  # noqa: E402
 from foveate.models import adapter_of, supported_models  # noqa: E402
@@ -44,7 +46,7 @@ the methods that run.
 The table is made by a test that builds each class with random weights, tiny, from its configuration alone, and runs
 `foveate.check` on it. "Not tried" means that no such model or no picture for it could be made that way; the generic
 adapter then takes it unless it finds a reason not to, and `foveate check` tells whether it is right on a checkpoint.
-
+{{later}}
 | model type | class | served by | why |
 |---|---|---|---|
 """
@@ -86,6 +88,15 @@ def outcome(model_type: str) -> Row:
     return Row(model_type, name, "wrong", "; ".join(f"{one.name}: {one.detail}" for one in report.checks))
 
 
+def later() -> str:
+    """Names the classes with an adapter of their own that the release has not."""
+    own = [row for row in supported_models() if not hasattr(transformers, row.class_name)]
+    names = [f"`{row.model_type}` ({row.class_name})" for row in own]
+    if not names:
+        return ""
+    return f"\nOf classes that it has not, these have an own adapter, too: {', '.join(names)}.\n"
+
+
 def _looked_at(model_type: str, name: str, why: str) -> Row:
     """What foveate says of a class of which no small model could be built."""
     try:
@@ -103,4 +114,4 @@ def _reason(sentence: str) -> str:
 
 if __name__ == "__main__":
     rows = [outcome(model_type) for model_type, _ in tiny_classes.classes()]
-    PAGE.write_text(INTRO + "".join(f"{row.line()}\n" for row in rows))
+    PAGE.write_text(INTRO.format(later=later()) + "".join(f"{row.line()}\n" for row in rows))

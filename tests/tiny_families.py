@@ -966,7 +966,7 @@ def molmo2_o(head_dim: int = 16) -> Zoo:
 def _molmo2(head_dim: int, **text: Any) -> Zoo:
     around = ("<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>")
     tokenizer = _tokenizer(*around, image_token="<im_patch>")
-    col, start, low, frame, end, frame_end = tokenizer.convert_tokens_to_ids(list(around))
+    start, low, frame, end, frame_end = tokenizer.convert_tokens_to_ids(list(around[1:]))
 
     def layout(media: dict[str, Any]) -> list[str]:
         sizes = media["image_grids"].tolist()

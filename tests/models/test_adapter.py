@@ -42,3 +42,25 @@ def test_a_family_is_refused_on_releases_on_which_it_is_not_right(monkeypatch: p
         adapter_of(model)
     monkeypatch.setattr(registry.transformers, "__version__", "5.17.0.dev0")
     assert adapter_of(model).class_name == "Gemma3ForConditionalGeneration"
+
+
+def test_the_code_of_a_models_authors_is_refused_where_an_adapter_knows_another(
+    llava: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TheirLlava(torch.nn.Module):
+        config, model = llava.model.config, torch.nn.Identity()
+
+    class Tuned(type(llava.model)):  # type: ignore[misc]
+        pass
+
+    for cls in (TheirLlava, Tuned):
+        monkeypatch.setattr(cls, "__module__", "transformers_modules.their.modeling_llava")
+    with pytest.raises(foveate.ModelError, match=r"TheirLlava is its authors' own code.*load it without"):
+        adapter_of(TheirLlava())
+    assert adapter_of(Tuned(llava.model.config)).class_name == "LlavaForConditionalGeneration"
+
+    class Own(type(adapter_of(llava.model))):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setitem(registry._ADAPTERS, "llava", Own)
+    assert type(adapter_of(TheirLlava())) is Own

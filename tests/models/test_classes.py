@@ -32,3 +32,4 @@ def test_the_page_has_no_other_rows() -> None:
         pytest.skip(f"the page is of transformers {model_table.RELEASE}")
     rows = [line for line in model_table.PAGE.read_text().splitlines() if line.startswith("| `")]
     assert len(rows) == len(list(tiny_classes.classes()))
+    assert model_table.later() in model_table.PAGE.read_text()

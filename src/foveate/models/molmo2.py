@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .adapter import AttentionCall, patch_attention
+from .adapter import AttentionCall, ModelAdapter, patch_attention
 from .registry import register_model
-from .tower import TowerAdapter
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PooledGrid(Grid):
 
 
 @register_model
-class Molmo2Adapter(TowerAdapter):
+class Molmo2Adapter(ModelAdapter):
     """``Molmo2ForConditionalGeneration``.
 
     A picture is two grids, each with a budget of its own: the whole of it in small, then in crops, whose overlaps the
@@ -49,6 +49,14 @@ class Molmo2Adapter(TowerAdapter):
     class_name = "Molmo2ForConditionalGeneration"
     modalities = ("image", "video")
 
+    @property
+    def vision(self) -> Any:
+        return self.base.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        return self.base.multi_modal_projector
+
     def token_ids(self) -> dict[str, int]:
         return dict.fromkeys(self.modalities, self.model.config.image_token_id)
 
@@ -63,16 +71,13 @@ class Molmo2Adapter(TowerAdapter):
         out: dict[str, list[Grid]] = {}
         if pictures is not None:
             sizes = [(1, *size) for row in pictures.tolist() for size in (row[:2], row[2:])]
-            out["image"] = _pooled(sizes, inputs["image_token_pooling"])
+            out["image"] = _pooled(sizes, inputs.get("image_token_pooling"), "image")
         if clips is not None:
-            out["video"] = _pooled(clips.tolist(), inputs["video_token_pooling"])
+            out["video"] = _pooled(clips.tolist(), inputs.get("video_token_pooling"), "video")
         return out
 
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {}  # the encoder sees crops and does not know which tokens they become
-
-    def grid(self, height: int, width: int) -> Grid:
-        raise NotImplementedError  # the processor knows
 
     @property
     def vision_width(self) -> int:
@@ -100,38 +105,38 @@ class Molmo2Adapter(TowerAdapter):
         return _means(hidden.flatten(0, -2), grids)
 
     def token_modules(self) -> list[nn.Module]:
-        pooling = self.projector.image_pooling_2d
-        return [pooling.q_proj, pooling.o_proj, self.projector.image_projector]  # type: ignore[union-attr, list-item]
+        pool = self.projector.image_pooling_2d
+        return [pool.q_proj, pool.o_proj, self.projector.image_projector]
 
-    def grid_products(self, grid: Grid) -> int:
+    def grid_products(self, grid: Any) -> int:
         """Keys and values of all patches of each token, and its attention to them."""
-        config, pooling = self.model.config.adapter_config, self._pooling(grid)
-        pool: Any = self.projector.image_pooling_2d
-        width = config.num_attention_heads * config.head_dim
-        return int(pooling.numel() * (pool.k_proj.weight.numel() + pool.v_proj.weight.numel() + 2 * width))
+        config = self.model.config.adapter_config
+        features = config.hidden_size * len(config.vision_feature_layer)
+        products = features * config.num_key_value_heads + config.num_attention_heads  # of keys, and with them
+        return int(2 * grid.pooling.numel() * products * config.head_dim)
 
-    def patches(self, grid: Grid) -> int:
+    def patches(self, grid: Any) -> int:
         return self._crops(grid) * self._patches_of_crop
 
-    def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
+    def vision_attention_pairs(self, grid: Any, kept: Tensor | None = None) -> list[int]:
         return [self._crops(grid) * self._patches_of_crop**2] * len(self.vision_layers())
 
     @property
     def _patches_of_crop(self) -> int:
         return int(self.model.config.vision_config.num_position_embeddings)
 
-    def _crops(self, grid: Grid) -> int:
+    def _crops(self, grid: Any) -> int:
         """How many crops, or frames, become this grid."""
-        pooling = self._pooling(grid)
-        return len((pooling[pooling >= 0] // self._patches_of_crop).unique())
-
-    @staticmethod
-    def _pooling(grid: Grid) -> Tensor:
-        return grid.pooling if isinstance(grid, PooledGrid) else torch.empty(0, 0, dtype=torch.long)
+        return len((grid.pooling[grid.pooling >= 0] // self._patches_of_crop).unique())
 
 
-def _pooled(sizes: list[Any], pooling: Tensor) -> list[Grid]:
+def _pooled(sizes: list[Any], pooling: Tensor | None, modality: str) -> list[Grid]:
     """Grids of so many frames, rows and columns each, with the rows of `pooling` (all tokens, k) that are theirs."""
+    if pooling is None or len(pooling) != sum(frames * rows * columns for frames, rows, columns in sizes):
+        raise ModelError(
+            f"{modality}_grids and {modality}_token_pooling must tell of the same tokens; pass what the processor "
+            "returned, unchanged, also beside images that were encoded before."
+        )
     parts = pooling.split([frames * rows * columns for frames, rows, columns in sizes])
     return [
         PooledGrid(rows, columns, frames, pooling=part)
@@ -139,11 +144,11 @@ def _pooled(sizes: list[Any], pooling: Tensor) -> list[Grid]:
     ]
 
 
-def _means(patches: Tensor, grids: list[Grid]) -> list[Tensor]:
+def _means(patches: Tensor, grids: list[Any]) -> list[Tensor]:
     """(n, c) per grid: means of `patches` (all, c) over those of each token."""
     out = []
     for grid in grids:
-        pooling = Molmo2Adapter._pooling(grid).to(patches.device)
+        pooling = grid.pooling.to(patches.device)
         there = (pooling >= 0)[..., None]
         chosen = patches[pooling.clamp_min(0)].masked_fill(~there, 0)
         out.append(chosen.sum(1) / there.sum(1))

@@ -72,6 +72,11 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
                 f"{adapter.class_name} is pruned right from transformers {adapter.oldest} on, and this is "
                 f"{transformers.__version__}; update transformers."
             )
+        if _is_of_its_authors(type(unwrapped)) and adapter.__module__.startswith(f"{__package__}."):
+            raise ModelError(
+                f"{type(unwrapped).__name__} is its authors' own code, loaded by trust_remote_code=True, and foveate "
+                f"knows {adapter.class_name} of transformers; load it without, on a release that has this class."
+            )
         return adapter.of(unwrapped)
     if hasattr(unwrapped, "get_decoder") and hasattr(unwrapped, "get_output_embeddings"):
         return GenericAdapter(unwrapped)
@@ -80,6 +85,12 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
         f"{type(unwrapped).__name__} (model type {model_type!r}) has no foveate adapter; supported are: {known}, and "
         "other image-text classes of transformers. CONTRIBUTING.md shows how to add one in one file."
     )
+
+
+def _is_of_its_authors(cls: type) -> bool:
+    """Whether a class came with a checkpoint, and does not derive from a model of transformers."""
+    derived = any(base.__module__.startswith("transformers.models.") for base in cls.__mro__)
+    return cls.__module__.startswith("transformers_modules.") and not derived
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_least() -> None:
         ("auto:ceiling=0.1", "write it as"),
         ("auto:floor=0.1:floor=0.2", "write it as"),
         ("auto:floor=", "not a number"),
-        ("auto:floor=some", "not a number"),
+        ("auto:floor=some", "^floor='some' is not a number.*keep='auto:floor="),
         ("auto:floor=1.0", r"floor=1.0 is out of range.*such as 0\.1"),
         ("auto:floor=-0.1", "floor=-0.1 is out of range"),
         ("auto:floor=nan", "floor=nan is out of range"),

@@ -111,10 +111,13 @@ class Budget:
 
     def __post_init__(self) -> None:  # also of subclasses, whose fields are more
         if not isinstance(self.scope, Conversation) and self.scope not in _SCOPES:
-            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt', or 'conversation'.")
+            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt', or by age 'conversation'.")
         object.__setattr__(self, "keep", _parse(self.keep))
         if isinstance(self.scope, Conversation) and self.by_content:
-            raise BudgetError("keep='auto' counts image by image, which leaves nothing to share; give a fraction.")
+            raise BudgetError(
+                "keep='auto' counts image by image, while images of a conversation share a budget; give a fraction such as "
+                "keep=0.25, or another scope."
+            )
 
     @staticmethod
     def auto(
@@ -275,7 +278,10 @@ def _parse_auto(text: str) -> str:
             raise BudgetError(
                 f"keep={text!r} is not a budget; write it as 'auto:floor=10%:similarity=0.8', either field."
             )
-        found[name] = float(_from_text(value))
+        try:
+            found[name] = float(_from_text(value))
+        except BudgetError:
+            raise BudgetError(f"{name}={value!r} is not a number; write for example keep='auto:{name}=0.8'.") from None
     if not 0 <= found.get("floor", 0.0) < 1:
         raise BudgetError(f"floor={found['floor']} is out of range; give a share from 0 to below 1, such as 0.1.")
     if not 0 < found.get("similarity", 1.0) <= 1:

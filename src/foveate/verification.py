@@ -355,7 +355,7 @@ def _compare(name: str, expected: Tensor, found: Tensor) -> Check:
     tolerance = _TOLERANCE.get(expected.dtype, 6e-2)
     expected, found = expected.float(), found.float().to(expected.device)
     gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
-    return Check(name, gap <= tolerance, f"logits differ by {gap:.1e} of the largest")
+    return Check(name, gap <= tolerance, f"logits differ by at most {gap:.1e} of the largest one")
 
 
 def _hooks(model: nn.Module) -> list[int]:

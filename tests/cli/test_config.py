@@ -30,6 +30,16 @@ def test_ask_and_view_take_a_configuration(picture: Path, tmp_path: Path) -> Non
     assert Image.open(tmp_path / "kept.png").size[0] > 112
 
 
+def test_ask_shares_a_budget_among_pictures(picture: Path) -> None:
+    asked = ("ask", *[picture] * 3, "What colour is the circle?", "--method", "divprune", "--keep", "25%")
+    shared = foveate.Budget(0.25, "conversation").split([196] * 3)
+    for scope, kept in (((), [49] * 3), (("--scope", "conversation"), shared)):
+        result = run(*asked, *scope)
+        assert result.exit_code == 0 and f"kept of each picture: {kept}".replace("[", "").replace("]", "") in result.output
+    result = run(*asked, "--scope", "chat")
+    assert result.exit_code == 2 and "or by age 'conversation'" in " ".join(result.output.split())
+
+
 def test_eval_takes_a_configuration_of_one_method(tmp_path: Path) -> None:
     method = foveate.get_method("scope", alpha=2.0)
     path = foveate.PruningConfig(method, keep=20).save_pretrained(tmp_path)
@@ -53,6 +63,7 @@ def test_eval_takes_a_configuration_of_one_method(tmp_path: Path) -> None:
         ("ask", ("--method", "fastv")),
         ("ask", ("--set", "layer=2")),
         ("view", ("--keep", "25%")),
+        ("ask", ("--scope", "prompt")),
         ("eval", ("--keep", "25%")),
     ],
 )

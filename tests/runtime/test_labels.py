@@ -164,3 +164,18 @@ def test_a_model_with_a_loss_of_its_own_is_refused(llava: Zoo, monkeypatch: pyte
         pytest.raises(RuntimeStateError, match="compute the loss outside"),
     ):
         llava.model(**inputs)
+
+
+def test_labels_of_another_length_are_refused(llava: Zoo) -> None:
+    """Too short, too long and shifted ones; those of the last logits alone are right."""
+    inputs = labelled(llava, single(llava))
+    labels = inputs.pop("labels")
+    with foveate.prune(llava.model, "divprune", keep=0.5):
+        for wrong in (labels[:, 3:], F.pad(labels, (0, 2), value=-100)):
+            with pytest.raises(RuntimeStateError, match=f"for {wrong.shape[1]} tokens, but the prompt has"):
+                llava.model(**inputs, labels=wrong)
+        with pytest.raises(RuntimeStateError, match="pass labels instead"):
+            llava.model(**inputs, labels=labels, shift_labels=F.pad(labels[:, 1:], (0, 1), value=-100))
+        few = torch.cat([torch.full_like(labels[:, :-2], -100), labels[:, -2:]], 1)  # the third last says the second
+        expected = llava.model(**inputs, labels=few).loss
+        torch.testing.assert_close(llava.model(**inputs, labels=labels[:, -3:], logits_to_keep=3).loss, expected)

@@ -13,7 +13,7 @@ from ..data.limits import unknown_words
 from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from .errors import InputError
-from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
+from .hyperparameters import CONFIG, SCOPE, SETTINGS, config_at, configure_methods
 from .tables import show
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def ask(
     keep: Annotated[
         str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")
     ] = None,
+    scope: SCOPE = None,
     settings: SETTINGS = None,
     config: CONFIG = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also answer without pruning.")] = False,
@@ -51,15 +52,16 @@ def ask(
     from rich.text import Text
 
     from ..api import prune
+    from ..budget import Budget
     from ..config import PruningConfig
 
     *images, question = words
     if not images:
         raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
-    asked = config_at(config, {"--method": method, "--keep": keep, "--set": settings})
+    asked = config_at(config, {"--method": method, "--keep": keep, "--scope": scope, "--set": settings})
     if asked is None:
         (chosen,) = configure_methods(["idpruner" if method is None else method], settings or ())
-        asked = PruningConfig(chosen, "25%" if keep is None else keep)
+        asked = PruningConfig(chosen, Budget("25%" if keep is None else keep, scope))  # type: ignore[arg-type]
     pictures = [open_image(Path(path)) for path in images]
     session = load(model)
     inputs = session.inputs(pictures, question)
@@ -81,6 +83,8 @@ def ask(
     title = f"{asked.label}, {pruned.tokens} of {pruned.tokens_before} visual tokens"
     panels.append(Panel(Text(text or "(no answer)"), title=title, border_style="green"))
     console.print(Columns(panels, equal=True, width=max(32, console.width // 2 - 2) if compare else None))
+    if len(pruned.images) > 1:
+        console.print(f"kept of each picture: {', '.join(str(image.tokens) for image in pruned.images)}")
     show(console, _savings(pruned, full))
 
 

@@ -16,7 +16,7 @@ from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
 from .eval_output import bar
-from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
+from .hyperparameters import CONFIG, SCOPE, SETTINGS, config_at, configure_methods
 from .on_ray import ADDRESS
 from .paths import require_folder
 
@@ -39,6 +39,7 @@ def batch(
     keep: Annotated[
         str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")
     ] = None,
+    scope: SCOPE = None,
     settings: SETTINGS = None,
     config: CONFIG = None,
     question: Annotated[str | None, typer.Option(help="What is asked where a row has no question.")] = None,
@@ -70,6 +71,7 @@ def batch(
     "question", and if you like "id". Rows that cannot be answered are listed with their lines, and asked again the next
     time; the exit code is then 1.
     """
+    from ..budget import Budget
     from ..config import PruningConfig
     from ..serving.ray.batch import Batch, answer_batch
     from ..serving.ray.results import require_batch
@@ -82,10 +84,10 @@ def batch(
     source = Source.find(rows, question)
     require_folder(output, "-o", [rows])
     require_batch(output)
-    pruning = config_at(config, {"--method": method, "--keep": keep, "--set": settings})
+    pruning = config_at(config, {"--method": method, "--keep": keep, "--scope": scope, "--set": settings})
     if pruning is None:
         (chosen,) = configure_methods(["idpruner" if method is None else method], settings or ())
-        pruning = PruningConfig(chosen, "25%" if keep is None else keep)
+        pruning = PruningConfig(chosen, Budget("25%" if keep is None else keep, scope))  # type: ignore[arg-type]
     require_ray()
     with going_on(), ExitStack() as stack:
         if engine is None:

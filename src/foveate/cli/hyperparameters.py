@@ -23,6 +23,13 @@ CONFIG = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A foveate_config.json, or its folder: method, hyperparameters and budget."),
 ]
+SCOPE = Annotated[
+    str | None,
+    typer.Option(
+        help="What the budget is of: image, frame (of a clip), prompt (all pictures) or conversation (newer ones more).",
+        show_default="image",
+    ),
+]
 
 
 def config_at(config: Path | None, beside: dict[str, object]) -> PruningConfig | None:

@@ -21,7 +21,10 @@ from .toolkit.base import Method, Provenance
 from .toolkit.registry import register_method
 from .toolkit.validation import check_undropped
 
-_SINGLE = "evs compares the frames of clips, but was given a single image; use another method for images."
+_SINGLE = (
+    "evs compares the frames of clips, but was given a single image; use another method for images, and for clips "
+    "scope='image'."
+)
 _FIRST_FRAME = 255.0  # far above 2, the largest that another token can have
 
 

@@ -36,6 +36,9 @@ class ShortenedLoss(Attached):
     Args:
         function: the model's own, called with logits (B, W, V) and labels (B, W).
         stack: tells which tokens of the call are left.
+
+    Raises:
+        RuntimeStateError: for labels that are not of the prompt's length.
     """
 
     def __init__(self, function: Callable[..., Tensor], stack: CallStack) -> None:
@@ -43,6 +46,17 @@ class ShortenedLoss(Attached):
 
     def __call__(self, logits: Tensor, labels: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         kept = self._stack.survivors
-        if kept is not None and labels is not None and labels.shape[-1] == kept.length:
-            labels = kept.gather(labels).masked_fill(~kept.valid.to(labels.device), _NO_LABEL)
+        if kept is not None:
+            if kwargs.get("shift_labels") is not None:
+                raise RuntimeStateError(
+                    "shift_labels say what follows a token of the unpruned prompt, and another may follow it when it is "
+                    "pruned; pass labels instead."
+                )
+            if labels is not None and labels.shape[-1] == kept.length:
+                labels = kept.gather(labels).masked_fill(~kept.valid.to(labels.device), _NO_LABEL)
+            elif labels is not None and labels.shape[-1] != logits.shape[-2]:  # not those of logits_to_keep
+                raise RuntimeStateError(
+                    f"labels are for {labels.shape[-1]} tokens, but the prompt has {kept.length} before it is pruned; "
+                    "give one for each, and -100 where none is to be learned."
+                )
         return self._function(logits, labels, *args, **kwargs)

@@ -35,7 +35,7 @@ def test_ask_shares_a_budget_among_pictures(picture: Path) -> None:
     shared = foveate.Budget(0.25, "conversation").split([196] * 3)
     for scope, kept in (((), [49] * 3), (("--scope", "conversation"), shared)):
         result = run(*asked, *scope)
-        assert result.exit_code == 0 and f"kept of each picture: {kept}".replace("[", "").replace("]", "") in result.output
+        assert result.exit_code == 0 and f"kept of each picture: {str(kept)[1:-1]}" in result.output
     result = run(*asked, "--scope", "chat")
     assert result.exit_code == 2 and "or by age 'conversation'" in " ".join(result.output.split())
 

@@ -49,8 +49,8 @@ class ShortenedLoss(Attached):
         if kept is not None:
             if kwargs.get("shift_labels") is not None:
                 raise RuntimeStateError(
-                    "shift_labels say what follows a token of the unpruned prompt, and another may follow it when it is "
-                    "pruned; pass labels instead."
+                    "shift_labels say what follows a token of the unpruned prompt, and another may follow it when it "
+                    "is pruned; pass labels instead."
                 )
             if labels is not None and labels.shape[-1] == kept.length:
                 labels = kept.gather(labels).masked_fill(~kept.valid.to(labels.device), _NO_LABEL)

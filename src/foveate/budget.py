@@ -111,14 +111,12 @@ class Budget:
 
     def __post_init__(self) -> None:  # also of subclasses, whose fields are more
         if not isinstance(self.scope, Conversation) and self.scope not in _SCOPES:
-            raise BudgetError(
-                f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt', or by age 'conversation'."
-            )
+            raise BudgetError(f"scope={self.scope!r} is unknown; use 'image', 'frame' or 'prompt', or 'conversation'.")
         object.__setattr__(self, "keep", _parse(self.keep))
         if isinstance(self.scope, Conversation) and self.by_content:
             raise BudgetError(
-                "keep='auto' counts image by image, while images of a conversation share a budget; give a fraction such "
-                "as keep=0.25, or another scope."
+                "keep='auto' counts image by image, while images of a conversation share a budget; give a fraction "
+                "such as keep=0.25, or another scope."
             )
 
     @staticmethod

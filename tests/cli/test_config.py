@@ -37,7 +37,7 @@ def test_ask_shares_a_budget_among_pictures(picture: Path) -> None:
         result = run(*asked, *scope)
         assert result.exit_code == 0 and f"kept of each picture: {str(kept)[1:-1]}" in result.output
     result = run(*asked, "--scope", "chat")
-    assert result.exit_code == 2 and "or by age 'conversation'" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "or 'conversation'" in " ".join(result.output.split())
 
 
 def test_eval_takes_a_configuration_of_one_method(tmp_path: Path) -> None:

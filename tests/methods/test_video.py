@@ -26,7 +26,7 @@ def test_evs_on_a_still_clip_keeps_the_first_frame_and_the_lowest_places():
 
 
 def test_evs_refuses_images_and_budgets_below_a_frame():
-    with pytest.raises(MethodError, match="given a single image; use another method.*for clips scope='image'"):
+    with pytest.raises(MethodError, match=r"given a single image; use another method.*for clips scope='image'"):
         kept(get_method("evs"), toy(), 18)
     with pytest.raises(MethodError, match=r"12 of its 36 tokens, but only 11 .* keep to at least 0\.333"):
         kept(get_method("evs"), clip(), 11)

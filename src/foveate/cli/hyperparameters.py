@@ -26,7 +26,7 @@ CONFIG = Annotated[
 SCOPE = Annotated[
     str | None,
     typer.Option(
-        help="One budget for each: image, frame (of a clip), prompt (all pictures) or conversation (all, newer ones more).",
+        help="One budget for each image, frame (of a clip), prompt, or conversation (a prompt, newer pictures more).",
         show_default="image",
     ),
 ]

@@ -30,8 +30,9 @@ through all tests; `foveate models` lists these with the methods that they canno
 The generic adapter reads off the configuration which tokens stand for images, takes each run of them for an image (cut
 where it is known how many tokens an image takes), and prunes before the language model or at its layers. It reads
 nothing of the vision encoder, so that methods which need its attention or features are refused, as on any model that
-lacks a cue. Where two images have nothing between them in the prompt and it is not known how many tokens each takes,
-they share a budget. FLOPs of the vision encoder in its reports are estimated from the configuration.
+lacks a cue; `idpruner` runs with [a scorer](../guides/train_a_scorer.md), which reads features only. Where two images
+have nothing between them in the prompt and it is not known how many tokens each takes, they share a budget. FLOPs of
+the vision encoder in its reports are estimated from the configuration.
 
 It refuses classes whose images attend in both directions, whose positions have several axes, whose layers carry a state
 or attend to something outside the prompt, that add rows inside the language model, that hear, and encoder-decoder

@@ -222,3 +222,9 @@ def test_what_cannot_be_told_of_is_not_registered(bases: tuple[type, ...], toy: 
     with pytest.raises(FoveateError, match=fault):
         register_method("other")(dataclass(frozen=True)(type("Other", bases, {"provenance": "a paper"})))
     assert "other" not in registry._METHODS and known.items() <= registry._METHODS.items()
+
+
+def test_what_the_generic_adapter_cannot_run_is_said_to_need_an_adapter() -> None:
+    assert facts_of("divprune").facts["models"] == "all that foveate supports"
+    assert facts_of("idpruner").facts["models"] == "all with an adapter of their own"
+    assert "give scorer=" in facts_of("idpruner").facts["refuses"]

@@ -142,7 +142,8 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     if _edits(cls):
         lacking |= {row.class_name: "no attention in some layers" for row in known if row.hybrid}
     if not lacking:
-        return "all that foveate supports"
+        every = needs <= set(generic_model().cues)
+        return "all that foveate supports" if every else "all with an adapter of their own"
     if needs & Cue.of(Source.ROUTER):
         routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
         return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
@@ -157,7 +158,7 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
     if _edits(cls) and any(row.hybrid for row in known):
         said.append(explain_attention_edits("MODEL", cls.name))
     lacking = {missing for row in known if (missing := needs - set(row.cues))}
-    said += sorted(explain_missing_cues("MODEL", cls.name, missing) for missing in lacking)
+    said += sorted(explain_missing_cues("MODEL", cls.name, missing, cls.instead) for missing in lacking)
     return " ".join(f"“{sentence}”" for sentence in said)
 
 
@@ -281,10 +282,12 @@ def explain_attention_edits(model: str, method: str) -> str:
     )
 
 
-def explain_missing_cues(model: str, method: str, missing: Iterable[Cue]) -> str:
-    """The model cannot give what the method reads."""
+def explain_missing_cues(
+    model: str, method: str, missing: Iterable[Cue], instead: str = "choose another method"
+) -> str:
+    """The model cannot give what the method reads; `instead` says what to do."""
     lacking = ", ".join(sorted(cue.value for cue in missing))
-    return f"{model} cannot give what {method} needs: {lacking}; choose another method."
+    return f"{model} cannot give what {method} needs: {lacking}; {instead}."
 
 
 def explain_whole_images(model: str, method: str) -> str:

@@ -16,6 +16,7 @@ import tiny_classes
 import tiny_families
 import tiny_models
 from foveate.errors import ModelError, RuntimeStateError
+from foveate.importance import LearnedScorer
 from foveate.models import adapter_of
 from foveate.models.generic import GenericAdapter
 from foveate.runtime.prompt import locate
@@ -64,6 +65,15 @@ def test_what_needs_the_encoder_is_refused_and_the_rest_runs(z: tiny_models.Zoo)
         with foveate.prune(z.model, method, keep=0.5) as pruning, torch.no_grad():
             z.model(**inputs)
         assert pruning.report().tokens == 8, method
+
+
+def test_idpruner_runs_with_a_scorer_and_says_so(z: tiny_models.Zoo) -> None:
+    with pytest.raises(ModelError, match=r"choose another method, or give scorer=<file, folder or hub id>, which"):
+        foveate.prune(z.model, "idpruner")
+    maps = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((8, 64), (8,)) * 2]
+    with foveate.prune(z.model, "idpruner", keep=0.5, scorer=LearnedScorer(*maps)) as pruning, torch.no_grad():
+        z.model(**inputs_of(z))
+    assert pruning.report().tokens == 8
 
 
 def called_with(z: tiny_models.Zoo, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:

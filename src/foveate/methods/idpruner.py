@@ -74,6 +74,8 @@ class IDPruner(Method):
         ),
     )
 
+    instead = "choose another method, or give scorer=<file, folder or hub id>, which reads features only"
+
     balance: Share = 0.5
     importance: Literal["scorer", "encoder_attention"] | None = None
     scorer: str | Path | LearnedScorer | None = None

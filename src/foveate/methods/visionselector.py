@@ -77,7 +77,7 @@ class VisionSelector(Method):
         scorer = bind_scorer("visionselector", self.scorer, self.revision, facts, SCORERS)
         if scorer is None:
             missing = explain_missing_scorer("visionselector", facts, SCORERS)
-            raise MethodError(f"{missing}, or use 'idpruner', which can do without.")
+            raise MethodError(f"{missing}, or use 'divprune', which needs none.")
         return replace(self, scorer=scorer)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

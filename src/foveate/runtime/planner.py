@@ -317,7 +317,7 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
         )
     missing = method.needs - adapter.available_cues
     if missing:
-        raise ModelError(explain_missing_cues(adapter.class_name, method.name, missing))
+        raise ModelError(explain_missing_cues(adapter.class_name, method.name, missing, method.instead))
 
 
 def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:

@@ -240,6 +240,7 @@ class Method(ABC):
     where: ClassVar[Where] = Where.BEFORE_LLM  # of its only stage, for methods that do not override `stages`
     may_drop_all: ClassVar[bool] = False
     requires: ClassVar[str] = ""  # what has to be made for a model first
+    instead: ClassVar[str] = "choose another method"  # the advice where a model cannot give what it needs
     refusals: ClassVar[tuple[str, ...]] = ()  # sentences with which it refuses images that it cannot choose from
     provenance: ClassVar[Provenance] = NO_PROVENANCE
 

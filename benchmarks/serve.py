@@ -7,7 +7,7 @@ round, so that a busy machine slows all alike; above 1 is better than plain, for
 from round to round. A ratio is the geometric mean over the rounds, with the 95 % interval of the t distribution.
 
 Usage, where vLLM and foveate are installed (such as the environment that scripts/vllm_env.sh makes):
-    python benchmarks/serve.py [--method divprune] [--rounds 5] [--requests 2] [--encoder] [--json FILE]
+    python benchmarks/serve.py [--method divprune] [--rounds 5] [--clients 32] [--step 512] [--encoder] [--json FILE]
 A random-weight Qwen2.5-VL with a language model of 31 M parameters is built in a temporary folder, so that a CPU
 suffices: 15 minutes on two cores. `--model NAME` takes a real one of the Qwen-VLs.
 """
@@ -129,7 +129,7 @@ async def load(engine: Any, requests: list[dict[str, Any]], clients: int, name: 
     return {"seconds": time.perf_counter() - start, "first": first, "between": between, "tokens": lengths[0]}
 
 
-async def serve(model: str, side: int, encoder: bool, pipe: Any) -> None:
+async def serve(model: str, side: int, step: int, encoder: bool, pipe: Any) -> None:
     """The engine's own process: one line in, one cell measured, one line out."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -143,6 +143,7 @@ async def serve(model: str, side: int, encoder: bool, pipe: Any) -> None:
             gpu_memory_utilization=0.4,  # there are two
             limit_mm_per_prompt={"image": 1, "video": 0},
             mm_processor_cache_gb=0.5,  # nothing comes twice
+            max_num_batched_tokens=step or None,
             disable_log_stats=True,
             enable_mm_processor_stats=encoder,
             seed=0,
@@ -192,11 +193,11 @@ class Engine:
         self._process.wait(60)
 
 
-def configurations(method: str, rounds: int) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
+def configurations(method: str, rounds: int, numbers: list[int]) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
     """(round, clients, name, the request's arguments) in the order of measurement; round 0 warms up."""
     names = {PLAIN: {}} | {f"{keep:.0%}": {"foveate_method": method, "foveate_keep": keep} for keep in KEEPS}
     for turn in range(rounds + 1):
-        for clients in CLIENTS if turn else CLIENTS[-1:]:
+        for clients in numbers if turn else numbers[-1:]:
             for name in list(names) if turn % 2 else reversed(names):
                 yield turn, clients, name, names[name]
 
@@ -213,6 +214,7 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["tokens_per_second"] = served * OUTPUT
         if "encoding" in mine[0]:
             row["encoder_share"] = sum(cell["encoding"] for cell in mine) / sum(cell["seconds"] for cell in mine)
+        row["ttft_mean"] = float(np.mean(first))
         for label, values in (("ttft", first), ("itl", between)):
             row[label], row[f"{label}_p95"] = (float(np.quantile(values, q)) for q in (0.5, 0.95))
         pairs = [(plain[cell["round"], clients], cell) for cell in mine]
@@ -252,13 +254,14 @@ def machine() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Encoding: of the time. Latencies: median / 95th percentile. Ratios: mean of the rounds, and its 95 % interval."""
+    """Encoding: of the time. Latencies: median / mean (of TTFT) / 95th percentile. Ratios: with 95 % intervals."""
     titles = ("clients", "keep", "prompt", "req/s", "tok/s", "encoding", "TTFT ms", "ITL ms")
     made = Table(*titles, *(f"{label} ratio" for label in ("req/s", "TTFT", "ITL")))
     for row in rows:
         cells = [str(row["tokens"]), f"{row['requests_per_second']:.2f}", f"{row['tokens_per_second']:.0f}"]
         cells.append(f"{row['encoder_share']:.0%}" if "encoder_share" in row else "")
-        cells += [f"{1000 * row[key]:.0f} / {1000 * row[key + '_p95']:.0f}" for key in ("ttft", "itl")]
+        means = {"ttft": f" / {1000 * row['ttft_mean']:.0f}", "itl": ""}
+        cells += [f"{1000 * row[key]:.0f}{means[key]} / {1000 * row[key + '_p95']:.0f}" for key in ("ttft", "itl")]
         if row["name"] != PLAIN:
             keys = ("throughput_ratio", "ttft_ratio", "itl_ratio")
             cells += [f"{row[key]:.2f} ({row[key + '_low']:.2f} to {row[key + '_high']:.2f})" for key in keys]
@@ -275,13 +278,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=448, help="pixels along each side of an image")
     parser.add_argument("--model", default="")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--step", type=int, default=0, help="vLLM's max_num_batched_tokens, the most tokens of a step")
     parser.add_argument("--encoder", action="store_true", help="time the encoder, too, for which a GPU is waited for")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.engine:
         pipe = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # vLLM prints
-        asyncio.run(serve(args.model, args.side, args.encoder, pipe))
+        asyncio.run(serve(args.model, args.side, args.step, args.encoder, pipe))
         return
     if not importlib.metadata.entry_points(group="vllm.general_plugins", name="foveate"):
         parser.error("vLLM would not find the plugin: install foveate in this environment (pip install -e .) first.")
@@ -294,9 +299,17 @@ def main() -> None:
         model = args.model or str(folder / "model")
         if not args.model:
             build(folder / "model")
-        arguments = ["--model", model, "--side", str(args.side), *(["--encoder"] if args.encoder else [])]
+        arguments = [
+            "--model",
+            model,
+            "--side",
+            str(args.side),
+            "--step",
+            str(args.step),
+            *(["--encoder"] if args.encoder else []),
+        ]
         engines = {name: Engine(name, arguments, folder / f"log-{name}", environ) for name in ("", "foveate")}
-        for number, (turn, clients, name, kwargs) in enumerate(configurations(args.method, args.rounds)):
+        for number, (turn, clients, name, kwargs) in enumerate(configurations(args.method, args.rounds, args.clients)):
             count = max(12, args.requests * clients) if turn else clients
             order = {"clients": clients, "requests": count, "kwargs": kwargs, "seed": number}
             cell = engines["" if name == PLAIN else "foveate"].measure(**order)

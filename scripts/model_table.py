@@ -35,7 +35,7 @@ have nothing between them in the prompt and it is not known how many tokens each
 the vision encoder in its reports are estimated from the configuration.
 
 It refuses classes whose images attend in both directions, whose positions have several axes, whose layers carry a state
-or attend to something outside the prompt, that add rows inside the language model, that hear, and encoder-decoder
+or attend to something outside the prompt, that add rows inside the language model, that take audio, and encoder-decoder
 models. Some of this is known from the configuration; the rest is seen in the first forward with an image, before
 anything is dropped.
 

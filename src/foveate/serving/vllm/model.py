@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from ...importance.scorer_files import KEYS
 from .config import ServingConfig
 from .family import Family, field
 from .feature_cache import FeatureCache
 from .positions import Block, blocks_of, split_distances, unpruned_prompt, with_distances
 from .pruner import ImagePruner
 from .request import PruneRequest
+
+_OF_FOVEATE = {*KEYS, "map"}  # tensors of a scorer and of an attention prior
 
 
 class PrunesImages:
@@ -42,11 +45,15 @@ class PrunesImages:
             return encode(**kwargs)
         return tuple(self._deliver(*image) for image in self._pruner.embed(encode, kwargs))
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, by which an encoder that is loaded again makes other features."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, by which an encoder that is loaded again makes other features.
+
+        vLLM reads every safetensors file of a folder that has no index: a scorer and a prior beside the model, too.
+        """
         if self._pruner is not None:
             self._pruner.features.clear()
-        return super().load_weights(*args, **kwargs)  # type: ignore[misc]
+        own = ((name, tensor) for name, tensor in weights if name not in _OF_FOVEATE)
+        return super().load_weights(own, *args, **kwargs)  # type: ignore[misc]
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         """What the language model reads of text, (M, d), whatever adapter the batch has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from .engine import SETTINGS
-from .oracle import Case, Oracle, picture
+from .oracle import STEPS, Case, Oracle, picture
 from .tiny import saved
 
 pytestmark = pytest.mark.vllm
@@ -29,6 +33,23 @@ STARTING = 300.0  # seconds
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved("qwen2_5_vl", tmp_path_factory.mktemp("checkpoints"))
+
+
+def adapter_of(checkpoint: Path) -> Path:
+    """A LoRA adapter of the language model's attention, of noise; built on the first call."""
+    path = checkpoint.parent / "adapter"
+    if not path.exists():
+        path.mkdir()
+        random, weights = torch.Generator().manual_seed(1), {}
+        for name, weight in load_file(checkpoint / "model.safetensors").items():
+            if name.startswith("model.layers.") and name.endswith(("q_proj.weight", "v_proj.weight")):
+                inside = f"base_model.model.{name.removesuffix('.weight')}"
+                weights[f"{inside}.lora_A.weight"] = torch.randn(8, weight.shape[1], generator=random) * 0.3
+                weights[f"{inside}.lora_B.weight"] = torch.randn(weight.shape[0], 8, generator=random) * 0.3
+        save_file(weights, path / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +65,8 @@ def client(checkpoint: Path) -> Iterator[Any]:
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager", "--limit-mm-per-prompt.image", "2"]
     command += ["--trust-request-mm-kwargs"]  # vLLM takes arguments from requests only then
-    command += ["--enable-prompt-tokens-details"]
+    command += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
+    command += ["--lora-modules", f"fine={adapter_of(checkpoint)}"]
     log = _log(checkpoint)
     with log.open("w") as out:
         server = subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=subprocess.STDOUT)
@@ -73,12 +95,21 @@ def test_the_server_tells_once_what_it_does(client: Any, checkpoint: Path) -> No
     assert len(lines) == 1 and "by default divprune keeps 50 % of each image; requests may choose" in lines[0]
 
 
+def data_url(image: Image.Image) -> str:
+    """An image as it travels in a request."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def shown(image: Image.Image, text: str, **more: Any) -> list[dict[str, Any]]:
+    """The content of a message with an image."""
+    return [{"type": "image_url", "image_url": {"url": data_url(image)}, **more}, {"type": "text", "text": text}]
+
+
 def ask(client: Any, **asked: Any) -> Any:
     """One chat request with the picture."""
-    data = io.BytesIO()
-    PICTURE.save(data, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": TEXT}]
+    content = shown(PICTURE, TEXT)
     return client.chat.completions.create(
         model="tiny",
         messages=[{"role": "user", "content": content}],
@@ -196,3 +227,69 @@ def test_metrics_count_what_was_served(client: Any) -> None:
         ("requests_refused_total", "tiny", "BudgetError"): 1,
         ("requests_refused_total", "tiny", "RequestError"): 1,
     }
+
+
+HALF = {"foveate_method": "divprune", "foveate_keep": 0.5}  # as the server has it
+
+
+def say(client: Any, oracle: Oracle, messages: list[dict[str, Any]], model: str = "tiny", **body: Any) -> Any:
+    """A greedy answer of six tokens, like the oracle's, with their ids."""
+    vocabulary = set(range(oracle.model.config.get_text_config().vocab_size))
+    allowed = sorted(vocabulary - {*oracle.placeholders, oracle.end})
+    given = {"allowed_token_ids": allowed, "ignore_eos": True, "return_token_ids": True, **body}
+    return client.chat.completions.create(
+        model=model, messages=messages, max_tokens=STEPS, temperature=0, extra_body=given
+    )
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_an_adapter_reads_the_tokens_that_are_kept(client: Any, checkpoint: Path) -> None:
+    plain, tuned = Oracle("qwen2_5_vl", checkpoint), Oracle("qwen2_5_vl", checkpoint)
+    weights = load_file(adapter_of(checkpoint) / "adapter_model.safetensors")
+    layers = tuned.model.get_decoder()
+    for name in (name for name in weights if name.endswith(".lora_A.weight")):
+        other = name.replace("lora_A", "lora_B")
+        path = name.removeprefix("base_model.model.model.").removesuffix(".lora_A.weight")
+        with torch.no_grad():
+            layers.get_submodule(path).weight += weights[other] @ weights[name]
+    case = Case((PICTURE,), TEXT, asked=HALF)
+    for model, oracle in {"fine": tuned, "tiny": plain}.items():
+        found, expected = say(client, oracle, [user(shown(PICTURE, TEXT))], model), oracle.answer(case)
+        assert (found.choices[0].token_ids, found.usage.prompt_tokens) == (expected.tokens, expected.prompt), model
+    assert plain.answer(case).tokens != tuned.answer(case).tokens
+
+
+def test_beams_structured_answers_and_responses_read_the_pruned_prompt(client: Any, checkpoint: Path) -> None:
+    oracle = Oracle("qwen2_5_vl", checkpoint)
+    message, expected = user(shown(PICTURE, TEXT)), oracle.answer(Case((PICTURE,), TEXT, asked=HALF))
+    beams = say(client, oracle, [message], use_beam_search=True, n=3, allowed_token_ids=None)
+    assert len(beams.choices) == 3 and beams.usage.prompt_tokens == expected.prompt
+    (one,) = say(client, oracle, [message], use_beam_search=True, allowed_token_ids=None).choices  # a beam is greedy
+    (greedy,) = say(client, oracle, [message], allowed_token_ids=None).choices
+    assert one.message.content == greedy.message.content
+    choices = {"choice": ["red", "blue"]}
+    chosen = say(client, oracle, [message], structured_outputs=choices, allowed_token_ids=None, ignore_eos=False)
+    assert chosen.choices[0].message.content in choices["choice"] and chosen.usage.prompt_tokens == expected.prompt
+    content = [{"type": "input_image", "image_url": data_url(PICTURE)}, {"type": "input_text", "text": TEXT}]
+    for asked, length in (({}, expected.prompt), ({"foveate_keep": 1.0}, expected.prompt + 6)):
+        body = {"mm_processor_kwargs": asked} if asked else {}
+        answer = client.responses.create(model="tiny", input=[user(content)], max_output_tokens=16, extra_body=body)
+        assert answer.usage.input_tokens == length
+
+
+def test_images_by_their_uuids_and_turns_from_the_prefix_cache(client: Any, checkpoint: Path) -> None:
+    oracle, large = Oracle("qwen2_5_vl", checkpoint), picture(280, 280, 7)
+    expected = oracle.answer(Case((large,), TEXT, asked=HALF))
+    alone = [{"type": "image_url", "image_url": None, "uuid": "mine"}, {"type": "text", "text": TEXT}]
+    for content in (shown(large, TEXT, uuid="mine"), alone):
+        found = say(client, oracle, [user(content)])
+        assert (found.choices[0].token_ids, found.usage.prompt_tokens) == (expected.tokens, expected.prompt)
+    turns = [user(shown(large, TEXT)), {"role": "assistant", "content": "red " * 100}]
+    say(client, oracle, turns)
+    expected = oracle.answer(Case((large, PICTURE), TEXT, asked=HALF, between=TEXT + "red " * 100))
+    found = say(client, oracle, [*turns, user(shown(PICTURE, TEXT))])
+    assert (found.choices[0].token_ids, found.usage.prompt_tokens) == (expected.tokens, expected.prompt)
+    assert found.usage.prompt_tokens_details.cached_tokens > 0

@@ -88,7 +88,9 @@ class Oracle:
     def prompt(self, case: Case) -> str:
         """The text with its placeholders."""
         clip = "" if case.clip is None else self._clip
-        heard = "" if case.sound is None else "<|audio_bos|><|AUDIO|><|audio_eos|>"
+        heard = (
+            "" if case.sound is None or case.asked.get("use_audio_in_video") else "<|audio_bos|><|AUDIO|><|audio_eos|>"
+        )
         return "<s>" + case.between.join([self.zoo.image] * len(case.images)) + clip + heard + case.text
 
     def answer(self, case: Case) -> Answer:

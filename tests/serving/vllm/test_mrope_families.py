@@ -11,7 +11,7 @@ import pytest
 from .engine import answers, engine, outputs
 from .gated_delta import use_plain_kernels
 from .mrope_processors import MAKERS
-from .oracle import Case, Oracle, picture
+from .oracle import STEPS, Case, Oracle, clip, picture
 from .test_engine import CLIPS, MIXED, asked, check
 from .tiny import saved
 
@@ -32,6 +32,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         options = {"max_num_batched_tokens": 128, "enable_prefix_caching": True, "mamba_cache_mode": "align"}
     if request.param == "qwen2_5_omni":
         options["limit_mm_per_prompt"] = {"image": 2, "video": 1, "audio": 1}
+        options["max_model_len"] = 1024
         options["max_num_batched_tokens"] = 128  # of which the longest sound takes 100
     path = saved(request.param, tmp_path_factory.mktemp("checkpoints"))
     with engine(path, **options) as llm:
@@ -75,3 +76,12 @@ def test_what_is_heard_stays_and_never_stands_in_a_pruned_clip(pair: tuple[Any, 
     joined = Case(clip=CLIPS[0].clip, asked=asked(0.5, use_audio_in_video=True), sound=sound)
     with pytest.raises(ValueError, match="what is heard stands between the frames of a clip"):
         answers(llm, oracle, [joined])
+    # Whole it is served, beside requests that are pruned. transformers answers otherwise than vLLM without foveate.
+    joined = Case(
+        clip=clip(8, 84, 112, 3),  # of two pieces of two seconds, with what is heard after each
+        sound=np.random.default_rng(1).standard_normal(64000).astype(np.float32),
+        asked={"foveate_keep": 1.0, "use_audio_in_video": True},
+    )
+    first, whole, last = answers(llm, oracle, [case, joined, MIXED[1]])
+    check([first, last], [oracle.answer(case), oracle.answer(MIXED[1])])
+    assert whole.prompt > first.prompt and len(whole.tokens) == STEPS

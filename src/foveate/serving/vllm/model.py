@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.multimodal.utils import copy_mm_embedding_modality
 
 from ...importance.scorer_files import KEYS
 from .config import ServingConfig
@@ -100,7 +101,10 @@ class PrunesMRope(PrunesImages):
             step = room.new_zeros(len(input_ids), 3)
             step[is_multimodal] = torch.cat(distances)
             room[:, : len(input_ids)] = step.T
-            multimodal_embeddings = rows
+            # vLLM notes on each what it is of, by which clips and their sound are told apart where they are interleaved.
+            multimodal_embeddings = [
+                copy_mm_embedding_modality(given, own) for given, own in zip(multimodal_embeddings, rows, strict=True)
+            ]
         return super().embed_input_ids(  # type: ignore[misc]
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal
         )

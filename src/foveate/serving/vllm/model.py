@@ -101,7 +101,7 @@ class PrunesMRope(PrunesImages):
             step = room.new_zeros(len(input_ids), 3)
             step[is_multimodal] = torch.cat(distances)
             room[:, : len(input_ids)] = step.T
-            # vLLM notes on each what it is of, by which clips and their sound are told apart where they are interleaved.
+            # vLLM notes on each what it is of, by which clips are told from the sound between their frames.
             multimodal_embeddings = [
                 copy_mm_embedding_modality(given, own) for given, own in zip(multimodal_embeddings, rows, strict=True)
             ]

@@ -41,6 +41,7 @@ def test_refusals_are_counted_by_the_class_of_their_error() -> None:
 
 def test_one_line_an_interval_and_none_when_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
+    monkeypatch.delenv("FOVEATE_FAULTS", raising=False)  # which other tests of this process may have counted
     monkeypatch.setattr(metrics.LOGGER, "info", lambda text, *parts: lines.append(text % parts))
     counts = metrics.Metrics(interval=0.05)
     for _ in range(3):

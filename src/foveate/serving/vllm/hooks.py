@@ -81,7 +81,7 @@ def _counting_refusals(owner: Any) -> Iterator[None]:
     try:
         yield
     except FoveateError as error:
-        METRICS.count_refusal(getattr(owner.model_config, "served_model_name", None) or "", error)
+        METRICS.count_refusal(getattr(getattr(owner, "model_config", None), "served_model_name", ""), error)
         raise
 
 

@@ -73,7 +73,8 @@ def batch(
     """
     from ..budget import Budget
     from ..config import PruningConfig
-    from ..serving.ray.batch import Batch, answer_batch
+    from ..serving.ray.batch import answer_batch
+    from ..serving.ray.job import Batch
     from ..serving.ray.results import require_batch
     from ..serving.ray.rows import Source
     from ..serving.ray.vllm_engine import check_engine

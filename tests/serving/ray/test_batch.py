@@ -15,7 +15,8 @@ from foveate.errors import FoveateError
 from foveate.files import BusyError, lock_folder
 from foveate.serving.ray import batch as module
 from foveate.serving.ray.answering import FATAL, PrunedModel, Worker
-from foveate.serving.ray.batch import Batch, Summary, answer_batch
+from foveate.serving.ray.batch import Summary, answer_batch
+from foveate.serving.ray.job import Batch
 from foveate.serving.ray.results import MANIFEST, Result
 from foveate.serving.ray.rows import BatchError, Place, Source
 from serving.ray.inputs import BAD, write_rows

@@ -11,7 +11,8 @@ import pytest
 from cli.run_command import run
 from foveate.cluster import connect
 from foveate.serving.ray.answering import Worker
-from foveate.serving.ray.batch import Batch, answer_batch
+from foveate.serving.ray.batch import answer_batch
+from foveate.serving.ray.job import Batch
 from foveate.serving.ray.rows import Source
 from ray_machines import kill_a_worker
 from serving.ray.inputs import BAD, write_rows

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...cluster import Workers
 from .answering import FATAL, explain, read_rows
+from .job import Batch
 from .results import Result
 from .rows import BatchError, Place, RowError, Source
-
-if TYPE_CHECKING:
-    from .batch import Batch
 
 _ERROR = "__inference_error__"  # Ray's column: rows with an error pass its stages by
 _LIGHT = {"num_cpus": 0.1}  # stages that only hand rows on

@@ -77,9 +77,10 @@ class Faults:
             )
 
     def _tell_of_non_finite(self) -> None:
-        add_faults(self.non_finite - self._counted)
-        self._counted = self.non_finite
-        if _NOT_FINITE not in self._told and self.non_finite:
+        seen = self.non_finite  # once: a device may write a new total at any time
+        add_faults(seen - self._counted)
+        self._counted = seen
+        if _NOT_FINITE not in self._told and seen:
             self._told.add(_NOT_FINITE)
             LOGGER.warning(_NOT_FINITE, LARGEST)
 

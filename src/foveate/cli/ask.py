@@ -13,7 +13,7 @@ from ..data.limits import unknown_words
 from ..data.loading import MODEL_HELP, LoadedModel, load
 from ..data.shipped import DEFAULT
 from .errors import InputError
-from .hyperparameters import CONFIG, SCOPE, SETTINGS, config_at, configure_methods
+from .hyperparameters import CONFIG, KEEP, METHOD, SCOPE, SETTINGS, config_at, configure_methods
 from .tables import show
 
 if TYPE_CHECKING:
@@ -33,12 +33,8 @@ def ask(
         ),
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
-    method: Annotated[
-        str | None, typer.Option(help="A pruning method; see `foveate methods`.", show_default="idpruner")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")
-    ] = None,
+    method: METHOD = None,
+    keep: KEEP = None,
     scope: SCOPE = None,
     settings: SETTINGS = None,
     config: CONFIG = None,

@@ -16,7 +16,7 @@ from ..data.shipped import DEFAULT
 from ..errors import near_miss
 from .errors import InputError, going_on
 from .eval_output import bar
-from .hyperparameters import CONFIG, SCOPE, SETTINGS, config_at, configure_methods
+from .hyperparameters import CONFIG, KEEP, METHOD, SCOPE, SETTINGS, config_at, configure_methods
 from .on_ray import ADDRESS
 from .paths import require_folder
 
@@ -33,12 +33,8 @@ def batch(
         typer.Argument(metavar="INPUT", help="A JSONL or Parquet file, or a folder of Parquet files or of pictures."),
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
-    method: Annotated[
-        str | None, typer.Option(help="A pruning method; see `foveate methods`.", show_default="idpruner")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")
-    ] = None,
+    method: METHOD = None,
+    keep: KEEP = None,
     scope: SCOPE = None,
     settings: SETTINGS = None,
     config: CONFIG = None,

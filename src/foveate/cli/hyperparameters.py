@@ -23,6 +23,8 @@ CONFIG = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A foveate_config.json, or its folder: method, hyperparameters and budget."),
 ]
+METHOD = Annotated[str | None, typer.Option(help="A pruning method; see `foveate methods`.", show_default="idpruner")]
+KEEP = Annotated[str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")]
 SCOPE = Annotated[
     str | None,
     typer.Option(

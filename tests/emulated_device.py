@@ -51,7 +51,7 @@ def on_host(values: Any) -> Any:
 @contextlib.contextmanager
 def emulated_device() -> Iterator[None]:
     """Within it, tensors of `on_device` behave as described above; Triton's kernels are not launched."""
-    with mock.patch("foveate.selection.cpu.find_kernels", lambda *_: None), _Emulation():
+    with mock.patch("foveate.devices._import", lambda _: None), _Emulation():
         yield
 
 

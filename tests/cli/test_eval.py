@@ -100,7 +100,7 @@ def test_the_gate(tmp_path: Path) -> None:
 
 def test_all_lists_what_cannot_be_made(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.methods.method_names", lambda: ["divprune", "visionselector"])
-    monkeypatch.setattr("foveate.evaluation.plots.draw", lambda report, folder: [])
+    monkeypatch.setattr("foveate.evaluation.plots.draw", lambda report, folder, formats: [])
     bare = checkpoints.llava(tmp_path / "bare")
     result = evaluated(folder, tmp_path / "out", "--questions", 1, "--model", bare)
     assert result.exit_code == 0, result.output

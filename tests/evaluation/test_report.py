@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.evaluation import plots
+from foveate.evaluation.end_labels import spread
 from foveate.evaluation.inference import COSTS, TIMES
 from foveate.evaluation.leaderboard import write_leaderboard
+from foveate.evaluation.palette import COLOURS, MARKERS, STYLES, style_of
 from foveate.evaluation.paper_results import PAPER_TABLES
-from foveate.evaluation.plots import ReportError, styles, write_report
+from foveate.evaluation.plots import (
+    FIGURES,
+    ReportError,
+    accuracy_limits,
+    coinciding,
+    draw,
+    strong_labels,
+    write_report,
+)
 from foveate.evaluation.report import Report, percent
 from foveate.evaluation.results import Results
-from foveate.evaluation.runs import Run
+from foveate.evaluation.runs import BASELINES, REFERENCES, Run
 from foveate.evaluation.statistics import Estimate
 from foveate.evaluation.suites import EvaluationError
+from foveate.files import is_marked
 from foveate.methods import method_names
 
 QUESTIONS, IMAGES = 120, 40
@@ -168,19 +183,112 @@ def test_plots_are_drawn(report: Report, tmp_path: Path) -> None:
     assert not (untimed / "accuracy_time.png").exists() and (untimed / "families.png").exists()
 
 
-def test_the_best_methods_get_a_colour() -> None:
+def with_others(number: int = 9) -> Results:
     results = made()
     extra = [
         run | {"label": f"m{n}", "right": [int(n > i % 12) for i in range(QUESTIONS)]}
-        for n in range(9)
+        for n in range(number)
         for run in results.runs
         if run["label"] == "idpruner"
     ]
-    drawn = styles(Report(dataclasses.replace(results, runs=results.runs + extra)))
-    named = [label for label, style in drawn.items() if style.get("label") == label]
-    assert named[0] == "idpruner" and {"random", "oracle", "m8", "m7"} <= set(named) and "m0" not in named
-    others = [style["label"] for label, style in drawn.items() if style.get("label", label) != label]
-    assert others == ["6 other methods"]
+    return dataclasses.replace(results, runs=results.runs + extra)
+
+
+def test_the_best_methods_stand_out() -> None:
+    strong = strong_labels(Report(with_others()))
+    assert strong[0] == "idpruner" and {"random", "oracle", "m8", "m7"} <= set(strong) and "m0" not in strong
+    assert len(set(strong) - {"random", "oracle"}) == 6
+
+
+def test_every_method_has_its_own_colour_and_marker_in_all_figures() -> None:
+    assert set(method_names()) <= set(STYLES)
+    pairs = [(one.colour, one.marker) for one in STYLES.values()]
+    assert len(set(pairs)) == len(pairs)
+    greys = {STYLES[label].colour for label in (*BASELINES, *REFERENCES, "oracle")}
+    assert all(len({one[1:3], one[3:5], one[5:7]}) == 1 for one in greys)
+    assert len({(STYLES[label].marker, STYLES[label].dash) for label in BASELINES}) == len(BASELINES)
+    mine = style_of("mine")
+    assert mine == style_of("mine") and mine.dash and mine.colour in COLOURS and mine.marker in MARKERS
+    moved = style_of("fastv@4")
+    assert (moved.colour, moved.marker) == (STYLES["fastv"].colour, STYLES["fastv"].marker) and moved.dash
+
+
+def texts(make: Callable[[Report, Any], object], report: Report) -> list[tuple[str, Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=100)
+    FigureCanvasAgg(figure)
+    make(report, figure)
+    figure.canvas.draw()
+    return [(one.get_text(), one.get_window_extent()) for axes in figure.axes for one in axes.texts]
+
+
+def test_all_curves_are_named_and_no_name_lies_on_another() -> None:
+    report = Report(with_others(20))
+    for make in (plots._tokens, plots._time):
+        named = texts(make, report)
+        assert {name for name, _ in named} == {*report.labels, "unpruned", "blind"}
+        for (_, one), (_, other) in itertools.combinations(named, 2):
+            assert one.x1 <= other.x0 or other.x1 <= one.x0 or one.y1 <= other.y0 + 1.5 or other.y1 <= one.y0 + 1.5
+
+
+def test_names_stay_as_near_as_they_can() -> None:
+    wanted, heights = np.array([0.5, 0.5, 0.9, 0.02]), np.full(4, 0.1)
+    assert spread(wanted, heights) == pytest.approx([0.45, 0.55, 0.9, 0.05])
+    full = spread(np.full(10, 0.3), np.full(10, 0.1))
+    assert np.sort(full) == pytest.approx(np.arange(10) / 10 + 0.05)
+
+
+def test_curves_that_coincide_are_told_apart() -> None:
+    results = made()
+    twin = [run | {"label": "twin"} for run in results.runs if run["label"] == "idpruner"]
+    report = Report(dataclasses.replace(results, runs=results.runs + twin))
+    assert ["idpruner", "twin"] in coinciding(report) and ["divprune"] in coinciding(report)
+    one, other = (plots._line_style("idpruner", True, turn, 2) for turn in (0, 1))
+    (start, (dash, gap)), (later, pattern) = one["linestyle"], other["linestyle"]
+    assert pattern == (dash, gap) and dash == gap and (later - start) % (dash + gap) == dash  # one in the other's gaps
+    assert one["markersize"] > other["markersize"] and one["markerfacecolor"] == "none"
+
+
+def test_an_axis_of_zeros_spans_ten_points() -> None:
+    for at in (0.0, 50.0, 100.0):
+        low, high = accuracy_limits(at, at)
+        assert high - low >= 10 and low < at < high and low >= -2 and high <= 103
+
+
+def test_one_budget_is_drawn_as_points_with_intervals(report: Report) -> None:
+    from matplotlib.figure import Figure
+
+    runs = [run for run in report.results.runs if run["keep"] in ("", "5%")]
+    alone, figure = Report(dataclasses.replace(report.results, runs=runs)), Figure()
+    plots._tokens(alone, figure)
+    (axes,) = figure.axes
+    named = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert sorted(named) == sorted(alone.labels) and named[0] == "oracle"
+    scores = [float(alone.bootstrap.point[alone.at(label, "5%"), -1]) for label in named]
+    assert scores == sorted(scores, reverse=True)
+    drawn = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
+    assert [drawn[row] for row in range(len(named))] == pytest.approx([100 * score for score in scores])
+    assert {"unpruned", "blind"} <= {one.get_text() for one in axes.texts}
+    assert len(axes.containers) == len(named)  # intervals
+
+
+def test_formats(tmp_path: Path) -> None:
+    report = Report(made(times=False))
+    path = write_report(report, tmp_path, ["svg", "pdf"])
+    assert "](families.svg)" in path.read_text() and ".pdf)" not in path.read_text()
+    first = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert {*first} == {
+        "report.md",
+        *(f"{name}.{kind}" for name in (FIGURES[0], FIGURES[2]) for kind in ("svg", "pdf")),
+    }
+    assert first["families.svg"].startswith(b"<?xml") and first["families.pdf"].startswith(b"%PDF")
+    assert all(is_marked(tmp_path / name) for name in first)
+    draw(report, tmp_path, ["svg"])
+    assert all((tmp_path / name).read_bytes() == content for name, content in first.items())
+    with pytest.raises(ReportError, match="'jpg' of plots"):
+        write_report(report, tmp_path, ["jpg"])
 
 
 @pytest.mark.parametrize("missing", ["scipy", "matplotlib"])
@@ -223,7 +331,8 @@ def test_the_leaderboard(tmp_path: Path) -> None:
     assert all(one.title in text and one.source in text for one in PAPER_TABLES)
 
 
-def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "draw", lambda report, folder, formats: [])  # the page is compared, not its plots
     root = Path(__file__).parents[2]
     write_leaderboard(root / "results", tmp_path / "leaderboard.md")
     assert "not Qwen2.5-VL-7B on photographs" in (tmp_path / "leaderboard.md").read_text()

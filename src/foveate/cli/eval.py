@@ -80,6 +80,9 @@ def evaluate(
         str | None,
         typer.Option(help="The method that others are compared with.", show_default="idpruner, else the first"),
     ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="What plots are written as: png, svg or pdf, or several with commas.")
+    ] = "png",
     gate: Annotated[
         bool, typer.Option("--gate", help="Fail unless the model passes the gate of docs/notes/testbed.md.")
     ] = False,
@@ -110,7 +113,7 @@ def evaluate(
 
     from ..data.askable import askable
     from ..evaluation.advice import advice
-    from ..evaluation.plots import require_extra, write_report
+    from ..evaluation.plots import require_extra, require_formats, write_report
     from ..evaluation.ray_workers import RayWorkers
     from ..evaluation.report import Report
     from ..evaluation.runner import Evaluation
@@ -119,6 +122,8 @@ def evaluate(
     from ..evaluation.storage import require_evaluation
 
     require_extra()  # before hours are spent
+    plots = list(dict.fromkeys(_parts(formats.lower(), "--format")))
+    require_formats(plots)
     on_ray = ray or address is not None
     if on_ray:
         require_ray()
@@ -151,7 +156,7 @@ def evaluate(
         answer = None if cluster is None else RayWorkers(cluster, workers)
         results = run(evaluation, loader, output, advance, (session.model, session.processor), answer)
     report = Report(results, against)
-    path = write_report(report, output)
+    path = write_report(report, output, plots)
     show(report, Console())
     for sentence in (*left_out(report), *advice(results)):
         typer.echo(sentence)

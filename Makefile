@@ -1,4 +1,4 @@
-.PHONY: help setup demo test triton test-kernels test-transformers test-vllm test-ray lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,14 +34,11 @@ demo: setup
 	$(BIN)/foveate demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm and not kernels'
 
-# With it `make test` runs the kernels, too.
-triton: setup
+test-kernels: setup
 	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton
-
-test-kernels: triton
-	$(BIN)/python -m pytest tests/selection/triton/test_greedy.py
+	$(BIN)/python -m pytest -n 2 -m kernels tests/selection tests/importance
 
 # The environments lie outside the checkout (once: about 2 minutes, 2.2 GB; PyTorch from PyPI brings CUDA, 3 GB more).
 test-transformers:

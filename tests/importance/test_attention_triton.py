@@ -48,6 +48,7 @@ def compare():
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_the_interpreted_launch_equals_torch():
     done = interpreted(__file__)
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr

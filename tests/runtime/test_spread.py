@@ -57,7 +57,7 @@ def test_layers_on_two_devices(make: Any, parity: int) -> None:
     inputs, model = prompts(z), copy.deepcopy(z.model)
     model.set_experts_implementation("eager")  # the others ask what the device is called
     spread(model, device_map(model, parity))
-    for method in METHODS[make]:
+    for method in METHODS[make][parity::2]:
         with foveate.prune(z.model, method, keep=0.4) as pruning:
             plain, report = generate(z, inputs), pruning.report()
         with pretended():

@@ -109,7 +109,7 @@ def compare():
     print("compared")
 
 
-@pytest.mark.slow
+@pytest.mark.kernels
 def test_interpreted_kernels_equal_the_path_for_cpus():
     done = interpreted(__file__)
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr

@@ -163,19 +163,23 @@ def called(page: Path) -> Iterator[str]:
             yield span.removeprefix("foveate ")
 
 
+HELP = {"-h", "--help"}
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_commands_and_their_options_exist(page: Path) -> None:
     known = commands()
     for line in called(page):
         words = shlex.split(line.replace("$asked", ""))
-        if words[0] == "--help":
+        if words[0].startswith("-"):
+            assert words[0] in options(typer.main.get_command(app)) | HELP, f"{name_of(page)}: foveate {line}"
             continue
         name = next((name for name in known if tuple(words[: len(name)]) == name), None)
         assert name is not None, f"{name_of(page)}: foveate {line}"
         for word in words[len(name) :]:
             option = word.partition("=")[0]
             if re.match(r"--?[a-z]", option):
-                assert option in options(known[name]) | {"--help"}, f"{name_of(page)}: foveate {line}"
+                assert option in options(known[name]) | HELP, f"{name_of(page)}: foveate {line}"
 
 
 @pytest.mark.parametrize("page", ["quickstart.md", "guides/evaluate.md", "guides/train_a_scorer.md"])

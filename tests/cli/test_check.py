@@ -47,7 +47,7 @@ def test_a_broken_model_fails_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) 
         return output * (1 + 0.5 * len(calls))
 
     adapter_of(session.model).projector.register_forward_hook(drift)
-    monkeypatch.setattr(sys.modules["foveate.cli.check"], "load", lambda name: session)
+    monkeypatch.setattr(sys.modules["foveate.cli.check"], "load", lambda *_: session)
     result = run("check", "testbed-llava")
     assert result.exit_code == 1, result.output
     assert "FAILED" in result.stdout and "A check failed" in result.stdout

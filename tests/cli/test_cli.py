@@ -38,7 +38,7 @@ def test_importing_the_cli_is_light() -> None:
 
 
 def test_demo_reports_and_writes_its_picture(tmp_path: Path) -> None:
-    result = run("demo", "--out", tmp_path / "out")
+    result = run("demo", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "70 questions about 12 held-out scenes" in result.stdout
     assert "testbed-llava (2.4 M parameters)" in " ".join(result.stdout.split())
@@ -52,7 +52,7 @@ def test_demo_reports_and_writes_its_picture(tmp_path: Path) -> None:
     assert len(left) == 70 and left[0].answers == ("lower left",)
     assert any((sample.question, sample.answers) == (shlex.split(ask)[3], ("4",)) for sample in left)
     (tmp_path / "out" / "scenes" / "00.png").write_bytes(b"mine")
-    assert_one_sentence(run("demo", "--out", tmp_path / "out"), "00.png", "--force")
+    assert_one_sentence(run("demo", "-o", tmp_path / "out"), "00.png", "--force")
 
 
 def test_view_writes_a_panel_a_method(scene: Path, tmp_path: Path) -> None:
@@ -204,4 +204,4 @@ def test_bad_models_end_in_one_sentence(scene: Path, tmp_path: Path) -> None:
 
 
 def test_output_that_cannot_be_written(scene: Path, tmp_path: Path) -> None:
-    assert_one_sentence(run("demo", "--out", scene), "scene.png")
+    assert_one_sentence(run("demo", "-o", scene), "scene.png")

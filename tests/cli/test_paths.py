@@ -25,8 +25,8 @@ def test_what_can_be_written(tmp_path: Path) -> None:
 def test_what_cannot(tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    with pytest.raises(InputError, match=r"--out .*notes\.txt: .*notes\.txt is a file, not a folder; give another"):
-        require_folder(notes, "--out")
+    with pytest.raises(InputError, match=r"-o .*notes\.txt: .*notes\.txt is a file, not a folder; give another"):
+        require_folder(notes, "-o")
     with pytest.raises(InputError, match=r"notes\.txt is a file, not a folder"):
         require_file(notes / "x" / "y.png", "-o", "c.txt")
     with pytest.raises(InputError, match=r"is a folder; give the name of a file, such as .*c\.txt"):
@@ -96,14 +96,14 @@ def test_commands_look_first(tmp_path: Path) -> None:
         ("calibrate", "testbed-llava", "--images", "testbed", "-o", tmp_path),
         ("leaderboard", "results", "-o", tmp_path),
         ("view", "photo.png", "-o", notes / "x.png"),
-        ("demo", "--out", notes),
+        ("demo", "-o", notes),
         ("eval", "--suite", "scenes", "--methods", "stride", "-o", notes),
-        ("train", "scorer", "--model", "testbed-llava", "--data", notes, "--out", notes / "x"),
+        ("train", "scorer", "--model", "testbed-llava", "--data", notes, "-o", notes / "x"),
     ):
         assert_one_sentence(run(*command), "folder")
     data = tmp_path / "log.jsonl"
     data.write_text("{}")
-    for command in (("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", tmp_path),):
+    for command in (("train", "scorer", "--model", "testbed-llava", "--data", data, "-o", tmp_path),):
         assert_one_sentence(run(*command), "holds log.jsonl, which is read")
     data.unlink()
     assert notes.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

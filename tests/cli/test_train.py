@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_scorer_for_a_shipped_model(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "scorer"
-    result = run("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", out, *FEW)
+    result = run("train", "scorer", "--model", "testbed-llava", "--data", data, "-o", out, *FEW)
     assert result.exit_code == 0, result.output
     assert "12 questions in 3 steps" in result.stdout
     assert LearnedScorer.load(out).hidden_size == 128
@@ -51,7 +51,7 @@ def test_a_scorer_for_a_shipped_model(data: Path, tmp_path: Path) -> None:
         "ask", data.parent / "0.png", "What colour is the sign?", "--method", "idpruner", "--set", f"scorer={out}"
     )
     assert asked.exit_code == 0, asked.output
-    other = run("train", "scorer", "--model", "testbed-llava", "--data", data, "--out", out, *FEW, "--keep", "10%")
+    other = run("train", "scorer", "--model", "testbed-llava", "--data", data, "-o", out, *FEW, "--keep", "10%")
     assert other.exit_code == 2
     assert "holds a training with keep 0.2, not 0.1" in other.stderr
 
@@ -61,7 +61,7 @@ def test_a_scorer_for_a_llava_in_half_precision(data: Path, tmp_path: Path, gate
     model, out = checkpoints.llava(tmp_path / "shapes-llava", "bfloat16"), tmp_path / "scorer"
     assert load(str(model)).model.dtype == torch.bfloat16
     step = ("--epochs", 0.34, *FEW)
-    result = run("train", "scorer", "--model", model, "--data", data, "--out", out, "--gate", gate, *step)
+    result = run("train", "scorer", "--model", model, "--data", data, "-o", out, "--gate", gate, *step)
     assert result.exit_code == 0, result.output
     scorer = LearnedScorer.load(out)
     assert scorer.q_weight.dtype == torch.float32 and (scorer.q_weight.std() > 3e-4) and scorer.k_bias.isfinite().all()
@@ -76,7 +76,7 @@ def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
         {"image": "1.png", "question": "what is below?", "answer": ["a circle", "a green circle"]},
     ]
     out = tmp_path / "scorer"
-    result = run("train", "scorer", "--model", model, "--data", written(tmp_path, lines), "--out", out, *FEW)
+    result = run("train", "scorer", "--model", model, "--data", written(tmp_path, lines), "-o", out, *FEW)
     assert result.exit_code == 0, result.output
     assert LearnedScorer.load(out).hidden_size == 64
     assert json.loads((out / "training.json").read_text())["model"] == "tiny-qwen"  # no folder of this machine
@@ -95,7 +95,7 @@ def test_a_scorer_for_a_qwen_with_several_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
-    options = {"--model": "testbed-llava", "--data": data, "--out": tmp_path / "out", "--samples": 8}
+    options = {"--model": "testbed-llava", "--data": data, "-o": tmp_path / "out", "--samples": 8}
     options |= dict([arguments])
     result = run("train", "scorer", *(part for pair in options.items() for part in pair))
     assert result.exit_code == 2
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_one_sentence(data: Path, tmp_path: Path, arguments: t
 
 
 def command(data: Path, out: Path, *launcher: str) -> list[str]:
-    options = ("--model", "testbed-llava", "--data", data, "--out", out, "--epochs", 2, *FEW)
+    options = ("--model", "testbed-llava", "--data", data, "-o", out, "--epochs", 2, *FEW)
     return [sys.executable, *launcher, "-m", "foveate", "train", "scorer", *map(str, options)]
 
 

@@ -19,19 +19,19 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def test_a_model_is_there_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testbed, "_VALIDATION", 1)
-    code, said = run("--model", "llava", "--seed", "3", "--out", str(tmp_path), "--hours", "1e-9")
+    code, said = run("--model", "llava", "--seed", "3", "-o", str(tmp_path), "--hours", "1e-9")
     assert code == 0 and "The trained model is in" in said
     assert "too few: it takes 85%" in said and "foveate eval --suite testbed --gate" in said
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "model").config.model_type == "llava"
 
 
 def test_unknown_models_are_named_in_one_sentence(tmp_path: Path) -> None:
-    code, said = run("--model", "gpt", "--out", str(tmp_path))
+    code, said = run("--model", "gpt", "-o", str(tmp_path))
     assert code == 2 and "model 'gpt' must be one of llava, qwen2.5-vl." in said and "Traceback" not in said
 
 
 def test_stages_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    code, said = run("--model", "llava", "--out", str(tmp_path), "--stage", "middle")
+    code, said = run("--model", "llava", "-o", str(tmp_path), "--stage", "middle")
     assert code == 2 and "stage 'middle' must be one of vision, language, joint." in said
 
 
@@ -41,11 +41,11 @@ def test_nothing_is_made_where_nothing_can_be_trained(tmp_path: Path) -> None:
         (("--hours", "0"), "hours=0 trains nothing"),
         (("--stage", "joint"), "the stage vision has no checkpoint in"),
     ):
-        code, said = run("--model", "llava", "--out", str(out), *options)
+        code, said = run("--model", "llava", "-o", str(out), *options)
         assert code == 2 and why in said and not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    code, said = run("--model", "llava", "--out", str(out))
+    code, said = run("--model", "llava", "-o", str(out))
     assert code == 2 and "holds mine.txt, but no such training; give an empty or a new one." in said
-    code, said = run("--model", "llava", "--out", str(out / "mine.txt"))
+    code, said = run("--model", "llava", "-o", str(out / "mine.txt"))
     assert code == 2 and "mine.txt is a file, not a folder" in said

@@ -5,6 +5,7 @@ Commands load torch and transformers only when they run, so that ``foveate --hel
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -23,12 +24,15 @@ from .models import models
 from .train import train
 from .view import view
 
+_NARROW = 72  # columns: in fewer, the boxes of help would cut off the names of options
+
 app = typer.Typer(
     name="foveate",
     cls=SentenceGroup,
     help="Prune the visual tokens of multimodal language models: keep the few that matter.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _NARROW else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
 

@@ -14,6 +14,7 @@ from ..cluster import connect, require_ray
 from ..data.loading import MODEL_HELP
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
+from .early import require_budgets, require_methods
 from .errors import InputError, going_on
 from .eval_output import bar
 from .hyperparameters import CONFIG, KEEP, METHOD, SCOPE, SETTINGS, config_at, configure_methods
@@ -67,6 +68,11 @@ def batch(
     "question", and if you like "id". Rows that cannot be answered are listed with their lines, and asked again the next
     time; the exit code is then 1.
     """
+    if method is not None:
+        require_methods([method])
+    if keep is not None:
+        require_budgets([keep])
+
     from ..budget import Budget
     from ..config import PruningConfig
     from ..serving.ray.batch import answer_batch

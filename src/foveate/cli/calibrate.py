@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..data.images import PictureError, image_files, open_image
-from ..data.loading import MODEL_HELP, TESTBED, load
+from ..data.loading import MODEL_HELP, TESTBED, LoadOptions, load, require_model
 from .errors import InputError
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS
 from .paths import FORCE, require_file
 from .view import default_prompt
 
@@ -36,8 +37,15 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="Where to save the prior.", show_default="foveate's cache")
     ] = None,
     force: FORCE = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
 ) -> None:
     """Measure the attention prior of a model over a folder of pictures."""
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    require_model(model)
+
     from rich.console import Console
     from rich.progress import track
 
@@ -51,7 +59,7 @@ def calibrate(
         require_file(cache_folder() / "priors" / "prior.safetensors", "foveate's cache", "prior.safetensors")
     console = Console(stderr=True)
     _check(files, open_image, console)
-    session = load(model)
+    session = load(model, options)
     asked = default_prompt(session) if prompt is None else prompt
     _check(files, lambda path: session.inputs([open_image(path)], asked), console)
     count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..data.images import open_image
-from ..data.loading import MODEL_HELP, load
+from ..data.loading import MODEL_HELP, LoadOptions, load, require_model
 from .ask import warn_of_unknown_words
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS
 from .tables import show
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def check(
     ] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about it.", show_default=_QUESTION)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
 ) -> None:
     """Check that a model is pruned rightly, and list the methods that run on it.
 
@@ -38,27 +43,30 @@ def check(
     running the model on shortened inputs, decoding with the KV cache equals decoding without, and the model is as it
     was afterwards. The exit code is 1 where one of these does not hold.
     """
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    require_model(model)
+
     from rich.console import Console
 
     from ..methods.toolkit.notes import silence_notes
     from ..verification import check as check_model
 
     picture = _scene() if image is None else open_image(image)
-    session = load(model)
+    session = load(model, options)
     inputs = session.inputs([picture], question or _QUESTION)
     if question is not None:
         warn_of_unknown_words(session, question)
-    device = session.model.device
+    place = session.model.device
     start = time.perf_counter()
     with Console(stderr=True).status(f"Checking {session.label}"), silence_notes():
         report = check_model(session.model, inputs)
-    seconds, peak = time.perf_counter() - start, _peak_bytes(device)
+    seconds, peak = time.perf_counter() - start, _peak_bytes(place)
     if as_json:
         told = {"model": session.label, "class": type(session.model).__name__, "seconds": seconds, "peak_bytes": peak}
         typer.echo(json.dumps({**told, **report.to_dict()}, indent=2))
     else:
         console = Console()
-        show(console, _checks(report, f"{type(session.model).__name__} on {device}, {session.model.dtype}"))
+        show(console, _checks(report, f"{type(session.model).__name__} on {place}, {session.model.dtype}"))
         show(console, _methods(report))
         memory = "" if peak is None else f", {peak / 2**30:.1f} GiB of GPU memory at most"
         console.print(f"{'All checks passed' if report.passed else 'A check failed'}: {seconds:.1f} s{memory}.")

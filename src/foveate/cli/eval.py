@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..cluster import connect, require_ray
-from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
+from ..data.loading import TESTBED, LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
+from .early import complete_method, parts, require_budgets, require_methods
 from .errors import InputError, going_on
 from .eval_output import announce, bar, left_out, show
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods, hyperparameters
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .on_ray import ADDRESS
 from .paths import require_folder
 
@@ -32,7 +34,7 @@ ALL, KEEPS = "all", "50%,25%,10%,5%"
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
+    model: MODEL = DEFAULT,
     suite: Annotated[
         str | None, typer.Option(help="testbed: generated scenes; scenes: those of `foveate demo`.")
     ] = None,
@@ -40,7 +42,14 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Pruning methods, separated by commas, or all.", show_default=ALL)
+        str | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            help="Pruning methods, separated by commas, or all.",
+            show_default=ALL,
+            autocompletion=complete_method,
+        ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas.", show_default=KEEPS)] = None,
     settings: SETTINGS = None,
@@ -101,14 +110,29 @@ def evaluate(
         bool, typer.Option("--ray", help="Divide the questions among workers on Ray; answers are the same.")
     ] = False,
     address: ADDRESS = None,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
 ) -> None:
     """Measure what pruning costs in right answers. Run the same command again to resume.
+
+    The 140 questions of --suite testbed, with all methods at four budgets, take some minutes on two cores; how long a
+    run will take is told while it runs.
 
     A line of --dataset has "image" (a path, or a list of them) or "video" (a folder of frames), "question", and
     "answer" (a text, or a list of accepted ones). It may have "metric" (exact; contains: the answer holds an accepted
     one; iou: a box), "family" (a kind of question, reported alone), "group" (lines that hang together, by default those
     of one picture; intervals are over groups) and "id".
     """
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    require_model(model)
+    if methods is not None and methods.strip() != ALL:
+        require_methods(parts(methods, "--methods"))
+    require_budgets(parts(KEEPS if keep is None else keep, "--keep"))
+    if (dataset is None) == (suite is None):
+        raise InputError("give either --suite (testbed or scenes) or --dataset FOLDER.")
+
     from rich.console import Console
 
     from ..data.askable import askable
@@ -132,15 +156,15 @@ def evaluate(
     if gate and suite != TESTBED:
         raise InputError("--gate is about the testbed's models; give --suite testbed.")
     given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
-    parts: Sequence[Any] = _parts(KEEPS if keep is None else keep, "--keep") if given is None else given.budgets
-    keeps = tuple(dict.fromkeys(map(format_keep, parts)))
+    budgets: Sequence[Any] = parts(KEEPS if keep is None else keep, "--keep") if given is None else given.budgets
+    keeps = tuple(dict.fromkeys(map(format_keep, budgets)))
     named = ALL if methods is None and given is None else methods
     chosen, unable = _methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
-    wanted = _parts(families, "--families") if families else None
+    wanted = parts(families, "--families") if families else None
     own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
-    session = load(model)
+    session = load(model, options)
     if str(named).strip() != ALL:  # of all, those that cannot run are listed
         _require_attachable(session, chosen, keeps)
     if own is not None and dataset is not None:
@@ -151,7 +175,7 @@ def evaluate(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable
     )
     announce(evaluation)
-    loader = functools.partial(pair, model)
+    loader = functools.partial(pair, model, options)
     with going_on(), connect(address) if on_ray else nullcontext() as cluster, bar() as advance:
         answer = None if cluster is None else RayWorkers(cluster, workers)
         results = run(evaluation, loader, output, advance, (session.model, session.processor), answer)
@@ -198,9 +222,9 @@ def _evaluable(config: PruningConfig) -> Method:
     return config.method
 
 
-def pair(name: str) -> tuple[Any, Any]:
+def pair(name: str, options: LoadOptions) -> tuple[Any, Any]:
     """A model and its processor, for each worker."""
-    session = load(name)
+    session = load(name, options)
     return session.model, session.processor
 
 
@@ -214,7 +238,7 @@ def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], t
     from ..methods import get_method, method_names
 
     if names.strip() != ALL:
-        return tuple(configure_methods(list(dict.fromkeys(_parts(names, "--methods"))), settings)), ()
+        return tuple(configure_methods(parts(names, "--methods"), settings)), ()
     made: list[Method] = []
     unable: list[tuple[str, str]] = []
     for name, values in hyperparameters(method_names(), settings).items():
@@ -268,10 +292,3 @@ def _suite(
     if questions is None and gate:
         questions = QUESTIONS
     return suite(name, questions, seed, families, "video" in adapter_of(session.model).modalities)
-
-
-def _parts(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise InputError(f"{option} names nothing; separate several by commas.")
-    return parts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import near_miss
+from .early import complete_method
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +24,29 @@ CONFIG = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A foveate_config.json, or its folder: method, hyperparameters and budget."),
 ]
-METHOD = Annotated[str | None, typer.Option(help="A pruning method; see `foveate methods`.", show_default="idpruner")]
+METHOD = Annotated[
+    str | None,
+    typer.Option(
+        help="A pruning method; see `foveate methods`.", show_default="idpruner", autocompletion=complete_method
+    ),
+]
 KEEP = Annotated[str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default="25%")]
+METHODS = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        "--method",
+        help="Pruning methods, separated by commas; see `foveate methods`.",
+        show_default="idpruner",
+        autocompletion=complete_method,
+    ),
+]
+KEEPS = Annotated[
+    str | None,
+    typer.Option(
+        help="Budgets, separated by commas: a percentage, a fraction, a token count, or auto.", show_default="25%"
+    ),
+]
 SCOPE = Annotated[
     str | None,
     typer.Option(

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import json
+from typing import Annotated, Any
 
 import typer
 
+from .early import complete_method, require_methods
 from .tables import show
 
 PUBLISHED = "Published settings: what these are on each model family, unless you set them"
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Tell all about this method.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Tell all about this method.", autocompletion=complete_method),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the pruning methods, or tell all about one."""
+    if name is not None:
+        require_methods([name])
+
     from rich.console import Console
     from rich.table import Table
 
@@ -23,8 +33,13 @@ def methods(
     from ..methods.toolkit.base import in_words
     from ..methods.toolkit.registry import method_class
 
+    if as_json:
+        shown = [_to_dict(one) for one in (method_names() if name is None else [name])]
+        typer.echo(json.dumps(shown if name is None else shown[0], indent=2))
+        return
     if name is not None:
-        return _method(name)
+        _method(name)
+        return
     table = Table(title="Pruning methods", title_justify="left", show_lines=True)
     for heading in ("name", "prunes", "needs", "paper"):
         table.add_column(heading, no_wrap=heading == "name")
@@ -32,6 +47,13 @@ def methods(
         cls = method_class(name)
         table.add_row(name, in_words(places_of(name)), needs_of(name), cls.provenance.source)
     show(Console(), table)
+
+
+def _to_dict(name: str) -> dict[str, Any]:
+    """All about a method as JSON data."""
+    from ..catalog import facts_of
+
+    return dataclasses.asdict(facts_of(name))
 
 
 def _method(name: str) -> None:

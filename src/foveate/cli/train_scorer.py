@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, load
+from ..data.loading import TESTBED, LoadedModel, LoadOptions, load, require_model
 from .errors import going_on
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
 
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 
 def scorer(
-    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    model: MODEL,
     data: Annotated[
         str, typer.Option(metavar="FILE|testbed", help="A JSONL file of samples, its folder, or generated scenes.")
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the scorer, the log and the checkpoint.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", file_okay=False, help="Folder of the scorer, the log and the checkpoint."),
+    ],
     keep: Annotated[str, typer.Option(help="What the soft mask sums to: a percentage, a fraction or a count.")] = "20%",
     scope: Annotated[str, typer.Option(help="What has a budget of its own: image, frame or prompt.")] = "image",
     gate: Annotated[
@@ -53,8 +57,15 @@ def scorer(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out lines of --data that cannot be used, and count them.")
     ] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
 ) -> None:
     """Train a scorer of visual tokens for a model. Run the same command again to resume."""
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    require_model(model)
+
     from ..data.askable import askable
     from ..data.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
@@ -71,10 +82,10 @@ def scorer(
         width=width,
         seed=seed,
     )
-    require_folder(out, "--out", [] if data == TESTBED else [Path(data)])
+    require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
     read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
-    session = load(model)
+    session = load(model, options)
     if read:
         read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
     questions = read or _generate_samples(session, samples, seed)
@@ -91,7 +102,7 @@ def scorer(
             functools.partial(example_of, session.processor),
             questions,
             recipe,
-            out,
+            output,
             facts={"model": session.label, "data": fingerprint(questions)},
             padding=session.processor.tokenizer.pad_token_id or 0,
             micro_batch=micro_batch,
@@ -100,7 +111,7 @@ def scorer(
             accelerator=accelerator,
         )
     if accelerator.is_main_process:
-        path = out / "scorer.safetensors"
+        path = output / "scorer.safetensors"
         typer.echo(f"Trained on {size}: {path}")
         typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
 

@@ -14,7 +14,10 @@ from .paths import require_folder
 
 def testbed(
     model: Annotated[str, typer.Option(help="llava or qwen2.5-vl.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, and the trained model at the end.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the run: checkpoints, log, and the trained model at the end."),
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of the scenes.")] = 0,
     hours: Annotated[float, typer.Option(min=0.0, help="Processor time over all stages; more may be added later.")] = 3,
     stage: Annotated[
@@ -27,7 +30,7 @@ def testbed(
 
     from ..training.testbed.trainer import StageProgress, Training
 
-    require_folder(out, "--out")
+    require_folder(output, "-o")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,10 +48,10 @@ def testbed(
             figures = "  ".join(f"{name} {value:.3f}" for name, value in progress.figures.items())
             bars.console.print(f"[dim]{progress.stage} {progress.step}[/dim]  {figures}", highlight=False)
 
-        folder = Training(model, seed, out, hours).run(show, stage)
+        folder = Training(model, seed, output, hours).run(show, stage)
     if folder is not None:
         console.print(f"The trained model is in {folder}.")
-        console.print(_standing(folder, out), highlight=False)
+        console.print(_standing(folder, output), highlight=False)
 
 
 def _standing(folder: Path, out: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from ..data.clips import VIDEO_SUFFIXES, open_clip
 from ..data.images import open_image
 from ..data.limits import unknown_words
-from ..data.loading import MODEL_HELP, LoadedModel, load
+from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
 from ..files import write_picture
-from .errors import InputError
+from .ask import FRAMES
+from .early import complete_method, parts, require_budgets, require_methods
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import FORCE, require_picture
 
 _GENERAL = "Please describe the image."
@@ -37,36 +41,56 @@ METHODS, KEEP = "idpruner,divprune,random", "10%"
 
 
 def view(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[Path, typer.Argument(help="A picture; of a clip a folder of frames, or a video file.")],
     methods: Annotated[
-        str | None, typer.Option(help="Pruning methods, separated by commas.", show_default=METHODS)
+        str | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            help="Pruning methods, separated by commas.",
+            show_default=METHODS,
+            autocompletion=complete_method,
+        ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="A percentage, a fraction, a token count, or auto.", show_default=KEEP)
+        str | None,
+        typer.Option(
+            help="Budgets, separated by commas: a percentage, a fraction, a token count, or auto.", show_default=KEEP
+        ),
     ] = None,
     settings: SETTINGS = None,
     config: CONFIG = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT,
+    model: MODEL = DEFAULT,
+    frames: FRAMES = 8,
     force: FORCE = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
 ) -> None:
-    """Draw which visual tokens of a picture each method keeps."""
+    """Draw which visual tokens of a picture each method keeps, or of each frame of a clip."""
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    names, keeps = parts(METHODS if methods is None else methods, "--methods"), parts(keep or KEEP, "--keep")
+    require_methods(names)
+    require_budgets(keeps)
+    require_model(model)
+    require_picture(output, "-o", [image] if image.is_file() else [], force)
+    clip = image.is_dir() or image.suffix.lower() in VIDEO_SUFFIXES
+    pictures = open_clip(image, frames) if clip else [open_image(image)]
+
     from ..config import PruningConfig
     from ..visualize import comparison
 
-    require_picture(output, "-o", [image], force)
     given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
-    names = list(dict.fromkeys(name.strip() for name in (METHODS if methods is None else methods).split(",")))
-    if not any(names):
-        raise InputError("--methods names no method; give some, such as idpruner,random.")
-    wanted = configure_methods(list(filter(None, names)), settings or ())
-    drawn = [given] if given else [PruningConfig(one, KEEP if keep is None else keep) for one in wanted]
-    picture = open_image(image)
-    session = load(model)
+    wanted = configure_methods(names, settings or ())
+    drawn = [given] if given else [PruningConfig(one, amount) for amount in keeps for one in wanted]
+    session = load(model, options)
     asked = default_prompt(session) if question is None else question
-    write_picture(output, comparison(panels_of(session, picture, asked, drawn)))
-    typer.echo(f"What {', '.join(one.label for one in drawn)} keep, asked {asked!r}: {output}")
+    panels = clip_panels(session, pictures, asked, drawn) if clip else panels_of(session, pictures[0], asked, drawn)
+    write_picture(output, comparison(panels))
+    typer.echo(f"What {', '.join(dict.fromkeys(one.label for one in drawn))} keep, asked {asked!r}: {output}")
 
 
 def default_prompt(session: LoadedModel) -> str:
@@ -120,6 +144,57 @@ def panels_of(
     return panels
 
 
+def clip_panels(
+    session: LoadedModel, frames: Sequence[Image.Image], question: str, configs: Sequence[PruningConfig]
+) -> list[Panel]:
+    """The frames of a clip as the model sees them, in rows, then what each configuration keeps of them."""
+    from ..api import prune
+    from ..methods import Method
+    from ..visualize import merge_targets, overlay, record_selections, scale_to_grid
+
+    inputs = session.inputs(frames, question, video=True)
+    panels: list[Panel] = []
+    for config in configs:
+        method = config.method
+        observed = record_selections(method) if isinstance(method, Method) else method
+        with prune(session.model, replace(config, method=observed)) as pruning:
+            session.generate(inputs, 1)
+            report = pruning.report()
+        (clip,) = report.images
+        seen = clip.grid.frames
+        shown = [frames[place * len(frames) // seen] for place in range(seen)]  # one for several that a token shows
+        picture, grid, places = _rows_of_frames(shown, clip.grid)
+        target = merge_targets(observed, 0, len(clip.kept))
+        kept, target = _lay_out(clip.kept.cpu(), target, places)
+        if not panels:
+            panels.append(
+                ("original", f"{report.tokens_before} visual tokens of {seen} frames", scale_to_grid(picture, grid))
+            )
+        title = f"{config.label}, {', '.join(budget.label for budget in config.budgets)}"
+        panels.append((title, _subtitle(report, target), overlay(picture, grid, kept, target=target)))
+    return panels
+
+
+def _rows_of_frames(frames: Sequence[Image.Image], grid: Grid) -> tuple[Image.Image, Grid, Tensor]:
+    """Frames in rows, about as many as columns: their picture, its grid, and which token lies where (-1: none)."""
+    import torch
+    from PIL import Image
+
+    from ..tokens import Grid
+
+    columns = math.ceil(math.sqrt(len(frames)))
+    rows = math.ceil(len(frames) / columns)
+    width, height = frames[0].size
+    picture = Image.new("RGB", (columns * width, rows * height), "white")
+    for place, frame in enumerate(frames):
+        picture.paste(frame.resize((width, height)), (place % columns * width, place // columns * height))
+    area = grid.rows * grid.columns
+    flat = torch.arange(rows * columns * area)
+    flat[len(frames) * area :] = -1
+    places = flat.view(rows, columns, grid.rows, grid.columns).transpose(1, 2).flatten()
+    return picture, Grid(rows * grid.rows, columns * grid.columns), places
+
+
 class WholePicture(NamedTuple):
     """A whole picture, which the model may have seen in tiles: its grid, what is kept, and where tokens were merged."""
 
@@ -145,9 +220,22 @@ def _join_tiles(tiles: Sequence[ImageReport], method: Any, size: tuple[int, int]
     if any(one is not None for one in found):
         local = [torch.where(tile.kept.cpu(), torch.arange(area), -1) for tile in tiles]
         filled = [local[tile] if one is None else one for tile, one in enumerate(found)]
-        flat = torch.cat([torch.where(one >= 0, one + tile * area, -1) for tile, one in enumerate(filled)])[places]
-        target = torch.where(flat >= 0, places.argsort()[flat.clamp_min(0)], -1)
-    return WholePicture(Grid(rows * one.rows, columns * one.columns), kept[places], target)
+        target = torch.cat([torch.where(one >= 0, one + tile * area, -1) for tile, one in enumerate(filled)])
+    return WholePicture(Grid(rows * one.rows, columns * one.columns), *_lay_out(kept, target, places))
+
+
+def _lay_out(kept: Tensor, target: Tensor | None, places: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What is kept (n,) and where it was merged (n,), as drawn: `places` (m,) has the token at each place, or -1."""
+    import torch
+
+    there = places >= 0
+    shown = kept[places.clamp_min(0)] & there
+    if target is None:
+        return shown, None
+    back = torch.zeros(len(kept), dtype=torch.long)
+    back[places[there]] = there.nonzero()[:, 0]
+    flat = torch.where(there, target[places.clamp_min(0)], -1)
+    return shown, torch.where(flat >= 0, back[flat.clamp_min(0)], -1)
 
 
 def _subtitle(report: Report, target: Tensor | None) -> str:

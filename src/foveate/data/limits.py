@@ -11,6 +11,7 @@ from PIL import Image
 from ..errors import FoveateError, ModelError
 from .images import PictureError, name_of, to_rgb
 
+_AREA = 10_000  # pixels: more than any side of a picture is resized to, less than what areas are limited to
 _LONGEST = 32  # times as long as wide: of more, a processor that crops to the centre would not see the ends anyway
 
 
@@ -77,6 +78,24 @@ def padding_size(image_processor: Any) -> tuple[int, int] | None:
     if not size or not getattr(image_processor, "do_pad", False) or getattr(image_processor, "do_resize", False):
         return None
     return size["width"], size["height"]
+
+
+def limit_pixels(processor: Any, most: int) -> None:
+    """Let a model's processor scale pictures down to at most so many pixels; clips, which it counts whole, stay.
+
+    Raises:
+        ModelError: for a processor that makes every picture of one size, or of tiles of one size.
+    """
+    images = processor.image_processor
+    size = dict(getattr(images, "size", None) or {})
+    area, least = size.get("longest_edge"), size.get("shortest_edge")
+    # Of those that keep a picture's own size these are areas; no side is as long.
+    if area is None or least is None or area < _AREA:
+        raise ModelError(
+            f"{type(images).__name__} brings every picture to a size of its own, so max_pixels would change nothing; "
+            "leave it out, and scale the pictures down yourself if you like."
+        )
+    images.size = {**size, "longest_edge": most, "shortest_edge": min(least, most)}
 
 
 def explain_failure(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,37 @@ if TYPE_CHECKING:
 _PATIENCE = 10.0  # seconds for the hub to answer
 TESTBED = "testbed"  # on the command line: generated scenes, in the place of pictures or questions of your own
 MODEL_HELP = "A model directory, a hub id, 'testbed-llava', 'testbed-llava-seed1' or 'testbed-qwen2.5-vl'."
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    Args:
+        device: such as ``"cpu"`` or ``"cuda:1"``; None: the GPU where there is one.
+        dtype: of the weights, one of `DTYPES`; None: the checkpoint's, and float32 for the models of the testbed.
+        device_map: spreads the weights over devices, such as ``"auto"``, as accelerate does; in the place of `device`.
+        max_pixels: larger pictures are scaled down to so many, for processors that keep a picture's own size.
+
+    Raises:
+        ModelError: for options that no model can be loaded with.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device_map is not None:
+            raise ModelError(f"device {self.device} and device map {self.device_map} exclude each other; give one.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ModelError(f"unknown dtype {self.dtype!r}{near_miss(self.dtype, DTYPES)}")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ModelError(f"max_pixels={self.max_pixels} must be at least 1, such as 1000000.")
 
 
 @dataclass(frozen=True)
@@ -44,11 +76,11 @@ class LoadedModel:
 
         return facts_of(adapter_of(self.model)).revision
 
-    def inputs(self, images: Sequence[Image.Image], question: str) -> dict[str, Tensor]:
-        """Model inputs of one prompt, on the model's device and in its dtype."""
+    def inputs(self, images: Sequence[Image.Image], question: str, video: bool = False) -> dict[str, Tensor]:
+        """Model inputs of one prompt, on the model's device and in its dtype; `images` may be a clip's frames."""
         from .prompts import Prompt, encode_one, move_to_model
 
-        return move_to_model(encode_one(self.processor, Prompt(images, question)), self.model)
+        return move_to_model(encode_one(self.processor, Prompt(images, question, video)), self.model)
 
     def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int) -> str:
         """The greedy answer."""
@@ -69,28 +101,38 @@ class LoadedModel:
         return bool(getattr(images, "do_center_crop", False)) and (shown[0] < image.width or shown[1] < image.height)
 
 
-def load(name: str) -> LoadedModel:
+def load(name: str, options: LoadOptions | None = None) -> LoadedModel:
     """The model in a directory, on the Hugging Face hub, or one of the testbed, in eval mode, on the GPU where one is.
 
+    Args:
+        name: a directory, an id of the hub, or the name of a model that comes with foveate.
+        options: where it goes, and how.
+
     Raises:
-        ModelError: when it cannot be loaded or foveate has no adapter for it.
+        ModelError: when it cannot be loaded so, or foveate has no adapter for it.
     """
     import torch
     from rich.console import Console
     from transformers.utils import logging
 
+    from .limits import limit_pixels
+
+    options = options or LoadOptions()
+    require_model(name)
+    device = _find_device(options.device)
     logging.set_verbosity_error()
     shipped = shipped_models()
-    if name not in shipped:
-        _check(name, shipped)
     local = name in shipped or Path(name).exists()
     if local:  # what comes from the hub shows transformers' own bars of the download
         logging.disable_progress_bar()
     with Console(stderr=True).status(f"Loading {name}") if local else nullcontext():
         try:
-            # Those of the testbed are small enough for float32, which CPUs compute faster.
-            pair = load_shipped(name) if name in shipped else _load(name, cached=not local and _unreachable(name))
-            return LoadedModel(pair[0].to("cuda" if torch.cuda.is_available() else "cpu"), pair[1])
+            cached = not local and _unreachable(name)
+            model, processor = load_shipped(name) if name in shipped else _load(name, options, cached)
+            if name in shipped and options.dtype not in (None, "auto"):
+                model = model.to(getattr(torch, options.dtype))
+            # What a device map has spread stays there; those of the testbed are too small to be spread.
+            model = model if options.device_map and name not in shipped else model.to(device)
         except ModelError:
             raise
         except Exception as error:  # transformers raises nearly everything
@@ -98,17 +140,41 @@ def load(name: str) -> LoadedModel:
                 f"cannot load the model {name!r} ({_reason(error)}); give a directory with a safetensors "
                 f"checkpoint and its processor, a hub id, or one of {', '.join(shipped)}."
             ) from None
+    if options.max_pixels is not None:
+        limit_pixels(processor, options.max_pixels)
+    return LoadedModel(model, processor)
 
 
-def _check(name: str, known: Iterable[str]) -> None:
-    """Refuse at once what is no directory and no id of the hub, which would be asked for it again and again."""
-    if Path(name).exists():
+def require_model(name: str) -> None:
+    """Refuse at once what is no directory and no id of the hub, which would be asked for it again and again.
+
+    Raises:
+        ModelError: for a name that no model can have.
+    """
+    known: Iterable[str] = shipped_models()
+    if name in known or Path(name).exists():
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model directory {name}; check the path.")
     if "/" not in name:
         hint = near_miss(name, known)
         raise ModelError(f"there is no model or directory {name!r}{hint} Ids of the hub read 'owner/name'.")
+
+
+def _find_device(name: str | None) -> str:
+    """The device called so, if this machine has it; None: the GPU where there is one."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used here ({_reason(error)}); give cpu, or cuda for a GPU."
+        ) from None
+    return str(device)
 
 
 def _unreachable(name: str) -> bool:
@@ -138,7 +204,7 @@ def _unreachable(name: str) -> bool:
     return False
 
 
-def _load(name: str, cached: bool) -> tuple[Any, Any]:
+def _load(name: str, options: LoadOptions, cached: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -155,8 +221,15 @@ def _load(name: str, cached: bool) -> tuple[Any, Any]:
             )
         with torch.device("meta"):  # raises before the weights are read, which may be large
             adapter_of(AutoModelForImageTextToText.from_config(config))
+    if options.device_map is not None and importlib.util.find_spec("accelerate") is None:
+        raise ModelError("a device map needs accelerate; install it: pip install accelerate.")
     model = AutoModelForImageTextToText.from_pretrained(
-        name, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=cached
+        name,
+        dtype=options.dtype or "auto",
+        device_map=options.device_map,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=cached,
     )
     return model.eval(), load_processor(name, model, cached)
 

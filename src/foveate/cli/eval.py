@@ -146,7 +146,7 @@ def evaluate(
     from ..evaluation.storage import require_evaluation
 
     require_extra()  # before hours are spent
-    plots = list(dict.fromkeys(_parts(formats.lower(), "--format")))
+    plots = list(dict.fromkeys(parts(formats.lower(), "--format")))
     require_formats(plots)
     on_ray = ray or address is not None
     if on_ray:

@@ -17,6 +17,7 @@ from foveate import Budget, FoveateError, PruningConfig
 from foveate.importance import AttentionPrior
 from foveate.methods import Method, get_method, method_names
 from foveate.methods.toolkit.at_layer import AtLayer
+from foveate.methods.toolkit.in_encoder import InEncoder
 from foveate.methods.toolkit.published import unset_settings
 from foveate.methods.toolkit.registry import method_class
 from foveate.methods.toolkit.settings import settable
@@ -96,6 +97,7 @@ def test_every_method_comes_back_with_every_setting(name: str) -> None:
 COMPOSED = [
     PruningConfig(),
     PruningConfig(AtLayer(get_method("scope", alpha=2.0), 3), keep=144),
+    PruningConfig([InEncoder(get_method("scope", alpha=2.0), 3), "idpruner"], keep=[0.5, 0.1]),
     PruningConfig(["divprune", get_method("fastv", layer=3)], keep=[0.5, "25%"], scope="prompt"),
     PruningConfig(("divprune", "fastv"), keep=0.5, encoder_queries=128),
     PruningConfig(foveate.compose("divprune", get_method("fastv", layer=3), ratio=0.3), keep=Budget(0.25, "frame")),
@@ -151,6 +153,8 @@ FAULTS: list[tuple[Any, str]] = [
     ({"method": {"name": "tops", "shares": [1, 2]}}, "must be three that fall"),
     ({"method": {"name": "pyramiddrop", "layers": [1, 2.5]}}, "whole numbers with commas"),
     ({"method": {"name": "scope", "at_layer": -1}}, "layer=-1 must be"),
+    ({"method": {"name": "scope", "encoder_block": -1}}, "block=-1 must be"),
+    ({"method": {"name": "scope", "encoder_block": 1, "at_layer": 2}}, "two places; give one of them"),
     ({"method": []}, "give a name"),
     ({"method": {"compose": "divprune"}}, "is not a list of methods"),
     ({"method": {"compose": []}}, "give names of methods"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .config import PruningConfig
     from .methods.toolkit.at_layer import AtLayer
     from .methods.toolkit.base import Method, Provenance, Stage, Where
+    from .methods.toolkit.in_encoder import InEncoder
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
     from .runtime import Pruning, Report
@@ -40,6 +41,7 @@ _LAZY = {
     "Cue": ".tokens",
     "EncoderReading": ".tokens",
     "Grid": ".tokens",
+    "InEncoder": ".methods.toolkit",
     "Method": ".methods",
     "Provenance": ".methods",
     "Pruning": ".runtime",
@@ -74,6 +76,7 @@ __all__ = [
     "EncoderReading",
     "FoveateError",
     "Grid",
+    "InEncoder",
     "Method",
     "MethodError",
     "ModelError",

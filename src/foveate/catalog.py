@@ -290,6 +290,14 @@ def explain_missing_cues(
     return f"{model} cannot give what {method} needs: {lacking}; {instead}."
 
 
+def explain_whole_blocks(model: str, method: str) -> str:
+    """Patches cannot leave between the blocks of the model's vision encoder."""
+    return (
+        f"{method} prunes inside the vision encoder, but foveate does not know how the blocks of that of {model} go on "
+        "without some of the patches; use the method before the LLM."
+    )
+
+
 def explain_whole_images(model: str, method: str) -> str:
     """Patches cannot be left out of the model's vision encoder."""
     return (

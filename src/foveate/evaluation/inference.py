@@ -191,7 +191,7 @@ def shows_all(run: Run) -> bool:
     """Whether the vision encoder sees the pictures as they are in this run."""
     if run.method is None:
         return run.label not in (BLIND, DOWNSAMPLE)
-    return Where.BEFORE_ENCODER not in run.method.places()
+    return not {Where.BEFORE_ENCODER, Where.INSIDE_ENCODER} & set(run.method.places())
 
 
 def _costs(report: Report) -> dict[str, float]:

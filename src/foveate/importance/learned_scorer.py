@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..devices import full_precision, places_of
 from ..errors import MethodError
-from .scorer_files import KEYS, SHIPPED, read_tensors
+from .scorer_files import KEYS, read_tensors, shipped_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +45,17 @@ class LearnedScorer:
                 )
 
     @classmethod
-    def load(cls, path_or_hub_id: str | Path, revision: str | None = None) -> LearnedScorer:
+    def load(cls, path_or_hub_id: str | Path, revision: str | None = None, at: str = "") -> LearnedScorer:
         """Read a scorer from a ``.safetensors`` file, a folder that holds one, or a repository on the hub.
 
-        Of a sharded checkpoint on the hub only the shards that hold the scorer are fetched.
+        In a model's own folder it is that which was trained for the place `at`, see `find_scorer`. Of a sharded
+        checkpoint on the hub only the shards that hold the scorer are fetched.
 
         Raises:
             MethodError: when nothing is found there, or the tensors are not those of a scorer.
         """
         source = str(path_or_hub_id)
-        q_weight, q_bias, k_weight, k_bias = read_tensors(source, revision)
+        q_weight, q_bias, k_weight, k_bias = read_tensors(source, revision, at)
         return cls(q_weight, q_bias, k_weight, k_bias, source)
 
     @property
@@ -112,11 +113,16 @@ class LearnedScorer:
         return self._on_device[device]
 
 
-def find_scorer(model_name_or_path: str) -> LearnedScorer | None:
+def find_scorer(model_name_or_path: str, at: str = "") -> LearnedScorer | None:
     """The scorer that lies in a model's own folder as ``foveate-scorer.safetensors``; None where there is none.
+
+    Args:
+        model_name_or_path: of the model.
+        at: the place that it was trained for, see `ModelFacts`; that of ``"encoder:8"`` is
+            ``foveate-scorer-encoder-8.safetensors``.
 
     Raises:
         MethodError: when the file is not a scorer.
     """
-    path = Path(model_name_or_path).expanduser() / SHIPPED
+    path = Path(model_name_or_path).expanduser() / shipped_name(at)
     return LearnedScorer.load(path) if model_name_or_path and path.is_file() else None

@@ -17,21 +17,35 @@ from ..errors import MethodError
 
 KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 SHIPPED = "foveate-scorer.safetensors"  # the scorer that lies in a model's own folder
+
+
+def shipped_name(at: str = "") -> str:
+    """The name of the scorer in a model's own folder that was trained for a place, see `ModelFacts.at`.
+
+    Examples:
+        >>> from foveate.importance.scorer_files import shipped_name
+        >>> shipped_name(), shipped_name("encoder:8")
+        ('foveate-scorer.safetensors', 'foveate-scorer-encoder-8.safetensors')
+    """
+    return SHIPPED.replace(".", f"-{at.replace(':', '-')}.", 1) if at else SHIPPED
+
+
 _MODULE = "importance_scorer."  # the scorer's name inside a whole checkpoint
 _INDEX = "*.safetensors.index.json"
 
 
-def read_tensors(source: str, revision: str | None = None) -> list[Tensor]:
+def read_tensors(source: str, revision: str | None = None, at: str = "") -> list[Tensor]:
     """The tensors `KEYS` of a scorer in a ``.safetensors`` file, a folder that holds one, or a repository on the hub.
 
-    Of a sharded checkpoint on the hub only the shards that hold the scorer are fetched.
+    In a model's own folder it is that which was trained for the place `at`, see `shipped_name`. Of a sharded checkpoint
+    on the hub only the shards that hold the scorer are fetched.
 
     Raises:
         MethodError: when nothing is found there, or the tensors are not those of a scorer.
     """
     tensors: dict[str, Tensor] = {}
     strays: list[str] = []
-    for file in _find_files(source, revision):
+    for file in _find_files(source, revision, at):
         found, others = _read_file(source, file)
         tensors |= found
         strays += others
@@ -64,15 +78,15 @@ def _read_file(source: str, file: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise MethodError(f"scorer {source}: {file} is not a readable safetensors file ({error}).") from error
 
 
-def _find_files(name: str, revision: str | None) -> list[Path]:
+def _find_files(name: str, revision: str | None, at: str) -> list[Path]:
     """The files that hold the scorer, fetched where `name` is a hub id."""
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
             raise MethodError(f"scorer {name}: only .safetensors files are read; convert it first.")
         return [path]
-    if (path / SHIPPED).is_file():  # a model's folder, with a scorer beside the model's own weights
-        return [path / SHIPPED]
+    if (path / shipped_name(at)).is_file():  # a model's folder, with a scorer beside the model's own weights
+        return [path / shipped_name(at)]
     fetch = not path.is_dir()
     if fetch:
         if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.suffix == ".safetensors":

@@ -117,7 +117,7 @@ class IDPruner(Method):
         if self.importance is not None:
             return Note("idpruner: importance by the attention received in the vision encoder, as asked for.")
         return Note(
-            f"idpruner: {facts.label} comes without a trained scorer, so importance is the attention received in its "
+            f"idpruner: {_place(facts)} comes without a trained scorer, so importance is the attention received in its "
             "vision encoder, a cue that needs no training (importance='encoder_attention'); the paper's figures need a "
             f"scorer: {explain_how_to_get_scorer(facts, SCORERS)}.",
             logging.WARNING,
@@ -145,19 +145,24 @@ def bind_scorer(
         published: hub ids of the scorers that the method's authors published, by the last part of the model's name.
     """
     if scorer is None:
-        loaded = find_scorer(facts.name_or_path)
+        loaded = find_scorer(facts.name_or_path, facts.at)
     elif isinstance(scorer, LearnedScorer):
         loaded = scorer
     else:
         source = _require_published(method, facts, published) if scorer == PUBLISHED else scorer
-        loaded = LearnedScorer.load(source, revision)
+        loaded = LearnedScorer.load(source, revision, facts.at)
     if loaded is not None:
-        loaded.check(facts.hidden_size, facts.label)
+        loaded.check(facts.hidden_size, f"the vision encoder of {facts.label}" if facts.at else facts.label)
     return loaded
 
 
 def published_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str | None:
-    """The hub id of the scorer that was published for a model, which keeps the last part of its name anywhere."""
+    """The hub id of the scorer that was published for a model, which keeps the last part of its name anywhere.
+
+    None was published for what enters a block of an encoder.
+    """
+    if facts.at:
+        return None
     name = short_name(facts.name_or_path).lower()
     return next((scorer for model, scorer in published.items() if model.lower() == name), None)
 
@@ -166,15 +171,25 @@ def _require_published(method: str, facts: ModelFacts, published: Mapping[str, s
     found = published_scorer(facts, published)
     if found is None:
         raise MethodError(
-            f"{method}: no scorer is published for {facts.label}, only for {', '.join(published)}; make one with "
-            "`foveate train scorer` and give scorer=<file, folder or hub id>."
+            f"{method}: no scorer is published for {_place(facts)}, only for {', '.join(published)}; make one with "
+            f"`{_training(facts)}` and give scorer=<file, folder or hub id>."
         )
     return found
 
 
+def _training(facts: ModelFacts) -> str:
+    """The command that trains a scorer for the place where a method chooses."""
+    return "foveate train scorer" + (f" --at {facts.at}" if facts.at else "")
+
+
+def _place(facts: ModelFacts) -> str:
+    """The model, and where in it a method chooses if not before the LLM."""
+    return f"{facts.label} at {facts.at}" if facts.at else facts.label
+
+
 def explain_how_to_get_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str:
     """The end of a sentence that says where to get a scorer for a model."""
-    made = "make one with `foveate train scorer` and give scorer=<file, folder or hub id>"
+    made = f"make one with `{_training(facts)}` and give scorer=<file, folder or hub id>"
     found = published_scorer(facts, published)
     return made if found is None else f"scorer='{PUBLISHED}' downloads {found}, or {made}"
 
@@ -184,8 +199,8 @@ def explain_missing_scorer(method: str, facts: ModelFacts, published: Mapping[st
     found = published_scorer(facts, published)
     instead = "" if found is None else f"scorer='{PUBLISHED}' to download {found}, or "
     return (
-        f"{method}: needs a trained scorer, and {facts.label} comes without one; give {instead}scorer=<file, folder or "
-        "hub id>, make one with `foveate train scorer`"
+        f"{method}: needs a trained scorer, and {_place(facts)} comes without one; give {instead}scorer=<file, folder "
+        f"or hub id>, make one with `{_training(facts)}`"
     )
 
 

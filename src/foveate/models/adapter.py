@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS)
 # the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of
 # the patches. Qwen2.5-VL has so many in an image of 4096 tokens; benchmarks/cue_sampling.py tells the cost.
 MOST_QUERIES = 16384
+
+
+# How the blocks of a vision encoder see several images: "packed" into one sequence (P, d), in which `cu_seqlens` tell
+# where those end that attend to each other; or each as a row of (B, n, d), all of them of one length.
+EncoderLayout = Literal["packed", "rows"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class ModelAdapter(ABC):
     # Arguments of the language model or of its layers with an entry for each token, (B, L, ...), beside embeddings.
     token_arguments: ClassVar[tuple[str, ...]] = ()
     leaves_out_patches: ClassVar[bool] = False  # whether the encoder runs without some; then `pixels` tells of them
+    # How its blocks see images, where they can go on without some of the patches; None: they cannot.
+    encoder_layout: ClassVar[EncoderLayout | None] = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model  # Any: torch's stubs take every attribute of a module for a tensor
@@ -279,11 +286,18 @@ class ModelAdapter(ABC):
         """The vision attention module whose attention is the ENCODER_ATTENTION cue."""
         return self.attention_at(1.0)
 
+    def attention_layer_at(self, depth: float, below: int | None = None) -> int:
+        """The nearest layer of `attention_modules` to a depth in [0, 1], of two the deeper one; see EncoderReading.
+
+        With `below` those are as if the encoder ended before that block; at least one must be.
+        """
+        layers = [layer for layer in self.attention_modules() if below is None or layer < below]
+        place = depth * max(layers)
+        return min(layers, key=lambda layer: (abs(layer - place), -layer))
+
     def attention_at(self, depth: float) -> nn.Module:
-        """The nearest of `attention_modules` to a depth in [0, 1], of two the deeper one; see EncoderReading."""
-        modules = self.attention_modules()
-        place = depth * max(modules)
-        return modules[min(modules, key=lambda layer: (abs(layer - place), -layer))]
+        """The attention module in the layer `attention_layer_at` this depth."""
+        return self.attention_modules()[self.attention_layer_at(depth)]
 
     @abstractmethod
     def encoder_attention(
@@ -310,7 +324,11 @@ class ModelAdapter(ABC):
 
     def vision_attention_pairs(self, grid: Grid, kept: Tensor | None = None) -> list[int]:
         """Query-key pairs that each encoder layer computes for one image or clip, or for the `kept` (n,) of it."""
-        return [self.patches(grid) ** 2] * len(self.vision_layers())
+        return [self.entering(grid, kept) ** 2] * len(self.vision_layers())
+
+    def entering(self, grid: Grid, kept: Tensor | None = None) -> int:
+        """Positions of one image or clip that enter a block: `patches`, or those that are left of the `kept` (n,)."""
+        return self.patches(grid) - (0 if kept is None else int((~kept).sum()) * self.merge**2)
 
     def embedding_modules(self) -> list[nn.Module]:
         """Vision modules that see all patches, even those that are left out of the encoder's blocks."""
@@ -319,6 +337,19 @@ class ModelAdapter(ABC):
     def vision_layers(self) -> list[Any]:
         """The layers of the vision encoder, in order."""
         return list(self.vision.encoder.layers)
+
+    def feature_blocks(self) -> int:
+        """How many of `vision_layers` come before the visual features; what others make is not used."""
+        return len(self.vision_layers())
+
+    def block_before(self, module: nn.Module) -> int:
+        """The block behind which one of `token_modules` runs: the last, but for those that make DeepStack's rows."""
+        return len(self.vision_layers()) - 1
+
+    def token_patches(self, grid: Grid) -> Tensor:
+        """(n, p) long: where the p patches of each LLM token lie in the row of an image, in raster order; see
+        `encoder_layout`. Positions of no token, such as CLS, belong to all and are not there."""
+        raise NotImplementedError
 
 
 def pooled_mean(values: Tensor, group: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..devices import full_precision
 from ..errors import ModelError
-from ..tokens import Cue, EncoderReading, Grid
+from ..tokens import AttentionKind, Cue, EncoderReading, Grid
 from .adapter import AttentionCall, ModelAdapter
 
 
@@ -25,12 +25,20 @@ class EncoderTrace:
         kwargs: its keyword arguments.
         calls: of each attention module that is read, in order.
         projected: what entered the projector, the latest last.
+        kept: by block from which on tokens were left out, -1 being before all of them: which go on from there, (T,)
+            bool, of all images in the order in which the blocks see them.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     calls: dict[nn.Module, list[AttentionCall]] = field(default_factory=lambda: defaultdict(list))
     projected: list[Tensor] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def kept_at(self, block: int) -> Tensor | None:
+        """Which tokens enter a block, (T,) bool; None where all do."""
+        last = max((start for start in self.kept if start <= block), default=None)
+        return None if last is None else self.kept[last]
 
 
 class EncoderReader:
@@ -40,17 +48,25 @@ class EncoderReader:
         adapter: of the model.
         needs: cues of any source, of which those of the encoder are read.
         readings: what ENCODER_READINGS are, by column.
+        below: the block before which they are read, for methods that choose inside the encoder; None: behind all.
     """
 
-    def __init__(self, adapter: ModelAdapter, needs: frozenset[Cue], readings: Sequence[EncoderReading] = ()) -> None:
-        self.adapter, self.readings = adapter, tuple(readings)
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        needs: frozenset[Cue],
+        readings: Sequence[EncoderReading] = (),
+        below: int | None = None,
+    ) -> None:
+        self.adapter, self.readings, self.below = adapter, tuple(readings), below
         self.needs = needs & READERS.keys()
 
     @property
     def modules(self) -> list[nn.Module]:
         """The attention modules whose calls are read, each once."""
         depths = [reading.depth for reading in self.readings] + [1.0] * (Cue.ENCODER_ATTENTION in self.needs)
-        return list(dict.fromkeys(self.adapter.attention_at(depth) for depth in depths))
+        modules = self.adapter.attention_modules() if depths else {}
+        return list(dict.fromkeys(modules[self.adapter.attention_layer_at(depth, self.below)] for depth in depths))
 
     @property
     def reads_projector(self) -> bool:
@@ -66,6 +82,48 @@ class EncoderReader:
             grids: of its images, in order.
         """
         return {cue: READERS[cue](self, trace, grids) for cue in self.needs}
+
+    def attention(self, trace: EncoderTrace, grids: list[Grid], reading: EncoderReading) -> list[Tensor]:
+        """What a reading gives of each token, (n,) per image; 0 of those that had left before."""
+        adapter, layer = self.adapter, self.adapter.attention_layer_at(reading.depth, self.below)
+        calls, kept = _calls(trace, adapter.attention_modules()[layer]), trace.kept_at(layer)
+        if kept is None:
+            return adapter.encoder_attention(calls, grids, reading.kind)
+        if adapter.encoder_layout == "packed":
+            found = adapter.encoder_attention(calls, [Grid(1, int(kept.sum()))], reading.kind)[0]
+        else:
+            found = _of_rows(adapter, calls, kept.view(len(grids), -1), reading.kind)
+        return of_all_tokens(adapter, found, kept, grids)
+
+
+def of_all_tokens(adapter: ModelAdapter, values: Tensor, kept: Tensor, grids: list[Grid]) -> list[Tensor]:
+    """(n, ...) per image in raster order, 0 where tokens had left, of `values` in the order of the encoder's blocks.
+
+    Args:
+        adapter: of the model.
+        values: of the tokens that stayed.
+        kept: (T,) bool, which of all images' tokens these are.
+        grids: of the images.
+    """
+    places = kept.nonzero()[:, 0].to(values.device)
+    whole = values.new_zeros(len(kept), *values.shape[1:]).index_copy(0, places, values)
+    parts = zip(whole.split([len(grid) for grid in grids]), grids, strict=True)
+    return [part[adapter.encoder_order(grid).argsort().to(part.device)] for part, grid in parts]
+
+
+def _of_rows(adapter: ModelAdapter, calls: list[AttentionCall], kept: Tensor, kind: AttentionKind) -> Tensor:
+    """What `kind` reads of the tokens that stayed, image by image, where images of one count shared a call."""
+    found: dict[int, Tensor] = {}
+    for (count, images), call in zip(images_by_count(kept), calls, strict=True):
+        rows = adapter.encoder_attention([call], [Grid(1, count)] * len(images), kind)
+        found |= dict(zip(images, rows, strict=True))
+    return torch.cat([found[image] for image in sorted(found)])
+
+
+def images_by_count(kept: Tensor) -> list[tuple[int, list[int]]]:
+    """How many tokens images keep, and which images, of (B, n) bool; without those that keep none."""
+    counts = kept.sum(1).tolist()
+    return [(count, [i for i, own in enumerate(counts) if own == count]) for count in sorted(set(counts)) if count]
 
 
 READERS: dict[Cue, Callable[[EncoderReader, EncoderTrace, list[Grid]], list[Tensor]]] = {}
@@ -92,16 +150,12 @@ def _calls(trace: EncoderTrace, module: nn.Module) -> list[AttentionCall]:
 
 @reads(Cue.ENCODER_ATTENTION)
 def _attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
-    return reader.adapter.encoder_attention(_calls(trace, reader.adapter.attention_module()), grids)
+    return reader.attention(trace, grids, EncoderReading())
 
 
 @reads(Cue.ENCODER_READINGS)
 def _more_attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
-    adapter = reader.adapter
-    columns = [
-        adapter.encoder_attention(_calls(trace, adapter.attention_at(reading.depth)), grids, reading.kind)
-        for reading in reader.readings
-    ]
+    columns = [reader.attention(trace, grids, reading) for reading in reader.readings]
     return [torch.stack(image, -1) for image in zip(*columns, strict=True)]
 
 
@@ -109,7 +163,12 @@ def _more_attention(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid
 def _features(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> list[Tensor]:
     if not trace.projected:
         raise ModelError("the projector was not called for these images; pass pixel values to the model itself.")
-    return reader.adapter.encoder_features(trace.projected[-1], grids)
+    adapter, hidden = reader.adapter, trace.projected[-1]
+    kept = trace.kept_at(adapter.block_before(adapter.projector))
+    if kept is None or adapter.encoder_layout != "packed":  # otherwise what left is there, as zeros
+        return adapter.encoder_features(hidden, grids)
+    found = adapter.encoder_features(hidden, [Grid(1, int(kept.sum()))])[0]
+    return of_all_tokens(adapter, found, kept, grids)
 
 
 @reads(Cue.PADDING)

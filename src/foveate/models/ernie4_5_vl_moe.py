@@ -28,6 +28,7 @@ class Ernie45VLMoeAdapter(QwenVLAdapter):
     relatives: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     token_arguments = ("moe_mm_token_type_ids",)
     leaves_out_patches = False
+    encoder_layout = None
 
     @property
     def vision(self) -> Any:

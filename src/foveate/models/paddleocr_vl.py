@@ -25,6 +25,7 @@ class PaddleOCRVLAdapter(QwenVLAdapter):
     relatives: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     modalities = ("image",)
     leaves_out_patches = False
+    encoder_layout = None
 
     @property
     def projector(self) -> nn.Module:

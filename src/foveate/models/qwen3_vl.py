@@ -30,3 +30,9 @@ class Qwen3VLAdapter(QwenVLAdapter):
 
     def token_modules(self) -> list[nn.Module]:
         return [self.projector, *self.vision.deepstack_merger_list]
+
+    def block_before(self, module: nn.Module) -> int:
+        mergers = list(self.vision.deepstack_merger_list)
+        if module in mergers:
+            return int(self.vision.deepstack_visual_indexes[mergers.index(module)])
+        return super().block_before(module)

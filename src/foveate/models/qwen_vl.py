@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import AttentionKind, Grid
-from .adapter import AttentionCall, ModelAdapter, patch_attention, pooled_mean
+from .adapter import AttentionCall, EncoderLayout, ModelAdapter, patch_attention, pooled_mean
 
 
 class QwenVLAdapter(ModelAdapter):
@@ -21,6 +21,7 @@ class QwenVLAdapter(ModelAdapter):
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     leaves_out_patches = True
+    encoder_layout: ClassVar[EncoderLayout | None] = "packed"
     # What the family's processors subtract from pixels in [0, 1] and divide by; models do not know.
     pixel_mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
     pixel_deviation: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)

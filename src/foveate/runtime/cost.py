@@ -74,13 +74,18 @@ class CostModel:
         return linear_weights([self._adapter.model.get_output_embeddings()])
 
     @cached_property
-    def _vision_weights(self) -> tuple[int, int, int]:
-        """Weights used once per patch, once per encoder position, and once per LLM token."""
-        projectors, encoder = self._adapter.token_modules(), set(self._adapter.vision.modules())
-        embedding = linear_weights(self._adapter.embedding_modules())
+    def _vision_weights(self) -> tuple[int, list[int], list[tuple[int, int]]]:
+        """Multiply-adds with weights: of each position outside the blocks, of each in a block, and of each LLM token.
+
+        The latter beside the block behind which they are.
+        """
+        adapter = self._adapter
+        projectors, encoder = adapter.token_modules(), set(adapter.vision.modules())
         inside = linear_weights([module for module in projectors if module in encoder])
-        each = linear_weights(projectors) + self._adapter.token_products
-        return embedding, linear_weights([self._adapter.vision]) - inside - embedding, each
+        blocks = [linear_weights([block]) for block in adapter.vision_layers()]
+        each = [(adapter.block_before(module), linear_weights([module])) for module in projectors]
+        each.append((len(blocks) - 1, adapter.token_products))
+        return linear_weights([adapter.vision]) - inside - sum(blocks), blocks, each
 
     def text_flops(self, lengths: Sequence[Sequence[int]], again: Mapping[int, int] | None = None) -> float:
         """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each.
@@ -96,15 +101,35 @@ class CostModel:
             total += sum(2.0 * weights * n + attention * n * n for n in row)
         return total + 2.0 * self._head_weights * len(lengths[0])
 
-    def vision_flops(self, grids: Sequence[Grid], kept: Sequence[Tensor | None] | None = None) -> float:
-        """FLOPs of the vision encoder and projector for these images, or for the tokens (n,) `kept` of each."""
-        embedding, encoder, projector = self._vision_weights
-        total = 0.0
-        for grid, mask in zip(grids, kept or [None] * len(grids), strict=True):
-            patches, share = self._adapter.patches(grid), 1.0 if mask is None else float(mask.float().mean())
-            total += 2.0 * (embedding + encoder * share) * patches + 2.0 * projector * len(grid) * share
-            total += 2.0 * self._adapter.grid_products(grid)
-            total += 4.0 * self._adapter.vision_width * sum(self._adapter.vision_attention_pairs(grid, mask))
+    def vision_flops(self, grids: Sequence[Grid], kept: Mapping[int, Sequence[Tensor]] | None = None) -> float:
+        """FLOPs of the vision encoder and projector for these images.
+
+        Args:
+            grids: of the images.
+            kept: by block from which on tokens were left out, -1 being before all of them: of each image which (n,) go
+                on from there.
+        """
+        return sum(
+            self._image_flops(grid, {block: masks[image] for block, masks in (kept or {}).items()})
+            for image, grid in enumerate(grids)
+        )
+
+    def _image_flops(self, grid: Grid, kept: Mapping[int, Tensor]) -> float:
+        adapter, (outside, blocks, each) = self._adapter, self._vision_weights
+        patches, whole = adapter.patches(grid), len(grid)
+        total = 2.0 * (outside * patches + adapter.grid_products(grid))
+        pairs = {start: adapter.vision_attention_pairs(grid, mask) for start, mask in kept.items()}
+        unpruned = adapter.vision_attention_pairs(grid)
+        counts = {start: int(mask.sum()) for start, mask in kept.items()}
+        for block, weights in enumerate(blocks):
+            start = max((one for one in kept if one <= block), default=None)
+            entering = patches if start is None else adapter.entering(grid, kept[start])
+            attended = unpruned if start is None else pairs[start]
+            total += 2.0 * weights * entering + 4.0 * adapter.vision_width * attended[block]
+        for block, weights in each:
+            start = max((one for one in kept if one <= block), default=None)
+            packed = adapter.encoder_layout == "packed"  # else what left comes as zeros
+            total += 2.0 * weights * (counts[start] if start is not None and packed else whole)
         return total
 
     def kv_bytes(self, lengths: Sequence[Sequence[int]], bytes_per_value: int) -> int:

@@ -39,16 +39,18 @@ class EncoderCues:
 
     Args:
         adapter: of the model.
-        methods: of all stages.
+        methods: of all stages that choose behind the encoder.
+        others: what else is read of the encoder's attention, by who chooses inside it.
 
     Raises:
         MethodError: for methods whose readings do not go together.
     """
 
-    def __init__(self, adapter: ModelAdapter, methods: Sequence[Method]) -> None:
+    def __init__(self, adapter: ModelAdapter, methods: Sequence[Method], others: Sequence[EncoderReader] = ()) -> None:
         self._adapter = adapter
         needs = frozenset[Cue]().union(*(method.needs for method in methods))
         self._reader = EncoderReader(adapter, needs, _readings(methods))
+        self._modules = dict.fromkeys(module for reader in (self._reader, *others) for module in reader.modules)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         """Observe the attention modules and the projector that the cues are read in."""
@@ -63,7 +65,7 @@ class EncoderCues:
             if encoding is not None and not stack.replaying:
                 encoding.trace.projected.append(args[0] if args else next(iter(kwargs.values())))
 
-        for module in self._reader.modules:
+        for module in self._modules:
             hooks.observe(module, functools.partial(on_attention, module))
         if self._reader.reads_projector:
             hooks.before(self._adapter.projector, on_projector)
@@ -82,6 +84,8 @@ class EncoderCues:
             ModelError: when images of the prompt were not encoded in this forward.
         """
         if not self._reader.needs:
+            for one in passes:
+                one.trace.calls.clear()  # of those who chose inside the encoder
             return {}
         modalities = self._modalities(spans)
         if len(passes) < len(modalities):
@@ -97,18 +101,27 @@ class EncoderCues:
                 found |= {(cue, modality, order): value for order, value in zip(sorted(by_order), values, strict=True)}
         return {cue: [found[cue, s.modality, s.order] for s in spans] for cue in self._reader.needs}
 
-    def keep_of(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> list[Tensor]:
-        """Of each span which tokens (n,) entered the encoder's blocks; empty where all did."""
+    def kept(self, passes: Sequence[EncoderPass], spans: Sequence[Span]) -> dict[int, list[Tensor]]:
+        """By block from which on the encoder left tokens out: of each span which (n,) go on from there."""
         modalities = self._modalities(spans)
+        if len(passes) < len(modalities):
+            return {}
+        return {
+            block: self._kept_from(block, dict(zip(modalities, passes, strict=False)), spans)
+            for block in sorted({block for one in passes for block in one.kept})
+        }
+
+    def _kept_from(self, block: int, passes: Mapping[str, EncoderPass], spans: Sequence[Span]) -> list[Tensor]:
+        """Of each span which tokens (n,) enter a block of the encoder."""
         masks: dict[tuple[str, int], Tensor] = {}
-        for modality, one in zip(modalities, passes, strict=False):
-            if not one.keep:
-                return []
+        for modality, one in passes.items():
             sizes = {span.order: len(span.grid) for span in spans if span.modality == modality}
             orders = sorted(sizes)  # some encoders are handed the frames of a clip one by one, as images
-            parts = torch.cat(one.keep).split([sizes[order] for order in orders])
+            last = max((start for start in one.kept if start <= block), default=None)
+            whole = torch.ones(sum(sizes.values()), dtype=torch.bool) if last is None else torch.cat(one.kept[last])
+            parts = whole.split([sizes[order] for order in orders])
             masks |= {(modality, order): part for order, part in zip(orders, parts, strict=True)}
-        return [masks[span.modality, span.order] for span in spans] if len(passes) >= len(modalities) else []
+        return [masks[span.modality, span.order] for span in spans]
 
     def _modalities(self, spans: Sequence[Span]) -> list[str]:
         return [m for m in self._adapter.modalities if any(s.modality == m for s in spans)]

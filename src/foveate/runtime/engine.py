@@ -37,7 +37,9 @@ from .seams.base import Seam
 from .seams.before_encoder import BeforeEncoder
 from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
+from .seams.encoder_blocks import blocks_of
 from .seams.experts import FewerExperts, check_routers, cut_of
+from .seams.inside_encoder import InsideEncoder
 from .seams.inside_llm import InsideLlm
 from .state import Call, CallStack, EncoderPass, ForwardState, Generation, hidden_of
 
@@ -73,9 +75,11 @@ class Pruning:
         self._edits = edits_of(methods, adapter)
         cut = cut_of(methods)
         self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
-        self._encoder = EncoderCues(adapter, methods)
         bias = bias_of(methods, adapter.text)
         self._seams = self._build_seams(bias, positions)
+        behind = [one.method for one in self._stages if one.where in (Where.BEFORE_LLM, Where.INSIDE_LLM)]
+        inside = [seam.reader for seam in self._seams if isinstance(seam, InsideEncoder)]
+        self._encoder = EncoderCues(adapter, behind, inside)
         # Whether layers run otherwise than they would on what enters the language model.
         self._deep = any(stage.where is not Where.BEFORE_LLM for stage in stages) or bool(self._edits or bias or cut)
         try:
@@ -144,7 +148,7 @@ class Pruning:
         return replace(report, text_flops=report.text_flops - spared)
 
     def _stage_reports(self) -> list[StageReport]:
-        return [StageReport(stage.method.name, stage.layer, stage.budget) for stage in self._stages]
+        return [StageReport(one.method.name, one.layer, one.budget, one.where) for one in self._stages]
 
     @property
     def _last(self) -> ForwardState | None:
@@ -159,7 +163,12 @@ class Pruning:
         for stage in self._stages:
             at[stage.where].append(stage)
         inside = tuple(at[Where.INSIDE_LLM])
-        seams: list[Seam] = [BeforeEncoder(stage, adapter) for stage in at[Where.BEFORE_ENCODER]]
+        seams: list[Seam] = []
+        if at[Where.BEFORE_ENCODER] or at[Where.INSIDE_ENCODER]:
+            blocks = blocks_of(adapter)
+            seams += [BeforeEncoder(stage, adapter, blocks) for stage in at[Where.BEFORE_ENCODER]]
+            seams += [InsideEncoder(stage, adapter, blocks) for stage in at[Where.INSIDE_ENCODER]]
+            seams.append(blocks)  # behind those who tell it what to leave out
         stateful = len(adapter.attention_layers) < len(text.layers)
         before = next(iter(at[Where.BEFORE_LLM]), None)
         seams.append(BeforeLlm(before, positions, text, stateful, adapter.token_arguments))
@@ -344,7 +353,7 @@ class Pruning:
             self._check(state, kwargs)
             state.selection_watch.start()
             state.encoder_cues = self._encoder.read(call.passes, call.spans)
-            state.encoder_keep = self._encoder.keep_of(call.passes, call.spans)
+            state.encoder_kept = self._encoder.kept(call.passes, call.spans)
             state.selection_watch.stop()
         stack.forward = state
         kwargs = dict(kwargs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..budget import Budget, Scope, ScopeLike, common_scope
-from ..catalog import explain_missing_cues, explain_whole_images
+from ..catalog import explain_missing_cues, explain_whole_blocks, explain_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
@@ -52,7 +52,7 @@ class Composition:
         layers = facts.layers
         if budget.keeps_all:
             return stages
-        starts = [max(stage.layer, 0) for stage in stages]
+        starts = [stage.first_layer for stage in stages]
         first = self.first_share(float(budget.keep), starts, layers)
         shares = [first * self.ratio**index for index in range(len(stages))]
         return [replace(stage, budget=Budget(share, budget.scope)) for stage, share in zip(stages, shares, strict=True)]
@@ -97,14 +97,14 @@ def compose(*methods: str | Method, ratio: float = 0.5) -> Composition:
     `keep` is then the average number of visual tokens over the language model's layers, as a fraction of the unpruned
     ones: what `Report.average_visual_tokens` tells, so that pruning late is not taken for pruning early. It is shared
     by one rule: in the order of their layers, each stage keeps `ratio` of what the one before it left, and the first
-    keeps as much as makes the average right. Of L layers, with stages at layers ``l_0 < l_1 < ...``, the first keeps
-    the fraction ``(keep * L - l_0) / sum_i ratio^i * (l_(i+1) - l_i)``, the last ``l_(i+1)`` being L; before the LLM is
-    layer 0. Each image's counts are rounded, which can move its average by up to half a token.
-    `Report.stages` tells what each stage was given.
+    keeps as much as makes the average right. Of L layers, with stages at layers ``l_0 <= l_1 <= ...``, the first keeps
+    the fraction ``(keep * L - l_0) / sum_i ratio^i * (l_(i+1) - l_i)``, the last ``l_(i+1)`` being L; all that comes
+    before the LLM, the vision encoder included, is layer 0. Each image's counts are rounded, which can move its average
+    by up to half a token. `Report.stages` tells what each stage was given.
 
     Args:
-        methods: names or instances, at most one before the LLM, others inside it, each at a layer of its own. Of a
-            method with several layers each is a stage.
+        methods: names or instances, at most one before the vision encoder and one before the LLM, others inside them,
+            each at a block or layer of its own. Of a method with several layers each is a stage.
         ratio: in (0, 1).
 
     Raises:
@@ -127,7 +127,9 @@ def facts_of(adapter: ModelAdapter) -> ModelFacts:
     width = adapter.model.config.get_text_config().hidden_size
     commit = str(getattr(adapter.model.config, "_commit_hash", None) or "")
     layers, attention = len(adapter.text.layers), adapter.attention_layers
-    return ModelFacts(name, width, layers, adapter.lineage(), commit, None if len(attention) == layers else attention)
+    blocks = 0 if adapter.encoder_layout is None else adapter.feature_blocks()
+    attending = None if len(attention) == layers else attention
+    return ModelFacts(name, width, layers, adapter.lineage(), commit, attending, adapter.vision_width, blocks)
 
 
 def plan(
@@ -168,8 +170,6 @@ def plan(
             f"{deepest + 1} on layers take keys and values of tokens from below; prune at layer {deepest} at most, or "
             "before the LLM."
         )
-    if stages and stages[0].where is Where.BEFORE_ENCODER:
-        _check_encoder_readers(stages[0].method, [stage.method for stage in stages[1:]])
     return stages
 
 
@@ -203,6 +203,8 @@ def _describe_clash(first: Method, second: Stage) -> str:
             f"{first.name} and {second.method.name} both prune before the LLM and cannot be combined; "
             "give one before it and others inside."
         )
+    if second.where is Where.INSIDE_ENCODER:
+        return f"two methods at block {second.layer} of the vision encoder cannot be combined; give each its own block."
     return f"two methods at layer {second.layer} cannot be combined; give each a layer of its own."
 
 
@@ -242,7 +244,11 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
         raise MethodError(
             f"{method.name}: its stages are {stages!r}; they must be a list of foveate.Stage, at least one."
         )
-    readable = [facts.readable_layer(stage.layer, stage.method) for stage in stages]
+    inside = [stage.where is Where.INSIDE_LLM for stage in stages]
+    readable = [
+        facts.readable_layer(stage.layer, stage.method) if deep else stage.layer
+        for stage, deep in zip(stages, inside, strict=True)
+    ]
     if readable == [stage.layer for stage in stages]:
         return stages
     moved = [
@@ -251,7 +257,7 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
     ]
     # Of stages that have come to the same layer the last one leaves what the schedule leaves there.
     left = list({_sort_key(stage): stage for stage in moved}.values())
-    starts = [max(stage.layer, 0) for stage in left]
+    starts = [stage.first_layer for stage in left]
     return [replace(stage, budget=stage.budget.at_layers(starts, facts.layers)) for stage in left]
 
 
@@ -268,6 +274,8 @@ def _check_stages(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages
         _check_cues(adapter, stage.method)
         if stage.where is Where.BEFORE_ENCODER:
             _check_patches(adapter, stage.method, scope)
+        elif stage.where is Where.INSIDE_ENCODER:
+            _check_block(adapter, facts, stage, scope)
         else:
             _check_layer(stage.method, stage.layer, facts.layers)
     return stages
@@ -323,21 +331,42 @@ def _check_cues(adapter: ModelAdapter, method: Method) -> None:
 def _check_patches(adapter: ModelAdapter, method: Method, scope: Scope) -> None:
     if not adapter.leaves_out_patches:
         raise ModelError(explain_whole_images(adapter.class_name, method.name))
+    _check_scope(method, Where.BEFORE_ENCODER, scope)
+
+
+def _check_scope(method: Method, where: Where, scope: Scope) -> None:
     if scope not in ("image", "frame"):
         raise MethodError(
-            f"{method.name} prunes before the vision encoder, which does not know which images share a prompt; use "
+            f"{method.name} prunes {where.value}, which does not know which images share a prompt; use "
             "scope='image' or 'frame'."
         )
 
 
-def _check_encoder_readers(first: Method, others: Sequence[Method]) -> None:
-    """Raise MethodError where another method reads the encoder, which no longer sees all tokens."""
-    for other in others:
-        if other.needs & Cue.of(Source.ENCODER):
-            raise MethodError(
-                f"{other.name} reads the vision encoder, from which {first.name} leaves tokens out; combine "
-                "the latter with a method that reads features only, such as 'divprune'."
-            )
+def _check_block(adapter: ModelAdapter, facts: ModelFacts, stage: Stage, scope: Scope) -> None:
+    """Raise FoveateError where a stage inside the vision encoder finds no block there, or not what it reads."""
+    method, block = stage.method, stage.layer
+    if adapter.encoder_layout is None:
+        raise ModelError(explain_whole_blocks(adapter.class_name, method.name))
+    if block >= facts.blocks:
+        raise MethodError(
+            f"{method.name} prunes at block {block} of the vision encoder, but this model allows blocks 0 to "
+            f"{facts.blocks - 1}."
+        )
+    _check_scope(method, Where.INSIDE_ENCODER, scope)
+    foreign = method.needs - Cue.of(Source.ENCODER)
+    if foreign:
+        raise MethodError(
+            f"{method.name} needs {', '.join(sorted(cue.value for cue in foreign))}, which is not there yet inside the "
+            "vision encoder; use it before the LLM."
+        )
+    reads = method.needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_READINGS}
+    attending = sorted(adapter.attention_modules()) if reads else []
+    if reads and not attending[0] < block:
+        raise MethodError(
+            f"{method.name} reads the attention of the vision encoder, but below block {block} no block attends to "
+            f"whole images; choose a block above {attending[0]}, or a method that reads features only, such as "
+            "'divprune'."
+        )
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import RuntimeStateError
 from ..grouping import Span
+from ..methods import Where
 from ..methods.toolkit.interventions import AttentionEdit
 from ..models import ModelAdapter
 from ..tokens import Grid
@@ -49,20 +50,40 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage: a method, the layer whose input it shortens (0: before the LLM, -1: the encoder), and its budget."""
+    """One stage: a method, the layer whose input it shortens, its budget, and the place.
+
+    The layer is 0 before the LLM and -1 before the vision encoder; inside the encoder it is the block. A place that is
+    not given follows from the layer, which is one of the LLM then.
+    """
 
     method: str
     layer: int
     budget: Budget
+    where: Where | None = None
+
+    def __post_init__(self) -> None:
+        if self.where is None:
+            outside = {-1: Where.BEFORE_ENCODER, 0: Where.BEFORE_LLM}
+            object.__setattr__(self, "where", outside.get(self.layer, Where.INSIDE_LLM))
 
     def __str__(self) -> str:
-        return f"{self.method} keeps {self.budget} {_where(self.layer)}, per {self.budget.scope}"
+        return f"{self.method} keeps {self.budget} {self._place}, per {self.budget.scope}"
+
+    @property
+    def _place(self) -> str:
+        if self.where is Where.INSIDE_ENCODER:
+            return f"at block {self.layer} of the vision encoder"
+        return f"at layer {self.layer}" if self.where is Where.INSIDE_LLM else self.where.value  # type: ignore[union-attr]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data; ``keep`` is in words where a schedule shares it out, as ``str(budget)`` has it."""
+        """JSON data; ``keep`` is in words where a schedule shares it out, as ``str(budget)`` has it.
+
+        Of a stage inside the vision encoder, ``where`` says so, and ``layer`` is the block.
+        """
         budget = self.budget
         keep = budget.keep if type(budget) is Budget else str(budget)
-        return {"method": self.method, "layer": self.layer, "keep": keep, "scope": budget.scope}
+        told = {"method": self.method, "layer": self.layer, "keep": keep, "scope": budget.scope}
+        return {**told, "where": self.where.value} if self.where is Where.INSIDE_ENCODER else told
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,12 +241,6 @@ def _several(images: int) -> str:
     return f"{images} image{'' if images == 1 else 's'}"
 
 
-def _where(layer: int) -> str:
-    if layer < 1:
-        return "before the LLM" if layer == 0 else "before the vision encoder"
-    return f"at layer {layer}"
-
-
 def build_report(
     state: ForwardState,
     adapter: ModelAdapter,
@@ -262,7 +277,7 @@ def build_report(
         cost.text_flops(full),
         cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
         cost.vision_flops([span.grid for span in state.spans]),
-        cost.vision_flops([span.grid for span in state.spans], state.encoder_keep),
+        cost.vision_flops([span.grid for span in state.spans], state.encoder_kept),
         cost.kv_bytes(full, state.value_bytes),
         cost.kv_bytes(lengths, state.value_bytes),
         sum(watch.seconds for watch in state.encoder_watches),

@@ -42,7 +42,8 @@ class EncoderPass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     device: torch.device
-    keep: list[Tensor] = field(default_factory=list)  # of each image which tokens (n,) entered its blocks; empty: all
+    # By block from which on tokens are left out, -1 being before all of them: of each image which (n,) go on.
+    kept: dict[int, list[Tensor]] = field(default_factory=dict)
     cues: dict[Cue, list[Tensor]] = field(default_factory=dict)  # read off its trace, once
     slots: dict[Any, Any] = field(default_factory=dict)  # what each seam keeps of this pass
     output: Callable[[], Tensor | None] = _nothing  # a weak reference, by which callers who encode ahead refer to it
@@ -149,7 +150,8 @@ class ForwardState:
             self.valid = torch.cat([cache_state.before.valid, self.given], 1)
             self.past = cache_state.before.valid.shape[1]
         self.lengths: list[int] = self.given.sum(1).tolist() if self.spans else []
-        self.encoder_keep: list[Tensor] = []  # by span: which tokens (n,) entered the encoder's blocks; empty: all
+        # By block from which on the encoder left tokens out: of each span which (n,) go on from there.
+        self.encoder_kept: dict[int, list[Tensor]] = {}
         self.encoder_cues: dict[Cue, list[Tensor]] = {}
         self.before: TokenIndex | None = None  # which of the L tokens enter the language model; None: all
         self.inside: dict[int, TokenIndex] = {}  # by stage: which of the L tokens are left from its layer on
@@ -189,11 +191,12 @@ class ForwardState:
 
     @property
     def unencoded(self) -> Tensor | None:
-        """(B, L) bool: visual tokens that never entered the vision encoder; None where there are none."""
-        if all(bool(keep.all()) for keep in self.encoder_keep):
+        """(B, L) bool: visual tokens that did not come through the vision encoder; None where there are none."""
+        left = self.encoder_kept[max(self.encoder_kept)] if self.encoder_kept else []
+        if all(bool(keep.all()) for keep in left):
             return None
         unencoded = torch.zeros_like(self.given)
-        for span, keep in zip(self.spans, self.encoder_keep, strict=True):
+        for span, keep in zip(self.spans, left, strict=True):
             unencoded[span.row, span.index.to(unencoded.device)] = ~keep.to(unencoded.device)
         return unencoded
 

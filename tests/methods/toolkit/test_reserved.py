@@ -12,12 +12,12 @@ import foveate
 from foveate.methods import Method, method_names, register_method
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.registry import RESERVED, method_class
-from foveate.methods.toolkit.settings import AT_LAYER, settable
+from foveate.methods.toolkit.settings import AT_LAYER, ENCODER_BLOCK, settable
 
 
 def test_every_argument_is_reserved() -> None:
     arguments = {name for call in (foveate.prune, foveate.prune_inputs) for name in inspect.signature(call).parameters}
-    assert arguments | {"name", AT_LAYER} == RESERVED
+    assert arguments | {"name", AT_LAYER, ENCODER_BLOCK} == RESERVED
     assert not any(set(settable(method_class(name))) & RESERVED for name in method_names())
 
 

@@ -195,9 +195,5 @@ def test_refusals(llava: Zoo, qwen: Zoo) -> None:
             foveate.attach(z.model, "pixelprune", keep="auto")
     with pytest.raises(foveate.MethodError, match="does not know which images share a prompt"):
         foveate.attach(qwen.model, "pixelprune", keep="auto", scope="prompt")
-    with pytest.raises(
-        foveate.MethodError, match="scope reads the vision encoder, from which pixelprune leaves tokens"
-    ):
-        foveate.attach(qwen.model, ["pixelprune", "scope"], keep=["auto", 0.2])
     with pytest.raises(foveate.MethodError, match="two methods before the vision encoder"):
         foveate.attach(qwen.model, ["pixelprune", "pixelprune"], keep=0.5)

@@ -5,7 +5,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | for | use |
 |---|---|
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
-| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `Wrapper` |
+| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder`, `Wrapper` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
 | types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
@@ -30,6 +30,7 @@ from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
 from .distinct import count_distinct
 from .feature_source import cues_of, features_of
+from .in_encoder import InEncoder
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .max_coverage import greedy_coverage
 from .merging import Mixture, group_size, identity_targets, nearest
@@ -53,6 +54,7 @@ __all__ = [
     "Cosine",
     "ExpertCut",
     "HybridMethod",
+    "InEncoder",
     "Layer",
     "Layers",
     "LogitBias",

@@ -35,6 +35,7 @@ class Where(enum.Enum):
     """
 
     BEFORE_ENCODER = "before the vision encoder"
+    INSIDE_ENCODER = "inside the vision encoder"
     BEFORE_LLM = "before the LLM"
     INSIDE_LLM = "inside the LLM"
 
@@ -56,7 +57,8 @@ class Stage:
     Args:
         method: what chooses; it may be another one than that whose stage it is, with a `select` and needs of its own.
         where: in the model.
-        layer: inside the LLM the zero-based layer whose input is shortened; 0 before the LLM, -1 before the encoder.
+        layer: inside the LLM the zero-based layer whose input is shortened; 0 before the LLM, -1 before the encoder;
+            inside the encoder the zero-based block whose input is shortened.
         budget: of the unpruned images.
         asked: the layer that was asked for, where the model gives nothing to read there and the next one is used.
     """
@@ -81,6 +83,13 @@ class Stage:
                 f"{name}: a stage {self.where.value} has layer={outside[self.where]}, not {self.layer}; use "
                 "Stage.before_llm or Stage.inside_llm."
             )
+        if self.where is Where.INSIDE_ENCODER and self.layer < 0:
+            raise MethodError(f"{name}: block={self.layer} is not a block of a vision encoder; the first is 0.")
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer of the language model that is handed what the stage leaves."""
+        return self.layer if self.where is Where.INSIDE_LLM else 0
 
     @property
     def note(self) -> Note | None:
@@ -97,6 +106,11 @@ class Stage:
     def before_llm(cls, method: Method, budget: Budget) -> Stage:
         """A stage that shortens what enters the LLM."""
         return cls(method, Where.BEFORE_LLM, 0, budget)
+
+    @classmethod
+    def inside_encoder(cls, method: Method, block: int, budget: Budget) -> Stage:
+        """A stage that shortens what enters a block of the vision encoder."""
+        return cls(method, Where.INSIDE_ENCODER, block, budget)
 
     @classmethod
     def inside_llm(cls, method: Method, layer: int, budget: Budget) -> Stage:
@@ -174,6 +188,10 @@ class ModelFacts:
             published settings it takes where none were published for it, nearest first.
         revision: the commit of the hub that the checkpoint was loaded from; empty for one that was not.
         attention_layers: the layers of the language model in which tokens attend to tokens; None: all.
+        vision_width: of the hidden states of the vision encoder; 0 where it is not known.
+        blocks: of the vision encoder, before whose input a method can prune; 0 where there are none such.
+        at: where a method is to choose, if not among what enters the language model or its layers: ``"encoder:8"`` is
+            the input of the encoder's block 8. `hidden_size` is then the width of what it sees there.
     """
 
     name_or_path: str
@@ -182,6 +200,13 @@ class ModelFacts:
     lineage: tuple[str, ...] = ()
     revision: str = ""
     attention_layers: tuple[int, ...] | None = None
+    vision_width: int = 0
+    blocks: int = 0
+    at: str = ""
+
+    def inside_encoder(self, block: int) -> ModelFacts:
+        """The same of a method that chooses among the hidden states that enter a block of the vision encoder."""
+        return dataclasses.replace(self, hidden_size=self.vision_width, at=f"encoder:{block}")
 
     def readable_layer(self, layer: int, method: Method) -> int:
         """The first layer from `layer` on where the model gives the attention that a method reads.

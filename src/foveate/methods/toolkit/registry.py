@@ -33,6 +33,7 @@ RESERVED = frozenset(
         "hyperparameters",
         "name",
         "at_layer",
+        "encoder_block",
     }
 )
 ENTRY_POINTS = "foveate.methods"

@@ -19,10 +19,12 @@ from typing import Any
 from ...errors import MethodError, near_miss
 from .at_layer import AtLayer
 from .base import Method
+from .in_encoder import InEncoder
 from .published import unset_settings
 from .registry import get_method, method_class
 
 AT_LAYER = "at_layer"  # the key by which a method that `AtLayer` moves says where to
+ENCODER_BLOCK = "encoder_block"  # and that of one that `InEncoder` moves
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
@@ -229,8 +231,14 @@ def method_of(data: Any) -> Method:
         return get_method(data)
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise MethodError(f'{data!r} is not a method; give a name, or settings: {{"name": "fastv", "layer": 3}}.')
-    rest = {key: value for key, value in data.items() if key not in ("name", AT_LAYER)}
+    if AT_LAYER in data and ENCODER_BLOCK in data:
+        raise MethodError(
+            f"{data['name']}: {AT_LAYER} and {ENCODER_BLOCK} are two places; give one of them, or a list of methods."
+        )
+    rest = {key: value for key, value in data.items() if key not in ("name", AT_LAYER, ENCODER_BLOCK)}
     method = get_method(data["name"], **settings_of(data["name"], rest))
+    if ENCODER_BLOCK in data:
+        return InEncoder(method, data[ENCODER_BLOCK])
     return AtLayer(method, data[AT_LAYER]) if AT_LAYER in data else method
 
 
@@ -240,9 +248,10 @@ def method_data(method: Method) -> Any:
     Raises:
         MethodError: for a class that no name stands for, and for settings that data cannot hold.
     """
-    if isinstance(method, AtLayer):
+    if isinstance(method, (AtLayer, InEncoder)):
         inner = method_data(method.inner)
-        return {**({"name": inner} if isinstance(inner, str) else inner), AT_LAYER: method.layer}
+        moved = {AT_LAYER: method.layer} if isinstance(method, AtLayer) else {ENCODER_BLOCK: method.block}
+        return {**({"name": inner} if isinstance(inner, str) else inner), **moved}
     if not method.name or method_class(method.name) is not type(method):
         raise MethodError(
             f"{type(method).__name__} is not registered, so that no name stands for it; decorate it with "

@@ -54,6 +54,11 @@ class BoundMethods:
                     f"{name} prunes before the vision encoder, behind which the plugin prunes; use a method that "
                     "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
                 )
+            if Where.INSIDE_ENCODER in places:
+                raise MethodError(
+                    f"{name} prunes inside the vision encoder, behind which the plugin prunes; use a method that "
+                    "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
+                )
             if Where.BEFORE_LLM not in places:
                 raise MethodError(f"{name} {_INSIDE}")
             bound = method.bind(self._facts)

@@ -25,7 +25,8 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_FOLDERS = [str(ROOT / name) for name in ("src", "tests", "benchmarks")]
+# Benchmarks first: `selection` is a module there, and a folder of tests.
+_FOLDERS = [str(ROOT / name) for name in ("src", "benchmarks", "tests")]
 sys.path[:0] = _FOLDERS
 
 from on_gpu import machine, parts  # noqa: E402

@@ -49,8 +49,10 @@ def test_an_encoder_that_changes_its_mind_is_found_out() -> None:
     assert "differ by" in report.checks[1].detail
 
 
-def test_a_model_in_16_bits_is_held_to_16_bits() -> None:
-    z = tiny_families.lfm2_vl()
+@pytest.mark.parametrize("make", [tiny_families.lfm2_vl, tiny_models.qwen2_vl], ids=lambda make: make.__name__)
+def test_a_model_in_16_bits_is_held_to_16_bits(make: Any) -> None:
+    """Qwen2-VL's third token is nearly a tie there, which the cache decides otherwise."""
+    z = make()
     model = copy.deepcopy(z.model).bfloat16()
     inputs = tiny_models.inputs(z, [[tiny_models.picture(84, 112, 0)]], ["what is in the picture?"])
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,38 @@ class SkippedCase(Exception):
 class Journal:
     """Appends records to a file of JSON lines, each on the disk before the next step begins.
 
+    Cases may be nested: a test is one within the run of its file. The innermost is the one to blame should the process
+    end.
+
     Args:
         path: the file; what is in it stays.
+        cases: those that are open, where another process opened them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        self._case, self._began = "", time.monotonic()
+    def __init__(self, path: Path, cases: Sequence[str] = ()) -> None:
+        self.path, self._file = path, path.open("a", encoding="utf-8")
+        self._open = [(case, time.monotonic()) for case in cases]
 
     def write(self, kind: str, **values: Any) -> None:
-        """One record of a kind: ``start``, ``end``, ``check``, ``row``, ``goal`` or ``fact``."""
-        record = {"kind": kind, "case": self._case, **values}
+        """One record of a kind: ``process``, ``start``, ``end``, ``check``, ``row``, ``goal`` or ``fact``."""
+        record = {"kind": kind, "case": self._open[-1][0] if self._open else "", **values}
         self._file.write(json.dumps(record, default=str) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def start(self, case: str) -> None:
-        """A case begins; it is the one to blame should the process end now."""
-        self._case, self._began = case, time.monotonic()
+        """A case begins, inside the one that is open."""
+        self._open.append((case, time.monotonic()))
         self.write("start")
 
     def end(self) -> None:
         """The case that began last is through."""
-        self.write("end", seconds=round(time.monotonic() - self._began, 3))
-        self._case = ""
+        self.write("end", seconds=round(time.monotonic() - self._open[-1][1], 3))
+        self._open.pop()
 
-    def check(self, name: str, passed: bool, detail: str = "", **values: Any) -> None:
+    def check(self, name: str, passed: bool, detail: str = "") -> None:
         """Something that must hold, and whether it does."""
-        self.write("check", name=name, status=PASSED if passed else FAILED, detail=detail, **values)
+        self.write("check", name=name, status=PASSED if passed else FAILED, detail=detail)
 
     def skip(self, name: str, reason: str) -> None:
         """Something that could not be looked at here."""
@@ -56,12 +60,12 @@ class Journal:
 
     def row(self, table: str, **cells: Any) -> None:
         """A row of a table of measurements."""
-        self.write("row", table=table, cells=cells)
+        self.write("row", table=table, cells=rounded(cells))
 
-    def goal(self, name: str, measured: float, limit: float, unit: str, at_least: bool = False) -> None:
+    def goal(self, name: str, measured: float, limit: float, unit: str = "", at_least: bool = False) -> None:
         """A figure beside what it should be at most, or at least."""
         met = measured >= limit if at_least else measured <= limit
-        asked = f"{'>=' if at_least else '<='} {limit:g}{unit and ' '}{unit}"
+        asked = f"{'>=' if at_least else '<='} {limit:g} {unit}".rstrip()
         self.write("goal", name=name, asked=asked, measured=measured, unit=unit, status=MET if met else MISSED)
 
 
@@ -76,15 +80,22 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def open_case(records: list[dict[str, Any]]) -> str | None:
-    """The case that began and did not end."""
-    started = None
+def open_cases(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The cases that the last process began and did not end, the innermost last."""
+    found: list[str] = []
     for record in records:
-        if record["kind"] == "start":
-            started = record["case"]
-        elif record["kind"] == "end":
-            started = None
-    return started
+        if record["kind"] == "process":
+            found = []
+        elif record["kind"] == "start":
+            found.append(record["case"])
+        elif record["kind"] == "end" and found:
+            found.pop()
+    return found
+
+
+def ended_cases(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The cases that are through, or whose process was ended for them."""
+    return {record["case"] for record in records if record["kind"] == "end"}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -85,14 +85,8 @@ class Results:
                 ]
             )
         for title, status in (("Failed", FAILED), ("Skipped", SKIPPED)):
-            found = [
-                {"part": one.name, "check": _name(record), "why": record["detail"]}
-                for one in self.outcomes
-                for record in one.records
-                if record.get("status") == status
-            ]
-            if found:
-                lines += [f"## {title}", ""] + _table(found)
+            if found := _by_reason(self.outcomes, status):
+                lines += [f"## {title}", "", *_table(found)]
         tables: dict[str, list[dict[str, Any]]] = {}
         for one in self.outcomes:
             for record in one.records:
@@ -113,6 +107,19 @@ def _summary(one: Outcome) -> dict[str, Any]:
         "goals met": f"{counts[MET]} of {counts[MET] + counts[MISSED]}" if counts[MET] + counts[MISSED] else "-",
         "seconds": f"{one.seconds:.0f}",
     }
+
+
+def _by_reason(outcomes: list[Outcome], status: str) -> list[dict[str, Any]]:
+    """A row for each reason: the first check that it kept from passing, and how many others."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in outcomes:
+        for record in one.records:
+            if record.get("status") == status:
+                found.setdefault((one.name, record["detail"]), []).append(_name(record))
+    return [
+        {"part": part, "check": names[0] + (f" and {len(names) - 1} more" if names[1:] else ""), "why": why}
+        for (part, why), names in found.items()
+    ]
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .records import FAILED, Journal, SkippedCase, open_case, read
+from .records import FAILED, Journal, SkippedCase, ended_cases, open_cases, read
 
 Case = tuple[str, Callable[[Journal], None]]
 BROKEN = 70  # exit status of a process whose GPU answers nothing any more, after an illegal access for instance
 _POLL = 0.1
+_READY = "getting ready"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ def supervise(
                 command(journal), stdout=out, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
             )
         size, heard, why = _size(journal), time.monotonic(), ""
-        before = size
         try:
             while process.poll() is None and not why:
                 time.sleep(_POLL)
@@ -112,27 +112,18 @@ def supervise(
         if process.returncode == 0 and not why:
             outcome.status, outcome.reason = "finished", ""
             return outcome
-        culprit = open_case(outcome.records)
+        blamed = open_cases(outcome.records)
         if why.startswith("out of time"):
-            outcome.status, outcome.reason = "out of time", why + (f", in {culprit}" if culprit else "")
+            outcome.status, outcome.reason = "out of time", why + (f", in {blamed[-1]}" if blamed else "")
             return outcome
         why = why or _ended(process.returncode)
-        if culprit is None or _size(journal) == before:  # it would end in the same way again
-            outcome.status, outcome.reason = "failed", f"{why}; see the log"
+        if not blamed or blamed == [_READY]:  # another process would end in the same way
+            outcome.status, outcome.reason = "failed", f"the process {why} before its first case; see the log"
             return outcome
-        if process.returncode != BROKEN:  # else it wrote so itself
-            _note(journal, culprit, f"the process {why}")
-        else:
-            _note(journal, culprit)
-
-
-def _note(journal: Path, case: str, detail: str = "") -> None:
-    """Close a case for a process that cannot do so any more."""
-    book = Journal(journal)
-    book._case = case
-    if detail:
-        book.check(case, False, detail)
-    book.end()
+        book = Journal(journal, blamed)
+        if process.returncode != BROKEN:  # such a process wrote it down itself
+            book.check(blamed[-1], False, f"the process {why}")
+        book.end()  # so that the next process goes on behind it
 
 
 def _size(path: Path) -> int:
@@ -159,10 +150,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def work(part: Part, path: Path, dry: bool) -> int:
     """Run the cases of a part that no earlier process has begun; the exit status."""
-    done = {record["case"] for record in read(path) if record["kind"] == "start"}
+    done = ended_cases(read(path))
     faulthandler.enable()
     journal = Journal(path)
-    journal.start("getting ready")
+    journal.write("process")
+    journal.start(_READY)
     cases = list(part.cases(dry))
     journal.end()
     for name, run in cases:

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray gpu-check lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,10 +10,11 @@ help:
 	@echo "make setup              create .venv and install foveate with its development tools (once)"
 	@echo "make demo               a small model on drawn scenes, with and without pruning"
 	@echo "make test               all tests that need neither a GPU nor vLLM nor Ray"
-	@echo "make test-kernels       install Triton and run the GPU kernels in its interpreter, on a CPU"
+	@echo "make test-kernels       install Triton; run the GPU kernels in its interpreter and compile them, on a CPU"
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
+	@echo "make gpu-check          on a GPU, in under 9 minutes: its tests, times beside their goals (DRY=1: on the CPU)"
 	@echo "make lint               ruff, mypy, import-linter"
 	@echo "make format             let ruff fix what it can"
 	@echo "make docs               build the pages in docs/ into build/site; a broken link is an error"
@@ -60,6 +61,11 @@ test-ray: setup
 	environment=$$(PYTHON="$(PYTHON)" bash scripts/ray_env.sh) && \
 		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m 'ray and not slow' \
 			tests/serving/ray tests/evaluation tests/cli
+
+# Needs no installation of foveate: where there is no .venv, any Python with PyTorch and transformers does.
+gpu-check:
+	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu_check.py $(if $(DRY),--dry) \
+		$(if $(OUT),--out "$(OUT)")
 
 lint: setup
 	$(BIN)/ruff check

@@ -31,6 +31,22 @@ def _qwen(text: dict[str, Any], vision: dict[str, Any]) -> Any:
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
+def qwen_tiny() -> Any:
+    """Qwen2.5-VL with a few narrow layers: to try out what measures larger ones."""
+    text = {
+        "vocab_size": 1100,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    }
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    return _qwen(text, {**vision, "fullatt_block_indexes": [1]})
+
+
 def qwen_small() -> Any:
     """Qwen2.5-VL with the language model of Qwen2.5-0.5B and a vision tower of 8 layers."""
     text = {
@@ -96,6 +112,7 @@ def llava_7b() -> Any:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
+    "qwen2.5-vl-tiny": qwen_tiny,
     "qwen2.5-vl-0.5b": qwen_small,
     "qwen2.5-vl-3b": qwen_3b,
     "qwen2.5-vl-7b": qwen_7b,

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+_SCRIPT = Path(__file__).resolve()
+ROOT = _SCRIPT.parents[1]
 # Benchmarks first: `selection` is a module there, and a folder of tests.
 _FOLDERS = [str(ROOT / name) for name in ("src", "benchmarks", "tests")]
 sys.path[:0] = _FOLDERS
@@ -57,8 +58,19 @@ def main(argv: list[str] | None = None) -> int:
     return run(chosen, options.out, options.minutes, options.dry, options.cache)
 
 
-def run(chosen: list[Part], out: Path, minutes: float, dry: bool, cache: Path | None = None) -> int:
-    """Run parts one after another until all are through or the minutes are over."""
+def run(
+    chosen: list[Part],
+    out: Path,
+    minutes: float,
+    dry: bool,
+    cache: Path | None = None,
+    script: Path = _SCRIPT,
+) -> int:
+    """Run parts one after another until all are through or the minutes are over.
+
+    Args:
+        script: what a part's process runs with ``--work`` and ``--journal``; it begins with the part ``machine``.
+    """
     deadline = time.monotonic() + 60 * minutes
     about = {**machine.commit_of(ROOT), "minutes": minutes, "dry": dry}
     results = Results(out, about, [Outcome(part.name, part.title) for part in chosen])
@@ -69,7 +81,7 @@ def run(chosen: list[Part], out: Path, minutes: float, dry: bool, cache: Path | 
 
         def one(part: Part, seconds: float) -> Outcome:
             def command(journal: Path) -> list[str]:
-                asked = [sys.executable, __file__, "--work", part.name, "--journal", str(journal)]
+                asked = [sys.executable, str(script), "--work", part.name, "--journal", str(journal)]
                 return [*asked, "--dry"] if dry else asked
 
             return supervise(part, command, folder, seconds, environment, results.put)

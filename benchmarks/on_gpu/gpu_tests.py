@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def cases(dry: bool) -> Iterator[Case]:
     if dry:
         yield "kernels become machine code", _compile
         for module in _INTERPRETED:
-            yield f"{module} in Triton's interpreter", lambda journal, module=module: _interpret(journal, module)
+            yield f"{module} in Triton's interpreter", partial(_interpret, module=module)
     for file in files():
-        yield file, lambda journal, file=file: _run(journal, file)
+        yield file, partial(_run, file=file)
 
 
 def files() -> list[str]:
@@ -51,7 +52,8 @@ def _run(journal: Journal, file: str) -> None:
         return
     import pytest
 
-    arguments = [file, "-m", "gpu", "--rootdir", str(ROOT), "-p", "no:cacheprovider", "--tb=short", "-q"]
+    arguments = [file, "-m", "gpu", "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    arguments += ["-p", "no:faulthandler", "--tb=short", "-q"]  # a hanging test is seen from outside
     os.chdir(ROOT)
     for more in ([], ["--noconftest"]):
         told = _Told(journal)
@@ -143,5 +145,3 @@ def _compile(journal: Journal) -> None:
             journal.check(name, False, first_line(error))
             continue
         journal.check(name, bool(made.asm["cubin"]), f"{made.metadata.shared} bytes of shared memory")
-
-

@@ -20,7 +20,11 @@ _PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "flash_attn",
 
 def cases(dry: bool) -> Iterator[Case]:
     """What is here."""
-    yield "hardware and versions", lambda journal: journal.write("fact", values={**_gpu(), **_software()})
+    yield "hardware and versions", _look
+
+
+def _look(journal: Journal) -> None:
+    journal.write("fact", values={**_gpu(), **_software()})
 
 
 def _gpu() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .records import Journal, SkippedCase
@@ -19,7 +20,7 @@ _PLACES = ("/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda/compute-san
 def cases(dry: bool) -> Iterator[Case]:
     """Racecheck first; memory accesses beyond their bounds afterwards."""
     for tool in _TOOLS:
-        yield tool, lambda journal, tool=tool: _check(journal, tool, dry)
+        yield tool, partial(_check, tool=tool, dry=dry)
 
 
 def _check(journal: Journal, tool: str, dry: bool) -> None:
@@ -42,9 +43,9 @@ def _check(journal: Journal, tool: str, dry: bool) -> None:
 
 def launch(device: str) -> None:
     """Each kernel once: selectors on a padded batch of two images, in both types, and an attention row."""
-    import selection
     import torch
 
+    import selection
     from foveate.importance import attention_row
 
     generator = torch.Generator().manual_seed(0)

@@ -80,7 +80,12 @@ class Results:
             lines += ["## Goals", ""]
             lines += _table(
                 [
-                    {"goal": g["name"], "asked": g["asked"], "measured": f"{g['measured']:.4g}", "": g["status"]}
+                    {
+                        "goal": g["name"],
+                        "asked": g["asked"],
+                        "measured": f"{g['measured']:.4g} {g['unit']}".rstrip(),
+                        "": "dry run" if about.get("dry") else g["status"],
+                    }
                     for g in goals
                 ]
             )
@@ -93,7 +98,7 @@ class Results:
                 if record["kind"] == "row":
                     tables.setdefault(record["table"], []).append(record["cells"])
         for title, rows in tables.items():
-            lines += [f"## {title}", ""] + _table(rows)
+            lines += [f"## {title}", "", *_table(rows)]
         return "\n".join(lines).rstrip()
 
 

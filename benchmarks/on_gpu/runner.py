@@ -6,6 +6,7 @@ was to blame. A part that is out of time is ended. What was found until then is 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -141,10 +142,8 @@ def _ended(status: int) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and those that it started, such as compilers, if any is left: they share its session."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

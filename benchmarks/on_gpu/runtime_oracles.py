@@ -7,17 +7,17 @@ prompt against the language model run by hand; here come two prompts as a batch,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import tiny_models
 import torch
-from tiny_models import Zoo
 from torch import Tensor
 
 import foveate
+import tiny_models
+from tiny_models import Zoo
 
 from .records import Journal, SkippedCase
 from .runner import Case, first_line
@@ -36,11 +36,12 @@ def cases(dry: bool) -> Iterator[Case]:
     for dtype, kernel in _KERNELS:
         for make in makers:
             name = f"{make.__name__}, {str(dtype).removeprefix('torch.')}, {kernel}"
-            yield name, lambda journal, z=make, d=dtype, k=kernel: _check(journal, z(), d, k, device_for(dry))
+            yield name, partial(_check, make=make, dtype=dtype, kernel=kernel, device=device_for(dry))
 
 
 @torch.no_grad()
-def _check(journal: Journal, made: Zoo, dtype: torch.dtype, kernel: str, device: torch.device) -> None:
+def _check(journal: Journal, make: Callable[[], Zoo], dtype: torch.dtype, kernel: str, device: torch.device) -> None:
+    made = make()
     z = replace(made, model=copy.deepcopy(made.model).to(device, dtype))
     if kernel != "sdpa":
         reason = _missing(kernel) if device.type == "cuda" else "needs a GPU"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import selection
 import torch
+
+import selection
 
 from .records import Journal
 from .runner import Case, first_line
@@ -29,7 +30,7 @@ def cases(dry: bool) -> Iterator[Case]:
             for name in names:
                 images, n, _, k, _ = size
                 many = f"{images} images of " if images > 1 else ""
-                yield f"{name}, {many}{n} -> {k}", lambda journal, n=name, s=size: _time(journal, n, s, dry)
+                yield f"{name}, {many}{n} -> {k}", partial(_time, name=name, size=size, dry=dry)
 
 
 @cache
@@ -51,16 +52,17 @@ def _time(journal: Journal, name: str, size: tuple[int, int, int, int, float], d
     device, has_goal = device_for(dry), name in _WITH_GOALS
     x, w = _scene(images, n, d, device)
     loop, own = selection.runs(name, x, w, k)
-    repeats = 3 if dry else 30 if has_goal and n <= _LARGE else 5
-    ours = median_seconds(own, device, repeats)
+    large = n > _LARGE
+    repeats = 3 if dry else (10 if large else 50) if has_goal else (2 if large else 10)
+    ours = median_seconds(own, device, repeats, warm=2 if has_goal else 1)
     gemm = median_seconds(lambda: [selection.gemm(one) for one in x], device, 3)
     arithmetic, memory = _rates(device)
     bound = images * max(x.element_size() * n * d / memory, k * (k - 1) * d / arithmetic)
     slow = None
-    if has_goal or n <= _LARGE:
-        slow = median_seconds(loop, device, 1 if n > _LARGE else 2, warm=1)
+    if has_goal or not large:
+        slow = median_seconds(loop, device, 1 if large else 3, warm=1)
     replayed: Any = "-"
-    if device.type == "cuda":
+    if device.type == "cuda" and has_goal:
         try:
             replayed = 1e3 * median_seconds(graph_of(own).replay, device, repeats)
         except Exception as error:  # a time less, not a failure: graphs are among the tests

@@ -329,9 +329,7 @@ def _head(adapter: ModelAdapter, hidden: Tensor) -> Tensor:
     return logits
 
 
-def _generate(
-    adapter: ModelAdapter, inputs: Mapping[str, Any], follow: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _generate(adapter: ModelAdapter, inputs: Mapping[str, Any], follow: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A few greedy tokens (1, T) and the logits (T, 1, V) of each, with the KV cache.
 
     Args:

@@ -54,8 +54,11 @@ def test_the_interpreted_launch_equals_torch():
     assert done.returncode == 0 and "compared" in done.stdout, done.stderr
 
 
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_a_gpu
 @pytest.mark.parametrize("case", [*CASES, (8, 28, 4, 1328, 128, 100)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(case, dtype):
@@ -63,6 +66,27 @@ def test_on_a_gpu(case, dtype):
     row = attention_row(query, key, 0.3, visible)
     torch.testing.assert_close(row, rows(query, key, visible))
     assert row.equal(attention_row(query, key, 0.3, visible))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_no_wait_and_cuda_graphs():
+    query, key, visible = scene((3, 8, 2, 300, 64, 5), "cuda", torch.bfloat16)
+    expected = attention_row(query, key, 0.3, visible)  # the kernel is compiled
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attention_row(query, key, 0.3, visible)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        row = attention_row(query, key, 0.3, visible)
+    graph.replay()
+    assert row.equal(expected)
+    query.mul_(2)
+    graph.replay()
+    assert row.equal(attention_row(query, key, 0.3, visible)) and not row.equal(expected)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 from triton_compiler import HOPPER, compile_for, kernels
 
 
+@pytest.mark.kernels
 def test_every_kernel_compiles(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name, kernel, arguments, block in kernels(blocks=(128,), tiles=(64,), depths=(512,)):

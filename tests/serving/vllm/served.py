@@ -20,10 +20,14 @@ WIDTH = 24  # of the embeddings
 _ENCODER = 16  # of the encoder's features
 
 
-def served_methods() -> dict[str, Method]:
-    """Each under its name, with the settings of its paper; those that read a trained scorer with one of noise."""
+def served_methods(width: int = WIDTH) -> dict[str, Method]:
+    """Each under its name, with the settings of its paper; those that read a trained scorer with one of noise.
+
+    Args:
+        width: of the embeddings that they are bound for.
+    """
     missing = {cue: f"{cue.not_in_vllm}." for cue in Cue if cue.not_in_vllm}
-    facts, found = ModelFacts("tiny", WIDTH, 4), {}
+    facts, found = ModelFacts("tiny", width, 4), {}
     bound = BoundMethods(facts, missing, {})
     logging.disable(logging.WARNING)
     try:
@@ -33,19 +37,21 @@ def served_methods() -> dict[str, Method]:
             except FoveateError:  # not for servers
                 continue
         for name in ("idpruner", "visionselector"):
-            found[f"{name}, scorer"] = BoundMethods(facts, missing, {name: {"scorer": _scorer()}}).get(name)
+            found[f"{name}, scorer"] = BoundMethods(facts, missing, {name: {"scorer": _scorer(width)}}).get(name)
     finally:
         logging.disable(logging.NOTSET)
     return found
 
 
-def _scorer() -> LearnedScorer:
+def _scorer(width: int) -> LearnedScorer:
     random = torch.Generator().manual_seed(9)
-    return LearnedScorer(*(torch.randn(shape, generator=random) for shape in [(8, WIDTH), (8,)] * 2))
+    return LearnedScorer(*(torch.randn(shape, generator=random) for shape in [(8, width), (8,)] * 2))
 
 
-def image(grid: Grid, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[Cue, Tensor]]:
-    """Embeddings (n, d) like an encoder's, smooth over the image and with a few large columns, and their cues."""
+def image(
+    grid: Grid, seed: int, dtype: torch.dtype = torch.float32, width: int = WIDTH
+) -> tuple[Tensor, dict[Cue, Tensor]]:
+    """Embeddings (n, width) like an encoder's, smooth over the image and with a few large columns, and their cues."""
     random = torch.Generator().manual_seed(seed)
 
     def smooth(width: int) -> Tensor:
@@ -59,7 +65,7 @@ def image(grid: Grid, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Te
         Cue.ENCODER_ATTENTION: torch.randn(len(grid), generator=random).mul(2).softmax(0),
         Cue.ENCODER_FEATURES: smooth(_ENCODER).to(dtype),
     }
-    return smooth(WIDTH).to(dtype), cues
+    return smooth(width).to(dtype), cues
 
 
 def cues_for(method: Method, images: Sequence[tuple[Tensor, dict[Cue, Tensor]]]) -> dict[Cue, list[Tensor]]:
@@ -68,9 +74,11 @@ def cues_for(method: Method, images: Sequence[tuple[Tensor, dict[Cue, Tensor]]])
     return {cue: [cues[cue] for _, cues in images] for cue in asked}
 
 
-def question_for(method: Method, groups: Sequence[TokenGroups], dtype: torch.dtype = torch.float32) -> Question | None:
+def question_for(
+    method: Method, groups: Sequence[TokenGroups], dtype: torch.dtype = torch.float32, width: int = WIDTH
+) -> Question | None:
     """A text of seven tokens behind all images, where the method reads one."""
     if not any(cue.of_question for cue in method.needs):
         return None
-    text = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
+    text = torch.randn(7, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     return Question(text, [[0] * len(one.spans) for one in groups])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import tiny_models
 from emulated_device import DEVICE, HostWaits, OnDevice, emulated_device, on_device, on_host
@@ -15,7 +16,7 @@ from foveate import Budget
 from foveate.devices import first_of_each, from_host, known_sizes, to_host
 from foveate.models.adapter import AttentionCall
 from foveate.models.registry import adapter_of
-from foveate.serving.vllm.batch import Question, first_tokens, groups_of, shorten, shorten_safely
+from foveate.serving.vllm.batch import Question, Shortened, first_tokens, groups_of, shorten, shorten_safely
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.positions import distances_in_block, split_distances, with_distances
 from foveate.tokens import Grid
@@ -56,6 +57,38 @@ def test_no_served_method_waits(name: str) -> None:
             assert isinstance(one.rows, OnDevice)
             assert torch.equal(on_host(one.index), other.index)
             assert torch.allclose(on_host(one.rows), other.rows, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WAIT])
+def test_no_served_method_waits_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    """And in float32 it keeps there what it keeps on a CPU."""
+    method, images = METHODS[name], [image(grid, seed, dtype) for seed, grid in enumerate(GRIDS)]
+    groups = [groups_of([grid], Budget(0.6)) for grid in GRIDS]
+    question = question_for(method, groups, dtype)
+    rows, cues = [rows for rows, _ in images], cues_for(method, images)
+    expected = shorten(method, rows, groups, cues, WIDTH, question=question)
+    there = tree_map(lambda one: one.cuda(), (rows, cues))
+    if question is not None:
+        question = Question(question.embeddings.cuda(), question.before)
+
+    def run() -> list[Shortened]:
+        return shorten(method, there[0], groups, there[1], WIDTH, Faults(), question)
+
+    run()  # kernels are compiled
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other, again in zip(found, expected, run(), strict=True):
+        assert one.index.equal(again.index) and one.rows.equal(again.rows)
+        assert one.rows.shape == other.rows.shape and bool(one.rows.isfinite().all())
+        if dtype == torch.float32:
+            assert one.index.cpu().equal(other.index)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -26,6 +26,7 @@ from .runner import Case
 from .timing import device_for
 
 _BLOCK = 8  # of the 32 of the vision encoder, at which half of the tokens leave
+_KEEPS = (0.25, 0.1)
 _SHARE_OF_FLOPS, _SELECTING = 0.85, 0.01
 
 
@@ -57,11 +58,12 @@ def cases(dry: bool) -> Iterator[Case]:
     def several(*settings: Setting, batch: int = 1) -> Any:
         return lambda journal: measure(journal, settings=settings, batch=batch)
 
-    yield "divprune", several(_one("divprune", 1.0), _one("divprune", 0.25), _one("divprune", 0.1))
-    yield "idpruner", several(_one("idpruner", 0.25), _one("idpruner", 0.1))
+    yield "divprune", several(*(_one("divprune", keep) for keep in (1.0, *_KEEPS)))
+    yield "idpruner", several(*(_one("idpruner", keep) for keep in _KEEPS))
     yield "inside the encoder", lambda journal: _inside(measure, journal, 1 if dry else _BLOCK)
-    yield "d2pruner", several(_one("d2pruner", 0.25), _one("d2pruner", 0.1))
-    yield "four prompts", several(_one("divprune", 0.25), _one("divprune", 0.1), batch=2 if dry else 4)
+    inside = foveate.get_method("d2pruner", debias=False)  # random weights have no attention prior
+    yield "d2pruner", several(*(Setting(f"d2pruner, debias=False, {keep:.0%}", (inside,), (keep,)) for keep in _KEEPS))
+    yield "four prompts", several(*(_one("divprune", keep) for keep in _KEEPS), batch=2 if dry else 4)
 
 
 def _one(method: str, keep: float) -> Setting:
@@ -75,7 +77,7 @@ def _inside(measure: Any, journal: Journal, block: int) -> None:
     settings = [
         Setting(f"{base}@encoder:{block} 50%, then {after}, {keep:.0%}", (make(base, block=block), after), (0.5, keep))
         for base, after in (("divprune", "idpruner"),)
-        for keep in (0.25, 0.1)
+        for keep in _KEEPS
     ]
     measure(journal, settings=settings, batch=1)
 

@@ -75,7 +75,7 @@ def run(
     about = {**machine.commit_of(ROOT), "minutes": minutes, "dry": dry}
     results = Results(out, about, [Outcome(part.name, part.title) for part in chosen])
     signal.signal(signal.SIGTERM, _stop)  # what was found is on the disk; the part's process is ended
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         environment = _environment(cache or folder / "cache", dry)
 

@@ -24,7 +24,7 @@ from .runner import Case, first_line
 from .timing import device_for
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}  # of the largest logit, as `foveate.check` has it
-_KERNELS = ((torch.float32, "sdpa"), (torch.bfloat16, "sdpa"), (torch.bfloat16, "flash_attention_2"))
+_KERNELS = ((torch.bfloat16, "sdpa"), (torch.bfloat16, "flash_attention_2"), (torch.float32, "sdpa"))
 _TEXTS = ["what is in the picture?", "a red square on a blue"]
 _NEW_TOKENS = 5
 
@@ -57,6 +57,8 @@ def _check(journal: Journal, make: Callable[[], Zoo], dtype: torch.dtype, kernel
     for found in foveate.check(z.model, singles[0], methods=[]).checks:
         journal.check(f"{found.name} (one prompt)", found.passed, found.detail)
     plain, tolerance = _logits(z, both), _TOLERANCE[dtype]
+    repeats = torch.equal(_logits(z, both), plain)
+    journal.check("the unpruned model gives the same logits twice", repeats)
     own_gap = _gap_to_singles(z, plain, singles)
     for name, method in _methods().items():
         try:

@@ -1,7 +1,7 @@
 """Whether an image that is encoded again, in another batch, keeps the same tokens.
 
-Otherwise what is cached of it is another choice's. First of the same features, by every method that a server can use,
-alone and among others; then of features that the encoder makes anew. What differs is counted: products of another
+Otherwise what is cached of it is another choice's. First of features that the encoder makes anew, then of the same
+features, by every method that a server can use, alone and among others. What differs is counted: products of another
 shape are rounded otherwise. The server keeps the same tokens nevertheless by its memory of choices, which is checked.
 """
 
@@ -35,15 +35,15 @@ _DRY = ("divprune", "idpruner", "evs", "mmtok", "tome")
 
 
 def cases(dry: bool) -> Iterator[Case]:
-    """By method: of the same features in two types, then of features that are made anew."""
+    """By method: of features that are made anew, then of the same features in two types."""
     width = served.WIDTH if dry else 3584
     methods = {name: one for name, one in served.served_methods(width).items() if not dry or name in _DRY}
-    for name, method in methods.items():
-        yield f"{name}, same features", partial(_same_features, name=name, method=method, width=width, dry=dry)
     yield "the encoder", partial(_encoder, dry=dry)
     for name in methods:
         if "," not in name:  # a scorer of noise is for these features alone
             yield f"{name}, encoded again", partial(_encoded_again, name=name, dry=dry)
+    for name, method in methods.items():
+        yield f"{name}, same features", partial(_same_features, name=name, method=method, width=width, dry=dry)
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ def test_no_served_method_waits_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for one, other, again in zip(found, expected, run(), strict=True):
-        assert one.index.equal(again.index) and one.rows.equal(again.rows)
+        assert one.index.equal(again.index)
+        torch.testing.assert_close(one.rows, again.rows)  # a GPU adds up what is merged in any order
         assert one.rows.shape == other.rows.shape and bool(one.rows.isfinite().all())
         if dtype == torch.float32:
             assert one.index.cpu().equal(other.index)

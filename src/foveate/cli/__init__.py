@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
+from .app import show_page
 from .ask import ask
 from .batch import batch
 from .calibrate import calibrate
@@ -55,6 +56,7 @@ def options(
 for command in (demo, ask, batch, view, methods, models, check, calibrate, leaderboard):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("app")(show_page)
 app.add_typer(train)
 
 

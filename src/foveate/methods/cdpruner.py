@@ -61,6 +61,9 @@ class CDPruner(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(dpp(tokens.features, self.relevance(tokens), count, valid=tokens.valid))
 
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        return self.relevance(tokens)
+
     def relevance(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: the mean cosine to the text, signed; zero on padding."""
         # The mean of the cosines to unit vectors is the product with their mean.

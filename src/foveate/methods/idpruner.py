@@ -124,12 +124,13 @@ class IDPruner(Method):
         )
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        valid = tokens.valid
+        return Selection(mmr(tokens.features, self.scores(tokens), count, balance=self.balance, valid=tokens.valid))
+
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        """(B, N): the importance, by the scorer or by attention; anything on padding."""
         if not self._reads_scorer:
-            importance = tokens.cue(Cue.ENCODER_ATTENTION)
-        else:
-            importance = load_scorer("idpruner", self.scorer).scores(tokens.features, valid)
-        return Selection(mmr(tokens.features, importance, count, balance=self.balance, valid=valid))
+            return tokens.cue(Cue.ENCODER_ATTENTION)
+        return load_scorer("idpruner", self.scorer).scores(tokens.features, tokens.valid)
 
 
 def bind_scorer(

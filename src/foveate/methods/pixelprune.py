@@ -70,6 +70,9 @@ class PixelPrune(Method):
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         return Selection(topk(self.errors(tokens), count, valid=tokens.valid))
 
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        return self.errors(tokens)
+
     def counts(self, tokens: VisualTokens) -> Tensor:
         """How many tokens of each pool are not similar to their prediction."""
         return ((self.errors(tokens) > self.tolerance) & tokens.valid).sum(1)

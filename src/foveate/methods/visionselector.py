@@ -81,6 +81,8 @@ class VisionSelector(Method):
         return replace(self, scorer=scorer)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        valid = tokens.valid
-        scores = load_scorer("visionselector", self.scorer).scores(tokens.features, valid)
-        return Selection(topk(scores, count, valid=valid))
+        return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
+
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        """(B, N): the scorer's; anything on padding."""
+        return load_scorer("visionselector", self.scorer).scores(tokens.features, tokens.valid)

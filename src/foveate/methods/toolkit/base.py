@@ -19,7 +19,7 @@ from ...budget import Budget
 from ...devices import full_precision
 from ...errors import MethodError, near_miss
 from ...importance.attention_prior import short_name
-from ...tokens import Cue, EncoderReading, Grid, Selection, Source, VisualTokens
+from ...tokens import Cue, EncoderReading, Grid, Kind, Selection, Source, VisualTokens
 from .constraints import check_fields
 from .interventions import AttentionEdit, ExpertCut, LogitBias
 from .notes import Note
@@ -399,6 +399,22 @@ class Method(ABC):
         `count_distinct` in `foveate.methods.toolkit`.
         """
         return None
+
+    def scores(self, tokens: VisualTokens) -> Tensor | None:
+        """What each token is worth by itself, for those who want to see it; `select` need not ask for it.
+
+        By default it is the first of the method's cues that has one number for each token, such as the attention that
+        it receives.
+
+        Args:
+            tokens: of which `select` chooses.
+
+        Returns:
+            (B, N), higher for better ones, anything on padding; None for a method that only compares tokens with each
+            other.
+        """
+        known = (cue for cue in Cue if cue in self.needs and cue.axes == ("N",) and cue.kind is Kind.NUMBER)
+        return next((tokens.cue(cue) for cue in known), None)
 
     @abstractmethod
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

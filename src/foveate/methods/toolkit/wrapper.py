@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from ...errors import MethodError
-from ...tokens import Cue, EncoderReading, Grid
+from ...tokens import Cue, EncoderReading, Grid, VisualTokens
 from .base import Method, ModelFacts, Where
 from .notes import Note
 from .registry import get_method
@@ -56,3 +58,6 @@ class Wrapper(Method):
 
     def check(self, grid: Grid, count: int) -> None:
         self.inner.check(grid, count)
+
+    def scores(self, tokens: VisualTokens) -> Tensor | None:
+        return self.inner.scores(tokens)

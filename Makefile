@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray gpu-check lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray test-app gpu-check lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +15,7 @@ help:
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
 	@echo "make gpu-check          on a GPU, in under 9 minutes: its tests, times beside their goals (DRY=1: on the CPU)"
+	@echo "make test-app           install gradio (once; 0.6 GB) and test the web page in Chromium, which must be installed"
 	@echo "make lint               ruff, mypy, import-linter"
 	@echo "make format             let ruff fix what it can"
 	@echo "make docs               build the pages in docs/ into build/site; a broken link is an error"
@@ -66,6 +67,11 @@ test-ray: setup
 gpu-check:
 	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu_check.py $(if $(DRY),--dry) \
 		$(if $(OUT),--out "$(OUT)")
+
+# gradio and playwright lie outside the checkout; the browser is the system's (on Debian: apt-get install chromium).
+test-app: setup
+	environment=$$(PYTHON="$(PYTHON)" bash scripts/app_env.sh) && \
+		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m app tests/app
 
 lint: setup
 	$(BIN)/ruff check

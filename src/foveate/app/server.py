@@ -41,7 +41,7 @@ def serving(session: LoadedModel, host: str = HOST, port: int = PORT) -> Iterato
     except OSError as error:
         raise AppError(f"the page cannot be shown at {host}:{port} ({error}); give another --port.") from error
     finally:
-        page.close()
+        page.close(verbose=False)
         desk.close()
 
 

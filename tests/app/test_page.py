@@ -270,7 +270,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(visitor: Visitor, tmp_path: 
     page.locator("#fv-given img").wait_for(state="attached")
     visitor.ask()
     refused("half.png is damaged or incomplete")
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Remove Image").click()
     visitor.give(PICTURE)
     visitor.ask(" ")
     refused("There is no question yet; write one")

@@ -106,6 +106,36 @@
     context.putImageData(image, 0, 0);
   };
 
+  // The colours of merged tokens: each cell in the mean colour of all that became one token with it.
+  const blend = (picture) => {
+    const { cells, root } = picture;
+    const image = root.querySelector("img");
+    if (!image.complete || !image.naturalWidth) {
+      image.addEventListener("load", () => draw(picture), { once: true });
+      return () => null;
+    }
+    if (!picture.means) {
+      const small = document.createElement("canvas");
+      Object.assign(small, { width: cells.columns, height: cells.rows });
+      const context = small.getContext("2d");
+      context.imageSmoothingQuality = "high";
+      context.drawImage(image, 0, 0, cells.columns, cells.rows);
+      const pixels = context.getImageData(0, 0, cells.columns, cells.rows).data;
+      const sums = new Map();
+      cells.target.forEach((target, cell) => {
+        const sum = sums.get(target) || [0, 0, 0, 0];
+        for (let band = 0; band < 3; band++) sum[band] += pixels[4 * cell + band];
+        sum[3]++;
+        sums.set(target, sum);
+      });
+      picture.means = sums;
+    }
+    return (cell) => {
+      const sum = picture.means.get(cells.target[cell]);
+      return cells.target[cell] < 0 ? null : [sum[0] / sum[3], sum[1] / sum[3], sum[2] / sum[3], 170];
+    };
+  };
+
   const heat = (cells, cell) => {
     const score = cells.score[cell];
     if (score === null) return null;
@@ -130,8 +160,10 @@
     parts.edge.setAttribute("d", around);
     parts.latest.setAttribute("d", order && last > 0 ? fill(cells, (cell) => cells.rank[cell] === last) : "");
     const scored = view === "importance" && cells.score;
-    picture.canvas.hidden = !(scored || (order && cells.one_by_one));
+    const mixed = view === "kept" && cells.target;
+    picture.canvas.hidden = !(scored || mixed || (order && cells.one_by_one));
     if (scored) paint(picture, (cell) => heat(cells, cell));
+    else if (mixed) paint(picture, blend(picture));
     else if (order && cells.one_by_one) paint(picture, (cell) => (shown(cell) ? [...ramp(1 - cells.rank[cell] / cells.kept.length), 120] : null));
     point(picture);
   };

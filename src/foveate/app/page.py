@@ -263,7 +263,7 @@ def _picker(choices: Sequence[Choice]) -> str:
     refused = [choice for choice in choices if choice.refusal]
     if refused:
         lines = "".join(
-            f'<li id="fv-no-{one.name}"><b>{one.name}</b>: {html.escape(one.refusal)}</li>' for one in refused
+            f'<li id="fv-no-{one.name}"><b>{one.name}</b>{html.escape(one.refusal)}</li>' for one in refused
         )
         number = f"{len(refused)} method{'s' if len(refused) > 1 else ''}"
         parts.append(

@@ -19,28 +19,30 @@ from ..models import ModelAdapter, adapter_of
 _KINDS = {"image": 1, "video": 2}  # as Qwen-VL reads its 3-D positions off ``mm_token_type_ids``
 
 
-def load_processor(name: str, model: Any, cached: bool = False) -> Any:
+def load_processor(name: str, model: Any, cached: bool = False, revision: str = "main") -> Any:
     """The checkpoint's processor; without torchvision, which those of video models need, a `FallbackProcessor`.
 
     Args:
         name: a folder or an id of the hub.
         model: loaded from there.
         cached: look for files of the hub on this machine only.
+        revision: of the hub's files.
     """
     from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.utils import is_torchvision_available
 
+    where: Any = {"trust_remote_code": False, "local_files_only": cached, "revision": revision}
     try:
-        return AutoProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+        return AutoProcessor.from_pretrained(name, **where)
     except (ImportError, ValueError) as error:
         if "torchvision" not in str(error).lower():
             raise
     except AttributeError:  # transformers 5.16 asks for the module of InternVL's video processor, which is None
         if is_torchvision_available():
             raise
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
-    images = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    images = AutoImageProcessor.from_pretrained(name, **where)
     return FallbackProcessor(tokenizer, images, adapter_of(model))
 
 

@@ -34,6 +34,8 @@ class LoadOptions:
         dtype: of the weights, one of `DTYPES`; None: the checkpoint's, and float32 for the models of the testbed.
         device_map: spreads the weights over devices, such as ``"auto"``, as accelerate does; in the place of `device`.
         max_pixels: larger pictures are scaled down to so many, for processors that keep a picture's own size.
+        attn_implementation: of attention, as transformers calls it, such as ``"flash_attention_2"``; None: its choice.
+        revision: of a model of the hub, a branch, tag or commit; None: the newest.
 
     Raises:
         ModelError: for options that no model can be loaded with.
@@ -43,6 +45,8 @@ class LoadOptions:
     dtype: str | None = None
     device_map: str | None = None
     max_pixels: int | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if self.device is not None and self.device_map is not None:
@@ -129,6 +133,8 @@ def load(name: str, options: LoadOptions | None = None) -> LoadedModel:
         try:
             cached = not local and _unreachable(name)
             model, processor = load_shipped(name) if name in shipped else _load(name, options, cached)
+            if name in shipped and options.attn_implementation is not None:
+                model.set_attn_implementation(options.attn_implementation)
             if name in shipped and options.dtype not in (None, "auto"):
                 model = model.to(getattr(torch, options.dtype))
             # What a device map has spread stays there; those of the testbed are too small to be spread.
@@ -211,7 +217,8 @@ def _load(name: str, options: LoadOptions, cached: bool) -> tuple[Any, Any]:
     from ..models import adapter_of, supported_models
     from .fallback_processor import load_processor
 
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached)
+    revision = options.revision or "main"
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=cached, revision=revision)
     supported = sorted({row.model_type for row in supported_models()})
     if config.model_type not in supported:
         if type(config) not in AutoModelForImageTextToText._model_mapping:
@@ -227,11 +234,13 @@ def _load(name: str, options: LoadOptions, cached: bool) -> tuple[Any, Any]:
         name,
         dtype=options.dtype or "auto",
         device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        revision=revision,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=cached,
     )
-    return model.eval(), load_processor(name, model, cached)
+    return model.eval(), load_processor(name, model, cached, revision)
 
 
 def _reason(error: Exception) -> str:

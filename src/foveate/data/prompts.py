@@ -14,11 +14,46 @@ from .limits import check_question, explain_failure, fit_picture
 
 
 class Prompt(NamedTuple):
-    """What is asked about which pictures: images, the frames of a clip, or none at all."""
+    """What is asked about which pictures: images, the frames of a clip, or none at all.
+
+    Attributes:
+        pictures: in the order in which the prompt shows them.
+        question: asked behind the pictures; not read where `messages` are given.
+        video: whether `pictures` are the frames of one clip.
+        messages: a conversation to go on with, where one question behind its pictures does not do: each has a ``role``
+            and a ``content``, a list of ``{"type": "text", "text": ...}`` and, in the place of pictures,
+            ``{"type": "image"}``, or ``{"type": "video"}`` once.
+    """
 
     pictures: Sequence[Image.Image]
     question: str
     video: bool = False
+    messages: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """All that is written in it, in order."""
+        return [part["text"] for message in self.conversation() for part in message["content"] if "text" in part]
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """As messages of a chat template, with the pictures in their places.
+
+        Raises:
+            ModelError: where `messages` have places for other pictures than there are.
+        """
+        left = [_clip(self.pictures)] if self.video else [_image(one) for one in self.pictures]
+        if not self.messages:
+            return [{"role": "user", "content": [*left, {"type": "text", "text": self.question}]}]
+        places = [part["type"] for message in self.messages for part in message["content"] if part["type"] != "text"]
+        if places != [one["type"] for one in left]:
+            raise ModelError(
+                f"the conversation has places for {', '.join(places) or 'no picture'}, but {len(left)} "
+                f"{'clip' if self.video else 'images'} to show; give one place for each."
+            )
+        return [
+            {**message, "content": [part if part["type"] == "text" else left.pop(0) for part in message["content"]]}
+            for message in self.messages
+        ]
 
 
 def encode(model: nn.Module, processor: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -45,10 +80,11 @@ def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
         PictureError: when a picture cannot be shown, or the processor cannot take it.
         QuestionError: when the question holds a model's placeholder.
     """
-    check_question(processor, prompt.question)
+    for text in prompt.texts:
+        check_question(processor, text)
     pictures = [fit_picture(processor, picture) for picture in prompt.pictures]
     try:
-        return _process(processor, Prompt(pictures, prompt.question, prompt.video))
+        return _process(processor, prompt._replace(pictures=pictures))
     except FoveateError:
         raise
     except Exception as error:  # processors raise nearly everything
@@ -56,22 +92,27 @@ def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
 
 
 def _process(processor: Any, prompt: Prompt) -> dict[str, Any]:
-    pictures, question, video = prompt
+    messages = prompt.conversation()
     if getattr(processor, "chat_template", None):
-        shown = [{"type": "video", "video": list(pictures)}] if video else [_image(one) for one in pictures]
         return dict(
             processor.apply_chat_template(
-                [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}],
+                messages,
                 tokenize=True,
                 add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
             )
         )
-    if video:
+    if prompt.video:
         raise ModelError("this model's processor takes images, not clips; ask a Qwen-VL model about clips.")
-    text = f"{processor.image_token}\n" * len(pictures) + question
-    return dict(processor(images=list(pictures) or None, text=[text], return_tensors="pt"))
+    text = write_plainly(processor, messages)
+    return dict(processor(images=list(prompt.pictures) or None, text=[text], return_tensors="pt"))
+
+
+def write_plainly(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as text for a checkpoint without a chat format: placeholders on lines of their own, and texts."""
+    parts = [part for message in messages for part in message["content"]]
+    return "".join(f"{processor.image_token}\n" if part["type"] == "image" else part["text"] for part in parts)
 
 
 def decode(processor: Any, ids: Tensor) -> list[str]:
@@ -114,6 +155,10 @@ def pad_left(values: Tensor, length: int, filler: int) -> Tensor:
 
 def _image(picture: Image.Image) -> dict[str, Any]:
     return {"type": "image", "image": picture}
+
+
+def _clip(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    return {"type": "video", "video": list(frames)}
 
 
 def move_to_model(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -111,14 +111,15 @@ def downsample(
     left = {modality: list(own) for modality, own in grids.items()}
     shrunken: list[Prompt] = []
     factors = []
-    for pictures, question, video in prompts:
-        own = [left["video"].pop(0)] * len(pictures) if video else [left["image"].pop(0) for _ in pictures]
+    for prompt in prompts:
+        pictures = prompt.pictures
+        own = [left["video"].pop(0)] * len(pictures) if prompt.video else [left["image"].pop(0) for _ in pictures]
         sizes = [shrink_grid(grid, budget.count(len(grid))) for grid in own]
         small = [
             picture.resize((cell * size.columns, cell * size.rows), Image.Resampling.BICUBIC)
             for picture, size in zip(pictures, sizes, strict=True)
         ]
-        shrunken.append(Prompt(small, question, video))
+        shrunken.append(prompt._replace(pictures=small))
         factors.append(_factors(own[0], sizes[0]))
     made = encode(model, processor, shrunken)
     for modality, own in adapter_of(model).grids(made).items():

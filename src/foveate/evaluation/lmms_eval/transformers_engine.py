@@ -1,0 +1,196 @@
+"""Answers prompts in batches with a model of transformers, pruned as foveate prunes it anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+from ...api import prune
+from ...data.loading import LoadedModel
+from ...data.prompts import Prompt, encode
+from ...errors import ConfigError, ModelError
+from ...methods.toolkit.notes import silence_notes
+from ...models import adapter_of
+from ...runtime import Report
+from ...runtime.cost import CostModel
+from ..baselines import downsample
+from ..runs import BLIND, DOWNSAMPLE, UNPRUNED
+from .accounting import Answer
+from .arguments import PruningChoice
+from .generation import GenerationOptions, StopAtTexts, answer_lengths
+
+
+class TransformersEngine:
+    """A model, pruned from now on.
+
+    Args:
+        session: the model with its processor.
+        choice: how it answers.
+        min_pixels: of a picture, at least; None leaves it to the checkpoint.
+        max_pixels: likewise, at most.
+
+    Raises:
+        FoveateError: where the model cannot be pruned so, or does not size pictures by their pixels.
+    """
+
+    def __init__(
+        self, session: LoadedModel, choice: PruningChoice, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> None:
+        self.model, self.processor, self.choice = session.model, session.processor, choice
+        limit_pixels(self.processor, min_pixels, max_pixels)
+        self._pruning: Any = None
+        if choice.config is not None:
+            self._pruning = prune(self.model, choice.config)
+        elif choice.run.label == UNPRUNED:
+            self._pruning = prune(self.model, "stride", 1.0)  # changes nothing, and reports
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Answer]:
+        """The answer to each prompt of a batch; what does not go together is asked one by one.
+
+        Raises:
+            FoveateError: for a prompt that the model cannot be asked.
+        """
+        try:
+            return self._answer(prompts, options)
+        except (ModelError, torch.OutOfMemoryError):
+            if len(prompts) == 1:
+                raise
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [self._answer([prompt], options)[0] for prompt in prompts]
+
+    def close(self) -> None:
+        """Take pruning off the model, and let go of it."""
+        if self._pruning is not None:
+            self._pruning.detach()
+        self._pruning = self.model = None
+
+    def _answer(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Answer]:
+        label = self.choice.run.label
+        if label == BLIND:
+            prompts = [hide_pictures(prompt) for prompt in prompts]
+        started = self._clock()
+        inputs: Mapping[str, Any] = encode(self.model, self.processor, prompts)
+        if not any(prompt.pictures for prompt in prompts):
+            return self._generate(prompts, inputs, options, started, lambda: None)
+        if label != DOWNSAMPLE:
+            return self._generate(prompts, inputs, options, started, self._pruning.report)
+        small = downsample(self.model, self.processor, prompts, inputs, self.choice.run.budget)
+        before = _tokens(adapter_of(self.model).grids(inputs))
+        with silence_notes(), prune(self.model, small.method, small.keep) as pruning:  # batch after batch the same
+            return self._generate(prompts, small.inputs, options, started, pruning.report, before)
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        inputs: Mapping[str, Any],
+        options: GenerationOptions,
+        started: float,
+        report: Any,
+        before: int | None = None,
+    ) -> list[Answer]:
+        start = inputs["input_ids"].shape[1]
+        told = options.for_transformers()
+        if options.until:
+            told["stopping_criteria"] = StoppingCriteriaList([StopAtTexts(self.processor, start, options.until)])
+        begun = self._clock()
+        output = self.model.generate(**inputs, **told)
+        generated = self._clock() - begun
+        ids = output[:, start:]
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        lengths = answer_lengths(ids, self.model.generation_config.eos_token_id)
+        seconds = (self._clock() - started) / len(prompts)
+        made = report()
+        if made is None:
+            costs, counts = self._costs_of_text(inputs, generated, len(prompts))
+        else:
+            costs, counts = _costs(made, generated, before, len(prompts))
+        rows = zip(texts, counts, lengths, costs, strict=True)
+        return [Answer(options.cut(text), n, m, {**cost, "seconds": seconds}) for text, n, m, cost in rows]
+
+    def _costs_of_text(
+        self, inputs: Mapping[str, Any], generated: float, prompts: int
+    ) -> tuple[list[dict[str, float]], list[int]]:
+        adapter = adapter_of(self.model)
+        cost, counts = CostModel(adapter), inputs["attention_mask"].sum(1).tolist()
+        lengths = [counts] * len(adapter.text.layers)
+        each = {
+            "visual_tokens_before": 0.0,
+            "visual_tokens": 0.0,
+            "average_visual_tokens": 0.0,
+            "text_flops": cost.text_flops(lengths) / prompts,
+            "vision_flops": 0.0,
+            "kv_bytes": cost.kv_bytes(lengths, self.model.dtype.itemsize) / prompts,
+            "decode_seconds": generated / prompts,
+        }
+        return [each] * prompts, counts
+
+    def _clock(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+
+def _costs(
+    report: Report, generated: float, before: int | None, prompts: int
+) -> tuple[list[dict[str, float]], list[int]]:
+    """Costs and prompt tokens of each prompt of a batch; `before` are visual tokens of larger pictures, if known."""
+    seconds = (report.encoder_seconds, report.selection_seconds, report.prefill_seconds)
+    names = ("encode_seconds", "select_seconds", "prefill_seconds", "decode_seconds")
+    shared = dict(zip(names, (*seconds, generated - sum(seconds)), strict=True))
+    shared |= {"text_flops": report.text_flops, "vision_flops": report.vision_flops, "kv_bytes": float(report.kv_bytes)}
+    of_layers = report.average_visual_tokens / max(report.tokens_before, 1)
+    enlarged = 1.0 if before is None else before / max(report.tokens_before, 1)
+    costs = []
+    for place in range(prompts):
+        own = [image for image in report.images if image.prompt == place]
+        whole, kept = sum(image.tokens_before for image in own), sum(image.tokens for image in own)
+        counts = {"visual_tokens_before": whole * enlarged, "visual_tokens": float(kept)}
+        counts["average_visual_tokens"] = of_layers * whole
+        costs.append({**counts, **{name: value / prompts for name, value in shared.items()}})
+    return costs, list(report.prompt_tokens)
+
+
+def _tokens(grids: Mapping[str, Sequence[Any]]) -> int:
+    return sum(len(grid) for own in grids.values() for grid in own)
+
+
+def hide_pictures(prompt: Prompt) -> Prompt:
+    """The same prompt without its pictures."""
+    texts = [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in prompt.messages
+    ]
+    return Prompt((), prompt.question, False, texts)
+
+
+def limit_pixels(processor: Any, least: int | None, most: int | None) -> None:
+    """Let a processor size pictures to between `least` and `most` pixels; None leaves a limit as it is.
+
+    Raises:
+        ConfigError: for a processor that does not size pictures by their pixels, and for limits that cannot be.
+    """
+    if least is None and most is None:
+        return
+    for name in ("image_processor", "video_processor"):
+        sized = getattr(processor, name, None)
+        if sized is None and name == "video_processor":
+            continue
+        size = dict(getattr(sized, "size", None) or {})
+        if "image_grid_thw" not in getattr(sized, "model_input_names", ()) and name == "image_processor":
+            raise ConfigError(
+                f"{type(sized).__name__} does not size pictures by their pixels; leave out min_pixels and max_pixels."
+            )
+        size["shortest_edge"] = least if least is not None else size["shortest_edge"]
+        size["longest_edge"] = most if most is not None else size["longest_edge"]
+        if not 0 < size["shortest_edge"] <= size["longest_edge"]:
+            raise ConfigError(
+                f"min_pixels={size['shortest_edge']} and max_pixels={size['longest_edge']} leave no size for a "
+                "picture; give fewer at least than at most."
+            )
+        sized.size = type(sized.size)(**size) if not isinstance(sized.size, dict) else size

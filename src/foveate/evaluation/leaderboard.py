@@ -7,6 +7,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 from ..files import write_text
+from .lmms_eval.outputs import has_outputs, read_outputs
 from .paper_results import PAPER_TABLES, PaperTable
 from .plots import write_report
 from .rank_agreement import rank_correlation, shared_methods
@@ -50,7 +51,7 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     """Make the page, and beside it a folder with the whole report of each evaluation.
 
     Args:
-        results: a folder of folders with ``results.json``.
+        results: a folder of folders with ``results.json``, or of what lmms-eval wrote, or of both.
         page: the Markdown file to write; reports go into a folder of its name without the suffix.
 
     Returns:
@@ -59,30 +60,47 @@ def write_leaderboard(results: Path, page: Path) -> list[Path]:
     Raises:
         EvaluationError: when there are no results.
     """
-    folders = result_folders(results)
+    evaluations = read_evaluations(results)
     aside = page.with_suffix("")
-    reports = [Report(Results.load(folder)) for folder in folders]
-    generated = all(_fact(report, "suite") in SUITES for report in reports)  # no questions of your own
+    reports = {name: Report(found) for name, found in evaluations.items()}
+    generated = all(_fact(report, "suite") in SUITES for report in reports.values())  # no questions of your own
     parts = [INTRODUCTION, *([TESTBED] if generated else []), READING.format(folder=results.resolve().name)]
     written = [page]
-    for folder, report in zip(folders, reports, strict=True):
-        place = aside / folder.name
+    for name, report in reports.items():
+        place = aside / name
         place.mkdir(parents=True, exist_ok=True)
         written.append(write_report(report, place))
-        parts.append(_section(report, f"{aside.name}/{folder.name}"))
-    parts += _agreements(reports)
+        parts.append(_section(report, f"{aside.name}/{name}"))
+    parts += _agreements(list(reports.values()))
     parts += [PAPERS, *map(_format_paper_table, PAPER_TABLES)]
     write_text(page, "\n\n".join(parts) + "\n")
     return written
 
 
-def result_folders(results: Path) -> list[Path]:
-    """The folders with ``results.json`` in a folder, by name.
+def read_evaluations(results: Path) -> dict[str, Results]:
+    """The evaluations in a folder by name: of each folder with ``results.json``, and of lmms-eval's output anywhere.
 
     Raises:
-        EvaluationError: when there are none.
+        EvaluationError: when there are none, and for files that are damaged.
+    """
+    folders = result_folders(results)
+    found = {folder.name: Results.load(folder) for folder in folders}
+    if has_outputs(results):
+        found |= {
+            name if name not in found else f"{name}-lmms-eval": one for name, one in read_outputs(results).items()
+        }
+    return found
+
+
+def result_folders(results: Path) -> list[Path]:
+    """The folders with ``results.json`` in a folder, by name; none where it holds lmms-eval's output only.
+
+    Raises:
+        EvaluationError: when there are no results at all.
     """
     folders = sorted(path.parent for path in results.glob(f"*/{RESULTS}")) if results.is_dir() else []
+    if not folders and has_outputs(results):
+        return []
     if not folders and (results / RESULTS).is_file():
         whole = results.resolve().parent
         raise EvaluationError(f"{results} holds one evaluation; give the folder in which it and others are: {whole}.")
@@ -100,6 +118,7 @@ def _section(report: Report, place: str) -> str:
             report.preface(tables=False),
             f"![Accuracy against tokens]({place}/accuracy_tokens.png)",
             table(["method", *report.keeps, "visual tokens"], rows),
+            *([f"lmms-eval's own figures:\n\n{figures}"] if (figures := report.figures()) else []),
             f"Families, costs, paired differences and what could not run: [the whole report]({place}/{REPORT}).",
         ]
     )

@@ -16,6 +16,7 @@ from .statistics import MACRO, Bootstrap, Estimate
 from .suites import EvaluationError
 
 REPORT = "report.md"
+FIGURES = "figures"  # of a configuration: what another program than foveate says of the same answers
 PREFERRED = "idpruner"
 _FEW = 30  # images
 ABOUT = {
@@ -95,6 +96,8 @@ class Report:
         for keep in self.keeps:
             parts += [f"## Accuracy at {keep}", self.accuracy(keep)]
         parts += ["## Costs", COSTS_NOTE, self.costs()]
+        if figures := self.figures():
+            parts += ["## lmms-eval's own figures", figures]
         if self.results.refused:
             parts += ["## Could not run", self.refusals()]
         for heading, lines in (("Skipped", self.results.skipped), ("Failed", self.results.failed)):
@@ -125,7 +128,8 @@ class Report:
         """What was asked, and how to read the tables."""
         configuration, samples = self.results.configuration, self.results.samples
         images = len({sample["image"] for sample in samples})
-        text = f"{configuration['about']} {len(samples)} questions about {images} images or clips, answered greedily."
+        greedily = "" if FIGURES in configuration else ", answered greedily"  # there, tasks say how to answer
+        text = f"{configuration['about']} {len(samples)} questions about {images} images or clips{greedily}."
         for lines, why in ((self.results.skipped, "skipped, as they cannot be used"), (self.results.failed, "failed")):
             text += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
         if images < _FEW:
@@ -191,12 +195,24 @@ class Report:
 
     def _cost_row(self, row: Row) -> list[str]:
         cost = row.costs
-        cells = [self.name(row), row.keep, f"{cost['visual_tokens']:.1f}", f"{cost['text_flops'] / 1e9:.3g}"]
-        cells += [f"{cost['vision_flops'] / 1e9:.3g}", f"{cost['kv_bytes'] / 1e3:.4g}"]
+        cells = [self.name(row), row.keep, f"{cost['visual_tokens']:.1f}"]
+        for name, unit, shown in (("text_flops", 1e9, ".3g"), ("vision_flops", 1e9, ".3g"), ("kv_bytes", 1e3, ".4g")):
+            cells.append(f"{cost[name] / unit:{shown}}" if name in cost else "")  # vLLM does not say
         if self.results.times:
             times = [f"{1e3 * row.times[name]:.2f}" if row.times else "" for name in TIMES]
             cells += [*times, f"{1e3 * row.seconds:.2f}"]
         return cells
+
+    def figures(self) -> str:
+        """The table of what lmms-eval itself says of each run; empty for other evaluations."""
+        told = self.results.configuration.get(FIGURES)
+        if told is None:
+            return ""
+        rows = []
+        for row in told["rows"]:
+            name = row["label"] if row["seed"] is None else f"{row['label']}, seed {row['seed']}"
+            rows.append([name, row["keep"], *("" if value is None else f"{value:.4g}" for value in row["values"])])
+        return table(["method", "keep", *told["columns"]], rows, texts=2)
 
     def refusals(self) -> str:
         """What could not be run, and why."""

@@ -68,7 +68,7 @@ def read_choice(given: Mapping[str, Any]) -> PruningChoice:
         raise MethodError(f"unknown method {method!r}{near_miss(str(method), known)}")
     if "keep" not in given:
         raise ConfigError(f"method={method} needs a budget; give one, such as keep=0.25 or keep=64.")
-    options = {name: rest.pop(name) for name in ("scope", "positions") if name in rest}
+    options: dict[str, Any] = {name: rest.pop(name) for name in ("scope", "positions") if name in rest}
     values = _hyperparameters(method, rest)
     config = PruningConfig(get_method(method, **values), given["keep"], **options)
     seed = values.pop("seed", 0) if method == RANDOM else None

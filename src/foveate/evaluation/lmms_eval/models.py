@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +219,66 @@ class FoveateSimple(Foveate):
     """The same for ``--force_simple``: a text behind its pictures."""
 
     is_simple = True
+
+
+class FoveateVllm(_Pruned):
+    """foveate in vLLM: ``--model foveate_vllm``. Other arguments are as for `Foveate`.
+
+    Args:
+        batch_size: how many questions are handed to vLLM at once; it answers them side by side.
+        others: hyperparameters of the method, and arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
+
+    Raises:
+        FoveateError: for arguments that cannot be, before the model is loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_num_frames: int = 32,
+        fps: float | None = None,
+        system_prompt: str = "",
+        record: str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        model_revision: str | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        about, options = split_arguments(others)
+        choice = read_choice(about)
+        reader = MediaReader(_whole("max_num_frames", max_num_frames), fps, self._resolve_system_prompt(system_prompt))
+        _whole("batch_size", batch_size)
+        from .vllm_engine import VllmEngine
+
+        if device is not None:
+            raise ConfigError(f"device={device}: vLLM chooses the device; set CUDA_VISIBLE_DEVICES instead.")
+        options = {name: _data(value) for name, value in options.items()}
+        if model_revision is not None:
+            options["revision"] = model_revision
+        self.device = "cpu"  # of lmms-eval's own counts
+        self.engine = VllmEngine(pretrained, choice, options, min_pixels, max_pixels)
+        facts = {"engine": "vllm", "model": Path(pretrained).name, "revision": model_revision or ""}
+        self._begin(batch_size, reader, record, {**facts, "options": options, **_facts(choice, batch_size)})
+
+
+class FoveateVllmSimple(FoveateVllm):
+    """The same for ``--force_simple``: a text behind its pictures."""
+
+    is_simple = True
+
+
+def _data(value: Any) -> Any:
+    """An argument of vLLM: JSON where it is written as such."""
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ConfigError(f'{value} is not JSON; write it as {{"image": 4}}.') from None
+    return value
 
 
 def _read_pruning(given: Mapping[str, Any], known: Iterable[str]) -> PruningChoice:

@@ -13,7 +13,7 @@ from .paths import FORCE, require_file, require_folder, require_own
 
 def leaderboard(
     results: Annotated[
-        Path, typer.Argument(help="A folder of results, one folder for each evaluation; or what lmms-eval wrote.")
+        Path, typer.Argument(help="A folder with one folder of results for each evaluation, or what lmms-eval wrote.")
     ] = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "docs/notes/leaderboard.md"

@@ -86,9 +86,7 @@ def read_evaluations(results: Path) -> dict[str, Results]:
     folders = result_folders(results)
     found = {folder.name: Results.load(folder) for folder in folders}
     if has_outputs(results):
-        found |= {
-            name if name not in found else f"{name}-lmms-eval": one for name, one in read_outputs(results).items()
-        }
+        found |= {f"{name}-lmms-eval" if name in found else name: one for name, one in read_outputs(results).items()}
     return found
 
 

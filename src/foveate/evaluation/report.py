@@ -212,7 +212,11 @@ class Report:
         for row in told["rows"]:
             name = row["label"] if row["seed"] is None else f"{row['label']}, seed {row['seed']}"
             rows.append([name, row["keep"], *("" if value is None else f"{value:.4g}" for value in row["values"])])
-        return table(["method", "keep", *told["columns"]], rows, texts=2)
+        note = (
+            "As lmms-eval prints them. The last column is the mean over the tasks of what is left of the unpruned "
+            f"model's figure, as papers have it, by {', '.join(told['main'])}."
+        )
+        return f"{note}\n\n{table(['method', 'keep', *told['columns']], rows, texts=2)}"
 
     def refusals(self) -> str:
         """What could not be run, and why."""

@@ -1,7 +1,7 @@
 """Read what lmms-eval wrote about models of foveate, as the results of an evaluation.
 
-lmms-eval writes, for each call, ``DATE_results.json`` and for each task ``DATE_samples_TASK.jsonl`` into a folder of the
-model. All calls about a model are one evaluation: its families are the tasks, its runs the methods and budgets that
+lmms-eval writes, for each call, ``DATE_results.json`` and for each task ``DATE_samples_TASK.jsonl`` into a folder of
+the model. All calls about a model are one evaluation: its families are the tasks, its runs the methods and budgets that
 ``--model_args`` named, its scores what lmms-eval said of each question. Calls are put together that differ in their
 tasks; where a task was run twice in the same way, the later counts.
 """
@@ -29,11 +29,12 @@ _RESULTS = "_results.json"
 _SEPARATOR = re.compile(r""",(?=(?:[^"']|"[^"]*"|'[^']*')*$)(?![^{\[]*[}\]])""")
 _SECONDS = {name: f"{name}_seconds" for name in TIMES}
 _NAMES = {"visual_tokens": "average_visual_tokens"}  # of ours, as the costs of an answer have them
+MEAN_RATIO = "mean of ratios to unpruned, %"
 _HALF = "ACC@0.5"  # how metrics end that ask for half of the union of two boxes
 _ABOUT = (
-    "Measured by lmms-eval {version}; a family is a task. Scores are those of single questions: {scores}. Where a task's "
-    "metric is not their mean, look at lmms-eval's own figures. Questions about one picture are drawn together only "
-    "where a task names them by its cluster_key."
+    "Measured by lmms-eval{version}; a family is a task. Scores are those of single questions: {scores}. Where a "
+    "task's metric is not their mean, look at lmms-eval's own figures. Questions about one picture are drawn together "
+    "only where a task names them by its cluster_key."
 )
 
 
@@ -91,8 +92,8 @@ def read_outputs(folder: Path) -> dict[str, Results]:
             own[task] = _read_task(path, task, told)
     if not found:
         raise EvaluationError(
-            f"there is no output of lmms-eval with --model {TRANSFORMERS} or {VLLM} in {folder}; give --output_path and "
-            "--log_samples when you run it."
+            f"there is no output of lmms-eval with --model {TRANSFORMERS} or {VLLM} in {folder}; give --output_path "
+            "and --log_samples when you run it."
         )
     return {name: _results(name, runs, versions[name]) for name, runs in found.items()}
 
@@ -221,7 +222,7 @@ def _results(name: str, runs: Mapping[Run, Mapping[str, TaskRun]], version: str)
     if not any(run["keep"] for run in done):
         raise EvaluationError(f"of {name} there are no answers with pruning; run lmms-eval with a method, too.")
     shown = {task: metric for task, metric in metrics.items() if metric}
-    about = _ABOUT.format(version=version, scores=_named(shown))
+    about = _ABOUT.format(version="" if version in ("", "unknown") else f" {version}", scores=_named(shown))
     if unscored:
         about += f" No scores of single questions are in the samples of {', '.join(unscored)}."
     return Results(
@@ -269,15 +270,26 @@ def _figures(runs: Mapping[Run, Mapping[str, TaskRun]]) -> dict[str, Any]:
         for task, made in tasks.items()
         for name in made.figures
     }
-    rows = []
+    main: dict[str, str] = {}
+    for column, (task, name) in names.items():
+        if task not in main or name.startswith("average,"):
+            main[task] = column
+    rows, unpruned = [], runs.get(Run(UNPRUNED), {})
     for run in sorted(runs, key=_order):
-        cells = [_cell(runs[run], task, name) for task, name in names.values()]
-        rows.append({"label": run.label, "keep": run.keep, "seed": run.seed, "values": cells})
-    return {"columns": list(names), "rows": rows}
+        cells = [_cell(runs[run], *at) for at in names.values()]
+        ratios = [_ratio(_cell(runs[run], *names[one]), _cell(unpruned, *names[one])) for one in main.values()]
+        known = [ratio for ratio in ratios if ratio is not None]
+        mean = 100 * sum(known) / len(ratios) if known and len(known) == len(ratios) else None
+        rows.append({"label": run.label, "keep": run.keep, "seed": run.seed, "values": [*cells, mean]})
+    return {"columns": [*names, MEAN_RATIO], "main": list(main.values()), "rows": rows}
 
 
 def _cell(tasks: Mapping[str, TaskRun], task: str, name: str) -> float | None:
     return tasks[task].figures.get(name) if task in tasks else None
+
+
+def _ratio(value: float | None, unpruned: float | None) -> float | None:
+    return value / unpruned if value is not None and unpruned else None
 
 
 def _order(run: Run) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray test-app gpu-check lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray test-lmms test-app gpu-check lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,7 @@ help:
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
+	@echo "make test-lmms          install lmms-eval (once; 1 minute, 0.5 GB) and run a task of its own with foveate's models"
 	@echo "make gpu-check          on a GPU, in under 9 minutes: its tests, times beside their goals (DRY=1: on the CPU)"
 	@echo "make test-app           install gradio (once; 0.6 GB) and test the web page in Chromium, which must be installed"
 	@echo "make lint               ruff, mypy, import-linter"
@@ -55,7 +56,7 @@ test-vllm: export VLLM_NO_USAGE_STATS = 1
 test-vllm: export DO_NOT_TRACK = 1
 test-vllm:
 	environment=$$(PYTHON="$(PYTHON)" bash scripts/vllm_env.sh) && \
-		"$$environment/bin/python" -m pytest -m vllm tests/serving
+		"$$environment/bin/python" -m pytest -m vllm tests/serving tests/evaluation/lmms_eval
 
 # Ray's own packages lie outside the checkout; all else is that of .venv.
 test-ray: setup
@@ -72,6 +73,12 @@ gpu-check:
 test-app: setup
 	environment=$$(PYTHON="$(PYTHON)" bash scripts/app_env.sh) && \
 		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m app tests/app
+
+# Likewise lmms-eval, of whose packages only those are installed that a local task needs.
+test-lmms: export HF_DATASETS_OFFLINE = 1
+test-lmms: setup
+	environment=$$(PYTHON="$(PYTHON)" bash scripts/lmms_env.sh) && \
+		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m lmms tests/evaluation/lmms_eval
 
 lint: setup
 	$(BIN)/ruff check

@@ -145,16 +145,18 @@ def _costs(
     names = ("encode_seconds", "select_seconds", "prefill_seconds", "decode_seconds")
     shared = dict(zip(names, (*seconds, generated - sum(seconds)), strict=True))
     shared |= {"text_flops": report.text_flops, "vision_flops": report.vision_flops, "kv_bytes": float(report.kv_bytes)}
+    beams = len(report.prompt_tokens) // prompts  # beam search prefills each prompt as often
+    firsts = [[image for image in report.images if image.prompt == place * beams] for place in range(prompts)]
+    whole = [sum(image.tokens_before for image in own) for own in firsts]
     of_layers = report.average_visual_tokens / max(report.tokens_before, 1)
-    enlarged = 1.0 if before is None else before / max(report.tokens_before, 1)
+    enlarged = 1.0 if before is None else before / max(sum(whole), 1)
     costs = []
-    for place in range(prompts):
-        own = [image for image in report.images if image.prompt == place]
-        whole, kept = sum(image.tokens_before for image in own), sum(image.tokens for image in own)
-        counts = {"visual_tokens_before": whole * enlarged, "visual_tokens": float(kept)}
-        counts["average_visual_tokens"] = of_layers * whole
+    for own, tokens in zip(firsts, whole, strict=True):
+        kept = float(sum(image.tokens for image in own))
+        counts = {"visual_tokens_before": tokens * enlarged, "visual_tokens": kept}
+        counts["average_visual_tokens"] = of_layers * tokens
         costs.append({**counts, **{name: value / prompts for name, value in shared.items()}})
-    return costs, list(report.prompt_tokens)
+    return costs, report.prompt_tokens[::beams]
 
 
 def _tokens(grids: Mapping[str, Sequence[Any]]) -> int:

@@ -147,17 +147,26 @@ class VllmEngine:
                 "smaller ones; use --model foveate."
             )
         small, whole = [], 0.0
-        for picture in prompt.pictures:
-            patches = images(images=[fit_picture(self.processor, picture)], return_tensors="pt")["image_grid_thw"][0]
-            rows, columns = (int(side) // images.merge_size for side in patches[1:])
-            size = shrink_grid(Grid(rows, columns), budget.count(rows * columns))
-            cell = images.patch_size * images.merge_size
+        frames = -(-len(prompt.pictures) // images.temporal_patch_size) if prompt.video else 1
+        cell = images.patch_size * images.merge_size
+        for place, picture in enumerate(prompt.pictures):
+            rows, columns = self._grid(picture)
+            size = shrink_grid(grid := Grid(rows, columns, frames), budget.count(rows * columns * frames))
             small.append(picture.resize((cell * size.columns, cell * size.rows), Image.Resampling.BICUBIC))
-            whole += rows * columns
-            made = images(images=[small[-1]], return_tensors="pt")["image_grid_thw"][0]
-            if int(made.prod()) // images.merge_size**2 > size.rows * size.columns:
-                raise MethodError("downsample: the processor enlarges small pictures; lower min_pixels.")
+            whole += len(grid) if not prompt.video or place == 0 else 0
+            made = self._grid(small[-1])
+            if made[0] * made[1] > size.rows * size.columns:
+                raise MethodError(
+                    f"downsample: the processor enlarges small pictures, to {made[0] * made[1]} tokens where "
+                    f"{budget.label} of {rows * columns} are allowed; lower min_pixels."
+                )
         return prompt._replace(pictures=small), whole
+
+    def _grid(self, picture: Image.Image) -> tuple[int, int]:
+        """Rows and columns of a picture's tokens."""
+        images = self.processor.image_processor
+        patches = images(images=[fit_picture(self.processor, picture)], return_tensors="pt")["image_grid_thw"][0]
+        return int(patches[1]) // images.merge_size, int(patches[2]) // images.merge_size
 
 
 _SAMPLED = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "seed")

@@ -80,22 +80,33 @@ def padding_size(image_processor: Any) -> tuple[int, int] | None:
     return size["width"], size["height"]
 
 
-def limit_pixels(processor: Any, most: int) -> None:
-    """Let a model's processor scale pictures down to at most so many pixels; clips, which it counts whole, stay.
+def limit_pixels(processor: Any, most: int | None, least: int | None = None) -> None:
+    """Let a model's processor scale pictures to at most and at least so many pixels; clips, counted whole, stay.
+
+    Args:
+        processor: of a family that keeps a picture's own size.
+        most: of a picture; None leaves it to the processor.
+        least: likewise; at most as many as `most` where it is None.
 
     Raises:
-        ModelError: for a processor that makes every picture of one size, or of tiles of one size.
+        ModelError: for a processor that makes every picture of one size, or of tiles of one size, and for limits that
+            leave no size.
     """
+    if most is None and least is None:
+        return
     images = processor.image_processor
     size = dict(getattr(images, "size", None) or {})
-    area, least = size.get("longest_edge"), size.get("shortest_edge")
+    area, smallest = size.get("longest_edge"), size.get("shortest_edge")
     # Of those that keep a picture's own size these are areas; no side is as long.
-    if area is None or least is None or area < _AREA:
+    if area is None or smallest is None or area < _AREA:
         raise ModelError(
             f"{type(images).__name__} brings every picture to a size of its own, so max_pixels would change nothing; "
             "leave it out, and scale the pictures down yourself if you like."
         )
-    images.size = {**size, "longest_edge": most, "shortest_edge": min(least, most)}
+    most = area if most is None else most
+    if least is not None and not 0 < least <= most:
+        raise ModelError(f"min_pixels={least} and max_pixels={most} leave no size for a picture; give fewer at least.")
+    images.size = {**size, "longest_edge": most, "shortest_edge": min(smallest, most) if least is None else least}
 
 
 def explain_failure(processor: Any, pictures: Sequence[Image.Image], error: Exception) -> FoveateError:

@@ -318,7 +318,7 @@ def test_arguments_of_loading_reach_the_model() -> None:
     images = lm.engine.processor.image_processor
     most = 6272 / (images.patch_size * images.merge_size) ** 2
     assert most / 2 <= found.token_counts.costs["visual_tokens"] <= most < 196
-    with pytest.raises(ConfigError, match="does not size pictures by their pixels"):
+    with pytest.raises(ModelError, match="size of its own"):
         model(",max_pixels=6272")
 
 

@@ -102,6 +102,15 @@ class MediaReader:
         return read_video(str(path), num_frm=self.max_num_frames, fps=self.fps, force_include_last_frame=True)
 
 
+def hide_pictures(prompt: Prompt) -> Prompt:
+    """The same prompt without its pictures."""
+    texts = [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in prompt.messages
+    ]
+    return Prompt((), prompt.question, False, texts)
+
+
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 

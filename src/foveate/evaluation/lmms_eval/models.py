@@ -188,22 +188,18 @@ class Foveate(_Pruned):
         _whole("batch_size", batch_size)
         from accelerate import Accelerator
 
-        from ...data.loading import load
+        from ...data.limits import limit_pixels
+        from ...data.loading import LoadOptions, load
         from .transformers_engine import TransformersEngine
 
         self.accelerator = Accelerator()
         if self.accelerator.num_processes > 1:
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = str(self.accelerator.device)
-        options = {
-            "device_map": device_map,
-            "dtype": dtype,
-            "attn_implementation": attn_implementation,
-            "revision": model_revision,
-        }
-        session = load(pretrained, device, **{name: value for name, value in options.items() if value is not None})
+        session = load(pretrained, LoadOptions(device, dtype, device_map, None, attn_implementation, model_revision))
+        limit_pixels(session.processor, max_pixels, min_pixels)
         self.device = session.model.device
-        self.engine = TransformersEngine(session, choice, min_pixels, max_pixels)
+        self.engine = TransformersEngine(session, choice)
         facts = {
             "engine": "transformers",
             "model": session.label,

@@ -22,7 +22,7 @@ from ..runs import BLIND, DOWNSAMPLE, UNPRUNED
 from .accounting import Answer
 from .arguments import PruningChoice
 from .generation import GenerationOptions, StopAtTexts, answer_lengths
-from .pictures import hide_pictures, limit_pixels
+from .media import hide_pictures
 
 
 class TransformersEngine:
@@ -31,18 +31,13 @@ class TransformersEngine:
     Args:
         session: the model with its processor.
         choice: how it answers.
-        min_pixels: of a picture, at least; None leaves it to the checkpoint.
-        max_pixels: likewise, at most.
 
     Raises:
-        FoveateError: where the model cannot be pruned so, or does not size pictures by their pixels.
+        FoveateError: where the model cannot be pruned so.
     """
 
-    def __init__(
-        self, session: LoadedModel, choice: PruningChoice, min_pixels: int | None = None, max_pixels: int | None = None
-    ) -> None:
+    def __init__(self, session: LoadedModel, choice: PruningChoice) -> None:
         self.model, self.processor, self.choice = session.model, session.processor, choice
-        limit_pixels(self.processor, min_pixels, max_pixels)
         self._pruning: Any = None
         if choice.config is not None:
             self._pruning = prune(self.model, choice.config)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...budget import Budget
-from ...data.limits import check_question, fit_picture
+from ...data.limits import check_question, fit_picture, limit_pixels
 from ...data.prompts import Prompt, write_plainly
 from ...errors import ConfigError, MethodError, ModelError, near_miss
 from ...tokens import Grid
@@ -19,7 +19,7 @@ from ..runs import BLIND, DOWNSAMPLE
 from .accounting import Answer
 from .arguments import PruningChoice
 from .generation import GenerationOptions
-from .pictures import hide_pictures, limit_pixels
+from .media import hide_pictures
 
 _OWN_TEXT = "prompt"  # methods that choose by text read that of the prompt, as in transformers
 _PLUGIN = "foveate"
@@ -54,7 +54,7 @@ class VllmEngine:
 
         revision = {"revision": options["revision"]} if "revision" in options else {}
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False, **revision)
-        limit_pixels(self.processor, min_pixels, max_pixels)
+        limit_pixels(self.processor, max_pixels, min_pixels)
         given: dict[str, Any] = {"disable_log_stats": False, **options}
         if choice.config is not None:
             overrides = given.pop("hf_overrides", {})

@@ -84,6 +84,48 @@ def test_a_row_that_kills_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [row["where"] for row in rows_in(tmp_path / "out") if row["error"]] == ["line 8"]
 
 
+def test_a_row_that_kills_a_vllm_engine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray's own stages around an engine without vLLM, which ends its process as Ray does with one that died."""
+    llm = pytest.importorskip("ray.data.llm", reason="needs Ray's processors for engines")
+    from ray.llm._internal.batch.stages.base import StatefulStageUDF
+
+    deaths = tmp_path / "deaths"
+
+    class Engine(StatefulStageUDF):  # local, so that it travels as it is
+        def __init__(self, data_column: str, expected_input_keys: Any, **others: Any) -> None:
+            super().__init__(data_column, expected_input_keys)
+
+        async def udf(self, rows: Any) -> Any:
+            import os
+
+            if any(json.loads(row["place"])[0] == 7 for row in rows):
+                with deaths.open("a") as file:
+                    file.write(f"{len(rows)}\n")
+                os._exit(1)
+            for row in rows:
+                answer = {"prompt_token_ids": [row["image_id"]] * 3 + [1], "generated_text": " yes"}
+                answer |= {"num_input_tokens": 4, "num_generated_tokens": 1, "time_taken_llm": 0.1}
+                yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answer}
+
+    def build(*given: Any, **options: Any) -> Any:
+        processor = make(*given, **options)
+        # Not by assignment, at which Ray would make the stage anew, and ask for a GPU.
+        processor.get_stage_by_name("vLLMEngineStage").__dict__["fn"] = Engine
+        return processor
+
+    make = llm.build_processor
+    monkeypatch.setattr(llm, "build_processor", build)
+    options: dict[str, Any] = {"engine": "vllm", "workers": 1, "chunk": 4, "rows_per_part": 16}
+    batch = Batch(Source.find(write_rows(tmp_path, 24)), "testbed-llava", PRUNING, **options)
+    with connect() as cluster:
+        summary = answer_batch(batch, tmp_path / "out", lambda: cluster)
+    assert (summary.answered, summary.failed) == (23 - len(BAD), 1 + len(BAD))
+    (row,) = [row for row in rows_in(tmp_path / "out") if row["where"] == "line 8"]
+    assert "the worker died whenever it was asked this row" in row["error"]
+    lengths = [int(line) for line in deaths.read_text().splitlines()]
+    assert lengths[-1] == 1 and 1 < len(lengths) <= 6  # three times with others, three times alone
+
+
 @pytest.mark.slow
 def test_two_thousand_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path, 2000)

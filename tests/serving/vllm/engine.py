@@ -67,13 +67,6 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case], uuids: list[str] | None
     Args:
         uuids: names that the client gives to the images of each case.
     """
-    from vllm import SamplingParams
-
-    # Random models must not emit placeholders, nor the end of a text, which transformers leaves out until all steps are
-    # done. Not by logit_bias, which vLLM does not allow with drafts.
-    vocabulary = set(range(oracle.model.config.get_text_config().vocab_size))
-    allowed = sorted(vocabulary - {*oracle.placeholders, oracle.end})
-    sampling = SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, allowed_token_ids=allowed)
     requests = []
     for case in cases:
         data: dict[str, Any] = {}
@@ -87,4 +80,13 @@ def outputs(llm: Any, oracle: Oracle, cases: list[Case], uuids: list[str] | None
             {"prompt": oracle.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": dict(case.asked)}
             | ({} if uuids is None else {"multi_modal_uuids": {"image": uuids}})
         )
-    return list(llm.generate(requests, sampling, use_tqdm=False))
+    return list(llm.generate(requests, sampling(oracle), use_tqdm=False))
+
+
+def sampling(oracle: Oracle) -> Any:
+    """The oracle's: greedy, so many tokens of those that it may say."""
+    from vllm import SamplingParams
+
+    # Not by logit_bias, which vLLM does not allow with drafts.
+    allowed = oracle.allowed
+    return SamplingParams(max_tokens=STEPS, temperature=0, logprobs=1, ignore_eos=True, allowed_token_ids=allowed)

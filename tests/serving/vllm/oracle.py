@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def data_url(image: Image.Image) -> str:
+    """An image as it travels in a request."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
 def clip(frames: int, height: int, width: int, seed: int = 0) -> Any:
     """Noise (T, H, W, 3) and what a decoder would say of it."""
     pixels = np.random.default_rng(seed).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
@@ -80,6 +89,12 @@ class Oracle:
         self.end = self.zoo.tokenizer.eos_token_id
         around = next((both for start, both in _AROUND_CLIPS.items() if self.zoo.name.startswith(start)), ("", ""))
         self._clip = getattr(self.processor, "video_token", "").join(around)
+
+    @property
+    def allowed(self) -> list[int]:
+        """What random models may emit: no placeholders, nor the end of a text, left out until all steps are done."""
+        vocabulary = set(range(self.model.config.get_text_config().vocab_size))
+        return sorted(vocabulary - {*self.placeholders, self.end})
 
     def takes(self, case: Case) -> bool:
         """Whether transformers can: GLM-4.1V and its kin take images or clips, never both."""

@@ -24,6 +24,14 @@ def test_methods_are_bound_once_with_the_servers_hyperparameters() -> None:
     assert bound.get("idpruner") is bound.get("idpruner")
 
 
+def test_what_a_method_reads_is_told_once_in_a_process(caplog: pytest.LogCaptureFixture) -> None:
+    facts = ModelFacts("told once", 64, 4)
+    for _ in range(2):  # vLLM makes several processors and a model
+        BoundMethods(facts, {}, {}).get("idpruner")
+    (told,) = (one for one in caplog.records if "told once" in one.getMessage())
+    assert told.name == "foveate"
+
+
 @pytest.mark.parametrize("name", ["divprune", "visionzip", "idpruner"])
 def test_methods_are_tried_out_in_float32_whatever_the_servers_dtype(name: str) -> None:
     for around in SURROUNDINGS:  # while vLLM loads a model, the default dtype is the model's

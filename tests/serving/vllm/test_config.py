@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import socket
@@ -20,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .engine import SETTINGS
-from .oracle import STEPS, Case, Oracle, picture
+from .oracle import STEPS, Case, Oracle, data_url, picture
 from .tiny import saved
 
 pytestmark = pytest.mark.vllm
@@ -65,6 +63,7 @@ def client(checkpoint: Path) -> Iterator[Any]:
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager", "--limit-mm-per-prompt.image", "2"]
     command += ["--trust-request-mm-kwargs"]  # vLLM takes arguments from requests only then
+    command += ["--enable-scale-out"]  # /render and /inference
     command += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
     command += ["--lora-modules", f"fine={adapter_of(checkpoint)}"]
     log = _log(checkpoint)
@@ -93,13 +92,6 @@ def _log(checkpoint: Path) -> Path:
 def test_the_server_tells_once_what_it_does(client: Any, checkpoint: Path) -> None:
     lines = [line for line in _log(checkpoint).read_text().splitlines() if "is loaded for" in line]
     assert len(lines) == 1 and "by default divprune keeps 50 % of each image; requests may choose" in lines[0]
-
-
-def data_url(image: Image.Image) -> str:
-    """An image as it travels in a request."""
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def shown(image: Image.Image, text: str, **more: Any) -> list[dict[str, Any]]:
@@ -234,9 +226,7 @@ HALF = {"foveate_method": "divprune", "foveate_keep": 0.5}  # as the server has 
 
 def say(client: Any, oracle: Oracle, messages: list[dict[str, Any]], model: str = "tiny", **body: Any) -> Any:
     """A greedy answer of six tokens, like the oracle's, with their ids."""
-    vocabulary = set(range(oracle.model.config.get_text_config().vocab_size))
-    allowed = sorted(vocabulary - {*oracle.placeholders, oracle.end})
-    given = {"allowed_token_ids": allowed, "ignore_eos": True, "return_token_ids": True, **body}
+    given = {"allowed_token_ids": oracle.allowed, "ignore_eos": True, "return_token_ids": True, **body}
     return client.chat.completions.create(
         model=model, messages=messages, max_tokens=STEPS, temperature=0, extra_body=given
     )
@@ -293,3 +283,71 @@ def test_images_by_their_uuids_and_turns_from_the_prefix_cache(client: Any, chec
     found = say(client, oracle, [*turns, user(shown(PICTURE, TEXT))])
     assert (found.choices[0].token_ids, found.usage.prompt_tokens) == (expected.tokens, expected.prompt)
     assert found.usage.prompt_tokens_details.cached_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "asked"),
+    [
+        (1, {"foveate_method": "cdpruner", "foveate_query": "prompt"}),
+        (2, {"foveate_method": "trim", "foveate_query": "prompt", "foveate_keep": 0.4}),
+        (2, {"foveate_scope": "conversation"}),
+        (2, {"foveate_scope": {"conversation": {"decay": 0.8}}, "foveate_keep": 0.6}),
+        (2, {"foveate_scope": "conversation", "foveate_method": "cdpruner", "foveate_query": "prompt"}),
+    ],
+)
+def test_the_prompt_decides(client: Any, checkpoint: Path, images: int, asked: dict[str, Any]) -> None:
+    """By the question, and by the age of its images; where it does not say, as the server has it: divprune, half."""
+    oracle, given = Oracle("qwen2_5_vl", checkpoint), (PICTURE, picture(168, 56, 1))[:images]
+    expected = oracle.answer(Case(given, TEXT, asked=HALF | asked))
+    content = [*(shown(one, TEXT)[0] for one in given), {"type": "text", "text": TEXT}]
+    found = say(client, oracle, [user(content)], mm_processor_kwargs=asked)
+    assert (found.choices[0].token_ids, found.usage.prompt_tokens) == (expected.tokens, expected.prompt)
+
+
+def test_another_question_is_another_choice(client: Any, checkpoint: Path) -> None:
+    import openai
+
+    asked = {"foveate_method": "cdpruner", "foveate_keep": 0.25}
+    logprobs = [
+        ask(client, **asked, foveate_query=query).choices[0].logprobs.content[0].logprob
+        for query in ("a red square on a blue", "what", "a red square on a blue")
+    ]
+    assert logprobs[0] == pytest.approx(logprobs[2], abs=1e-4) and abs(logprobs[0] - logprobs[1]) > 1e-3
+    with pytest.raises(openai.BadRequestError, match="give the question as foveate_query"):
+        ask(client, **asked)
+    with pytest.raises(openai.BadRequestError, match="leave out foveate_query"):
+        ask(client, foveate_method="divprune", foveate_query="what")
+    with pytest.raises(openai.BadRequestError, match="is out of range"):
+        ask(client, foveate_scope={"conversation": {"decay": 2}})
+
+
+def test_a_prompt_that_is_counted_batched_or_rendered_first(client: Any, checkpoint: Path) -> None:
+    """/tokenize, /v1/chat/completions/batch, and /render with /inference/v1/generate behind it."""
+    import httpx
+
+    oracle = Oracle("qwen2_5_vl", checkpoint)
+    chosen = {"foveate_method": "idpruner", "foveate_keep": 0.25}
+    body: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": STEPS, "ignore_eos": True}
+    body |= {"allowed_token_ids": oracle.allowed, "return_token_ids": True}
+
+    def post(path: str, **given: Any) -> Any:
+        answer = httpx.post(str(client.base_url).replace("/v1/", path), json=given, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    for asked in ({}, chosen):
+        expected = oracle.answer(Case((PICTURE,), TEXT, asked=HALF | asked))
+        message, more = user(shown(PICTURE, TEXT)), {"mm_processor_kwargs": asked} if asked else {}
+        assert post("/tokenize", model="tiny", messages=[message], **more)["count"] == expected.prompt
+        both = post("/v1/chat/completions/batch", **body, **more, messages=[[message], [message]])
+        assert [one["token_ids"] for one in both["choices"]] == [expected.tokens] * 2
+        rendered = post("/v1/chat/completions/render", **body, **more, messages=[message])
+        assert len(rendered["token_ids"]) == expected.prompt
+        (one,) = post("/inference/v1/generate", **rendered)["choices"]
+        assert one["token_ids"] == expected.tokens
+
+
+def test_what_a_method_reads_is_told_at_most_once_by_each_process(client: Any, checkpoint: Path) -> None:
+    """By that of the API and that of the engine, of which either may bind methods more than once."""
+    ask(client, foveate_method="idpruner", foveate_keep=0.25)
+    assert 1 <= _log(checkpoint).read_text().count("comes without a trained scorer") <= 2

@@ -17,7 +17,7 @@ from foveate.methods.toolkit.registry import _METHODS as REGISTERED
 from foveate.serving.vllm.memory import ChoiceMemory
 from foveate.tokens import Selection, VisualTokens
 
-from .engine import answers, engine, outputs
+from .engine import answers, engine, outputs, sampling
 from .oracle import Answer, Case, Oracle, clip, picture
 from .tiny import NAMES, saved
 
@@ -81,6 +81,29 @@ def test_equals_transformers_and_again_from_caches(pair: tuple[Any, Oracle]) -> 
     check(answers(llm, oracle, MIXED[::-1]), expected[::-1])
     pruned = [oracle.answer(Case(case.images, case.text)).logprobs for case in MIXED[1:8]]
     assert all(a != b.logprobs for a, b in zip(pruned, expected[1:8], strict=True))  # pruning can be seen
+
+
+def test_chat_and_beams_of_a_program(pair: tuple[Any, Oracle]) -> None:
+    """`LLM.chat` says what transformers says, and of beams one is greedy."""
+    from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+    llm, oracle = pair
+    if oracle.name == "internvl":
+        pytest.skip("prompts of these tests have <img> and </img> twice, those of chat once")
+    content = [{"type": "image_pil", "image_pil": LANDSCAPE}, {"type": "text", "text": MIXED[1].text}]
+    (found,) = llm.chat(
+        [{"role": "user", "content": content}], sampling(oracle), mm_processor_kwargs=asked(0.5), use_tqdm=False
+    )
+    expected = oracle.answer(MIXED[1])
+    assert (list(found.outputs[0].token_ids), len(found.prompt_token_ids)) == (expected.tokens, expected.prompt)
+    prompt = {"prompt": oracle.prompt(MIXED[1]), "multi_modal_data": {"image": LANDSCAPE}}
+    prompt["mm_processor_kwargs"] = asked(0.5)
+    (greedy,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=6, ignore_eos=True), use_tqdm=False)
+    one, three = (
+        llm.beam_search([prompt], BeamSearchParams(beam_width=width, max_tokens=6, ignore_eos=True))[0].sequences
+        for width in (1, 3)
+    )
+    assert one[0].tokens[-6:] == list(greedy.outputs[0].token_ids) and len(three) == 3
 
 
 def test_clips_equal_transformers(pair: tuple[Any, Oracle]) -> None:

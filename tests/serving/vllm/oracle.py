@@ -120,6 +120,7 @@ class Oracle:
         if case.sound is not None:
             given["audio"] = [case.sound]
         inputs = self.processor(**given, add_special_tokens=False)
+        inputs = inputs.to(dtype=self.model.dtype)  # Llama 4's pixels are of bfloat16
         settings: dict[str, Any] = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
         settings |= {"suppress_tokens": self.placeholders, "return_dict_in_generate": True, "output_logits": True}
         keep = case.asked.get("foveate_keep", 1.0)

@@ -78,6 +78,14 @@ def _lfm2_vl(zoo: Zoo, template: str) -> Any:
     return tf.Lfm2VlProcessor(images, zoo.tokenizer, chat_template=template)
 
 
+def _llama4(zoo: Zoo, template: str) -> Any:
+    text = zoo.model.config.text_config
+    text.attention_chunk_size = 512  # a multiple of vLLM's blocks
+    text.interleave_moe_layer_step = 2  # by which vLLM tells where experts are
+    images = tf.Llama4ImageProcessor(size={"height": 112, "width": 112}, max_patches=4)
+    return tf.Llama4Processor(images, zoo.tokenizer, patch_size=14, chat_template=template)
+
+
 def _with_template(processor: Any, template: str) -> Any:
     processor.chat_template = template
     return processor
@@ -93,4 +101,5 @@ MAKERS: dict[str, Callable[[Zoo, str], Any]] = {
     "smolvlm": _smolvlm,
     "cohere2_vision": _cohere2_vision,
     "lfm2_vl": _lfm2_vl,
+    "llama4": _llama4,
 }

@@ -7,7 +7,7 @@ import torch
 
 from foveate import Budget, MethodError, get_method
 from foveate.grouping import TokenGroups
-from foveate.serving.vllm.batch import Question, groups_of, shorten
+from foveate.serving.vllm.batch import MethodCall, Question, groups_of, shorten
 from foveate.serving.vllm.family import pick, take
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
@@ -35,15 +35,10 @@ def test_a_batch_equals_its_images_one_by_one(name: str) -> None:
         Cue.ENCODER_FEATURES: [torch.randn(len(grid), 7) for grid in grids],
     }
     groups = [groups_of([grid], Budget(0.4, "frame")) for grid in grids]
-    together = shorten(method, features, groups, cues, WIDTH)
+    together = shorten(MethodCall(method, features, groups, cues, WIDTH))
     for item, chosen in enumerate(together):
-        (alone,) = shorten(
-            method,
-            features[item : item + 1],
-            groups[item : item + 1],
-            {c: v[item : item + 1] for c, v in cues.items()},
-            WIDTH,
-        )
+        of_item = {cue: read[item : item + 1] for cue, read in cues.items()}
+        (alone,) = shorten(MethodCall(method, features[item : item + 1], groups[item : item + 1], of_item, WIDTH))
         assert torch.equal(chosen.index, alone.index)
         assert torch.allclose(chosen.rows, alone.rows, atol=1e-6)
         assert len(chosen.index) == sum(groups[item].counts)
@@ -55,7 +50,7 @@ def test_rows_are_those_that_the_method_keeps_or_merges() -> None:
     grid, features = Grid(4, 4), torch.randn(16, WIDTH)
     for name in ("divprune", "avgpool"):
         selection = get_method(name).select(VisualTokens.of(features, grid), torch.tensor([4]))
-        (chosen,) = shorten(get_method(name), [features], [groups_of([grid], Budget(4))], {}, WIDTH)
+        (chosen,) = shorten(MethodCall(get_method(name), [features], [groups_of([grid], Budget(4))], {}, WIDTH))
         kept = selection.keep[0].nonzero()[:, 0]
         assert torch.equal(chosen.index, kept)
         assert torch.equal(chosen.rows, selection.merged(features[None])[0, kept])
@@ -69,7 +64,7 @@ def test_a_method_that_misses_its_count_is_refused() -> None:
     grids = [Grid(4, 4), Grid(2, 5)]
     features = [torch.randn(len(grid), WIDTH) for grid in grids]
     with pytest.raises(MethodError, match=r"kept \[16, 10\] tokens where \[4, 4\] were asked for"):
-        shorten(KeepsAll(), features, [groups_of([grid], Budget(4)) for grid in grids], {}, WIDTH)
+        shorten(MethodCall(KeepsAll(), features, [groups_of([grid], Budget(4)) for grid in grids], {}, WIDTH))
 
 
 def test_take_cuts_a_batch_between_images() -> None:
@@ -96,7 +91,7 @@ def test_the_question_is_what_text_aware_methods_read(name: str) -> None:
     groups = [groups_of([grid], Budget(0.4, "frame")) for grid in grids]
     kept = []
     for text in torch.randn(2, 6, WIDTH):
-        together = shorten(method, features, groups, cues, WIDTH, question=Question(text, [[2], [4, 4]]))
+        together = shorten(MethodCall(method, features, groups, cues, WIDTH, Question(text, [[2], [4, 4]])))
         kept.append(torch.cat([one.index for one in together]))
         row = 0
         for item, grid in enumerate(grids):
@@ -126,14 +121,8 @@ def test_each_group_has_its_own_text_behind_it() -> None:
             return super().select(tokens, count)  # type: ignore[no-any-return]
 
     groups = [groups_of([Grid(2, 2)], Budget(2)), groups_of([Grid(2, 2, 2)], Budget(2, "frame"))]
-    shorten(
-        Spy(),
-        [torch.randn(4, 3), torch.randn(8, 3)],
-        groups,
-        {},
-        3,
-        question=Question(torch.randn(3, 3), [[0], [1, 3]]),
-    )
+    features, question = [torch.randn(4, 3), torch.randn(8, 3)], Question(torch.randn(3, 3), [[0], [1, 3]])
+    shorten(MethodCall(Spy(), features, groups, {}, 3, question))
     (tokens,) = seen
     assert tokens.text_follows.tolist() == [[True] * 3, [False, True, True], [False] * 3]
     assert tokens.text_valid.all() and tokens.text_embeddings.shape == (3, 3, 3)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate import Budget, get_method
 from foveate.grouping import TokenGroups
-from foveate.serving.vllm.batch import Shortened, _within, groups_of, shorten, shorten_safely
+from foveate.serving.vllm.batch import MethodCall, Shortened, _within, groups_of, shorten, shorten_safely
 from foveate.serving.vllm.faults import Faults, add_faults, count_faults, find_usable
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
@@ -54,7 +54,7 @@ NOT_USABLE = ["a NaN", "all NaN", "overflown", "beyond float32"]
 def run(method: Any, images: list[Image], grids: list[Grid], budgets: list[Budget], faults: Faults) -> list[Shortened]:
     groups = [groups_of([grid], budget) for grid, budget in zip(grids, budgets, strict=True)]
     question, rows = question_for(method, groups, images[0][0].dtype), [rows for rows, _ in images]
-    return shorten_safely(method, rows, groups, cues_for(method, images), WIDTH, faults, question)
+    return shorten_safely(MethodCall(method, rows, groups, cues_for(method, images), WIDTH, question), faults)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -157,7 +157,8 @@ def test_tiles_and_frames_each_keep_their_first_tokens() -> None:
     rows, cues = image(CLIP, 0)
     rows[-1] = torch.nan
     groups: list[TokenGroups] = [groups_of([CLIP], Budget(2, "frame"))]
-    (found,) = shorten(METHODS["divprune"], [rows], groups, cues_for(METHODS["divprune"], [(rows, cues)]), WIDTH)
+    method = METHODS["divprune"]
+    (found,) = shorten(MethodCall(method, [rows], groups, cues_for(method, [(rows, cues)]), WIDTH))
     assert found.index.tolist() == [0, 1, 6, 7, 12, 13, 18, 19]
 
 

@@ -65,6 +65,11 @@ def test_an_adapter_for_transformers_is_named() -> None:
     assert "foveate.prune" in explain_unknown(model_config("Own", hf_config=other))
 
 
+def test_the_reason_is_told_where_vllm_has_a_class() -> None:
+    assert "whose name ends in -HF)" in explain_unknown(model_config("InternVLChatModel"))
+    assert "(its visual tokens see what comes behind" in explain_unknown(model_config("Gemma3ForConditionalGeneration"))
+
+
 def test_a_known_model_learns_what_its_server_rules_out() -> None:
     made = server(KNOWN, {"keep": 0.5})
     made.model_config.multimodal_config = vllm_config().model_config.multimodal_config

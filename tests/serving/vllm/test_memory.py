@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate import Budget, get_method
 from foveate.methods import Method
-from foveate.serving.vllm.batch import Shortened, groups_of, shorten
+from foveate.serving.vllm.batch import MethodCall, Shortened, groups_of, shorten
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.memory import ChoiceMemory, key_of
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
@@ -29,7 +29,7 @@ def budget_for(name: str) -> tuple[Grid, Budget]:
 def run(method: Method, images: list[Image], grids: list[Grid], budget: Budget) -> list[Shortened]:
     groups = [groups_of([grid], budget) for grid in grids]
     question, rows = question_for(method, groups, images[0][0].dtype), [rows for rows, _ in images]
-    return shorten(method, rows, groups, cues_for(method, images), WIDTH, question=question)
+    return shorten(MethodCall(method, rows, groups, cues_for(method, images), WIDTH, question))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,7 +67,8 @@ class Fickle(type(get_method("divprune"))):  # type: ignore[misc]
 def ask(memory: ChoiceMemory, method: Method, names: list[str | None], images: list[Image], **more: Any) -> Any:
     groups = [groups_of([more.get("grid", GRID)], more.get("budget", Budget(12))) for _ in images]
     keys = [None if name is None else bytes(key_of(name).tolist()) for name in names]
-    return memory.shorten(keys, method, [rows for rows, _ in images], groups, cues_for(method, images), WIDTH, Faults())
+    call = MethodCall(method, [rows for rows, _ in images], groups, cues_for(method, images), WIDTH)
+    return memory.shorten(keys, call, Faults())
 
 
 def test_what_was_kept_is_kept_again() -> None:
@@ -116,7 +117,7 @@ def test_another_budget_is_another_choice_and_memory_is_bounded() -> None:
     assert len(found.index) == 5 and len(memory) == 2
     ask(memory, method, ["2"], images[2:3])
     ask(memory, method, ["3"], images[3:])
-    assert len(memory) == 3 and memory._held == 5 + 12 + 12  # "1" was not used for longest
+    assert len(memory) == 3 and memory._choices.size == 5 + 12 + 12  # "1" was not used for longest
 
 
 def test_what_cannot_be_repeated_is_not_remembered() -> None:

@@ -16,7 +16,15 @@ from foveate import Budget
 from foveate.devices import first_of_each, from_host, known_sizes, to_host
 from foveate.models.adapter import AttentionCall
 from foveate.models.registry import adapter_of
-from foveate.serving.vllm.batch import Question, Shortened, first_tokens, groups_of, shorten, shorten_safely
+from foveate.serving.vllm.batch import (
+    MethodCall,
+    Question,
+    Shortened,
+    first_tokens,
+    groups_of,
+    shorten,
+    shorten_safely,
+)
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.positions import distances_in_block, split_distances, with_distances
 from foveate.tokens import Grid
@@ -44,13 +52,14 @@ def test_no_served_method_waits(name: str) -> None:
         groups = [groups_of([grid], budget) for grid in GRIDS]
         rows, cues = [rows for rows, _ in images], cues_for(method, images)
         question = question_for(method, groups)
-        expected = shorten(method, rows, groups, cues, WIDTH, question=question)
+        expected = shorten(MethodCall(method, rows, groups, cues, WIDTH, question))
         with emulated_device():
+            call = MethodCall(method, on_device(rows), groups, on_device(cues), WIDTH, _moved(question))
             if name in WAIT:
                 with pytest.raises(HostWaits, match=WAIT[name]):
-                    shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults(), _moved(question))
+                    shorten(call, Faults())
                 continue
-            found = shorten(method, on_device(rows), groups, on_device(cues), WIDTH, Faults(), _moved(question))
+            found = shorten(call, Faults())
             for one, grid in zip(found, GRIDS, strict=True):
                 with_distances(one.rows, distances_in_block(one.index, grid, 1.5))
         for one, other in zip(found, expected, strict=True):
@@ -101,7 +110,8 @@ def test_no_device_assertion_is_possible_where_numbers_are_not_finite(name: str)
     groups, faults = [groups_of([grid], Budget(0.6)) for grid in GRIDS], Faults()
     with emulated_device():
         rows, cues = on_device([rows for rows, _ in images]), on_device(cues_for(method, images))
-        found = shorten_safely(method, rows, groups, cues, WIDTH, faults, _moved(question_for(method, groups)))
+        call = MethodCall(method, rows, groups, cues, WIDTH, _moved(question_for(method, groups)))
+        found = shorten_safely(call, faults)
     if name not in WAIT:
         assert faults.failed == 0
         assert on_host(found[1].index).tolist() == list(range(Budget(0.6).count(32)))

@@ -6,6 +6,7 @@ The Qwen and InternVL processors hold one for video, which needs torchvision: bu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -99,6 +100,8 @@ def maker(name: str) -> Callable[[int], Zoo]:
     """What makes the tiny model of this name, of a width of its heads."""
     if name == "llava_next_video":  # vLLM divides the side of an image by the square of a patch's, which must not be 0
         return functools.partial(tiny_families.llava_next_video, patch=7)
+    if name == "llama4":  # its processor puts the other marks around the one that stands for an image
+        return lambda head_dim: dataclasses.replace(tiny_families.llama4(head_dim), image="<|image|>")
     found: Callable[[int], Zoo] = getattr(tiny_models, name, None) or getattr(tiny_families, name)
     return found
 

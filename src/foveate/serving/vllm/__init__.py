@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "SmolVLMForConditionalGeneration": ("smolvlm", "PrunedSmolVLM", False),
     "Lfm2VlForConditionalGeneration": ("lfm2_vl", "PrunedLfm2Vl", False),
     "LlavaNextVideoForConditionalGeneration": ("llava_next_video", "PrunedLlavaNextVideo", False),
+    "Llama4ForConditionalGeneration": ("llama4", "PrunedLlama4", False),
     "Cohere2VisionForConditionalGeneration": ("cohere2_vision", "PrunedCohere2Vision", False),
 }
 

@@ -43,6 +43,37 @@ class Question:
 
 
 @dataclass(frozen=True)
+class MethodCall:
+    """What a method is asked for some images at once.
+
+    Args:
+        method: bound to the model.
+        features: for each image (n, d'); of the d' columns the first `width` are what the LLM reads.
+        groups: of each image.
+        cues: for each cue and image (n, ...).
+        width: d.
+        question: for methods that choose by text.
+    """
+
+    method: Method
+    features: Sequence[Tensor]
+    groups: Sequence[TokenGroups]
+    cues: Mapping[Cue, Sequence[Tensor]]
+    width: int
+    question: Question | None = None
+
+    def of(self, images: Sequence[int]) -> MethodCall:
+        """The same for some of the images."""
+        return replace(
+            self,
+            features=[self.features[image] for image in images],
+            groups=[self.groups[image] for image in images],
+            cues={cue: [read[image] for image in images] for cue, read in self.cues.items()},
+            question=None if self.question is None else self.question.of(images),
+        )
+
+
+@dataclass(frozen=True)
 class Shortened:
     """What is kept of an image.
 
@@ -59,32 +90,20 @@ class Shortened:
     repeatable: bool = True
 
 
-def shorten(
-    method: Method,
-    features: Sequence[Tensor],
-    groups: Sequence[TokenGroups],
-    cues: Mapping[Cue, Sequence[Tensor]],
-    width: int,
-    faults: Faults | None = None,
-    question: Question | None = None,
-) -> list[Shortened]:
+def shorten(call: MethodCall, faults: Faults | None = None) -> list[Shortened]:
     """Let the method choose once for all images.
 
     An image whose numbers cannot be computed with (`find_usable`) keeps the first tokens of each of its groups.
 
     Args:
-        method: bound to the model.
-        features: for each image (n, d'); of the d' columns the first `width` are what the LLM reads.
-        groups: of each image.
-        cues: for each cue and image (n, ...).
-        width: d.
+        call: of the method.
         faults: where images are counted whose numbers cannot be used.
-        question: for methods that choose by text.
 
     Raises:
         MethodError: on a CPU, where the method does not keep what it was asked for. On a GPU the host would have to
             wait to see that; there methods are tried out before (`BoundMethods`), and so many rows are taken anyway.
     """
+    features, groups, cues, width = call.features, call.groups, call.cues, call.width
     together = TokenGroups.join(groups)
     embeddings = together.pad([one[:, :width] for one in features])
     device = embeddings.device
@@ -95,10 +114,10 @@ def shorten(
     row_usable = usable[from_host(image_of, device)]
     padded = {cue: _blank(together.pad(read), row_usable) for cue, read in cues.items()}
     tokens = VisualTokens(_blank(embeddings, row_usable), together.grids, padded)
-    if question is not None:
-        tokens = _with_text(tokens, question)
+    if call.question is not None:
+        tokens = _with_text(tokens, call.question)
     count = from_host(together.counts, device)
-    selection = select(method, tokens, count, checked=device.type == "cpu")
+    selection = select(call.method, tokens, count, checked=device.type == "cpu")
     first = torch.arange(embeddings.shape[1], device=device) < count[:, None]
     keep = torch.where(row_usable[:, None], selection.keep, first)
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.
@@ -125,40 +144,20 @@ def shorten(
     return out
 
 
-def shorten_safely(
-    method: Method,
-    features: Sequence[Tensor],
-    groups: Sequence[TokenGroups],
-    cues: Mapping[Cue, Sequence[Tensor]],
-    width: int,
-    faults: Faults,
-    question: Question | None = None,
-) -> list[Shortened]:
+def shorten_safely(call: MethodCall, faults: Faults) -> list[Shortened]:
     """`shorten`, but an image for which the method raises keeps the first tokens of each of its groups.
 
     What raised for several images is asked again for each alone, so that one does not decide for others.
     """
     try:
-        return shorten(method, features, groups, cues, width, faults, question)
+        return shorten(call, faults)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # not of an image, and ranks of a model in parallel must not differ in what they keep
     except Exception as error:
-        if len(features) > 1:
-            alone = (
-                shorten_safely(
-                    method,
-                    [one],
-                    [of_one],
-                    {cue: [read[i]] for cue, read in cues.items()},
-                    width,
-                    faults,
-                    None if question is None else question.of([i]),
-                )
-                for i, (one, of_one) in enumerate(zip(features, groups, strict=True))
-            )
-            return [one for (one,) in alone]
-        faults.count_failed(method.name, 1, error)
-        return [first_tokens(features[0], groups[0])]
+        if len(call.features) > 1:
+            return [one for image in range(len(call.features)) for one in shorten_safely(call.of([image]), faults)]
+        faults.count_failed(call.method.name, 1, error)
+        return [first_tokens(call.features[0], call.groups[0])]
 
 
 def first_tokens(features: Tensor, groups: TokenGroups) -> Shortened:

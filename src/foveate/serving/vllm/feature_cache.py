@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...tokens import Cue
+from .recently_used import RecentlyUsed
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,31 @@ class FeatureCache:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._held = most, OrderedDict[str, Encoded]()
-        self.size = 0
+        self._most, self._images = most, RecentlyUsed[str, Encoded](most, lambda encoded: encoded.size)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._images)
+
+    @property
+    def size(self) -> int:
+        """Bytes that all take together."""
+        return self._images.size
 
     def get(self, image: str, needs: frozenset[Cue], device: torch.device) -> Encoded | None:
         """An image with these cues, on a device; None where it is not here, or was encoded without one of them."""
-        held = self._held.get(image)
+        held = self._images.get(image)
         if held is None or not needs <= held.cues.keys():
             return None
-        self._held.move_to_end(image)
         return held if device.type == "cpu" else _moved(held, device)
 
     def put(self, image: str, encoded: Encoded) -> None:
         """Keep an image, unless it is larger than all the room."""
-        if encoded.size > self._most:
-            return
-        if (old := self._held.pop(image, None)) is not None:
-            self.size -= old.size
-        held = _moved(encoded, torch.device("cpu"))
-        self._held[image] = held
-        self.size += held.size
-        while self.size > self._most:
-            _, oldest = self._held.popitem(last=False)
-            self.size -= oldest.size
+        if encoded.size <= self._most:  # what is not kept is not copied
+            self._images.put(image, _moved(encoded, torch.device("cpu")))
 
     def clear(self) -> None:
         """Forget all, such as when the weights of the encoder change."""
-        self._held.clear()
-        self.size = 0
+        self._images.clear()
 
 
 def _moved(encoded: Encoded, device: torch.device) -> Encoded:

@@ -20,6 +20,19 @@ from .settings import ServerSettings, find_ours
 _KEY = "foveate"  # of the server's settings among vLLM's overrides
 _PLACE = 'give it inside of mm_processor_kwargs, such as {"mm_processor_kwargs": {"foveate_keep": 0.25}}.'
 
+_BOTH_WAYS = "its visual tokens see what comes behind them, which vLLM on CPUs leaves out, so that nothing was compared"
+_REMOTE = "vLLM's class is for the format of the authors' own code, not for that of transformers"
+_WHY = {  # classes that vLLM has
+    "InternVLChatModel": f"{_REMOTE}; serve the checkpoint whose name ends in -HF",
+    "KimiK25ForConditionalGeneration": _REMOTE,
+    "Molmo2ForConditionalGeneration": _REMOTE,
+    "Ovis2_5": _REMOTE,
+    "Ernie4_5_VLMoeForConditionalGeneration": _REMOTE,
+    "Gemma3ForConditionalGeneration": _BOTH_WAYS,
+    "Gemma4ForConditionalGeneration": _BOTH_WAYS,
+    "PaliGemmaForConditionalGeneration": _BOTH_WAYS,
+}
+
 
 def check_server(vllm_config: Any) -> None:
     """Look at a server's configuration before a model is loaded, and leave what it rules out with the model's config.
@@ -70,7 +83,8 @@ def explain_unknown(model_config: Any) -> str:
     kind = getattr(model_config.hf_config, "model_type", None)
     adapters = (row.class_name for row in supported_models() if row.model_type == kind or row.class_name in origins)
     elsewhere = ", and in transformers, by foveate.prune, this one too" if next(adapters, None) else ""
-    return f"{name} cannot be pruned in vLLM, where foveate prunes {', '.join(ARCHITECTURES)}{elsewhere}"
+    why = f" ({_WHY[name]})" if name in _WHY else ""
+    return f"{name} cannot be pruned in vLLM, where foveate prunes {', '.join(ARCHITECTURES)}{elsewhere}{why}"
 
 
 def check_prompt(renderer: Any, prompt: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:

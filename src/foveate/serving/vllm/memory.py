@@ -8,8 +8,7 @@ another batch are rounded otherwise, in the encoder as in the selection, above a
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ...grouping import TokenGroups
-from ...methods import Method
-from ...tokens import Cue, Selection
-from .batch import Question, Shortened, shorten_safely
+from ...tokens import Selection
+from .batch import MethodCall, Shortened, shorten_safely
 from .faults import Faults, zero_non_finite
+from .recently_used import RecentlyUsed
 
 KEY_BYTES = 16
 # Numbers of four bytes, 16 MiB on the device. A 7B model's cache has 57 kB for each token, and so at most 1.4 million
@@ -58,50 +57,30 @@ class ChoiceMemory:
     """
 
     def __init__(self, most: int = _MOST) -> None:
-        self._most, self._held = most, 0
-        self._choices: OrderedDict[bytes, _Choice] = OrderedDict()
+        self._choices = RecentlyUsed[bytes, _Choice](most, lambda choice: choice.numbers)
 
     def __len__(self) -> int:
         return len(self._choices)
 
-    def shorten(
-        self,
-        keys: Sequence[bytes | None],
-        method: Method,
-        features: Sequence[Tensor],
-        groups: Sequence[TokenGroups],
-        cues: Mapping[Cue, Sequence[Tensor]],
-        width: int,
-        faults: Faults,
-        question: Question | None = None,
-    ) -> list[Shortened]:
+    def shorten(self, keys: Sequence[bytes | None], call: MethodCall, faults: Faults) -> list[Shortened]:
         """`shorten_safely`, but of images that are remembered what was kept before.
 
         Args:
             keys: for each image what stands for it and for its request; None where it is not known.
         """
-        found = [self._recall(key, one, of_one, width) for key, one, of_one in zip(keys, features, groups, strict=True)]
+        images = zip(keys, call.features, call.groups, strict=True)
+        found = [self._recall(key, one, of_one, call.width) for key, one, of_one in images]
         new = [image for image, one in enumerate(found) if one is None]
         if new:
-            made = shorten_safely(
-                method,
-                [features[image] for image in new],
-                [groups[image] for image in new],
-                {cue: [read[image] for image in new] for cue, read in cues.items()},
-                width,
-                faults,
-                None if question is None else question.of(new),
-            )
-            for image, one in zip(new, made, strict=True):
+            for image, one in zip(new, shorten_safely(call.of(new), faults), strict=True):
                 found[image] = one
-                self._remember(keys[image], one, len(features[image]))
+                self._remember(keys[image], one, len(call.features[image]))
         return [one for one in found if one is not None]
 
     def _recall(self, key: bytes | None, features: Tensor, groups: TokenGroups, width: int) -> Shortened | None:
         choice = None if key is None else self._choices.get(key)
         if key is None or choice is None or (choice.size, len(choice.index)) != (len(features), sum(groups.counts)):
             return None  # of another image, too, because clients may name images themselves, and twice alike
-        self._choices.move_to_end(key)
         index = choice.index.long()
         rows = features[index]
         if choice.target is not None and choice.weight is not None:
@@ -113,10 +92,5 @@ class ChoiceMemory:
     def _remember(self, key: bytes | None, made: Shortened, size: int) -> None:
         if key is None or not made.repeatable:
             return
-        if key in self._choices:
-            self._held -= self._choices.pop(key).numbers
         flows = () if made.flows is None else (made.flows[0].int(), made.flows[1].float())
-        choice = _Choice(size, made.index.int(), *flows)
-        self._choices[key], self._held = choice, self._held + choice.numbers
-        while self._held > self._most:
-            self._held -= self._choices.popitem(last=False)[1].numbers
+        self._choices.put(key, _Choice(size, made.index.int(), *flows))

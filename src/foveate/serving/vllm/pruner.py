@@ -11,7 +11,7 @@ from torch import Tensor
 from ...devices import from_host
 from ...methods import Method
 from ...tokens import Cue, Source
-from .batch import Question, Shortened, first_tokens
+from .batch import MethodCall, Question, Shortened, first_tokens
 from .config import ServingConfig
 from .encoder_cues import EncoderCues
 from .family import PIXELS, field, key_field, pick, take
@@ -107,8 +107,8 @@ class ImagePruner:
                 question = None
                 if Cue.TEXT_EMBEDDINGS in method.needs:
                     question = self._question(text, [asked[index] for index in mine], rows[0])
-                names = [keys[index] for index in mine]
-                shortened = self.memory.shorten(names, method, rows, groups, read, self._width, self.faults, question)
+                call = MethodCall(method, rows, groups, read, self._width, question)
+                shortened = self.memory.shorten([keys[index] for index in mine], call, self.faults)
             for index, one in zip(mine, shortened, strict=True):
                 woven = weavers[index].weave(encoded[index].rows, one.rows, one.index, self._text(weavers[index]))
                 out[index] = woven, self._distances(one, items[index], seconds[index])

@@ -7,8 +7,6 @@ then do images get their keys. An image that ages, or is asked something else, i
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -27,6 +25,7 @@ from ...tokens import Grid
 from .config import ServingConfig
 from .family import PIXELS, explain_embeddings, field
 from .layout import TOKEN, explain_variant
+from .recently_used import RecentlyUsed
 from .request import InPrompt, PruneRequest
 from .settings import OWN_TEXT
 
@@ -73,7 +72,7 @@ class WholePrompt:
 
     def __init__(self, processor: Any, config: ServingConfig) -> None:
         self._processor, self._config = processor, config
-        self._shapes, self._lock = OrderedDict[str, Shape](), threading.Lock()
+        self._shapes = RecentlyUsed[str, Shape](_MOST_SHAPES)
 
     def process(self, inputs: RequestInputs) -> MultiModalProcessingResult:
         """In the place of the processor's ``_cached_apply_hf_processor``.
@@ -135,19 +134,12 @@ class WholePrompt:
     ) -> tuple[dict[_Item, Shape], dict[_Item, MultiModalKwargsItem]]:
         """The shape of each image, and the processed tensors of those whose shape was not known."""
         keys = {(modality, i): one for modality, of_items in plain.items() for i, one in enumerate(of_items)}
-        found: dict[_Item, Shape] = {}
-        with self._lock:
-            for item, key in keys.items():
-                if key in self._shapes:
-                    self._shapes.move_to_end(key)
-                    found[item] = self._shapes[key]
+        found = {item: shape for item, key in keys.items() if (shape := self._shapes.get(key)) is not None}
         fresh = self._make(inputs, [item for item in keys if item not in found])
         for (modality, i), (one, updates) in fresh.items():
             found[modality, i] = Shape(self._grids(modality, one), tuple(updates))
-        with self._lock:
-            self._shapes.update({keys[item]: found[item] for item in fresh})
-            while len(self._shapes) > _MOST_SHAPES:
-                self._shapes.popitem(last=False)
+        for item in fresh:
+            self._shapes.put(keys[item], found[item])
         return found, {item: one for item, (one, _) in fresh.items()}
 
     def _grids(self, modality: str, item: MultiModalKwargsItem) -> tuple[Grid, ...]:

@@ -19,7 +19,7 @@ import foveate
 from foveate.budget import Budget
 from foveate.devices import to_host
 from foveate.methods import Method
-from foveate.serving.vllm.batch import Shortened, groups_of, shorten
+from foveate.serving.vllm.batch import MethodCall, Shortened, groups_of, shorten
 from foveate.serving.vllm.faults import Faults
 from foveate.serving.vllm.memory import ChoiceMemory, key_of
 from foveate.tokens import Grid
@@ -64,10 +64,11 @@ def _same_features(journal: Journal, name: str, method: Method, width: int, dry:
                 question = type(question)(question.embeddings.to(device), question.before)
             rows = [images[one][0] for one in which]
             cues = served.cues_for(method, [images[one] for one in which])
+            call = MethodCall(method, rows, groups, cues, width, question)
             if memory is None:
-                return shorten(method, rows, groups, cues, width, Faults(), question)
+                return shorten(call, Faults())
             keys = [bytes(key_of(f"image {one}").tolist()) for one in which]
-            return memory.shorten(keys, method, rows, groups, cues, width, Faults(), question)
+            return memory.shorten(keys, call, Faults())
 
         memory = ChoiceMemory()
         (alone,), (again,) = run([0]), run([0])

@@ -78,13 +78,15 @@ def test_no_served_method_waits_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     groups = [groups_of([grid], Budget(0.6)) for grid in GRIDS]
     question = question_for(method, groups, dtype)
     rows, cues = [rows for rows, _ in images], cues_for(method, images)
-    expected = shorten(method, rows, groups, cues, WIDTH, question=question)
+    expected = shorten(MethodCall(method, rows, groups, cues, WIDTH, question))
     there = tree_map(lambda one: one.cuda(), (rows, cues))
     if question is not None:
         question = Question(question.embeddings.cuda(), question.before)
 
+    call = MethodCall(method, there[0], groups, there[1], WIDTH, question)
+
     def run() -> list[Shortened]:
-        return shorten(method, there[0], groups, there[1], WIDTH, Faults(), question)
+        return shorten(call, Faults())
 
     run()  # kernels are compiled
     torch.cuda.synchronize()

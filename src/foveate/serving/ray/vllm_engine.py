@@ -62,8 +62,11 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers, retries: int, al
     of_each = extra.get("tensor_parallel_size", 1) * extra.get("pipeline_parallel_size", 1)
     engines = max(1, workers.number // of_each)
     options: dict[str, Any] = {}
-    if not workers.gpus:  # some cores stay for the other stages
-        options["placement_group_config"] = {"bundle_per_worker": {"CPU": max(1, workers.cpus // 2)}}
+    share = 0.0
+    if not workers.gpus:  # half of the cores stay for the other stages, which would wait for one forever
+        share = max(0.5, workers.cpus // 2)
+        options["placement_group_config"] = {"bundle_per_worker": {"CPU": share}}
+    readers, cores = _readers(workers.number * workers.cpus - engines * of_each * share)
     if alone:
         options |= {"max_concurrent_batches": 1, "max_tasks_in_flight_per_actor": 1}
     config = vLLMEngineProcessorConfig(
@@ -84,10 +87,15 @@ def answer_chunks(dataset: Any, batch: Batch, workers: Workers, retries: int, al
         Prompts,
         fn_constructor_args=(batch.source, batch.path, batch.max_new_tokens),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(2, workers.number * workers.cpus // 2)),
-        num_cpus=0.5,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=readers),
+        num_cpus=cores,
     )
     return processor(prompts).map(to_result, **_LIGHT)
+
+
+def _readers(spare: float) -> tuple[int, float]:
+    """How many actors read rows and pictures, and the cores of each: half of those that engines leave."""
+    return max(1, int(spare)), min(0.5, spare / 2)
 
 
 def _bound_retries(processor: Any, retries: int) -> None:

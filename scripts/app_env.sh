@@ -21,6 +21,9 @@ make_shared() {
     || fail "pip could not install gradio $version"
 }
 
+command -v chromium chromium-browser google-chrome > /dev/null \
+  || fail "there is no Chromium to drive; on Debian: apt-get install chromium"
+
 make_once "$shared" make_shared
 
 own=$root/build/app-env

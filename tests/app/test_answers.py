@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate.app.choices import choices_for
+from foveate.app.choices import Choice, choices_for
 from foveate.app.desk import UNPRUNED, Answer, Desk
 from foveate.app.drawing import card, cells_of, data_url, describe, failed_card, table
 from foveate.app.errors import AppError
+from foveate.app.page import _check
 from foveate.data.loading import LoadedModel
 from foveate.errors import FoveateError
-from foveate.methods import method_names
+from foveate.methods import Where, method_names
 from foveate.testbed import load_shipped, scenes
 
 SIZE = (112, 112)
@@ -168,3 +169,34 @@ def test_the_table_has_the_numbers_of_the_report(desk: Desk) -> None:
 def test_large_pictures_are_sent_small() -> None:
     url, size = data_url(Image.new("RGB", (4000, 2000)))
     assert size == (720, 360) and url.startswith("data:image/jpeg") and len(url) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"path": None}, "There is no picture yet"),
+        ({"path": ""}, "There is no picture yet"),
+        ({"question": ""}, "There is no question yet"),
+        ({"names": []}, "No method is chosen"),
+        ({"names": ["idpruna"]}, "'idpruna' is not a method"),
+        ({"names": [["idpruner"]]}, "is not a method"),
+        ({"names": ["divprune", "pixelprune"]}, "takes whole images"),
+        ({"names": list("abcdefg")}, "7 methods are too many"),
+        ({"percent": 0}, "0 is not a share of the visual tokens; give a number from 1 to 100."),
+        ({"percent": 101}, "101 is not a share"),
+        ({"percent": None}, "None is not a share"),
+        ({"percent": "25%"}, "25% is not a share"),
+        ({"percent": float("nan")}, "nan is not a share"),
+        ({"tokens": 0}, "0 is not a length of an answer; give a number from 1 to 512."),
+        ({"tokens": 10**9}, "is not a length of an answer"),
+    ],
+)
+def test_whatever_is_sent_is_refused_by_a_sentence(given: dict[str, object], sentence: str) -> None:
+    right = {"path": "x.png", "question": "what is it?", "names": ["divprune"], "percent": 25, "tokens": 8}
+    choices = {
+        "divprune": Choice("divprune", "", Where.BEFORE_LLM),
+        "pixelprune": Choice("pixelprune", "", Where.BEFORE_ENCODER, "it takes whole images"),
+    }
+    _check(choices, **right)  # type: ignore[arg-type]
+    with pytest.raises(AppError, match=re.escape(sentence)):
+        _check(choices, **{**right, **given})  # type: ignore[arg-type]

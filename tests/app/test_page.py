@@ -270,6 +270,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(visitor: Visitor, tmp_path: 
     page.locator("#fv-given img").wait_for(state="attached")
     visitor.ask()
     refused("half.png is damaged or incomplete")
+    assert page.get_by_role("alert").inner_text().startswith("half.png")  # not where it lies on the server
     page.get_by_role("button", name="Remove Image").click()
     visitor.give(PICTURE)
     visitor.ask(" ")

@@ -27,6 +27,8 @@ from .marks import mark
 
 _SIDE = 720  # pixels that the longer side of a shown picture has at most, and about which small ones get
 _DIGITS = 4
+_WIDE = 1.7  # times as wide as high, from which on pictures get more room
+_LONG = 60  # letters of an answer, from which on it is set smaller
 
 
 def card(
@@ -55,11 +57,13 @@ def card(
     if answer is not None and unpruned is not None and answer.label != UNPRUNED:
         same = agrees("exact", answer.text, unpruned.text)
         badge = f'<span class="fv-badge {"fv-same" if same else "fv-other"}">{_SAME if same else _OTHER}</span>'
+    kind = " fv-long" if len(text) > _LONG else ""
+    kind += " fv-wide" if size[0] > _WIDE * size[1] else ""
     said = html.escape(text) if text else "…" if answer is None else "(no answer)"
     drawn = "" if answer is None else _picture(answer, picture, size)
     busy = ' aria-busy="true"' if answer is None else ""
     return (
-        f'<article class="fv-card" aria-label="{html.escape(label)}"{busy}>'
+        f'<article class="fv-card{kind}" aria-label="{html.escape(label)}"{busy}>'
         f"<header>{mark(label)}<h3>{html.escape(label)}</h3>"
         f'<span class="fv-count">{count}</span></header>'
         f'<p class="fv-answer">{said}{badge}</p>{drawn}{_note(note)}</article>'

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import open_image
+from ..data.images import decode_image
 from ..data.loading import LoadedModel
 from ..errors import FoveateError
 from ..methods import Where
@@ -94,9 +94,6 @@ def build(session: LoadedModel) -> tuple[Any, Desk]:
                     buttons=["fullscreen"],
                     elem_id="fv-given",
                 )
-                # As it was given: foveate itself opens it, as the command line does. (gradio would write a file beside
-                # this one if it were a class of its own.)
-                picture.preprocess = lambda given: None if given is None else given.path
                 question = gradio.Textbox(
                     label="Question", placeholder="How many stars are there?", lines=1, max_lines=4, max_length=2000
                 )
@@ -108,6 +105,10 @@ def build(session: LoadedModel) -> tuple[Any, Desk]:
                 message = plain("", elem_classes="fv-messages")
                 with gradio.Accordion("More", open=False):
                     longest = gradio.Slider(1, LONGEST_ANSWER, 64, step=1, label="Longest answer (tokens)")
+                # What is given is checked here, in sentences, and pictures are opened as the command line opens them.
+                # (Of components of one's own gradio would write a file beside this one.)
+                picture.preprocess = lambda given: None if given is None else given.path
+                keep.preprocess = longest.preprocess = lambda given: given
             with gradio.Column(elem_id="fv-results"):
                 toolbar = plain("")
                 with gradio.Row(elem_id="fv-cards"):
@@ -134,9 +135,11 @@ def build(session: LoadedModel) -> tuple[Any, Desk]:
 
         asking = {"inputs": [picture, question, methods, keep, longest], "outputs": outputs}
         limits = {"concurrency_limit": MOST_AT_ONCE, "concurrency_id": "ask", "show_progress": "hidden"}
-        gradio.on([button.click, question.submit], ask, api_name="ask", **asking, **limits)
         taken = strip.click(take, None, [picture, question], api_visibility="private", show_progress="hidden")
-        taken.then(ask, api_visibility="private", **asking, **limits)
+        taken = taken.then(ask, api_visibility="private", **asking, **limits)
+        # Of two questions on one page the later one goes on alone, as both would write on the same cards.
+        asked = gradio.on([button.click, question.submit], ask, api_name="ask", cancels=[taken], **asking, **limits)
+        strip.click(None, cancels=[asked], api_visibility="private")
     return page, desk
 
 
@@ -152,10 +155,11 @@ def _answers(
 ) -> Iterator[list[Any]]:
     """What the page shows while a question is answered: first with all tokens, then with each method."""
     question = (asked or "").strip()
-    names = list(dict.fromkeys(names))
-    _check(choices, path, question, names)
+    names = list(dict.fromkeys([names] if isinstance(names, str) else map(str, names)))
+    _check(choices, path, question, names, percent, tokens)
     yield shown.start()
-    prepared = desk.prepare(open_image(Path(str(path))), question)
+    file = Path(str(path))  # errors name the file, not where it lies on the server
+    prepared = desk.prepare(decode_image(file.read_bytes(), file.name), question)
     picture, size = data_url(prepared.visible)
     remarks = []
     if prepared.unknown:
@@ -183,7 +187,9 @@ def _answers(
     yield shown.message(" ".join(remarks))
 
 
-def _check(choices: dict[str, Choice], path: str | None, question: str, names: Sequence[str]) -> None:
+def _check(
+    choices: dict[str, Choice], path: str | None, question: str, names: Sequence[str], percent: float, tokens: float
+) -> None:
     """Raise AppError for what cannot be asked."""
     if not path:
         raise AppError("There is no picture yet; drop one, or click an example.")
@@ -193,11 +199,19 @@ def _check(choices: dict[str, Choice], path: str | None, question: str, names: S
         raise AppError("No method is chosen; choose at least one.")
     if len(names) > MOST_METHODS:
         raise AppError(f"{len(names)} methods are too many for one question; choose at most {MOST_METHODS}.")
+    if not _between(percent, 1, 100):
+        raise AppError(f"{percent} is not a share of the visual tokens; give a number from 1 to 100.")
+    if not _between(tokens, 1, LONGEST_ANSWER):
+        raise AppError(f"{tokens} is not a length of an answer; give a number from 1 to {LONGEST_ANSWER}.")
     for name in names:
-        if name not in choices:
+        if not isinstance(name, str) or name not in choices:
             raise AppError(f"{name!r} is not a method; choose some of those that the page lists.")
         if choices[name].refusal:
             raise AppError(choices[name].refusal)
+
+
+def _between(number: object, low: int, high: int) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and low <= number <= high
 
 
 class _Shown:

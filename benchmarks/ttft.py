@@ -1,12 +1,14 @@
 """Where the time to the first token goes: vision encoder, selection, prefill; and the first decoding step after it.
 
 Models have their real size and random weights; a prompt is one image (LLaVA: several of 576 tokens) and 32 text tokens.
-Ratios are taken in turn with the unpruned model in the same run. "Prefill" is all of the model's forward but encoding
-and selecting. Beside how much faster it became stands what its FLOPs alone would give. Peak memory is the GPU's,
-weights included; on a CPU that of the process.
+Each method runs alone, and behind another one at a block of the vision encoder (``--inside METHOD BLOCK KEEP``).
+Ratios are taken in turn with the unpruned model in the same run, whose order alternates. "Prefill" is all of the
+model's forward but encoding and selecting. Beside how much faster it and the whole time to the first token became
+stands what their FLOPs alone would give. Peak memory is the GPU's, weights included; on a CPU that of the process.
 
 Usage: PYTHONPATH=src python benchmarks/ttft.py [--models qwen2.5-vl-7b ...] [--tokens 576 ...] [--keep 0.25 ...]
-[--batch 1 8] [--methods divprune ...] [--rounds 5] [--device cuda] [--dtype bfloat16] [--markdown]
+[--batch 1 8] [--methods divprune ...] [--inside divprune 2 0.3] [--rounds 5] [--device cuda] [--dtype bfloat16]
+[--markdown] [--json FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +33,16 @@ import foveate
 from foveate.runtime.timing import Stopwatch
 
 COLUMNS = ("model", "tokens", "batch", "method", "keep", "encode ms", "select ms", "prefill ms", "decode ms", "TTFT ms")
-RATIOS = ("prefill faster", "FLOPs ratio", "share of it", "selecting of prefill", "peak MiB")
+RATIOS = (
+    "prefill faster",
+    "FLOPs ratio",
+    "share of it",
+    "TTFT faster",
+    "its FLOPs ratio",
+    "selecting of prefill",
+    "peak MiB",
+)
+UNPRUNED = "unpruned"
 
 
 @dataclass
@@ -101,46 +113,112 @@ def peak_memory(device: str, found: list[float]) -> Iterator[None]:
         found += [int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a method that keeps so much, alone or behind another at a block of the encoder."""
+
+    method: str
+    keep: float
+    inside: tuple[str, int, float] | None = None
+
+    @property
+    def label(self) -> str:
+        """How the table calls it."""
+        if self.inside is None:
+            return self.method
+        return f"{self.inside[0]}@encoder:{self.inside[1]} ({self.inside[2]:.0%}) + {self.method}"
+
+    def attach(self, model: Any) -> Any:
+        """A context within which the model is pruned so."""
+        if self.method == UNPRUNED:
+            return contextlib.nullcontext()
+        if self.inside is None:
+            return foveate.prune(model, self.method, keep=self.keep)
+        first, block, left = self.inside
+        return foveate.prune(model, [foveate.InEncoder(first, block), self.method], keep=[left, self.keep])
+
+
+@dataclass
+class Cell:
+    """What was seen of one case on one prompt."""
+
+    model: str
+    tokens: int
+    batch: int
+    case: Case
+    times: list[Times]
+    memory: list[float]
+    unpruned: list[Times]
+    flops_ratio: float = 1.0
+    whole_flops_ratio: float = 1.0  # the vision encoder included
+
+    def middle(self, name: str) -> float:
+        """The median of a time over the rounds."""
+        return statistics.median(getattr(one, name) for one in self.times)
+
+    @property
+    def prefill_faster(self) -> float:
+        """Selecting included; the median over the rounds."""
+        pairs = zip(self.unpruned, self.times, strict=True)
+        return statistics.median(plain.prefill / (one.prefill + one.select) for plain, one in pairs)
+
+    @property
+    def first_faster(self) -> float:
+        """To the first token, encoder included; the median over the rounds."""
+        return statistics.median(plain.first / one.first for plain, one in zip(self.unpruned, self.times, strict=True))
+
+    def row(self) -> list[str]:
+        """Of the table."""
+        seconds = [self.middle(name) for name in ("encode", "select", "prefill", "decode", "first")]
+        unpruned = statistics.median(one.prefill for one in self.unpruned)
+        return [
+            *(self.model, f"{self.tokens}", f"{self.batch}", self.case.label, f"{self.case.keep:.0%}"),
+            *(f"{1000 * one:.1f}" for one in seconds),
+            *(f"{self.prefill_faster:.2f}", f"{self.flops_ratio:.2f}"),
+            *(f"{self.prefill_faster / self.flops_ratio:.2f}", f"{self.first_faster:.2f}"),
+            *(f"{self.whole_flops_ratio:.2f}", f"{seconds[1] / unpruned:.2%}"),
+            f"{max(self.memory):.0f}" if self.memory else "-",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers by name, as JSON data."""
+        names = ("encode", "select", "prefill", "decode", "first")
+        told: dict[str, Any] = {"model": self.model, "tokens": self.tokens, "batch": self.batch}
+        told |= {"method": self.case.label, "keep": self.case.keep}
+        told |= {f"{name}_seconds": self.middle(name) for name in names}
+        ratios = ("prefill_faster", "flops_ratio", "first_faster", "whole_flops_ratio")
+        return told | {name: getattr(self, name) for name in ratios}
+
+
+def cases_of(methods: list[str], keeps: list[float], inside: tuple[str, int, float] | None) -> list[Case]:
+    """The unpruned model first, then each method alone at each budget, and behind what prunes inside the encoder."""
+    alone = [Case(method, keep) for method in methods for keep in keeps if keep < 1]
+    behind = [Case(case.method, case.keep, inside) for case in alone if inside is not None and case.keep <= inside[2]]
+    return [Case(UNPRUNED, 1.0), *alone, *behind]
+
+
 @torch.no_grad()
-def measure(
-    model: Any, tokens: int, batch: int, methods: list[str], keeps: list[float], rounds: int
-) -> list[list[str]]:
-    """The table's rows for one prompt."""
+def measure(model: Any, name: str, tokens: int, batch: int, cases: list[Case], rounds: int) -> list[Cell]:
+    """All cases on one prompt, in turn."""
     inputs = prompt(model, tokens, batch)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum()) // batch
-    cases = [("unpruned", 1.0)] + [(method, keep) for method in methods for keep in keeps if keep < 1]
-    times: dict[tuple[str, float], list[Times]] = {case: [] for case in cases}
-    memory: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
-    flops = {cases[0]: 1.0}
+    cells = {case: Cell(name, visual, batch, case, [], [], []) for case in cases}
     stages = Stages(model)
     for turn in range(rounds + 1):  # the first one warms up
-        for case in cases:
-            pruned = contextlib.nullcontext() if case == cases[0] else foveate.prune(model, case[0], keep=case[1])
-            with peak_memory(str(model.device), memory[case]), pruned as pruning:
+        for case in cases if turn % 2 else cases[::-1]:
+            cell = cells[case]
+            with peak_memory(str(model.device), cell.memory), case.attach(model) as pruning:
                 seen = stages.time(inputs, pruning)
                 if pruning:
                     report = pruning.report()
-                    flops[case] = report.text_flops_before / report.text_flops
+                    cell.flops_ratio = report.text_flops_before / report.text_flops
+                    cell.whole_flops_ratio = report.flops_before / report.flops
             if turn:
-                times[case].append(seen)
+                cell.times.append(seen)
     stages.remove()
-    rows = []
-    for case in cases:
-        faster = statistics.median(
-            plain.prefill / (one.prefill + one.select) for plain, one in zip(times[cases[0]], times[case], strict=True)
-        )
-        middle = [
-            statistics.median(getattr(one, name) for one in times[case])
-            for name in ("encode", "select", "prefill", "decode", "first")
-        ]
-        unpruned = statistics.median(one.prefill for one in times[cases[0]])
-        rows.append(
-            [f"{visual}", f"{batch}", case[0], f"{case[1]:.0%}"]
-            + [f"{1000 * seconds:.1f}" for seconds in middle]
-            + [f"{faster:.2f}", f"{flops[case]:.2f}", f"{faster / flops[case]:.2f}", f"{middle[1] / unpruned:.2%}"]
-            + [f"{max(memory[case]):.0f}" if memory[case] else "-"]
-        )
-    return rows
+    for cell in cells.values():
+        cell.unpruned = cells[cases[0]].times
+    return list(cells.values())
 
 
 def main() -> None:
@@ -152,12 +230,18 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8] if on_gpu else [1])
     parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.25, 0.1])
     parser.add_argument("--methods", nargs="+", default=["divprune"])
+    parser.add_argument(
+        "--inside", nargs=3, metavar=("METHOD", "BLOCK", "KEEP"), help="also prune at a block of the vision encoder"
+    )
     parser.add_argument("--rounds", type=int, default=5 if on_gpu else 2)
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--markdown", action="store_true", help="print rows as they come, for a document")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file, too, as they come")
     args = parser.parse_args()
-    console = Console(width=180)
+    inside = None if args.inside is None else (args.inside[0], int(args.inside[1]), float(args.inside[2]))
+    cases, told = cases_of(args.methods, args.keep, inside), []
+    console = Console(width=220)
     console.print(f"{machine(args.device)}; {args.dtype}; median of {args.rounds}")
     table = Table(*COLUMNS, *RATIOS)
     if args.markdown:
@@ -166,10 +250,13 @@ def main() -> None:
         model = build(name, args.device, getattr(torch, args.dtype))
         for tokens in args.tokens:
             for batch in args.batch:
-                for row in measure(model, tokens, batch, args.methods, args.keep, args.rounds):
-                    table.add_row(name, *row)
+                for cell in measure(model, name, tokens, batch, cases, args.rounds):
+                    table.add_row(*cell.row())
+                    told.append(cell.to_dict())
                     if args.markdown:
-                        print("| " + " | ".join([name, *row]) + " |", flush=True)
+                        print("| " + " | ".join(cell.row()) + " |", flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         del model
         if args.device.startswith("cuda"):
             gc.collect()

@@ -165,8 +165,11 @@ def _features(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> 
         raise ModelError("the projector was not called for these images; pass pixel values to the model itself.")
     adapter, hidden = reader.adapter, trace.projected[-1]
     kept = trace.kept_at(adapter.block_before(adapter.projector))
-    if kept is None or adapter.encoder_layout != "packed":  # otherwise what left is there, as zeros
+    if kept is None:
         return adapter.encoder_features(hidden, grids)
+    if adapter.encoder_layout != "packed":  # what left is still in its place
+        rows = zip(adapter.encoder_features(hidden, grids), kept.to(hidden.device).view(len(grids), -1), strict=True)
+        return [own.masked_fill(~mask[:, None], 0) for own, mask in rows]
     found = adapter.encoder_features(hidden, [Grid(1, int(kept.sum()))])[0]
     return of_all_tokens(adapter, found, kept, grids)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..tokens import AttentionKind, Grid
 from .adapter import AttentionCall, ModelAdapter, patch_attention
 from .registry import register_model
-from .tower import block_means
+from .tower import block_means, patches_of_tokens
 
 
 @register_model
@@ -29,6 +29,7 @@ class Idefics3Adapter(ModelAdapter):
 
     model_type = "idefics3"
     class_name = "Idefics3ForConditionalGeneration"
+    encoder_layout = "rows"
 
     @property
     def text(self) -> Any:
@@ -62,6 +63,12 @@ class Idefics3Adapter(ModelAdapter):
 
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
+
+    def encoder_grids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        return self.grids(self.grid_inputs("image", args, kwargs))["image"]
+
+    def token_patches(self, grid: Grid) -> Tensor:
+        return patches_of_tokens(grid, self.merge)
 
     def embedding_modules(self) -> list[nn.Module]:
         return [self.vision.embeddings]

@@ -25,6 +25,7 @@ class InternVLAdapter(TowerAdapter):
 
     model_type = "internvl"
     class_name = "InternVLForConditionalGeneration"
+    encoder_layout = "rows"
 
     def check(self) -> None:
         if self.model.config.vision_feature_select_strategy != "default":
@@ -41,6 +42,9 @@ class InternVLAdapter(TowerAdapter):
 
     def vision_layers(self) -> list[Any]:
         return list(self.vision.encoder.layer)
+
+    def feature_blocks(self) -> int:
+        return len(layers_behind(self.model.config.vision_feature_layer, self.vision_layers()))
 
     def attention_modules(self) -> dict[int, nn.Module]:
         layers = layers_behind(self.model.config.vision_feature_layer, self.vision_layers())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..tokens import AttentionKind, Grid
-from .adapter import AttentionCall, ModelAdapter, layers_behind, patch_attention
+from .adapter import AttentionCall, EncoderLayout, ModelAdapter, layers_behind, patch_attention
 from .pixtral import PixtralAdapter
 from .registry import register_model
 from .tower import TowerAdapter
@@ -30,6 +30,7 @@ class LlavaAdapter(TowerAdapter):
 
     model_type = "llava"
     class_name = "LlavaForConditionalGeneration"
+    encoder_layout: ClassVar[EncoderLayout | None] = "rows"
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelAdapter:
@@ -62,6 +63,9 @@ class LlavaAdapter(TowerAdapter):
     def vision_layers(self) -> list[Any]:
         tower = getattr(self.vision, "vision_model", self.vision)
         return list(tower.encoder.layers)
+
+    def feature_blocks(self) -> int:
+        return len(layers_behind(self.feature_layer, self.vision_layers()))
 
     def attention_modules(self) -> dict[int, nn.Module]:
         layers = layers_behind(self.feature_layer, self.vision_layers())

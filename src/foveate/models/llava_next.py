@@ -49,6 +49,7 @@ class LlavaNextAdapter(LlavaAdapter):
     model_type = "llava_next"
     class_name = "LlavaNextForConditionalGeneration"
     relatives: ClassVar[tuple[str, ...]] = ("llava",)
+    encoder_layout = None  # the encoder sees tiles, and does not know which grid they become
 
     def check(self) -> None:
         super().check()

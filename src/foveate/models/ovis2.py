@@ -23,6 +23,7 @@ class Ovis2Adapter(TowerAdapter):
 
     model_type = "ovis2"
     class_name = "Ovis2ForConditionalGeneration"
+    encoder_layout = "rows"
 
     @property
     def projector(self) -> nn.Module:

@@ -18,6 +18,8 @@ class SiglipAdapter(TowerAdapter):
     `encoder_queries`); it and the encoder features are averaged over the patches of an LLM token.
     """
 
+    encoder_layout = "rows"
+
     def grid(self, height: int, width: int) -> Grid:
         side = self.model.config.vision_config.patch_size * self.merge
         return Grid(height // side, width // side)

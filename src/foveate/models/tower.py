@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -34,6 +35,12 @@ class TowerAdapter(ModelAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": args[0] if args else kwargs["pixel_values"]}
 
+    def encoder_grids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        return self.grids(self.grid_inputs("image", args, kwargs))["image"]
+
+    def token_patches(self, grid: Grid) -> Tensor:
+        return patches_of_tokens(grid, self.merge, first=self.patches(grid) - len(grid) * self.merge**2)
+
     @abstractmethod
     def grid(self, height: int, width: int) -> Grid:
         """The layout of an image of so many pixels."""
@@ -45,6 +52,12 @@ class TowerAdapter(ModelAdapter):
             "vision_feature_select_strategy='full' keeps the CLS token among the visual tokens, which has no place "
             "on the grid; set it to 'default'."
         )
+
+
+def patches_of_tokens(grid: Grid, side: int, first: int = 0) -> Tensor:
+    """(n, side^2) long: where the patches of each token lie in raster order, behind `first` other positions."""
+    cells = torch.arange(len(grid) * side**2).view(grid.rows, side, grid.columns, side).transpose(1, 2)
+    return cells.reshape(len(grid), side**2) + first
 
 
 def block_means(patches: Tensor, grid: Grid, side: int) -> Tensor:

@@ -23,7 +23,7 @@ class InEncoder(Wrapper):
     """A method that would prune before the LLM, moved to a block of the vision encoder; named ``divprune@encoder:8``.
 
     From that block on the encoder runs on what is left, whole groups of patches that become one token of the LLM. The
-    method sees the mean of each group.
+    method sees the mean of each group. At least one token of each image goes on.
 
     Examples:
         >>> foveate.InEncoder("divprune", block=8).name

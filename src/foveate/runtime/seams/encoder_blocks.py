@@ -1,8 +1,10 @@
 """The blocks of a vision encoder on a part of the patches: what seams that choose before them, or between them, share.
 
-The encoder's own code runs: hooks on its blocks shorten what enters the first one without them, and what each is told
-of positions and of where images end; hooks behind them put zeros in the place of what left, so that the model finds as
-many tokens as it expects. Before the language model those are dropped.
+The encoder's own code runs. Where all images are one sequence, hooks on its blocks shorten what enters the first one
+without them, and what each is told of positions and of where images end; hooks behind the blocks put zeros in the place
+of what left. Where each image is a row of a batch, a block's own forward is called on the rest of each row, and what
+left stays in its place as it last was. Either way the model finds as many tokens as it expects, and before the language
+model they are dropped.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ...grouping import Choice, ReadCue, Span, TokenGroups, choose
 from ...methods import Stage
 from ...models import ModelAdapter
-from ...models.encoder_cues import of_all_tokens
+from ...models.encoder_cues import images_by_count, of_all_tokens
 from ...tokens import Cue, Grid
-from ..hooks import Hooks
+from ..hooks import Attached, Hooks
 from ..state import CallStack, EncoderPass
 from .base import Seam
 
@@ -147,9 +149,95 @@ class PackedBlocks(EncoderBlocks):
         return whole.index_put((tokens.nonzero()[:, 0].to(output.device),), output)
 
 
+class RowBlocks(EncoderBlocks):
+    """Blocks that see each image as a row of (B, n, d): images that keep as many share a call."""
+
+    def install(self, hooks: Hooks, stack: CallStack) -> None:
+        for index, block in enumerate(self._adapter.vision_layers()):
+            hooks.replace(block, "forward", _RowForward(self, stack, index, block.forward))
+
+    def split(self, encoding: EncoderPass, block: int, hidden: Tensor) -> list[Tensor]:
+        grids, kept = self.grids(encoding), self.entering(encoding, block)
+        patches = [
+            row[self._adapter.token_patches(grid).to(row.device)] for row, grid in zip(hidden, grids, strict=True)
+        ]
+        if kept is None:
+            return patches
+        gone = (~kept).to(hidden.device).view(len(grids), -1)
+        return [own.masked_fill(mask[:, None, None], 0) for own, mask in zip(patches, gone, strict=True)]
+
+    def join(self, encoding: EncoderPass, block: int, hidden: Tensor, patches: Sequence[Tensor]) -> Tensor:
+        pairs = zip(hidden, patches, self.grids(encoding), strict=True)
+        rows = [row.index_put((self._adapter.token_patches(grid).to(row.device),), own) for row, own, grid in pairs]
+        return torch.stack(rows)
+
+    def run(self, encoding: EncoderPass, kept: Tensor, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a block makes of the tokens `kept` (T,) of each row; all else stays as it was."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        whole, made = hidden, encoding.slots.setdefault(self, {})
+        for images, positions in _compute_once(
+            made, kept, hidden.shape[1], lambda: self._groups(encoding, kept, hidden)
+        ):
+            at, given = (images[:, None], positions), dict(kwargs)
+            masks = [_mask_of(mask, images, positions, hidden) for mask in args[1:2]]
+            if "attention_mask" in kwargs:
+                given["attention_mask"] = _mask_of(kwargs["attention_mask"], images, positions, hidden)
+            if args:
+                out = call(hidden[at], *masks, *args[2:], **given)
+            else:
+                out = call(**{**given, "hidden_states": hidden[at]})
+            whole = whole.index_put(at, out[0] if isinstance(out, tuple) else out)
+        return whole
+
+    def _groups(self, encoding: EncoderPass, kept: Tensor, hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Images (b,) that keep as many tokens, and the positions (b, s) of what is left in their rows.
+
+        Those of no token, such as CLS, come first, then the patches as if the tokens were a picture of one line, which
+        is how adapters read the attention of it.
+        """
+        patches = self._adapter.token_patches(self.grids(encoding)[0])
+        side = self._adapter.merge
+        always = torch.ones(hidden.shape[1], dtype=torch.bool)
+        always[patches.flatten()] = False
+        first, rows, found = always.nonzero()[:, 0], kept.cpu().view(len(hidden), -1), []
+        for _, images in images_by_count(rows):
+            lines = [patches[rows[image]].unflatten(1, (side, side)).transpose(0, 1).flatten() for image in images]
+            positions = torch.stack([torch.cat([first, line]) for line in lines])
+            found.append((torch.tensor(images, device=hidden.device), positions.to(hidden.device)))
+        return found
+
+
+class _RowForward(Attached):
+    """Stands in for the forward of a block whose rows may have become shorter."""
+
+    def __init__(self, blocks: RowBlocks, stack: CallStack, index: int, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._blocks, self._stack, self._index, self._function = blocks, stack, index, function
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        encoding = self._stack.encoding
+        kept = None if encoding is None else encoding.trace.kept_at(self._index)
+        if encoding is None or kept is None:
+            return self._function(*args, **kwargs)
+        return self._blocks.run(encoding, kept, self._function, args, kwargs)
+
+
+def _mask_of(mask: Any, images: Tensor, positions: Tensor, hidden: Tensor) -> Any:
+    """A block's attention mask, (B, n) or (B, H, n, n), of what is left of some rows of `hidden` (B, n, d)."""
+    if not isinstance(mask, Tensor):
+        return mask
+    batch, length = hidden.shape[:2]
+    if mask.ndim == 2:
+        return mask.expand(batch, length)[images[:, None], positions]
+    own = mask.expand(batch, -1, length, length)[images]
+    rows = torch.arange(len(images), device=own.device)[:, None, None]
+    return own[rows, :, positions[:, :, None], positions[:, None]].permute(0, 3, 1, 2)
+
+
 def _compute_once(made: dict[Any, Any], tokens: Tensor, argument: Any, make: Callable[[], Any]) -> Any:
     """What `make` makes for `tokens` of an argument that several blocks are handed, made once."""
-    key = id(tokens), id(argument)
+    key = id(tokens), argument if isinstance(argument, int) else id(argument)
     if key not in made:
         made[key] = tokens, argument, make()  # they are kept alive, so that their ids stay unique
     return made[key][-1]
@@ -168,4 +256,4 @@ def _shorten_ends(ends: Tensor, patches: Tensor) -> Tensor:
 
 def blocks_of(adapter: ModelAdapter) -> EncoderBlocks:
     """How the blocks of a model's encoder go on without some of the patches."""
-    return PackedBlocks(adapter)
+    return PackedBlocks(adapter) if adapter.encoder_layout == "packed" else RowBlocks(adapter)

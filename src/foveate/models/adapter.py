@@ -330,10 +330,6 @@ class ModelAdapter(ABC):
         """Positions of one image or clip that enter a block: `patches`, or those that are left of the `kept` (n,)."""
         return self.patches(grid) - (0 if kept is None else int((~kept).sum()) * self.merge**2)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        """Vision modules that see all patches, even those that are left out of the encoder's blocks."""
-        return []
-
     def vision_layers(self) -> list[Any]:
         """The layers of the vision encoder, in order."""
         return list(self.vision.encoder.layers)

@@ -77,9 +77,6 @@ class Gemma4Adapter(ModelAdapter):
         positions = kwargs["pixel_position_ids"] if "pixel_position_ids" in kwargs else args[1]
         return {f"{modality}_position_ids": positions}
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.patch_embedder]
-
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:

@@ -70,9 +70,6 @@ class Idefics3Adapter(ModelAdapter):
     def token_patches(self, grid: Grid) -> Tensor:
         return patches_of_tokens(grid, self.merge)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.embeddings]
-
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:

@@ -70,9 +70,6 @@ class KimiK25Adapter(ModelAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.layers)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.patch_embed]
-
     def attention_modules(self) -> dict[int, nn.Module]:
         return {i: layer.attn for i, layer in enumerate(self.vision_layers())}
 

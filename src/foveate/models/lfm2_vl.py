@@ -65,9 +65,6 @@ class Lfm2VlAdapter(TowerAdapter):
     def grid_inputs(self, modality: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return {"spatial_shapes": args[2] if len(args) > 2 else kwargs["spatial_shapes"]}
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.embeddings]
-
     def encoder_attention(
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:

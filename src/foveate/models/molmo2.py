@@ -87,9 +87,6 @@ class Molmo2Adapter(ModelAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.layers)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.patch_embedding]
-
     def attention_modules(self) -> dict[int, nn.Module]:
         layers = self.vision_layers()
         deepest = max(layer % len(layers) for layer in self.model.config.adapter_config.vision_feature_layer)

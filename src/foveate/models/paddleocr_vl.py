@@ -34,9 +34,6 @@ class PaddleOCRVLAdapter(QwenVLAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.vision_model.encoder.layers)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return []
-
     def attention_modules(self) -> dict[int, nn.Module]:
         return {i: layer.self_attn for i, layer in enumerate(self.vision_layers())}
 

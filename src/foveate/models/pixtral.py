@@ -46,9 +46,6 @@ class PixtralAdapter(TowerAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.transformer.layers)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.patch_conv]
-
     def attention_modules(self) -> dict[int, nn.Module]:
         layer = self.model.config.vision_feature_layer
         last = layer if isinstance(layer, int) else layer[-1]

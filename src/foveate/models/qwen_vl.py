@@ -65,9 +65,6 @@ class QwenVLAdapter(ModelAdapter):
     def vision_layers(self) -> list[Any]:
         return list(self.vision.blocks)
 
-    def embedding_modules(self) -> list[nn.Module]:
-        return [self.vision.patch_embed]
-
     def attention_modules(self) -> dict[int, nn.Module]:
         return {i: block.attn for i, block in enumerate(self.vision.blocks)}
 

@@ -28,6 +28,11 @@ class InEncoder(Wrapper):
     Examples:
         >>> foveate.InEncoder("divprune", block=8).name
         'divprune@encoder:8'
+        >>> with foveate.prune(model, [foveate.InEncoder("divprune", block=1), "idpruner"], keep=[0.5, 0.1]) as pruning:
+        ...     output = model.generate(**inputs, max_new_tokens=4)
+        >>> report = pruning.report()
+        >>> report.tokens, report.vision_flops < report.vision_flops_before
+        (20, True)
 
     Args:
         base: the method to run there, by name or with its hyperparameters.

@@ -14,7 +14,7 @@ help:
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
 	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
-	@echo "make test-lmms          install lmms-eval (once; 1 minute, 0.5 GB) and run a task of its own with foveate's models"
+	@echo "make test-lmms          install lmms-eval (once; 1 minute, 0.6 GB) and run a task of its own with foveate's models"
 	@echo "make gpu-check          on a GPU, in under 9 minutes: its tests, times beside their goals (DRY=1: on the CPU)"
 	@echo "make test-app           install gradio (once; 0.6 GB) and test the web page in Chromium, which must be installed"
 	@echo "make lint               ruff, mypy, import-linter"

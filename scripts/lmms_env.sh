@@ -17,7 +17,7 @@ interpreter=$("$python" -c 'import sys; print("py{}.{}".format(*sys.version_info
 shared=$cache/lmms-eval-$version-$interpreter-$(digest "$scripts/lmms_requirements.txt")
 
 make_shared() {
-  echo "Installing lmms-eval $version into $shared, once: about a minute, 0.5 GB" >&2
+  echo "Installing lmms-eval $version into $shared, once: about a minute, 0.6 GB" >&2
   "$python" -m venv "$shared"
   "$shared/bin/python" -m pip install --quiet --no-deps "lmms-eval==$version" >&2 \
     || fail "pip could not install lmms-eval $version"

@@ -16,10 +16,14 @@ from PIL import Image
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-lmms")
 
+from datasets import Dataset, DatasetDict, Features, Sequence, Value
+from datasets import Image as DataImage
 from lmms_eval import evaluator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.models import get_model
+from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
 from typer.testing import CliRunner
 
 import foveate
@@ -130,6 +134,36 @@ def test_the_command_and_the_leaderboard_of_its_output(
     right = 100 * sum(expected["idpruner"]["right"]) / len(results.samples)
     assert f"| idpruner | {right:.1f} [" in page.read_text()
     assert (page.with_suffix("") / NAME / "report.md").is_file()
+
+
+def test_refcoco_as_internvl_is_evaluated_on_it(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[3] / "benchmarks" / "refcoco"
+    manager = TaskManager("WARNING", include_path=str(folder), include_defaults=False)
+    assert len([name for name in manager.all_tasks if "_boxes_" in name]) == 8
+    assert "refcoco_boxes" in manager.all_tasks
+    sys.path.insert(0, str(folder))
+    try:
+        import boxes
+    finally:
+        sys.path.remove(str(folder))
+    picture, asked = Image.new("RGB", (200, 100)), [["left cup", "cup"], ["the dog"]]
+    names = ["COCO_train2014_1_0.jpg", "COCO_train2014_1_1.jpg"]
+    rows = {"image": [picture] * 2, "answer": asked, "bbox": [[20.0, 10.0, 100.0, 50.0]] * 2, "file_name": names}
+    features = Features({"image": DataImage(), "answer": Sequence(Value("string")), "bbox": Sequence(Value("float64"))})
+    features["file_name"] = Value("string")
+    DatasetDict({"val": Dataset.from_dict(rows, features=features)}).save_to_disk(str(tmp_path / "data"))
+    config = load_yaml_config(str(folder / "refcoco_val.yaml"))
+    config |= {"dataset_path": str(tmp_path / "data"), "dataset_kwargs": {"load_from_disk": True}}
+    arguments = f"pretrained={NAME},method=idpruner,keep=0.25"
+    told = evaluator.simple_evaluate(model="foveate", model_args=arguments, tasks=[config], task_manager=manager)
+    assert told is not None
+    lines = told["samples"]["refcoco_boxes_val"]
+    assert [line["doc"]["expression"] for line in lines] == ["left cup", "cup", "the dog"]
+    assert "<ref>left cup</ref>" in lines[0]["arguments"][0]
+    assert {line["picture"] for line in lines} == {"COCO_train2014_1"}
+    doc = {"image": picture, "bbox": [20.0, 10.0, 100.0, 50.0], "file_name": names[0]}
+    for answer, right in (("<box>[[100, 100, 600, 600]]</box>", 1.0), ("[[100, 100, 300, 600]]", 0.0), ("no", 0.0)):
+        assert boxes.process_results(doc, [answer])["ACC@0.5"] == right
 
 
 # -- what tasks may ask for besides
@@ -246,6 +280,29 @@ def test_a_conversation_of_several_rounds() -> None:
             {"role": "user", "content": [{"type": "text", "text": second}]},
         ]
         assert other == alone(pair, Prompt([drawn[0].image], "", messages=turns))
+
+
+def test_rounds_of_a_simple_model_and_the_sums_of_several_calls(tmp_path: Path) -> None:
+    drawn, pair, record = scenes(), load_shipped(NAME), tmp_path / "new" / "costs.json"
+    lm = model(f",method=idpruner,keep=0.25,record={record}", simple=True)
+    texts_of = [question.text for question in drawn[0].questions[:2]]
+
+    def next_text(doc: Any, round_idx: int, previous_output: Any, previous_round_info: Any) -> Any:
+        return [drawn[1].image], texts_of[1], round_idx == 2, previous_output, None
+
+    arguments = (texts_of[0], {"max_new_tokens": 8}, lambda _: [drawn[0].image], next_text, 0, "t", "test")
+    request = Instance("generate_until_multi_round", arguments, 0, {"task": "t", "doc_id": 0, "repeats": 1})
+    reset_logged_metrics()
+    found = [lm.generate_until_multi_round([request])[0] for _ in range(2)]
+    with foveate.prune(pair[0], "idpruner", keep=0.25):
+        pictures = (drawn[0].image, drawn[1].image)
+        wanted = [alone(pair, Prompt([one], text)) for one, text in zip(pictures, texts_of, strict=True)]
+    assert found == [wanted, wanted]
+    told, logged = json.loads(record.read_text()), summarize_logged_metrics()
+    assert told["sums"]["questions"] == 4
+    assert logged["total_elapsed_time"] == pytest.approx(told["sums"]["seconds"])
+    assert logged["total_gen_tokens"] == told["sums"]["answer_tokens"]
+    assert logged["avg_visual_tokens"] == told["means"]["visual_tokens"] == 49
 
 
 def test_what_does_not_go_together_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

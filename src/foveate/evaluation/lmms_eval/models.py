@@ -50,31 +50,32 @@ class _Pruned(lmms):
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """The answers, in the order of the requests; those with the same options are asked together."""
         found: list[Any] = [None] * len(requests)
+        ledger = Ledger(None, {})
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for places in self._batches(requests):
                 asked = [requests[place] for place in places]
-                given = asked[0].args[1 if self.is_simple else 2]
-                answers = self._answer([self._prompt(one.args) for one in asked], given)
+                given = _options(asked[0].args)
+                answers = self._answer([self._prompt(one.args) for one in asked], given, ledger)
                 for place, request, answer in zip(places, asked, answers, strict=True):
                     found[place] = _result(answer)
                     self.cache_hook.add_partial("generate_until", (request.args[0], given), answer.text)
                 bar.update(len(places))
-        self._close_books()
+        self._close_books(ledger)
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[Any]:
         """For each request the answers of all its rounds; the task writes each round's prompt from those before."""
-        found = []
+        found, ledger = [], Ledger(None, {})
         for request in tqdm(requests, disable=self.rank != 0, desc="Model Responding"):
-            given = request.args[1 if self.is_simple else 2]
+            given = _options(request.args)
             answers: list[str] = []
             prompt: Prompt | None = self._prompt(request.args)
             known: Any = None
             while prompt is not None:
-                answers.append(self._answer([prompt], given)[0].text)
+                answers.append(self._answer([prompt], given, ledger)[0].text)
                 prompt, known = self._next_round(request.args, answers, known)
             found.append(answers)
-        self._close_books()
+        self._close_books(ledger)
         return found
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
@@ -91,14 +92,14 @@ class _Pruned(lmms):
         """Places of requests that are asked together."""
         by_options: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            given = request.args[1 if self.is_simple else 2]
+            given = _options(request.args)
             by_options.setdefault(repr(sorted(given.items(), key=lambda one: one[0])), []).append(place)
         for places in by_options.values():
             for start in range(0, len(places), self.batch_size):
                 yield places[start : start + self.batch_size]
 
     def _prompt(self, arguments: Sequence[Any]) -> Prompt:
-        if self.is_simple:
+        if _is_simple(arguments):
             text, _, to_visual, *_, doc_id, task, split = arguments
             return self.reader.read_visuals(to_visual(self.task_dict[task][split][doc_id]), text)
         _, to_messages, _, doc_id, task, split = arguments
@@ -109,7 +110,7 @@ class _Pruned(lmms):
         doc_id, task, split = arguments[-3:]
         document = self.task_dict[task][split][doc_id]
         told = {"round_idx": len(answers), "previous_output": list(answers), "previous_round_info": known}
-        if not self.is_simple:
+        if not _is_simple(arguments):
             made = arguments[1](document, **told)
             if not (isinstance(made, tuple) and len(made) == 4) or made[1]:
                 return None, None
@@ -119,20 +120,19 @@ class _Pruned(lmms):
             return None, None
         return self.reader.read_visuals(made[0], made[1]), made[4]
 
-    def _answer(self, prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[Answer]:
+    def _answer(self, prompts: Sequence[Prompt], given: Mapping[str, Any], ledger: Ledger) -> list[Answer]:
         answers: list[Answer] = self.engine.answer(prompts, GenerationOptions.of(given))
-        self.ledger.add(answers)
+        for one in (ledger, self.ledger):
+            one.add(answers)
         return answers
 
-    def _close_books(self) -> None:
-        """Say what the answers so far cost: in lmms-eval's results, under ``throughput``, and in our own file."""
-        sums, means = self.ledger.sums, self.ledger.means
-        if not sums:
-            return
-        tokens, seconds = sums["answer_tokens"], sums["seconds"]
-        extra = {name: value for name, value in means.items() if name != "answer_tokens"}
-        log_metrics(seconds, int(tokens), tokens / seconds if seconds else 0.0, extra)
-        self.ledger.write()
+    def _close_books(self, ledger: Ledger) -> None:
+        """Say what a call cost in lmms-eval's results, under ``throughput``, and what all cost in our own file."""
+        if sums := ledger.sums:
+            tokens, seconds = sums["answer_tokens"], sums["seconds"]
+            extra = {name: value for name, value in ledger.means.items() if name != "answer_tokens"}
+            log_metrics(seconds, int(tokens), tokens / seconds if seconds else 0.0, extra)
+            self.ledger.write()
 
 
 class Foveate(_Pruned):
@@ -275,6 +275,17 @@ def _data(value: Any) -> Any:
         except ValueError:
             raise ConfigError(f'{value} is not JSON; write it as {{"image": 4}}.') from None
     return value
+
+
+def _is_simple(arguments: Sequence[Any]) -> bool:
+    """Whether a request is of the simple kind; tasks given as a file are, whatever the model is."""
+    return isinstance(arguments[1], Mapping)
+
+
+def _options(arguments: Sequence[Any]) -> Mapping[str, Any]:
+    """The ``generation_kwargs`` of a request."""
+    found: Mapping[str, Any] = arguments[1 if _is_simple(arguments) else 2]
+    return found
 
 
 def _read_pruning(given: Mapping[str, Any], known: Iterable[str]) -> PruningChoice:

@@ -80,6 +80,8 @@ def test_few_budgets_give_coarse_ranks() -> None:
     assert not one_by_one
     assert sorted(rank[rank > 0].tolist()) == [1] + [10] * 9 + [20] * 10  # budgets of 1, 10 and 20
     assert rank[39] == 1 and rank[:20].tolist() == [0] * 20
+    rank, one_by_one = order_of_picks(_seen(foveate.get_method("fastervlm"), tokens, 20), 0, patience=-1.0)
+    assert not one_by_one and sorted(rank.tolist()) == [0] * 20 + [20] * 20  # no time for any
 
 
 def test_methods_that_only_compare_tokens_give_no_scores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from ..tokens import Selection, VisualTokens
 from .merging import RecordedMethod
 
 MOST_BUDGETS = 64  # that a method is asked for, to find the order of its picks
+PATIENCE = 5.0  # seconds for it: with very many tokens one selection can take long
+_STEPS = (16, 8, 4, 2, 1)  # from coarse to fine, so that those that were tried are spread evenly at any time
 
 
 class Seen(NamedTuple):
@@ -111,29 +114,34 @@ def picks_of(method: ObservedMethod, image: int, tokens: int) -> Picks | None:
     return Picks(rank[:tokens], one_by_one, scores, dropped, tuple(seen.layer for seen in method.seen))
 
 
-def order_of_picks(seen: Seen, row: int, most: int = MOST_BUDGETS) -> tuple[Tensor, bool]:
+def order_of_picks(seen: Seen, row: int, most: int = MOST_BUDGETS, patience: float = PATIENCE) -> tuple[Tensor, bool]:
     """From which budget on a stage keeps each token that it kept, found by asking its method for smaller ones.
 
     Args:
         seen: the stage.
         row: of its batch.
         most: how many budgets are tried, evenly spread up to the stage's own.
+        patience: seconds after which no more are tried; ranks are coarser then, as they are with a smaller `most`.
 
     Returns:
         (N,) long, 0 for tokens that the stage dropped; and whether no two tokens share a rank.
     """
     final, total = seen.selection.keep[row].cpu(), int(seen.wanted[row])
-    rank = torch.where(final, total, 0)
-    stable = final.clone()
-    for budget in reversed(_budgets(total, most)[:-1]):
-        try:
-            keep = seen.method.select(seen.tokens, seen.wanted.clamp_max(budget)).keep[row].cpu()
-        except FoveateError:  # some methods keep no fewer than so many
+    smaller, start = _budgets(total, most)[:-1], time.monotonic()
+    kept: dict[int, Tensor] = {}
+    for budget in dict.fromkeys(budget for step in _STEPS for budget in smaller[::step]):
+        if time.monotonic() - start > patience:
             break
-        stable &= keep
+        try:
+            kept[budget] = seen.method.select(seen.tokens, seen.wanted.clamp_max(budget)).keep[row].cpu()
+        except FoveateError:  # some methods keep no fewer than so many
+            continue
+    rank, stable = torch.where(final, total, 0), final.clone()
+    for budget in sorted(kept, reverse=True):
+        stable &= kept[budget]
         rank[stable] = budget
-    kept = rank[final]
-    return rank, len(kept.unique()) == len(kept)
+    ranks = rank[final]
+    return rank, len(ranks.unique()) == len(ranks)
 
 
 def _budgets(total: int, most: int) -> Sequence[int]:

@@ -22,6 +22,7 @@ MARK = "Made by foveate"
 COMMENT = f"<!-- {MARK}. -->"  # for pages in Markdown
 _ENDS = 65536  # bytes at either end of a file, among which metadata lies
 _SOFTWARE = 0x0131  # the EXIF tag
+_PDF_DPI = 144.0
 
 
 class WriteError(FoveateError, OSError):
@@ -65,7 +66,8 @@ def is_marked(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_ENDS)
         file.seek(max(0, file.seek(0, os.SEEK_END) - _ENDS))
-        return MARK.encode() in head or MARK.encode() in file.read()
+        ends = head + file.read()
+    return any(MARK.encode(one) in ends for one in ("ascii", "utf-16-be"))  # the latter in documents (PDF) of Pillow
 
 
 @contextmanager
@@ -157,6 +159,8 @@ def _mark_options(picture_format: str) -> dict[str, Any]:
         return {"pnginfo": info}
     if picture_format == "GIF":
         return {"comment": MARK}
+    if picture_format == "PDF":
+        return {"producer": MARK, "resolution": _PDF_DPI}
     exif = Image.Exif()
     exif[_SOFTWARE] = MARK
     return {"exif": exif}

@@ -63,6 +63,16 @@ def test_view_writes_a_panel_a_method(scene: Path, tmp_path: Path) -> None:
     assert Image.open(output).width == PADDING + 3 * (PANEL + PADDING)
 
 
+def test_view_writes_vectors_and_documents(scene: Path, tmp_path: Path) -> None:
+    for name, begins in (("kept.svg", b"<svg"), ("kept.pdf", b"%PDF")):
+        view = ("view", scene, "--methods", "idpruner,stride", "-o", tmp_path / name)
+        assert all(run(*view).exit_code == 0 for _ in range(2))  # foveate's own file is written anew
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    text = (tmp_path / "kept.svg").read_text()
+    assert ">idpruner, 10%<" in text and text.count("<image ") == 3
+    assert_one_sentence(run("view", scene, "-o", tmp_path / "kept.doc"), "kept.doc", "image format")
+
+
 def test_ask_compares_and_counts(scene: Path) -> None:
     result = run("ask", scene, COLOUR, "--keep", "25%", "--compare")
     assert result.exit_code == 0, result.output

@@ -158,7 +158,7 @@ def test_panels_say_budget_merging_and_cropping(monkeypatch: pytest.MonkeyPatch)
         setattr(session.processor.image_processor, name, value)
     panels = kept_panels(session, Image.new("RGB", (200, 100)), COLOUR, methods, 0.25)
     assert [panel[:2] for panel in panels] == [
-        ("centre of the original", "196 visual tokens; the rest is cropped off"),
+        ("centre of the original", "196 visual tokens, cropped to 100 x 100 of 200 x 100"),
         ("random, 25%", "keeps 49 of 196 tokens"),
-        ("avgpool, 25%", "196 tokens merged into 49"),
+        ("avgpool, 25%", "merges 196 tokens into 49"),
     ]

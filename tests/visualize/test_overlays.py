@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from xml.etree import ElementTree
+
 import pytest
 import torch
 from PIL import Image
 
 from foveate.errors import SelectionError
 from foveate.tokens import Grid
-from foveate.visualize import comparison, overlay, scale_to_grid
+from foveate.visualize import comparison, comparison_svg, overlay, scale_to_grid
 from foveate.visualize.comparison import PADDING
 from foveate.visualize.overlay import SIDE
 
@@ -72,3 +76,22 @@ def test_comparison_lays_panels_side_by_side_and_wraps(picture: Image.Image) -> 
 def test_comparison_needs_a_panel() -> None:
     with pytest.raises(SelectionError):
         comparison([])
+    with pytest.raises(SelectionError):
+        comparison_svg([])
+
+
+def test_a_comparison_as_svg_has_the_same_panels_at_the_same_places(picture: Image.Image) -> None:
+    panels = [("a < b & c", 'said "no"', picture), ("second", "", picture.rotate(90, expand=True))]
+    text, drawn = comparison_svg(panels), comparison(panels)
+    root = ElementTree.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert (int(root.attrib["width"]), int(root.attrib["height"])) == drawn.size
+    assert [one.text for one in root.iter(f"{space}text")] == ["a < b & c", 'said "no"', "second", None]
+    for image, (_, _, given) in zip(root.iter(f"{space}image"), panels, strict=True):
+        left, top, width, height = (int(image.attrib[name]) for name in ("x", "y", "width", "height"))
+        kind, _, content = image.attrib["href"].partition(",")
+        inside = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert kind == "data:image/png;base64" and inside.size == (width, height) == picture.size
+        assert inside.tobytes() == drawn.crop((left, top, left + width, top + height)).tobytes()
+        assert inside.size != given.size or inside.tobytes() == given.tobytes()
+    assert text == comparison_svg(panels)

@@ -60,13 +60,18 @@ def require_folder(path: Path, option: str, inputs: Iterable[Path] = ()) -> None
     _require_folders(path, option, path)
 
 
-def require_picture(path: Path, option: str, inputs: Iterable[Path] = (), force: bool = False) -> None:
-    """Raise InputError where no picture may or can be written to `path`; its suffix decides the format."""
+def require_picture(
+    path: Path, option: str, inputs: Iterable[Path] = (), force: bool = False, also: Iterable[str] = ()
+) -> None:
+    """Raise InputError where no picture may or can be written to `path`; its suffix decides the format.
+
+    `also` are suffixes of formats that Pillow does not write, but the caller does.
+    """
     from PIL import Image
 
     require_file(path, option, "kept.png", inputs, force)
     known = Image.registered_extensions()
-    if known.get(path.suffix.lower()) not in Image.SAVE:
+    if known.get(path.suffix.lower()) not in Image.SAVE and path.suffix.lower() not in also:
         raise InputError(f"{option} {path} does not end in an image format; use a name such as kept.png.")
 
 

@@ -15,7 +15,7 @@ from ..data.images import open_image
 from ..data.limits import unknown_words
 from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
-from ..files import write_picture
+from ..files import write_picture, write_text
 from .ask import FRAMES
 from .early import complete_method, parts, require_budgets, require_methods
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
@@ -60,7 +60,9 @@ def view(
     ] = None,
     settings: SETTINGS = None,
     config: CONFIG = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path("kept.png"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write it: PNG, JPEG, SVG, PDF and more.")
+    ] = Path("kept.png"),
     question: Annotated[str | None, typer.Option(help="What is asked; some methods look at it.")] = None,
     model: MODEL = DEFAULT,
     frames: FRAMES = 8,
@@ -76,12 +78,12 @@ def view(
     require_methods(names)
     require_budgets(keeps)
     require_model(model)
-    require_picture(output, "-o", [image] if image.is_file() else [], force)
+    require_picture(output, "-o", [image] if image.is_file() else [], force, also=(".svg",))
     clip = image.is_dir() or image.suffix.lower() in VIDEO_SUFFIXES
     pictures = open_clip(image, frames) if clip else [open_image(image)]
 
     from ..config import PruningConfig
-    from ..visualize import comparison
+    from ..visualize import comparison, comparison_svg
 
     given = config_at(config, {"--methods": methods, "--keep": keep, "--set": settings})
     wanted = configure_methods(names, settings or ())
@@ -89,7 +91,10 @@ def view(
     session = load(model, options)
     asked = default_prompt(session) if question is None else question
     panels = clip_panels(session, pictures, asked, drawn) if clip else panels_of(session, pictures[0], asked, drawn)
-    write_picture(output, comparison(panels))
+    if output.suffix.lower() == ".svg":
+        write_text(output, comparison_svg(panels))
+    else:
+        write_picture(output, comparison(panels))
     typer.echo(f"What {', '.join(dict.fromkeys(one.label for one in drawn))} keep, asked {asked!r}: {output}")
 
 
@@ -130,9 +135,12 @@ def panels_of(
             report = pruning.report()
         grid, kept, target = _join_tiles(report.images, observed, visible.size)
         if not panels:
-            part = "; the rest is cropped off" if session.crops(picture) else ""
-            title = "centre of the original" if part else "original"
-            panels.append((title, f"{report.tokens_before} visual tokens{part}", scale_to_grid(visible, grid)))
+            subtitle, title = f"{report.tokens_before} visual tokens", "original"
+            if session.crops(picture):
+                title = "centre of the original"
+                sizes = (f"{one.width} x {one.height}" for one in (visible, picture))
+                subtitle += ", cropped to {} of {}".format(*sizes)
+            panels.append((title, subtitle, scale_to_grid(visible, grid)))
         drawn = overlay(visible, grid, kept, target=target)
         panels.append(
             (
@@ -243,7 +251,7 @@ def _subtitle(report: Report, target: Tensor | None) -> str:
     average = round(report.average_visual_tokens)
     inside = "" if average == report.tokens else f" in the end, {average} on average"
     if target is not None and bool((target >= 0).all()):
-        return f"{report.tokens_before} tokens merged into {report.tokens}{inside}"
+        return f"merges {report.tokens_before} tokens into {report.tokens}{inside}"
     kept = f"keeps {report.tokens} of {report.tokens_before} tokens{inside}"
     if target is not None:
         kept += f", {int((target >= 0).sum()) - report.tokens} others merged into them"

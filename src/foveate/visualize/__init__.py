@@ -1,13 +1,14 @@
 """Pictures of what pruning keeps, drawn with Pillow only."""
 
 from ..data.geometry import tile_layout, visible_part
-from .comparison import Panel, comparison
+from .comparison import Panel, comparison, comparison_svg
 from .merging import merge_targets, record_selections
 from .overlay import overlay, scale_to_grid
 
 __all__ = [
     "Panel",
     "comparison",
+    "comparison_svg",
     "merge_targets",
     "overlay",
     "record_selections",

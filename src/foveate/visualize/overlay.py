@@ -14,8 +14,8 @@ from ..tokens import Grid
 SIDE = 504  # pixels that the side of a drawn square picture aims at; others get the same area
 _VEIL = (236, 238, 242)
 _VEIL_SHARE = 0.74
-_OUTLINE, _INSIDE = (255, 88, 36), (255, 255, 255)  # the two tones of an outline
-_GROUP = (236, 238, 242)  # lines between groups of merged tokens
+_OUTLINE, _INSIDE = (17, 24, 39), (255, 214, 51)  # of an outline: one is dark and one light, so that one is seen
+_GROUP = (236, 238, 242)  # lines between groups of merged tokens, beside dark ones
 _MERGED_SHARE = 0.6  # of a group's mean colour in its cells
 
 
@@ -63,7 +63,7 @@ def overlay(
     drawn = Image.composite(picture, faded, mask)
     if target is not None:
         drawn = Image.composite(Image.blend(drawn, _average_groups(picture, grid, group), _MERGED_SHARE), drawn, mask)
-        _lines(drawn, grid, group, (_GROUP,), thin=2)
+        _lines(drawn, grid, group, (_GROUP, _OUTLINE), thin=2)
     _lines(drawn, grid, own if target is not None else (own >= 0).long() - 1, (_OUTLINE, _INSIDE), only=own >= 0)
     return drawn
 

@@ -60,6 +60,8 @@ def test_a_folder_is_evaluated(done: Path, folder: Path) -> None:
     text = (done / "report.md").read_text()
     assert "| evs | 25% | evs compares the frames of clips" in text and "| idpruner | 49.0 |" in text
     assert all((done / name).is_file() for name in ("accuracy_tokens.png", "accuracy_time.png", "families.png"))
+    page = (done / "report.html").read_text()
+    assert page.count('<script type="text/plain" id="picture-') == 2 and str(folder) not in page
 
 
 def test_it_goes_on_and_refuses_another(done: Path, folder: Path) -> None:

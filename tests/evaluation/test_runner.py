@@ -20,11 +20,11 @@ from foveate.data import Prompt, answers
 from foveate.data.metrics import is_right
 from foveate.data.samples import Sample
 from foveate.errors import MethodError, ModelError
-from foveate.evaluation.inference import Examinee, shows_all
+from foveate.evaluation.inference import Examinee, pack_mask, shows_all, unpack_mask
 from foveate.evaluation.results import RESULTS, TIMED, Results
 from foveate.evaluation.runner import Evaluation, configuration, evaluate, processes
 from foveate.evaluation.runs import Run, format_keep, runs_of
-from foveate.evaluation.storage import ANSWERS, TIMES, Journal
+from foveate.evaluation.storage import ANSWERS, KEPT, TIMES, Journal
 from foveate.evaluation.suites import EvaluationError, Suite, dataset, suite
 from foveate.evaluation.workers import Work, _worker
 from foveate.methods import get_method
@@ -91,6 +91,24 @@ def test_costs_are_those_of_the_reports(done: tuple[Results, Path]) -> None:
     lengths = [[1 + len(tokenizer(s.question, add_special_tokens=False)["input_ids"]) for s in samples]] * 5
     assert blind["text_flops"] == pytest.approx(CostModel(adapter_of(PAIR[0])).text_flops(lengths) / len(samples))
     assert blind["visual_tokens"] == blind["vision_flops"] == 0
+
+
+def test_what_is_kept_is_recorded(done: tuple[Results, Path], tmp_path: Path) -> None:
+    results, folder = done
+    samples = wanted().suite.samples
+    assert {*results.kept} == {run.key for run in wanted().runs if run.label not in ("blind", "evs")}
+    for name in ("idpruner", "fastv"):
+        with foveate.prune(PAIR[0], name, 0.25) as pruning:
+            answers(*PAIR, [Prompt(samples[3].open(), samples[3].question)], 1)
+            (image,) = pruning.report().images
+        assert results.kept[f"{name}@25%"][3] == (pack_mask(image.grid, image.kept),)
+    for masks in results.kept["unpruned"]:
+        assert [unpack_mask(mask)[1].all() for mask in masks] == [True]
+    for name, file in ((one.name, one) for one in folder.iterdir() if one.name != KEPT):
+        (tmp_path / name).write_bytes(file.read_bytes())  # as an older foveate left it
+    told: list[tuple[int, int]] = []
+    older = evaluate(wanted(), load_shipped, tmp_path, lambda *seen: told.append(seen), PAIR)
+    assert older == results and older.kept == {} and told == [(12 * 19, 12 * 19)]
 
 
 def test_times_are_split(done: tuple[Results, Path]) -> None:

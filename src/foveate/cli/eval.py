@@ -137,6 +137,7 @@ def evaluate(
 
     from ..data.askable import askable
     from ..evaluation.advice import advice
+    from ..evaluation.html_report import write_html
     from ..evaluation.plots import require_extra, require_formats, write_report
     from ..evaluation.ray_workers import RayWorkers
     from ..evaluation.report import Report
@@ -181,10 +182,12 @@ def evaluate(
         results = run(evaluation, loader, output, advance, (session.model, session.processor), answer)
     report = Report(results, against)
     path = write_report(report, output, plots)
+    page = write_html(report, output, asked.samples, getattr(session.processor, "image_processor", None))
     show(report, Console())
     for sentence in (*left_out(report), *advice(results)):
         typer.echo(sentence)
     typer.echo(f"All answers, tables and plots: {path}")
+    typer.echo(f"Every question with its picture, for a browser: {page}")
     passed = not gate or _passes_gate(report)
     raise typer.Exit(int(not passed or bool(results.failed)))
 

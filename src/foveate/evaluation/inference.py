@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..api import prune
@@ -20,6 +22,7 @@ from ..models import adapter_of
 from ..runtime import Report
 from ..runtime.cost import CostModel
 from ..runtime.planner import KeepLike
+from ..tokens import Grid
 from .baselines import downsample, enlarge_box
 from .encoder_cache import EncoderCache
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
@@ -40,6 +43,8 @@ class Cell:
         costs: sums over those answered: visual tokens (mean over the LLM's layers), FLOPs and KV bytes of the prefill.
         times: seconds for all of them; decoding is what is left of the whole after the other three.
         failed: the places in the batch of samples that could not be answered, each with what went wrong.
+        kept: for each sample, what is kept of each grid of tokens that its pictures became, as `pack_mask` writes it;
+            empty where nothing was recorded.
     """
 
     run: str
@@ -49,6 +54,7 @@ class Cell:
     costs: dict[str, float]
     times: dict[str, float]
     failed: tuple[tuple[int, str], ...] = ()
+    kept: tuple[tuple[str, ...], ...] = ()
 
 
 class QuestionGroup(NamedTuple):
@@ -115,11 +121,12 @@ class Examinee:
     ) -> Cell:
         answers: list[str | None] = [None] * len(samples)
         costs, times = dict.fromkeys(COSTS, 0.0), dict.fromkeys(TIMES, 0.0)
+        kept: list[tuple[str, ...]] = [()] * len(samples)
         failed, pending = dict(known), list(groups)
         while pending:
             group = pending.pop(0)
             try:
-                texts, cost, seconds = self._answer(run, [samples[place] for place in group.places], group)
+                texts, cost, seconds, masks = self._answer(run, [samples[place] for place in group.places], group)
             except FoveateError as error:
                 return Cell(run.key, number, None, str(error), {}, {})
             except Exception as error:
@@ -132,22 +139,23 @@ class Examinee:
                 pending = singles + pending
                 failed |= errors
                 continue
-            for place, answer in zip(group.places, texts, strict=True):
-                answers[place] = answer
+            for place, answer, mask in zip(group.places, texts, masks, strict=True):
+                answers[place], kept[place] = answer, mask
             costs = {name: costs[name] + cost[name] for name in COSTS}
             times = {name: times[name] + seconds[name] for name in TIMES}
         if cache.whole:
             times["encode"] = cache.watch.seconds
-        return Cell(run.key, number, answers, None, costs, times, tuple(sorted(failed.items())))
+        return Cell(run.key, number, answers, None, costs, times, tuple(sorted(failed.items())), tuple(kept))
 
     def _answer(
         self, run: Run, samples: Sequence[Sample], group: QuestionGroup
-    ) -> tuple[list[str], dict[str, float], dict[str, float]]:
+    ) -> tuple[list[str], dict[str, float], dict[str, float], list[tuple[str, ...]]]:
         _, prompts, inputs = group
         if run.label == BLIND:
             blind = encode(self.model, self.processor, [Prompt((), prompt.question) for prompt in prompts])
             answers, seconds = self._generate(blind)
-            return answers, self._blind_costs(blind), dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
+            times = dict.fromkeys(TIMES, 0.0) | {"decode": seconds}
+            return answers, self._blind_costs(blind), times, [()] * len(prompts)
         method: Any = run.method
         factors = None
         budget: KeepLike = run.budget
@@ -166,7 +174,11 @@ class Examinee:
             for place, sample in enumerate(samples):
                 if sample.metric == "iou":
                     answers[place] = enlarge_box(answers[place], factors[place])
-        return answers, _costs(report), _times(report, seconds)
+        kept = [
+            tuple(pack_mask(one.grid, one.kept) for one in report.images if one.prompt == row)
+            for row in range(len(prompts))
+        ]
+        return answers, _costs(report), _times(report, seconds), kept
 
     def _generate(self, inputs: Mapping[str, Tensor]) -> tuple[list[str], float]:
         started = self._clock()
@@ -192,6 +204,32 @@ def shows_all(run: Run) -> bool:
     if run.method is None:
         return run.label not in (BLIND, DOWNSAMPLE)
     return not {Where.BEFORE_ENCODER, Where.INSIDE_ENCODER} & set(run.method.places())
+
+
+def pack_mask(grid: Grid, kept: Tensor) -> str:
+    """What is kept of a grid as a short text: ``14x14x1:`` (rows, columns, frames), and its bits in hexadecimal.
+
+    Args:
+        grid: of the tokens.
+        kept: (N,) bool, in raster order, frame after frame; its first token is the highest bit of the first digit.
+    """
+    bits = np.packbits(kept.cpu().numpy().astype(bool)).tobytes().hex()
+    return f"{grid.rows}x{grid.columns}x{grid.frames}:{bits}"
+
+
+def unpack_mask(text: str) -> tuple[Grid, NDArray[np.bool_]]:
+    """The grid and the mask that `pack_mask` wrote.
+
+    Raises:
+        ValueError: for another text.
+    """
+    shape, _, bits = text.partition(":")
+    rows, columns, frames = map(int, shape.split("x"))
+    grid = Grid(rows, columns, frames)
+    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8))
+    if not 0 <= len(unpacked) - len(grid) < 8:
+        raise ValueError(f"{text!r} has {len(unpacked)} bits for {len(grid)} tokens")
+    return grid, unpacked[: len(grid)].astype(bool)
 
 
 def _costs(report: Report) -> dict[str, float]:

@@ -70,6 +70,8 @@ class Results:
         refused: label, keep and the sentence that says why of the others.
         skipped: where in the file of samples and why, of the lines that were left out from the beginning.
         failed: likewise, of questions that were left out because they could not be asked.
+        kept: by the key of a run, for each sample which tokens of its pictures were kept, see
+            `foveate.evaluation.inference.Cell`; not written to ``results.json``.
         times: seconds a question, by the key of a run.
         machine: on which they were measured.
     """
@@ -82,6 +84,7 @@ class Results:
     machine: str = ""
     skipped: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    kept: dict[str, list[tuple[str, ...]]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -108,7 +111,7 @@ class Results:
             raise EvaluationError(f"none of the {len(asked)} questions could be asked. {first}")
         samples = list(compress(suite.samples, asked))
         images = {group: number for number, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
-        done, times = [], {}
+        done, times, kept = [], {}, {}
         refused = [{"label": label, "keep": keep, "why": why} for label, keep, why in unable]
         for run in runs:
             own = list(compress(outcomes[run.key], asked))
@@ -121,6 +124,8 @@ class Results:
             entry: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
             done.append(entry | {"answers": answers, "right": right, "costs": _means(own)})
             times[run.key] = _medians(own)
+            if any(one.kept for one in own):
+                kept[run.key] = [one.kept for one in own]
         sample_entries = [
             {
                 "id": sample.id,
@@ -135,7 +140,7 @@ class Results:
         ]
         machine = f"{platform.machine()}, {platform.system()}"
         skipped = [dataclasses.asdict(one) for one in suite.skipped]
-        return cls(configuration, sample_entries, done, refused, times, machine, skipped, failed)
+        return cls(configuration, sample_entries, done, refused, times, machine, skipped, failed, kept)
 
     def save(self, folder: Path) -> None:
         """Write ``results.json`` and ``times.json``, a line for each question and each run."""

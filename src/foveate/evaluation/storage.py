@@ -2,7 +2,8 @@
 
 ``configuration.json`` says by which model and settings all answers in the folder were given; ``questions.jsonl`` which
 questions each batch holds; ``answers.jsonl`` gets a line for each batch in each run, at once and in whatever order they
-come; ``times.jsonl`` likewise how long each took, which is the only thing that differs from one evaluation to the next.
+come; ``kept.jsonl`` likewise which tokens were kept; ``times.jsonl`` how long each took, which is the only thing that
+differs from one evaluation to the next.
 To resume means to read what is there, to drop a line that was cut off, and to do the rest. When all is done the lines
 are put in order.
 
@@ -28,6 +29,7 @@ from .runs import Run, label_of
 from .suites import EvaluationError
 
 CONFIGURATION, ANSWERS, TIMES, QUESTIONS = "configuration.json", "answers.jsonl", "times.jsonl", "questions.jsonl"
+KEPT = "kept.jsonl"
 Key = tuple[str, int]
 T = TypeVar("T")
 
@@ -40,11 +42,13 @@ class Outcome:
         cell: that it stands in.
         text: the answer, if there is one.
         failed: what went wrong, if the question could not be asked.
+        kept: which tokens of its pictures were kept, see `foveate.evaluation.inference.Cell`; empty if not recorded.
     """
 
     cell: Cell
     text: str | None
     failed: str | None
+    kept: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -77,7 +81,10 @@ class Journal:
         path = folder / CONFIGURATION
         there = _load(path) if path.exists() and (folder / ANSWERS).exists() else {}
         times = dict(_read_lines(folder / TIMES, lambda line: (_key(line), line["times"])))
-        cells = _read_lines(folder / ANSWERS, lambda line: _cell(line, times.get(_key(line), {})))
+        kept = dict(_read_lines(folder / KEPT, lambda line: (_key(line), tuple(map(tuple, line["kept"])))))
+        cells = _read_lines(
+            folder / ANSWERS, lambda line: _cell(line, times.get(_key(line), {}), kept.get(_key(line), ()))
+        )
         self.cells: dict[Key, Cell] = {(cell.run, cell.batch): cell for cell in cells}
         self.batches = _read_lines(folder / QUESTIONS, lambda line: tuple(str(one["key"]) for one in line["questions"]))
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
@@ -129,7 +136,7 @@ class Journal:
             failed = dict(cell.failed)
             for place, key in enumerate(self.batches[cell.batch]):
                 text = None if cell.answers is None else cell.answers[place]
-                one = Outcome(cell, text, failed.get(place))
+                one = Outcome(cell, text, failed.get(place), cell.kept[place] if cell.kept else ())
                 if one.done or (cell.run, key) not in found:
                     found[cell.run, key] = one
         return found
@@ -138,7 +145,7 @@ class Journal:
         """Write a cell to the folder at once, so that it survives the end of this process."""
         self.cells[cell.run, cell.batch] = cell
         # The answers last: a cell without answers is done again, but one without times would never get them.
-        for name, line in ((TIMES, _times(cell)), (ANSWERS, _answers(cell))):
+        for name, line in ((TIMES, _times(cell)), (KEPT, _kept(cell)), (ANSWERS, _answers(cell))):
             with appending(self.folder / name) as file:
                 file.write(line)
 
@@ -149,6 +156,7 @@ class Journal:
         cells = sorted(self.cells.values(), key=lambda cell: (cell.batch, order.get(cell.run, last), cell.run))
         write_text(self.folder / ANSWERS, "".join(map(_answers, cells)))
         write_text(self.folder / TIMES, "".join(map(_times, cells)))
+        write_text(self.folder / KEPT, "".join(map(_kept, cells)))
 
 
 @contextmanager
@@ -173,7 +181,7 @@ def require_evaluation(folder: Path) -> None:
     path = folder / CONFIGURATION
     if not folder.is_dir() or (path.exists() and ((folder / ANSWERS).exists() or "weights" in _load(path))):
         return
-    own = {CONFIGURATION, TIMES, QUESTIONS}  # these alone: nothing was answered
+    own = {CONFIGURATION, TIMES, QUESTIONS, KEPT}  # these alone: nothing was answered
     if {file.name for file in folder.iterdir()} - own:
         raise EvaluationError(f"the folder {folder} is not empty and holds no evaluation; give another with -o.")
 
@@ -185,13 +193,13 @@ def _differs(name: str, there: Mapping[str, Any], journal: Journal) -> bool:
     )
 
 
-def _cell(line: Mapping[str, Any], times: dict[str, float]) -> Cell:
+def _cell(line: Mapping[str, Any], times: dict[str, float], kept: tuple[tuple[str, ...], ...]) -> Cell:
     failed = tuple((place, why) for place, why in line.get("failed", ()))
-    return Cell(**{**line, "failed": failed}, times=times)
+    return Cell(**{**line, "failed": failed}, times=times, kept=kept)
 
 
 def _answers(cell: Cell) -> str:
-    fields = {key: value for key, value in dataclasses.asdict(cell).items() if key != "times"}
+    fields = {key: value for key, value in dataclasses.asdict(cell).items() if key not in ("times", "kept")}
     if not cell.failed:
         del fields["failed"]
     return json.dumps(fields, ensure_ascii=False) + "\n"
@@ -199,6 +207,13 @@ def _answers(cell: Cell) -> str:
 
 def _times(cell: Cell) -> str:
     return json.dumps({"run": cell.run, "batch": cell.batch, "times": cell.times}) + "\n"
+
+
+def _kept(cell: Cell) -> str:
+    """A line, or nothing where nothing was kept: no picture was shown, or an older foveate did not write it down."""
+    if not any(cell.kept):
+        return ""
+    return json.dumps({"run": cell.run, "batch": cell.batch, "kept": cell.kept}) + "\n"
 
 
 def _key(line: Mapping[str, Any]) -> Key:

@@ -16,7 +16,7 @@ help:
 	@echo "make test-ray           install Ray (once; 0.8 GB) and test batches, evaluations and servers on a small cluster"
 	@echo "make test-lmms          install lmms-eval (once; 1 minute, 0.6 GB) and run a task of its own with foveate's models"
 	@echo "make gpu-check          on a GPU, in under 9 minutes: its tests, times beside their goals (DRY=1: on the CPU)"
-	@echo "make test-app           install gradio (once; 0.6 GB) and test the web page in Chromium, which must be installed"
+	@echo "make test-app           install gradio (once; 0.6 GB) and test web page and report in Chromium, which must be installed"
 	@echo "make lint               ruff, mypy, import-linter"
 	@echo "make format             let ruff fix what it can"
 	@echo "make docs               build the pages in docs/ into build/site; a broken link is an error"
@@ -72,7 +72,7 @@ gpu-check:
 # gradio and playwright lie outside the checkout; the browser is the system's (on Debian: apt-get install chromium).
 test-app: setup
 	environment=$$(PYTHON="$(PYTHON)" bash scripts/app_env.sh) && \
-		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m app tests/app
+		OMP_NUM_THREADS=1 "$$environment/bin/python" -m pytest -m app tests/app tests/evaluation
 
 # Likewise lmms-eval, of whose packages only those are installed that a local task needs.
 test-lmms: export HF_DATASETS_OFFLINE = 1

@@ -108,7 +108,7 @@ def test_what_is_kept_is_recorded(done: tuple[Results, Path], tmp_path: Path) ->
         (tmp_path / name).write_bytes(file.read_bytes())  # as an older foveate left it
     told: list[tuple[int, int]] = []
     older = evaluate(wanted(), load_shipped, tmp_path, lambda *seen: told.append(seen), PAIR)
-    assert older == results and older.kept == {} and told == [(12 * 19, 12 * 19)]
+    assert older == results and older.kept == {} and told == [(12 * 18, 12 * 18)]
 
 
 def test_times_are_split(done: tuple[Results, Path]) -> None:

@@ -41,7 +41,7 @@ PAGE = "report.html"
 PICTURES_LIMIT = 16_000_000  # bytes of all pictures, as they stand in the file
 MASKS_LIMIT = 12_000_000
 QUESTIONS_LIMIT = 10_000
-_SIDES = ((320, 82), (192, 68))  # pixels of the longer side, and JPEG's quality: the smaller one where many are shown
+_SIZES = ((320, 82, 27_000), (240, 72, 12_000), (160, 65, 5_000))  # the longer side, JPEG's quality, bytes to expect
 _FRAMES = 8  # of a clip, at most
 _CHUNK = 256  # pictures that are decoded before it is known whether they fit
 
@@ -300,8 +300,8 @@ def _embed_pictures(
             key = one if isinstance(one, Path) else id(one)
             wanted.setdefault(key, one)
             of_place.setdefault(place, []).append(key)
-    small = len(wanted) * 20_000 > PICTURES_LIMIT
-    side, quality = _SIDES[int(small)]
+    fitting = (size for size in _SIZES if size[2] * len(wanted) <= PICTURES_LIMIT)
+    side, quality, _ = next(fitting, _SIZES[-1])
     encoded: dict[Path | int, str] = {}
     room, keys = PICTURES_LIMIT, list(wanted)
     with ThreadPoolExecutor() as pool:

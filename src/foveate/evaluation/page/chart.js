@@ -46,6 +46,12 @@ const MARKS = {
   }).join("") + "Z",
 };
 
+const groupedBy = (all, key) => {
+  const found = new Map();
+  for (const one of all) found.set(key(one), [...(found.get(key(one)) ?? []), one]);
+  return found;
+};
+
 function mark(one, x, y, r) {
   const path = (MARKS[one.marker] ?? MARKS.o)(r);
   return shape("path", { class: "mark", d: path, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` });
@@ -164,7 +170,11 @@ function drawChart({ series, levels, xName, logarithmic, names, width, height, i
     const placed = spread(wanted, letters + 2, room.top - 6, height - room.bottom + 4);
     side.forEach((one, n) => ends.set(one, placed[n]));
   });
+  // Of curves that coincide each has dashes where the others have gaps, and hollow marks, ever larger.
+  const same = groupedBy(series, (one) => one.points.map((p) => `${p.x} ${p.y}`).join());
   const drawn = series.map((one) => {
+    const twins = same.get(one.points.map((p) => `${p.x} ${p.y}`).join());
+    const turn = twins.indexOf(one), several = twins.length > 1;
     const group = shape("g", { ...colours(one), "data-name": one.name });
     const path = one.points.map((p, at) => `${at ? "L" : "M"}${across(p.x).toFixed(1)} ${up(p.y).toFixed(1)}`).join("");
     if (intervals && one.points.every((p) => p.low !== null)) {
@@ -178,17 +188,23 @@ function drawChart({ series, levels, xName, logarithmic, names, width, height, i
       }
     }
     const thick = one.strong && !small ? 2.2 : 1.3;
-    group.append(shape("path", { class: "series", d: path, "stroke-width": thick, "stroke-dasharray": dashes(one, thick) }));
-    for (const p of one.points) group.append(mark(one, across(p.x), up(p.y), small ? 2.6 : 4));
+    group.append(shape("path", { class: "series", d: path, "stroke-width": thick,
+      "stroke-dasharray": several ? `6 ${6 * (twins.length - 1)}` : dashes(one, thick),
+      "stroke-dashoffset": several ? -6 * turn : null }));
+    const size = (small ? 2.6 : 4) + (small ? 1 : 1.6) * (several ? twins.length - 1 - turn : 0);
+    for (const p of one.points) group.append(mark(one, across(p.x), up(p.y), size));
     const behind = late(one), last = one.points.at(behind ? -1 : 0), at = ends.get(one);
     const near = behind ? end + 22 : begin - 22;
     group.append(
       shape("line", { class: "lead-line", x1: across(last.x), y1: up(last.y), x2: near, y2: at }),
       shape("text", { class: "end", x: near + (behind ? 4 : -4), y: at + 4, "text-anchor": behind ? "start" : "end",
         "font-size": letters }, one.name));
-    svg.append(group);
     return group;
   });
+  svg.append(...[...drawn].reverse());  // methods above baselines
+  for (const twins of same.values()) {  // the largest marks lowest
+    if (twins.length > 1) for (const one of twins) svg.append(drawn[series.indexOf(one)]);
+  }
   if (tell) watch(svg, drawn, series, across, up, width, tell);
   return svg;
 }

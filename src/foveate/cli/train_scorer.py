@@ -19,7 +19,7 @@ from .paths import require_folder
 
 if TYPE_CHECKING:
     from ..data.samples import Sample
-    from ..training import StepLog
+    from ..training import ImitationLog, ScorerRecipe, StepLog
 
 
 def scorer(
@@ -48,6 +48,12 @@ def scorer(
             help="Weight of the constraint in the first and in the last step: two numbers, such as 0.1 2.",
         ),
     ] = (0.1, 2.0),
+    at: Annotated[
+        str, typer.Option(metavar="encoder:K", help="Rank at a block of the vision encoder instead of before the LLM.")
+    ] = "",
+    teacher: Annotated[
+        str, typer.Option(help="With --at: the method that the scorer learns from, a name or JSON with its settings.")
+    ] = "idpruner",
     width: Annotated[
         int | None, typer.Option(min=1, help="Width of queries and keys.", show_default="half the embeddings'")
     ] = None,
@@ -81,6 +87,8 @@ def scorer(
         constraint=constraint,
         width=width,
         seed=seed,
+        at=at,
+        teacher=teacher,
     )
     require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
     read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
@@ -113,7 +121,16 @@ def scorer(
     if accelerator.is_main_process:
         path = output / "scorer.safetensors"
         typer.echo(f"Trained on {size}: {path}")
-        typer.echo(f'Use it with: foveate.prune(model, "idpruner", keep=0.25, scorer={str(path)!r})')
+        typer.echo(f"Use it with: {_use(recipe, str(path))}")
+
+
+def _use(recipe: ScorerRecipe, path: str) -> str:
+    """The line of Python that prunes by a scorer."""
+    if recipe.block is None:
+        return f'foveate.prune(model, "idpruner", keep=0.25, scorer={path!r})'
+    there = f"foveate.get_method('visionselector', scorer={path!r})"
+    methods = f"[foveate.InEncoder({there}, block={recipe.block}), 'idpruner']"
+    return f"foveate.prune(model, {methods}, keep=[{recipe.keep}, {float(recipe.keep) / 2:g}])"
 
 
 def _generate_samples(session: LoadedModel, count: int, seed: int) -> list[Sample]:
@@ -136,7 +153,7 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 
 @contextmanager
-def _bar(visible: bool) -> Iterator[Callable[[StepLog], None]]:
+def _bar(visible: bool) -> Iterator[Callable[[StepLog | ImitationLog], None]]:
     """A progress bar on stderr with the latest step's figures."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -146,8 +163,7 @@ def _bar(visible: bool) -> Iterator[Callable[[StepLog], None]]:
     with Progress(*columns, figures, console=Console(stderr=True), disable=not visible) as progress:
         task = progress.add_task("Training", total=None, figures="")
 
-        def show(log: StepLog) -> None:
-            figures = f"answers {log.answer_loss:.3f}, constraint {log.constraint:.3f}, hard {log.agreement:.0%}"
-            progress.update(task, total=log.steps, completed=log.step + 1, figures=figures)
+        def show(log: StepLog | ImitationLog) -> None:
+            progress.update(task, total=log.steps, completed=log.step + 1, figures=str(log))
 
         yield show

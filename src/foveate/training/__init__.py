@@ -3,6 +3,7 @@
 from .checkpoint import TrainingError
 from .scorer.data import Example, example_of
 from .scorer.folder import StepLog
+from .scorer.imitation import ImitationLog
 from .scorer.model import TrainableScorer
 from .scorer.recipe import ScorerRecipe
 from .scorer.soft_topk import soft_topk
@@ -10,6 +11,7 @@ from .scorer.trainer import make_accelerator, train_scorer
 
 __all__ = [
     "Example",
+    "ImitationLog",
     "ScorerRecipe",
     "StepLog",
     "TrainableScorer",

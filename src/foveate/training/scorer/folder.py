@@ -13,6 +13,7 @@ import torch
 from ...files import appending, write_text
 from ...importance import LearnedScorer
 from ..checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint
+from .imitation import ImitationLog
 from .model import TrainableScorer
 
 
@@ -31,9 +32,12 @@ class StepLog:
     constraint_weight: float
     learning_rate: float
 
+    def __str__(self) -> str:
+        return f"answers {self.answer_loss:.3f}, constraint {self.constraint:.3f}, hard {self.agreement:.0%}"
+
 
 class ScorerFolder:
-    """``scorer.safetensors``, ``log.jsonl`` (a `StepLog` a line), ``training.json`` and ``checkpoint.pt``.
+    """``scorer.safetensors``, ``log.jsonl`` (a `StepLog` or `ImitationLog` a line), ``training.json`` and ``checkpoint.pt``.
 
     Args:
         path: the folder; made when something is written.
@@ -74,7 +78,7 @@ class ScorerFolder:
             write_text(self._log, "".join(lines[:step]))
 
     def record(
-        self, entry: StepLog, scorer: TrainableScorer, optimizer: torch.optim.Optimizer, save_every: int
+        self, entry: StepLog | ImitationLog, scorer: TrainableScorer, optimizer: torch.optim.Optimizer, save_every: int
     ) -> None:
         """Add a step to the log, and write the checkpoint after every so many steps and after the last."""
         with appending(self._log) as file:

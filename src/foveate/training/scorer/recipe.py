@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import get_args
 
@@ -29,6 +30,10 @@ class ScorerRecipe:
         max_norm: gradients are scaled down to this norm.
         width: of queries and keys; half the embeddings' where None.
         seed: of the initial weights and of the order of the data.
+        at: where the scorer ranks tokens: ``""`` before the language model, ``"encoder:8"`` at the input of block 8 of
+            the vision encoder. There it learns by imitation (`training.scorer.imitation`), so that `gate` and
+            `constraint` mean nothing; `keep` is a share, of what goes on from the block; `scope` is the image.
+        teacher: whom it imitates there: a method before the language model, by name or, with hyperparameters, as JSON.
 
     Raises:
         TrainingError: for values out of range.
@@ -46,6 +51,8 @@ class ScorerRecipe:
     max_norm: float = 1.0
     width: int | None = None
     seed: int = 42
+    at: str = ""
+    teacher: str = "idpruner"
 
     def __post_init__(self) -> None:
         budget = Budget(self.keep, self.scope)
@@ -61,6 +68,23 @@ class ScorerRecipe:
             raise TrainingError(f"warmup={self.warmup} must be at least 0 and below 1.")
         if min(self.constraint) < 0:
             raise TrainingError(f"constraint={self.constraint} must not be negative.")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        if self.at and not re.fullmatch(r"encoder:\d+", self.at):
+            raise TrainingError(f"at={self.at!r} is not a place; give encoder:K, K being a block of the vision encoder.")
+        places = ("gate", "constraint", "scope") if self.at else ("teacher",)
+        for name in places:
+            if getattr(self, name) != getattr(type(self), name):
+                why = "inside the vision encoder" if self.at else "before the language model"
+                raise TrainingError(f"{name}={getattr(self, name)!r} means nothing to a scorer {why}; leave it out.")
+        if self.at and not isinstance(self.keep, float):
+            raise TrainingError(f"keep={self.keep!r}: inside the vision encoder give a share, such as 0.4.")
+
+    @property
+    def block(self) -> int | None:
+        """The block of the vision encoder at whose input the scorer ranks; None before the language model."""
+        return int(self.at.partition(":")[2]) if self.at else None
 
     @property
     def budget(self) -> Budget:

@@ -1,5 +1,7 @@
 """Train an importance scorer for a frozen model, after VisionSelector (arXiv 2510.16598).
 
+A scorer for a block of the vision encoder learns otherwise, see `imitation`; what follows is about the others.
+
 Loss of a step, mean over its questions: the cross-entropy of the answer under the soft mask, plus the binary
 cross-entropy that pulls the soft mask towards the hard top-k, whose weight rises linearly over the training.
 
@@ -22,9 +24,11 @@ from torch import nn
 from ...data.prompts import move_to_model
 from ...importance import LearnedScorer
 from ...models import ModelAdapter, adapter_of
+from ...runtime.planner import facts_of
 from ..checkpoint import TrainingError
 from .data import Example, answer_losses, batch_of
 from .folder import ScorerFolder, StepLog
+from .imitation import Imitation, ImitationLog, Imitator
 from .model import TrainableScorer
 from .recipe import ScorerRecipe
 from .soft_mask import SoftMask, soft_mask
@@ -43,7 +47,7 @@ def train_scorer(
     padding: int = 0,
     micro_batch: int = 1,
     save_every: int = 50,
-    on_step: Callable[[StepLog], None] | None = None,
+    on_step: Callable[[Any], None] | None = None,
     accelerator: Any = None,
 ) -> LearnedScorer:
     """Train a scorer in a folder, or resume the training whose checkpoint lies there.
@@ -62,7 +66,8 @@ def train_scorer(
         padding: a token id to pad prompts with.
         micro_batch: questions in one forward; more are faster and take more memory.
         save_every: steps between checkpoints.
-        on_step: called after every step, in the main process.
+        on_step: called after every step, in the main process, with a `StepLog`, or an `ImitationLog` for a scorer inside
+            the vision encoder.
         accelerator: an ``accelerate.Accelerator``, or None for a new one.
 
     Raises:
@@ -75,14 +80,14 @@ def train_scorer(
     folder = ScorerFolder(out, {**asdict(recipe), "samples": len(samples), **(facts or {})})
     adapter = adapter_of(model)
     _check_attention(recipe, adapter)
-    width = adapter.model.config.get_text_config().hidden_size
-    scorer = TrainableScorer(width, recipe.width, seed=recipe.seed).to(accelerator.device)
+    facts_there = facts_of(adapter) if recipe.block is None else facts_of(adapter).inside_encoder(recipe.block)
+    scorer = TrainableScorer(facts_there.hidden_size, recipe.width, seed=recipe.seed).to(accelerator.device)
     optimizer = torch.optim.AdamW(scorer.parameters(), weight_decay=0.0)
     done = folder.resume(scorer, optimizer)
     if accelerator.is_main_process:
         folder.begin(done)
-    with _freeze(model), soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
-        learner = Learner(model, mask, scorer, encode, padding, micro_batch, accelerator)
+    given = scorer, encode, padding, micro_batch, accelerator
+    with _freeze(model), _learn(model, recipe, *given) as learner:
         for entry in _train_steps(learner, optimizer, recipe, samples, done):
             if accelerator.is_main_process:
                 folder.record(entry, scorer, optimizer, save_every)
@@ -94,9 +99,34 @@ def train_scorer(
     return folder.load_result()
 
 
+@contextmanager
+def _learn(
+    model: nn.Module,
+    recipe: ScorerRecipe,
+    scorer: TrainableScorer,
+    encode: Callable[[S], Example],
+    padding: int,
+    micro_batch: int,
+    accelerator: Any,
+) -> Iterator[Learner[S] | Imitator[S]]:
+    """What computes the gradients of a step, with its hooks on the model."""
+    given = scorer, encode, padding, micro_batch, accelerator
+    if recipe.block is None:
+        with soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
+            yield Learner(model, mask, *given)
+    else:
+        imitation = Imitation(model, recipe.teacher, recipe.block, float(recipe.keep))
+        with imitation.attach():
+            yield Imitator(model, imitation, *given)
+
+
 def _train_steps(
-    learner: Learner[S], optimizer: torch.optim.Optimizer, recipe: ScorerRecipe, samples: Sequence[S], first: int
-) -> Iterator[StepLog]:
+    learner: Learner[S] | Imitator[S],
+    optimizer: torch.optim.Optimizer,
+    recipe: ScorerRecipe,
+    samples: Sequence[S],
+    first: int,
+) -> Iterator[StepLog | ImitationLog]:
     """Do all steps from `first` on; the log of each comes when it is done."""
     steps = recipe.steps(len(samples))
     for step in range(first, steps):
@@ -107,7 +137,7 @@ def _train_steps(
         nn.utils.clip_grad_norm_(learner.scorer.parameters(), recipe.max_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        yield StepLog(step, steps, *means, weight, rate)
+        yield learner.log(step, steps, means, weight, rate)
 
 
 @dataclass(frozen=True)
@@ -147,6 +177,10 @@ class Learner(Generic[S]):
         answer, constraint, agreement = (self.accelerator.reduce(sums, "sum") / len(samples)).tolist()
         return answer, constraint, agreement
 
+    def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> StepLog:
+        """The line of a step."""
+        return StepLog(step, steps, *means, weight, rate)
+
 
 def make_accelerator() -> Any:
     """This process's place among those that ``accelerate launch`` started; alone, it has the GPU, or else the CPU.
@@ -163,7 +197,7 @@ def make_accelerator() -> Any:
 
 def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
     kind = str(adapter.text.config._attn_implementation)
-    if recipe.gate == "attention" and kind not in ("sdpa", "eager"):
+    if recipe.block is None and recipe.gate == "attention" and kind not in ("sdpa", "eager"):
         raise TrainingError(
             f"gate='attention' needs attention that takes a mask of any values, which {kind!r} does not; load the "
             "model with attn_implementation='sdpa', or use gate='embeddings'."

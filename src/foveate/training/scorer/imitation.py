@@ -1,0 +1,197 @@
+"""A scorer for a block of the vision encoder learns from a method that chooses later, behind the whole encoder.
+
+No answer is needed: what the later method, the teacher, keeps of a picture that is encoded whole is what the scorer
+shall rank first among the hidden states that enter the block. The teacher is asked at three budgets, all of what shall
+go on from the block, a half and a quarter of it; the target of a token is the share of these at which it is kept. The
+loss is the cross-entropy between the targets and the sigmoid of the scores, each picture weighing the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...budget import AUTO, Budget
+from ...data.prompts import move_to_model
+from ...methods import Method
+from ...methods.toolkit.base import NO_PROVENANCE
+from ...methods.toolkit.in_encoder import InEncoder
+from ...methods.toolkit.settings import method_of
+from ...methods.toolkit.wrapper import Wrapper
+from ...api import prune
+from ...selection import topk
+from ...tokens import Selection, VisualTokens
+from ..checkpoint import TrainingError
+from .data import Example, batch_of
+from .model import TrainableScorer
+
+S = TypeVar("S")
+
+SHARES = (1.0, 0.5, 0.25)  # of what goes on, the teacher's budgets
+
+
+@dataclass(frozen=True)
+class ImitationLog:
+    """Means over the questions of one step, and the learning rate that it was done with.
+
+    `agreement` is the share of what the teacher keeps at the largest budget that the scorer's top-k keeps, too.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    agreement: float
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}, agreement {self.agreement:.0%}"
+
+
+@dataclass(frozen=True)
+class _Witness(Method):
+    """Keeps everything, and remembers what it was shown."""
+
+    seen: list[VisualTokens] = field(default_factory=list)
+
+    name = "witness"
+    provenance = NO_PROVENANCE
+
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        return tokens.valid.sum(1)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        self.seen.append(tokens)
+        return Selection(tokens.valid)
+
+
+@dataclass(frozen=True)
+class _Teacher(Wrapper):
+    """Keeps everything, and remembers what another method would have kept."""
+
+    base: Method
+    budgets: tuple[Budget, ...]
+    seen: list[tuple[list[int], list[Tensor]]] = field(default_factory=list)
+
+    provenance = NO_PROVENANCE
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.base.name
+
+    @property
+    def counts_by_content(self) -> bool:
+        return True
+
+    def counts(self, tokens: VisualTokens) -> Tensor:
+        return tokens.valid.sum(1)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        sizes = tokens.sizes
+        counts = [torch.tensor(budget.counts(sizes), device=count.device) for budget in self.budgets]
+        self.seen.append((sizes, [self.inner.select(tokens, wanted).keep for wanted in counts]))
+        return Selection(tokens.valid)
+
+
+class Imitation:
+    """What enters a block of the encoder, and what the teacher makes of it, in the forwards under way.
+
+    Args:
+        model: a supported model.
+        teacher: a method that prunes before the LLM, by name or, with hyperparameters, as JSON.
+        block: of the encoder.
+        keep: share of the tokens that shall go on from the block.
+    """
+
+    def __init__(self, model: nn.Module, teacher: str, block: int, keep: float) -> None:
+        self._model, self._block = model, block
+        self._witness = _Witness()
+        self._teacher = _Teacher(teacher_of(teacher), tuple(Budget(keep * share) for share in SHARES))
+
+    @contextmanager
+    def attach(self) -> Iterator[None]:
+        """Within it, every forward of the model is watched; it gives what it always gives."""
+        watched = [InEncoder(self._witness, self._block), self._teacher]
+        with prune(self._model, watched, keep=[AUTO, AUTO]):
+            yield
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the pictures since the last call: hidden states (P, N, d), which are real, targets and kept (P, N).
+
+        Raises:
+            TrainingError: where the encoder's pictures are not those of the language model, as with tiles.
+        """
+        (shown, *others), (kept, *rest) = self._witness.seen, self._teacher.seen
+        self._witness.seen.clear()
+        self._teacher.seen.clear()
+        if others or rest or shown.sizes != kept[0]:
+            raise TrainingError(
+                "the pictures that the vision encoder of this model sees are not those that the language model sees; "
+                "a scorer for its blocks cannot be trained like this."
+            )
+        targets = torch.stack([mask.float() for mask in kept[1]]).mean(0)
+        return shown.features, shown.valid, targets, kept[1][0]
+
+
+def teacher_of(text: str) -> Method:
+    """The method that a teacher is given as.
+
+    Raises:
+        MethodError: when it is not a method.
+        TrainingError: when it is not JSON although it begins like it.
+    """
+    if not text.startswith("{"):
+        return method_of(text)
+    try:
+        return method_of(json.loads(text))
+    except ValueError as error:
+        raise TrainingError(f"the teacher {text!r} is not JSON ({error}); give a name, such as 'idpruner'.") from None
+
+
+@dataclass(frozen=True)
+class Imitator(Generic[S]):
+    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
+
+    model: nn.Module
+    imitation: Imitation
+    scorer: TrainableScorer
+    encode: Callable[[S], Example]
+    padding: int
+    micro_batch: int
+    accelerator: Any
+
+    def gradients(self, samples: Sequence[S], weight: float) -> tuple[float, ...]:
+        """Leave the gradients of the mean loss over `samples`, of all processes, in the scorer.
+
+        Returns:
+            means over the samples: loss and agreement (see `ImitationLog`).
+        """
+        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(2, device=self.accelerator.device)
+        for parameter in self.scorer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for start in range(0, len(mine), self.micro_batch):
+            examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
+            with torch.no_grad():
+                self.model(**move_to_model(batch_of(examples, self.padding)[0], self.model), use_cache=False)
+            features, valid, targets, kept = self.imitation.take()
+            scores = self.scorer(features.float(), valid)
+            losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+            by_picture = (losses * valid).sum(1) / valid.sum(1)
+            share = len(examples) / len(by_picture)  # a prompt with several pictures weighs as one with one
+            (by_picture.sum() * share / len(samples)).backward()
+            hard = topk(scores.detach(), kept.sum(1), valid=valid)
+            agreement = (hard & kept).sum(1) / kept.sum(1)
+            sums += torch.stack([by_picture.detach().sum(), agreement.sum()]) * share
+        for parameter in self.scorer.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
+
+    def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> ImitationLog:
+        """The line of a step."""
+        return ImitationLog(step, steps, *means, rate)

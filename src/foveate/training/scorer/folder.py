@@ -37,7 +37,7 @@ class StepLog:
 
 
 class ScorerFolder:
-    """``scorer.safetensors``, ``log.jsonl`` (a `StepLog` or `ImitationLog` a line), ``training.json`` and ``checkpoint.pt``.
+    """``scorer.safetensors``, ``log.jsonl`` (a log of a step a line), ``training.json`` and ``checkpoint.pt``.
 
     Args:
         path: the folder; made when something is written.

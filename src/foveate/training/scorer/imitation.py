@@ -17,14 +17,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...api import prune
 from ...budget import AUTO, Budget
 from ...data.prompts import move_to_model
-from ...methods import Method
+from ...methods import Method, Where
 from ...methods.toolkit.base import NO_PROVENANCE
 from ...methods.toolkit.in_encoder import InEncoder
 from ...methods.toolkit.settings import method_of
 from ...methods.toolkit.wrapper import Wrapper
-from ...api import prune
 from ...selection import topk
 from ...tokens import Selection, VisualTokens
 from ..checkpoint import TrainingError
@@ -106,12 +106,19 @@ class Imitation:
         teacher: a method that prunes before the LLM, by name or, with hyperparameters, as JSON.
         block: of the encoder.
         keep: share of the tokens that shall go on from the block.
+
+    Raises:
+        MethodError: for a teacher that is not a method.
+        TrainingError: for one that prunes elsewhere.
     """
 
     def __init__(self, model: nn.Module, teacher: str, block: int, keep: float) -> None:
         self._model, self._block = model, block
         self._witness = _Witness()
-        self._teacher = _Teacher(teacher_of(teacher), tuple(Budget(keep * share) for share in SHARES))
+        taught = teacher_of(teacher)
+        if taught.places() != (Where.BEFORE_LLM,):
+            raise TrainingError(f"the teacher {taught.name} does not prune before the LLM alone; give one that does.")
+        self._teacher = _Teacher(taught, tuple(Budget(keep * share) for share in SHARES))
 
     @contextmanager
     def attach(self) -> Iterator[None]:
@@ -124,15 +131,16 @@ class Imitation:
         """Of the pictures since the last call: hidden states (P, N, d), which are real, targets and kept (P, N).
 
         Raises:
-            TrainingError: where the encoder's pictures are not those of the language model, as with tiles.
+            TrainingError: where the encoder's pictures are not those of the language model, as with tiles, or where
+                one prompt shows images and clips.
         """
         (shown, *others), (kept, *rest) = self._witness.seen, self._teacher.seen
         self._witness.seen.clear()
         self._teacher.seen.clear()
         if others or rest or shown.sizes != kept[0]:
             raise TrainingError(
-                "the pictures that the vision encoder of this model sees are not those that the language model sees; "
-                "a scorer for its blocks cannot be trained like this."
+                "the vision encoder does not see these pictures in one go and one by one, as the language model does; "
+                "leave out prompts with both images and clips, and give a model that cuts no pictures into tiles."
             )
         targets = torch.stack([mask.float() for mask in kept[1]]).mean(0)
         return shown.features, shown.valid, targets, kept[1][0]
@@ -176,22 +184,35 @@ class Imitator(Generic[S]):
         for parameter in self.scorer.parameters():
             parameter.grad = torch.zeros_like(parameter)
         for start in range(0, len(mine), self.micro_batch):
-            examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
-            with torch.no_grad():
-                self.model(**move_to_model(batch_of(examples, self.padding)[0], self.model), use_cache=False)
-            features, valid, targets, kept = self.imitation.take()
-            scores = self.scorer(features.float(), valid)
-            losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-            by_picture = (losses * valid).sum(1) / valid.sum(1)
-            share = len(examples) / len(by_picture)  # a prompt with several pictures weighs as one with one
-            (by_picture.sum() * share / len(samples)).backward()
-            hard = topk(scores.detach(), kept.sum(1), valid=valid)
-            agreement = (hard & kept).sum(1) / kept.sum(1)
-            sums += torch.stack([by_picture.detach().sum(), agreement.sum()]) * share
+            for examples in _alike([self.encode(sample) for sample in mine[start : start + self.micro_batch]]):
+                loss, agreement = self._compare(examples)
+                (loss / len(samples)).backward()
+                sums += torch.stack([loss.detach(), agreement])
         for parameter in self.scorer.parameters():
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
 
+    def _compare(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Sums over the examples of the loss, with its gradients, and of the agreement; a mean over each's pictures."""
+        with torch.no_grad():
+            self.model(**move_to_model(batch_of(examples, self.padding)[0], self.model), use_cache=False)
+        features, valid, targets, kept = self.imitation.take()
+        scores = self.scorer(features.float(), valid)
+        losses = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+        hard = topk(scores.detach(), kept.sum(1), valid=valid)
+        agreement = (hard & kept).sum(1) / kept.sum(1)
+        loss = (losses * valid).sum(1) / valid.sum(1)
+        return loss.mean() * len(examples), agreement.mean() * len(examples)
+
     def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> ImitationLog:
         """The line of a step."""
-        return ImitationLog(step, steps, *means, rate)
+        loss, agreement = means
+        return ImitationLog(step, steps, loss, agreement, rate)
+
+
+def _alike(examples: Sequence[Example]) -> list[list[Example]]:
+    """Those with images and those with clips, which a model encodes one after the other, for forwards of their own."""
+    groups: dict[frozenset[str], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(frozenset(example.inputs), []).append(example)
+    return list(groups.values())

@@ -72,7 +72,7 @@ class ScorerRecipe:
 
     def _check_place(self) -> None:
         if self.at and not re.fullmatch(r"encoder:\d+", self.at):
-            raise TrainingError(f"at={self.at!r} is not a place; give encoder:K, K being a block of the vision encoder.")
+            raise TrainingError(f"at={self.at!r} is not a place; give encoder:K, K being a block of the encoder.")
         places = ("gate", "constraint", "scope") if self.at else ("teacher",)
         for name in places:
             if getattr(self, name) != getattr(type(self), name):

@@ -66,8 +66,8 @@ def train_scorer(
         padding: a token id to pad prompts with.
         micro_batch: questions in one forward; more are faster and take more memory.
         save_every: steps between checkpoints.
-        on_step: called after every step, in the main process, with a `StepLog`, or an `ImitationLog` for a scorer inside
-            the vision encoder.
+        on_step: called after every step, in the main process, with a `StepLog`, or an `ImitationLog` for a scorer
+            inside the vision encoder.
         accelerator: an ``accelerate.Accelerator``, or None for a new one.
 
     Raises:

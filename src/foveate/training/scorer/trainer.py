@@ -179,7 +179,8 @@ class Learner(Generic[S]):
 
     def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> StepLog:
         """The line of a step."""
-        return StepLog(step, steps, *means, weight, rate)
+        answer, constraint, agreement = means
+        return StepLog(step, steps, answer, constraint, agreement, weight, rate)
 
 
 def make_accelerator() -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..similarity import CHUNK, TokenFeatures
 from .lazy_greedy import Floats, Indices, LazyGreedy
+from .sparse_coverage import sparse_coverage
 
 DENSE = 256  # tokens: among so few, recomputing every gain costs less than finding out which are needed
 
@@ -30,6 +31,8 @@ def lazy_coverage(features: TokenFeatures, cosines: Tensor | None, weight: Tenso
     """
     if cosines is not None and len(features) <= DENSE:
         return _pick_dense(cosines.numpy(), weight.numpy(), count)
+    if cosines is None and features.vectors.is_cpu:
+        return sparse_coverage(features, weight, count)
     return _LazyCoverage(features, cosines, weight, count).run()
 
 

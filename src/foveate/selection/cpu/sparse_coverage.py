@@ -1,0 +1,365 @@
+"""Greedy coverage of many tokens on a CPU, in memory of O(N * d): `coverage.reference` in about two products of all.
+
+After k picks a token i is covered up to m_i, and of all candidates only about one in k is more similar to i than that:
+the others cannot cover it better any more. So after some hundred picks what can still change fits into lists, and the
+greedy loop needs no features any more. How the picks before that are made, without the gains of all candidates after
+each of them:
+
+1. **Members.** Only the candidates that look best on a sample of the tokens are followed. A pick raises the coverage
+   of some tokens, and the gains of the members fall by what they would have added there: one product of the members
+   with these tokens, of which there are about N / k.
+2. **Verification.** Gains only fall, so that the gain of a candidate at one pick is an upper bound at all later ones.
+   All other candidates are compared with all tokens once. Their gains are summed up anew at just those picks at which
+   the last known ones would have won, which costs far less than the product. If one really would have won, all that
+   looks as good joins the members, and the picks from there on are made again.
+3. **Lists.** The same product gives the pairs that are still more similar than the coverage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..similarity import TokenFeatures, snap_near_one
+from .lazy_greedy import Floats, Indices
+
+SAMPLE = 2048  # tokens whose coverage tells which candidates look best
+MIN_MEMBERS = 1024
+EARLY_PICKS = 128  # about so many are made among the members: who looks as good as the last of them is one, ...
+MEMBER_MARGIN = 0.85  # ... or this share as good
+MOST_MEMBERS = 0.6  # of all tokens: beyond it nobody is left out, and nothing has to be verified
+LIST_LENGTH = 1.5  # entries for each token on average, by the number of its features, of which MIN_WIDTH are assumed
+MIN_WIDTH = 256
+PROBES = 128  # tokens by which the length of the lists is estimated, every PROBE_STEP picks
+PROBE_STEP = 8
+ROWS, COLUMNS = 256, 1024  # of a block of cosines that stays in the processor's cache
+VERIFIED = 64  # candidates that are compared with all tokens at a time
+SORTED = 2**20  # entries of the lists that are sorted at a time
+# Two ways to sum up the same gain differ by so much of what was added and taken away. What is closer than that is
+# computed anew, in one way, so that equal gains tie.
+ROUNDING = 2e-6
+CLEARLY = 1e-4  # a bound that is lower than what was picked by less than this share is not trusted
+
+
+@dataclass
+class _Lists:
+    """Pairs of tokens by the first of both: its `length` pairs begin at `start`."""
+
+    start: Indices  # (N,)
+    length: Indices  # (N,)
+    other: NDArray[np.int32]
+    cosine: Floats
+
+    def of(self, token: int) -> tuple[NDArray[np.int32], Floats]:
+        """The others of a token, and their cosines to it."""
+        pairs = slice(self.start[token], self.start[token] + self.length[token])
+        return self.other[pairs], self.cosine[pairs]
+
+    def of_all(self, tokens: NDArray[np.int32]) -> tuple[NDArray[np.int32], Floats, Indices]:
+        """The same of several tokens, one after the other, and how many each has."""
+        length = self.length[tokens]
+        pairs = np.repeat(self.start[tokens] - (length.cumsum() - length), length) + np.arange(length.sum())
+        return self.other[pairs], self.cosine[pairs], length
+
+
+class _ListBuilder:
+    """The pairs of candidates and the tokens that they would still cover better.
+
+    Args:
+        count: N, how many tokens there are.
+        capacity: for how many pairs there is room.
+    """
+
+    def __init__(self, count: int, capacity: int) -> None:
+        # What is not written to takes no memory.
+        self._lists = _Lists(
+            np.zeros(count, dtype=np.int64),
+            np.zeros(count, dtype=np.int64),
+            np.empty(capacity, dtype=np.int32),
+            np.empty(capacity, dtype=np.float32),
+        )
+        self._order: list[Indices] = []
+        self._size = 0
+        self.overflows = False
+
+    def add(self, tokens: Indices, cosines: Tensor, covered: Tensor) -> None:
+        """Add candidates (M,) by their cosines (M, N) and the coverage (N,), unless there is no room."""
+        if self.overflows:
+            return
+        lists, length = self._lists, np.zeros(len(tokens), dtype=np.int64)
+        for row, one in enumerate(cosines):
+            other = np.flatnonzero((one > covered).numpy())
+            stop = self._size + len(other)
+            if stop > len(lists.other):
+                self.overflows = True
+                return
+            lists.other[self._size : stop] = other
+            lists.cosine[self._size : stop] = snap_near_one(one[torch.from_numpy(other)]).numpy()
+            lists.start[tokens[row]], length[row] = self._size, len(other)
+            self._size = stop
+        lists.length[tokens] = length
+        self._order.append(tokens)
+
+    def build(self, covered: Tensor) -> tuple[_Lists, _Lists, NDArray[np.float64]]:
+        """The pairs by candidate and by token, and the gains (N,) of all candidates."""
+        given, order = self._lists, np.concatenate(self._order)
+        owners = np.repeat(order.astype(np.int32), given.length[order])
+        count, coverage = len(order), covered.numpy()
+        length = np.bincount(given.other[: self._size], minlength=count)
+        by_token = _Lists(
+            length.cumsum() - length,
+            length,
+            np.empty(self._size, dtype=np.int32),
+            np.empty(self._size, dtype=np.float32),
+        )
+        free, gains = by_token.start.copy(), np.zeros(count)
+        for start in range(0, self._size, SORTED):
+            some = slice(start, min(start + SORTED, self._size))
+            other, cosine, owner = given.other[some], given.cosine[some], owners[some]
+            # In float64 these sums are nearly exact, so that what is nothing is 0.
+            gains += np.bincount(owner, cosine.astype(np.float64) - coverage[other], minlength=count)
+            order = np.argsort(other)
+            other, number = other[order], np.bincount(other, minlength=count)
+            place = (free - (number.cumsum() - number))[other] + np.arange(len(other))
+            by_token.other[place], by_token.cosine[place] = owner[order], cosine[order]
+            free += number
+        return given, by_token, gains
+
+
+def sparse_coverage(features: TokenFeatures, weight: Tensor, count: int) -> Tensor:
+    """The picks of the greedy loop of `coverage.reference`.
+
+    Args:
+        features: N tokens, on the CPU.
+        weight: (N,) float32, the factor of each token's gain, at least 0.
+        count: how many to pick, from 1 to N.
+
+    Returns:
+        (count,) long; ties to the lowest index.
+    """
+    return torch.from_numpy(_SparseCoverage(features, weight, count).run())
+
+
+class _SparseCoverage:
+    def __init__(self, features: TokenFeatures, weight: Tensor, count: int) -> None:
+        self._unit = features.vectors * features.inverse_norms[:, None]
+        self._weight: Floats = weight.numpy()
+        self._count = count
+        tokens, width = self._unit.shape
+        self._capacity = int(LIST_LENGTH * max(width, MIN_WIDTH)) * tokens
+        self._probes = torch.linspace(0, tokens - 1, min(PROBES, tokens), dtype=torch.float64, device="cpu").long()
+        self._to_probes = self._unit[self._probes] @ self._unit.T
+        self._most_snapshots = max(width, MIN_WIDTH)
+        self._covered = self._unit.new_zeros(tokens)
+        self._snapshots = {0: self._covered.clone()}  # the coverage before a pick, by the number of picks
+        self._picks: list[int] = []
+        self._values: list[float] = []  # of each pick when it was made
+        self._least = 0  # so many picks are made before lists are tried
+        self._order = self._by_promise()
+        self._follow(self._first_members())
+
+    def run(self) -> Indices:
+        while True:
+            self._pick_among_members()
+            lists = None
+            if len(self._picks) < self._count:
+                lists = _ListBuilder(len(self._weight), self._capacity)
+            wrong = self._verify(lists)
+            if wrong is not None:
+                self._return_to(*wrong)
+            elif lists is None:
+                return np.array(self._picks, dtype=np.int64)
+            elif self._list_members(lists):
+                return self._pick_by_lists(lists)
+            else:
+                self._least = 2 * len(self._picks)
+
+    # Members
+
+    def _by_promise(self) -> Indices:
+        """All tokens, those first that would cover a sample of the tokens best."""
+        some = torch.linspace(0, len(self._unit) - 1, min(SAMPLE, len(self._unit)), dtype=torch.float64, device="cpu").long()
+        sample = self._unit[some]
+        gains = torch.cat([(part @ sample.T).clamp_(min=0).sum(1) for part in self._unit.split(ROWS)])
+        self._promise: Floats = gains.numpy() * self._weight
+        return np.argsort(-self._promise, kind="stable")
+
+    def _first_members(self) -> int:
+        limit = MEMBER_MARGIN * self._promise[self._order[min(self._count, EARLY_PICKS) - 1]]
+        return max(int((self._promise >= limit).sum()), MIN_MEMBERS)
+
+    def _follow(self, size: int) -> None:
+        """Make the first `size` of all tokens by promise the members."""
+        if size > MOST_MEMBERS * len(self._order):
+            size = len(self._order)
+        self._members = np.sort(self._order[:size])
+        self._member_features = self._unit[torch.from_numpy(self._members)]
+        self._member_weight = self._weight[self._members]
+        self._gains = self._gains_of(self._member_features)
+        self._summed = self._gains.copy()  # each gain when it was last summed up over all tokens
+        self._is_new = np.ones(size, dtype=bool)  # whether that was after the last pick
+        self._is_open = ~np.isin(self._members, self._picks)
+
+    def _return_to(self, size: int, picks: int) -> None:
+        """Undo all but so many picks, and go on with at least `size` members."""
+        picks = max(known for known in self._snapshots if known <= picks)
+        self._covered = self._snapshots[picks].clone()
+        self._snapshots = {known: c for known, c in self._snapshots.items() if known <= picks}
+        del self._picks[picks:], self._values[picks:]
+        self._follow(max(size, 2 * len(self._members)))
+
+    def _pick_among_members(self) -> None:
+        """Pick until all are picked, or until the lists are short enough."""
+        while len(self._picks) < self._count:
+            made = len(self._picks)
+            if made >= self._least and made % PROBE_STEP == 0 and self._list_entries() <= self._capacity:
+                return
+            best = self._best_member()
+            self._values.append(float(self._gains[best] * self._member_weight[best]))
+            self._picks.append(int(self._members[best]))
+            self._is_open[best] = False
+            self._cover(self._picks[-1])
+            self._remember()
+
+    def _best_member(self) -> int:
+        """The position of the open member of highest value; ties to the lowest index."""
+        while True:
+            weight = self._member_weight
+            value = np.where(self._is_open, self._gains * weight, -np.inf)
+            error = ROUNDING * (self._summed - self._gains) * weight
+            near = np.flatnonzero(value + error >= (value - error).max())
+            old = near[~self._is_new[near]]
+            if len(near) == 1 or len(old) == 0:
+                return int(near[(self._gains[near].astype(np.float32) * weight[near]).argmax()])
+            old = old[np.argsort(-value[old], kind="stable")[:ROWS]]
+            self._gains[old] = self._summed[old] = self._gains_of(self._member_features[torch.from_numpy(old)])
+            self._is_new[old] = True
+
+    def _cover(self, pick: int) -> None:
+        """Raise the coverage by a pick, and lower the gains of the members."""
+        cosines = snap_near_one(self._unit @ self._unit[pick])
+        raised = (cosines > self._covered).nonzero()[:, 0]
+        before, after = self._covered[raised], cosines[raised]
+        self._covered[raised] = after
+        lost = np.zeros(len(self._members))
+        for some in range(0, len(raised), COLUMNS):
+            tokens = self._unit[raised[some : some + COLUMNS]].T
+            low = before[some : some + COLUMNS]
+            least, most = torch.zeros_like(low), after[some : some + COLUMNS] - low
+            for start in range(0, len(lost), ROWS):
+                part = torch.addmm(-low, self._member_features[start : start + ROWS], tokens)
+                lost[start : start + ROWS] += torch.clamp(part, least, most, out=part).sum(1).numpy()
+        self._gains = np.maximum(self._gains - lost, 0)
+        self._is_new &= lost == 0
+
+    def _remember(self) -> None:
+        """Keep the coverage for the verification; of many picks only of every second, fourth, ... one."""
+        self._snapshots[len(self._picks)] = self._covered.clone()
+        if len(self._snapshots) > self._most_snapshots:
+            self._snapshots = dict(list(self._snapshots.items())[::2])
+
+    def _gains_of(self, features: Tensor) -> NDArray[np.float64]:
+        """(M,) the sums of what M candidates (M, d) would add to the coverage, without their weights."""
+        gains = np.zeros(len(features))
+        for start in range(0, len(gains), ROWS):
+            part = features[start : start + ROWS]
+            for some in range(0, len(self._unit), COLUMNS):
+                cosines = snap_near_one(part @ self._unit[some : some + COLUMNS].T)
+                added = cosines.sub_(self._covered[some : some + COLUMNS]).clamp_(min=0)
+                gains[start : start + ROWS] += added.sum(1).numpy()
+        return gains
+
+    def _list_entries(self) -> float:
+        """About how many pairs of all tokens are more similar than the coverage."""
+        higher = int((self._to_probes > self._covered[self._probes, None]).sum())
+        return higher * len(self._unit) / len(self._probes)
+
+    # Verification
+
+    def _verify(self, lists: _ListBuilder | None) -> tuple[int, int] | None:
+        """Check that nobody else would have won, and list the pairs of those checked.
+
+        Returns:
+            If somebody would: how many members there have to be at least, and how many picks are right.
+        """
+        values = np.minimum.accumulate(self._values)  # falling but for rounding
+        places = np.array(list(self._snapshots))
+        for start in range(len(self._members), len(self._order), VERIFIED):
+            tokens = self._order[start : start + VERIFIED]
+            cosines = self._unit[torch.from_numpy(tokens)] @ self._unit.T
+            wrong = self._first_win(cosines, self._weight[tokens], values, places)
+            if wrong is not None:
+                return start + VERIFIED, wrong
+            if lists is not None:
+                lists.add(tokens, cosines, self._covered)
+        return None
+
+    def _first_win(self, cosines: Tensor, weight: Floats, values: NDArray[np.float64], places: Indices) -> int | None:
+        """The first pick that one of these candidates, with cosines (M, N), may have won."""
+        rows, known = np.arange(len(weight)), np.zeros(len(weight), dtype=np.int64)
+        bounds = self._sum_gains(cosines, 0) * weight
+        while True:
+            # Values of picks fall, so that the highest bound is the first to exceed one.
+            limit = bounds.max() * (1 + CLEARLY)
+            first = int(np.searchsorted(-values, -limit))
+            if first == len(values):
+                return None
+            place = int(places[np.searchsorted(places, first, side="right") - 1])
+            rows = np.flatnonzero(bounds * (1 + CLEARLY) >= 0.9 * values[first])
+            if known[bounds.argmax()] == place:
+                return first
+            some = cosines if 2 * len(rows) > len(weight) else cosines[torch.from_numpy(rows)]
+            rows = np.arange(len(weight)) if some is cosines else rows
+            bounds[rows] = self._sum_gains(some, place) * weight[rows]
+            known[rows] = place
+
+    def _sum_gains(self, cosines: Tensor, picks: int) -> NDArray[np.float64]:
+        covered = self._snapshots[picks]
+        gains = torch.zeros(len(cosines), dtype=torch.float64, device="cpu")
+        added = cosines.new_empty(len(cosines), COLUMNS)
+        for some in range(0, len(covered), COLUMNS):
+            part = cosines[:, some : some + COLUMNS]
+            out = added[:, : part.shape[1]]
+            gains += torch.sub(part, covered[some : some + COLUMNS], out=out).clamp_(min=0).sum(1)
+        return gains.numpy()
+
+    # Lists
+
+    def _list_members(self, lists: _ListBuilder) -> bool:
+        """List the pairs of the members too; whether all pairs had room."""
+        for start in range(0, len(self._members), VERIFIED):
+            part = self._member_features[start : start + VERIFIED]
+            if not lists.overflows:
+                lists.add(self._members[start : start + VERIFIED], part @ self._unit.T, self._covered)
+        return not lists.overflows
+
+    def _pick_by_lists(self, lists: _ListBuilder) -> Indices:
+        """All picks: only pairs that are listed can still change a gain."""
+        covered: Floats = self._covered.numpy()
+        by_candidate, by_token, gains = lists.build(self._covered)
+        made = len(self._picks)
+        picks = np.array(self._picks + [-1] * (self._count - made), dtype=np.int64)
+        closed = np.zeros(len(gains), dtype=bool)
+        closed[picks[:made]] = True
+        values = gains.astype(np.float32) * self._weight
+        values[closed] = -np.inf
+        for step in range(made, self._count):
+            picks[step] = pick = int(values.argmax())
+            closed[pick], values[pick] = True, -np.inf
+            raised, after = by_candidate.of(pick)
+            higher = after > covered[raised]
+            raised, after = raised[higher], after[higher]
+            before = covered[raised]
+            covered[raised] = after
+            others, cosines, length = by_token.of_all(raised)
+            low = np.repeat(before, length).astype(np.float64)
+            lost = np.minimum(cosines, np.repeat(after, length)) - low
+            changed = (lost > 0) & ~closed[others]
+            others = others[changed]
+            np.subtract.at(gains, others, lost[changed])
+            values[others] = np.maximum(gains[others], 0).astype(np.float32) * self._weight[others]
+        return picks

@@ -36,8 +36,9 @@ LIST_LENGTH = 1.5  # entries for each token on average, by the number of its fea
 MIN_WIDTH = 256
 PROBES = 128  # tokens by which the length of the lists is estimated, every PROBE_STEP picks
 PROBE_STEP = 8
-ROWS, COLUMNS = 256, 1024  # of a block of cosines that stays in the processor's cache
-VERIFIED = 64  # candidates that are compared with all tokens at a time
+ROWS, COLUMNS = 128, 1024  # of a block of cosines that stays in the processor's cache
+VERIFIED = 64  # candidates that are compared with all tokens once more, if that did not rule them out
+CHECK_MARGIN = 1.08  # by so much a gain may fall more slowly than those of the picks, from one checkpoint to the next
 SORTED = 2**20  # entries of the lists that are sorted at a time
 # Two ways to sum up the same gain differ by so much of what was added and taken away. What is closer than that is
 # computed anew, in one way, so that equal gains tie.
@@ -86,23 +87,21 @@ class _ListBuilder:
         self._size = 0
         self.overflows = False
 
-    def add(self, tokens: Indices, cosines: Tensor, covered: Tensor) -> None:
-        """Add candidates (M,) by their cosines (M, N) and the coverage (N,), unless there is no room."""
-        if self.overflows:
+    def add(self, tokens: Indices, blocks: list[tuple[Indices, NDArray[np.int32], Floats]]) -> None:
+        """Add the pairs of candidates (M,), in blocks of `_find_pairs`, unless there is no room."""
+        length = np.sum([lengths for lengths, _, _ in blocks], axis=0)
+        stop = self._size + int(length.sum())
+        if self.overflows or stop > len(self._lists.other):
+            self.overflows = True
             return
-        lists, length = self._lists, np.zeros(len(tokens), dtype=np.int64)
-        for row, one in enumerate(cosines):
-            other = np.flatnonzero((one > covered).numpy())
-            stop = self._size + len(other)
-            if stop > len(lists.other):
-                self.overflows = True
-                return
-            lists.other[self._size : stop] = other
-            lists.cosine[self._size : stop] = snap_near_one(one[torch.from_numpy(other)]).numpy()
-            lists.start[tokens[row]], length[row] = self._size, len(other)
-            self._size = stop
-        lists.length[tokens] = length
+        self._lists.start[tokens] = free = self._size + length.cumsum() - length
+        self._lists.length[tokens] = length
+        for lengths, other, cosine in blocks:
+            place = np.repeat(free - (lengths.cumsum() - lengths), lengths) + np.arange(len(other))
+            self._lists.other[place], self._lists.cosine[place] = other, cosine
+            free += lengths
         self._order.append(tokens)
+        self._size = stop
 
     def build(self, covered: Tensor) -> tuple[_Lists, _Lists, NDArray[np.float64]]:
         """The pairs by candidate and by token, and the gains (N,) of all candidates."""
@@ -128,6 +127,19 @@ class _ListBuilder:
             by_token.other[place], by_token.cosine[place] = owner[order], cosine[order]
             free += number
         return given, by_token, gains
+
+
+def _find_pairs(cosines: Tensor, covered: Tensor, start: int) -> tuple[Indices, NDArray[np.int32], Floats]:
+    """Where candidates (M, C) are more similar to tokens from `start` on than these are covered (C,).
+
+    Returns:
+        How many such tokens each candidate has; candidate by candidate, the tokens and their cosines.
+    """
+    flat = np.flatnonzero((cosines > covered).numpy())
+    firsts = np.arange(len(cosines)) * len(covered)
+    lengths = np.diff(np.append(np.searchsorted(flat, firsts), len(flat)))
+    other = (flat + np.repeat(start - firsts, lengths)).astype(np.int32)
+    return lengths, other, snap_near_one(cosines.view(-1)[torch.from_numpy(flat)]).numpy()
 
 
 def sparse_coverage(features: TokenFeatures, weight: Tensor, count: int) -> Tensor:
@@ -286,55 +298,96 @@ class _SparseCoverage:
         Returns:
             If somebody would: how many members there have to be at least, and how many picks are right.
         """
-        values = np.minimum.accumulate(self._values)  # falling but for rounding
-        places = np.array(list(self._snapshots))
-        for start in range(len(self._members), len(self._order), VERIFIED):
-            tokens = self._order[start : start + VERIFIED]
-            cosines = self._unit[torch.from_numpy(tokens)] @ self._unit.T
-            wrong = self._first_win(cosines, self._weight[tokens], values, places)
-            if wrong is not None:
-                return start + VERIFIED, wrong
-            if lists is not None:
-                lists.add(tokens, cosines, self._covered)
+        values: NDArray[np.float64] = np.minimum.accumulate(self._values)  # falling but for rounding
+        unclear = np.empty(0, dtype=np.int64)
+        for start in range(len(self._members), len(self._order), ROWS):
+            tokens = self._order[start : start + ROWS]
+            features, weight = self._unit[torch.from_numpy(tokens)], self._weight[tokens]
+            places = self._checkpoints(values, float(self._promise[tokens[0]]))
+            bounds = self._gains_at(features, places, None if lists is None else (lists, tokens)) * weight
+            # A bound holds until the next is known, and values fall.
+            lowest = values[np.append(places[1:], len(values)) - 1]
+            unclear = np.append(unclear, tokens[(bounds * (1 + CLEARLY) >= lowest[:, None]).any(0)])
+            last = start + ROWS >= len(self._order)
+            while len(unclear) >= (1 if last else VERIFIED):
+                some, unclear = unclear[:VERIFIED], unclear[VERIFIED:]
+                wrong = self._first_win(self._unit[torch.from_numpy(some)], self._weight[some], values)
+                if wrong is not None:
+                    return start + ROWS, wrong
         return None
 
-    def _first_win(self, cosines: Tensor, weight: Floats, values: NDArray[np.float64], places: Indices) -> int | None:
-        """The first pick that one of these candidates, with cosines (M, N), may have won."""
-        rows, known = np.arange(len(weight)), np.zeros(len(weight), dtype=np.int64)
+    def _checkpoints(self, values: NDArray[np.float64], promise: float) -> Indices:
+        """The picks before which to sum up the gains of candidates of this promise: to rule them out, probably."""
+        share = CHECK_MARGIN * promise / self._promise[self._order[0]]
+        known = np.array(list(self._snapshots))
+        places = [0]
+        while True:
+            following = np.searchsorted(-values, -share * values[places[-1]])
+            later = known[(known > places[-1]) & (known < len(values))]
+            if following >= len(values) or len(later) == 0:
+                return np.array(places)
+            places.append(int(later[max(int(np.searchsorted(later, following, side="right")) - 1, 0)]))
+
+    def _gains_at(
+        self, features: Tensor, places: Indices, listed: tuple[_ListBuilder, Indices] | None
+    ) -> NDArray[np.float64]:
+        """(P, M): the gains of candidates (M, d) before each of some picks; lists their pairs on the way."""
+        covered = [self._snapshots[place] for place in places]
+        totals = torch.zeros(len(places), len(features), dtype=torch.float64, device="cpu")
+        both = features.new_empty(2, len(features) * COLUMNS)
+        blocks = []
+        for some in range(0, len(self._unit), COLUMNS):
+            tokens = self._unit[some : some + COLUMNS]
+            cosines, higher = (one[: len(features) * len(tokens)].view(-1, len(tokens)) for one in both)
+            torch.mm(features, tokens.T, out=cosines)
+            for known, total in zip(covered, totals, strict=True):
+                torch.maximum(cosines, known[some : some + COLUMNS], out=higher)
+                total += higher.sum(1)
+            if listed is not None and not listed[0].overflows:
+                blocks.append(_find_pairs(cosines, self._covered[some : some + COLUMNS], some))
+        if listed is not None:
+            listed[0].add(listed[1], blocks)
+        without: list[float] = [float(known.sum(dtype=torch.float64)) for known in covered]
+        return totals.numpy() - np.array(without)[:, None]
+
+    def _first_win(self, features: Tensor, weight: Floats, values: NDArray[np.float64]) -> int | None:
+        """The first pick that one of these candidates (M, d) may have won."""
+        cosines, known = features @ self._unit.T, np.zeros(len(weight), dtype=np.int64)
+        places = np.array(list(self._snapshots))
         bounds = self._sum_gains(cosines, 0) * weight
         while True:
             # Values of picks fall, so that the highest bound is the first to exceed one.
-            limit = bounds.max() * (1 + CLEARLY)
-            first = int(np.searchsorted(-values, -limit))
+            best = int(bounds.argmax())
+            first = int(np.searchsorted(-values, -bounds[best] * (1 + CLEARLY)))
             if first == len(values):
                 return None
             place = int(places[np.searchsorted(places, first, side="right") - 1])
-            rows = np.flatnonzero(bounds * (1 + CLEARLY) >= 0.9 * values[first])
-            if known[bounds.argmax()] == place:
+            if known[best] == place:
                 return first
-            some = cosines if 2 * len(rows) > len(weight) else cosines[torch.from_numpy(rows)]
-            rows = np.arange(len(weight)) if some is cosines else rows
+            rows = np.flatnonzero(bounds * (1 + CLEARLY) >= 0.9 * values[first])
+            if 2 * len(rows) > len(weight):
+                rows = np.arange(len(weight))
+            some = cosines if len(rows) == len(weight) else cosines[torch.from_numpy(rows)]
             bounds[rows] = self._sum_gains(some, place) * weight[rows]
             known[rows] = place
 
     def _sum_gains(self, cosines: Tensor, picks: int) -> NDArray[np.float64]:
+        """(M,): the gains of candidates before a pick, by their cosines (M, N)."""
         covered = self._snapshots[picks]
         gains = torch.zeros(len(cosines), dtype=torch.float64, device="cpu")
-        added = cosines.new_empty(len(cosines), COLUMNS)
         for some in range(0, len(covered), COLUMNS):
-            part = cosines[:, some : some + COLUMNS]
-            out = added[:, : part.shape[1]]
-            gains += torch.sub(part, covered[some : some + COLUMNS], out=out).clamp_(min=0).sum(1)
+            gains += (cosines[:, some : some + COLUMNS] - covered[some : some + COLUMNS]).clamp_(min=0).sum(1)
         return gains.numpy()
 
     # Lists
 
     def _list_members(self, lists: _ListBuilder) -> bool:
         """List the pairs of the members too; whether all pairs had room."""
-        for start in range(0, len(self._members), VERIFIED):
-            part = self._member_features[start : start + VERIFIED]
+        none = np.empty(0, dtype=np.int64)
+        for start in range(0, len(self._members), ROWS):
             if not lists.overflows:
-                lists.add(self._members[start : start + VERIFIED], part @ self._unit.T, self._covered)
+                part = self._member_features[start : start + ROWS]
+                self._gains_at(part, none, (lists, self._members[start : start + ROWS]))
         return not lists.overflows
 
     def _pick_by_lists(self, lists: _ListBuilder) -> Indices:

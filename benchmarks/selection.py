@@ -227,27 +227,41 @@ def products(names: list[str], tokens: list[int]) -> Table:
     return table
 
 
-def growth(names: list[str], tokens: list[int]) -> Table:
+def growth(names: list[str], tokens: list[int], like: str, busy: bool) -> Table:
     """Each case in a process of its own, as peak memory never falls."""
-    table = Table("N", "K", "selector", "seconds", "peak MiB over the features")
+    table = Table("N", "K", "selector", "seconds", "times the GEMM", "peak MiB over the features")
     for n, k in GROWTH:
         for name in names:
             if not tokens or n in tokens:
-                command = [sys.executable, __file__, "--one", name, str(n), str(k)]
+                command = [sys.executable, __file__, "--one", name, str(n), str(k), "--like", like]
+                command += ["--busy"] if busy else []
                 cells = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
                 table.add_row(str(n), str(k), name, *cells)
     return table
 
 
-def one(name: str, n: int, k: int) -> None:
+def one(name: str, n: int, k: int, like: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(1, n, GROWTH_WIDTH, generator=generator), torch.rand(1, n, generator=generator)
+    x = features(like, 1, n, GROWTH_WIDTH, generator)
+    w = torch.rand(1, n, generator=generator)
     runs(name, x[:, :300], w[:, :300], 30)[1]()  # libraries load
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    product = gemm_seconds(x[0])
+    start = clock()
     runs(name, x, w, k)[1]()
-    seconds = time.perf_counter() - start
-    print(f"{seconds:.2f} {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
+    seconds = clock() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    product = (product + gemm_seconds(x[0])) / 2  # one before and one after it, as other work comes and goes
+    print(f"{seconds:.2f} {seconds / product:.2f} {(peak - before) / 1024:.0f}")
+
+
+def gemm_seconds(unit: Tensor) -> float:
+    """The seconds of the product of all with all, by that of a part with all, in blocks that fit into memory."""
+    rows = unit[:2048].split(256)
+    start = clock()
+    for part in rows:
+        part @ unit.T
+    return (clock() - start) * len(unit) / min(2048, len(unit))
 
 
 def main() -> None:
@@ -268,7 +282,7 @@ def main() -> None:
         global clock
         clock = time.thread_time
     if options.one:
-        one(options.one[0], int(options.one[1]), int(options.one[2]))
+        one(options.one[0], int(options.one[1]), int(options.one[2]), options.like)
         return
     console = Console(width=120)
     console.print(
@@ -277,7 +291,7 @@ def main() -> None:
     if options.count:
         console.print(products(options.select, options.tokens))
     elif options.growth:
-        console.print(growth(options.select, options.tokens))
+        console.print(growth(options.select, options.tokens, options.like, options.busy))
     else:
         console.print(speed(options.device, options.repeats, options.select, options.tokens, options.like))
 

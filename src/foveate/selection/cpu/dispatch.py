@@ -64,7 +64,8 @@ def select_coverage(batch: TokenBatch, weight: Tensor) -> Tensor:
     width = len(features)
     cosines = features.pairwise_cosines()[0] if width <= similarity.DENSE_LIMIT else None
     picks = coverage.lazy_coverage(features, cosines, weight[0], batch.steps)
-    return mask_from_picks(batch, features, picks, weight[0] if width > coverage.DENSE else None)
+    in_order = width <= coverage.DENSE and cosines is not None
+    return mask_from_picks(batch, features, picks, None if in_order else weight[0])
 
 
 def image_features(batch: TokenBatch) -> TokenFeatures:

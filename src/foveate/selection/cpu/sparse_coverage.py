@@ -170,9 +170,10 @@ class _SparseCoverage:
         self._snapshots = {0: self._covered.clone()}  # the coverage before a pick, by the number of picks
         self._picks: list[int] = []
         self._values: list[float] = []  # of each pick when it was made
-        self._least = 0  # so many picks are made before lists are tried
+        self._least = 1  # so many picks are made before lists are tried
         self._order = self._by_promise()
-        self._follow(self._first_members())
+        self._members = self._order[:0]
+        self._follow(self._enlarge(self._first_members()))
 
     def run(self) -> Indices:
         while True:
@@ -194,7 +195,9 @@ class _SparseCoverage:
 
     def _by_promise(self) -> Indices:
         """All tokens, those first that would cover a sample of the tokens best."""
-        some = torch.linspace(0, len(self._unit) - 1, min(SAMPLE, len(self._unit)), dtype=torch.float64, device="cpu").long()
+        some = torch.linspace(
+            0, len(self._unit) - 1, min(SAMPLE, len(self._unit)), dtype=torch.float64, device="cpu"
+        ).long()
         sample = self._unit[some]
         gains = torch.cat([(part @ sample.T).clamp_(min=0).sum(1) for part in self._unit.split(ROWS)])
         self._promise: Floats = gains.numpy() * self._weight
@@ -206,8 +209,6 @@ class _SparseCoverage:
 
     def _follow(self, size: int) -> None:
         """Make the first `size` of all tokens by promise the members."""
-        if size > MOST_MEMBERS * len(self._order):
-            size = len(self._order)
         self._members = np.sort(self._order[:size])
         self._member_features = self._unit[torch.from_numpy(self._members)]
         self._member_weight = self._weight[self._members]
@@ -217,12 +218,12 @@ class _SparseCoverage:
         self._is_open = ~np.isin(self._members, self._picks)
 
     def _return_to(self, size: int, picks: int) -> None:
-        """Undo all but so many picks, and go on with at least `size` members."""
+        """Undo all but so many picks, and go on with `size` members."""
         picks = max(known for known in self._snapshots if known <= picks)
         self._covered = self._snapshots[picks].clone()
         self._snapshots = {known: c for known, c in self._snapshots.items() if known <= picks}
         del self._picks[picks:], self._values[picks:]
-        self._follow(max(size, 2 * len(self._members)))
+        self._follow(size)
 
     def _pick_among_members(self) -> None:
         """Pick until all are picked, or until the lists are short enough."""
@@ -296,25 +297,35 @@ class _SparseCoverage:
         """Check that nobody else would have won, and list the pairs of those checked.
 
         Returns:
-            If somebody would: how many members there have to be at least, and how many picks are right.
+            If somebody would: how many members there have to be, and how many picks are right whoever of them is one.
         """
         values: NDArray[np.float64] = np.minimum.accumulate(self._values)  # falling but for rounding
+        start, stop, is_wrong = len(self._members), len(self._order), False
         unclear = np.empty(0, dtype=np.int64)
-        for start in range(len(self._members), len(self._order), ROWS):
+        while start < stop and len(values):
             tokens = self._order[start : start + ROWS]
-            features, weight = self._unit[torch.from_numpy(tokens)], self._weight[tokens]
+            start += len(tokens)
             places = self._checkpoints(values, float(self._promise[tokens[0]]))
-            bounds = self._gains_at(features, places, None if lists is None else (lists, tokens)) * weight
+            features = self._unit[torch.from_numpy(tokens)]
+            bounds = self._gains_at(features, places, None if lists is None else (lists, tokens)) * self._weight[tokens]
             # A bound holds until the next is known, and values fall.
             lowest = values[np.append(places[1:], len(values)) - 1]
             unclear = np.append(unclear, tokens[(bounds * (1 + CLEARLY) >= lowest[:, None]).any(0)])
-            last = start + ROWS >= len(self._order)
-            while len(unclear) >= (1 if last else VERIFIED):
-                some, unclear = unclear[:VERIFIED], unclear[VERIFIED:]
-                wrong = self._first_win(self._unit[torch.from_numpy(some)], self._weight[some], values)
-                if wrong is not None:
-                    return start + ROWS, wrong
-        return None
+            if len(unclear) < VERIFIED and start < stop:
+                continue
+            for some in range(0, len(unclear), VERIFIED):
+                right = self._right_picks(unclear[some : some + VERIFIED], values)
+                if right < len(values):
+                    # Who becomes a member without having been checked is checked now.
+                    stop = stop if is_wrong else self._enlarge(start)
+                    values, lists, is_wrong = values[:right], None, True
+            unclear = unclear[:0]
+        return (stop, len(values)) if is_wrong else None
+
+    def _enlarge(self, size: int) -> int:
+        """How many members there are to be next if these, in the order of promise, have to be."""
+        size = max(size, 2 * len(self._members))
+        return len(self._order) if size > MOST_MEMBERS * len(self._order) else size
 
     def _checkpoints(self, values: NDArray[np.float64], promise: float) -> Indices:
         """The picks before which to sum up the gains of candidates of this promise: to rule them out, probably."""
@@ -350,19 +361,17 @@ class _SparseCoverage:
         without: list[float] = [float(known.sum(dtype=torch.float64)) for known in covered]
         return totals.numpy() - np.array(without)[:, None]
 
-    def _first_win(self, features: Tensor, weight: Floats, values: NDArray[np.float64]) -> int | None:
-        """The first pick that one of these candidates (M, d) may have won."""
-        cosines, known = features @ self._unit.T, np.zeros(len(weight), dtype=np.int64)
-        places = np.array(list(self._snapshots))
+    def _right_picks(self, tokens: Indices, values: NDArray[np.float64]) -> int:
+        """How many picks come before the first that one of these candidates (M,) may have won."""
+        weight, places = self._weight[tokens], np.array(list(self._snapshots))
+        cosines, known = self._unit[torch.from_numpy(tokens)] @ self._unit.T, np.zeros(len(tokens), dtype=np.int64)
         bounds = self._sum_gains(cosines, 0) * weight
-        while True:
+        while len(values):
             # Values of picks fall, so that the highest bound is the first to exceed one.
             best = int(bounds.argmax())
             first = int(np.searchsorted(-values, -bounds[best] * (1 + CLEARLY)))
-            if first == len(values):
-                return None
             place = int(places[np.searchsorted(places, first, side="right") - 1])
-            if known[best] == place:
+            if first == len(values) or known[best] == place:
                 return first
             rows = np.flatnonzero(bounds * (1 + CLEARLY) >= 0.9 * values[first])
             if 2 * len(rows) > len(weight):
@@ -370,6 +379,7 @@ class _SparseCoverage:
             some = cosines if len(rows) == len(weight) else cosines[torch.from_numpy(rows)]
             bounds[rows] = self._sum_gains(some, place) * weight[rows]
             known[rows] = place
+        return 0
 
     def _sum_gains(self, cosines: Tensor, picks: int) -> NDArray[np.float64]:
         """(M,): the gains of candidates before a pick, by their cosines (M, N)."""

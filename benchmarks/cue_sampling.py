@@ -6,18 +6,23 @@ have a bias in common, as trained projections have. Beside it stands the tower's
 with windows and 4 without, of which one of either kind is measured with random weights. On a CPU all is measured on one
 core, by the time that it worked.
 
-Usage: PYTHONPATH=src python benchmarks/cue_sampling.py [--tokens 256 1296] [--device cuda]
+With `--prefill` the cue is measured instead as the 0.54 B model of benchmarks/prefill.py reads it (10 heads of 64
+numbers), as a share of the prefill of its language model with 25 % and 10 % of the tokens, in turns.
+
+Usage: PYTHONPATH=src python benchmarks/cue_sampling.py [--tokens 256 1296] [--device cuda] [--prefill]
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from random_models import TEXT, build
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -34,9 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1296])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prefill", action="store_true", help="beside the pruned prefill of the 0.54 B model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for tokens in arguments.tokens:
+    for tokens in arguments.tokens if arguments.prefill else ():
+        beside_prefill(tokens, torch.device(arguments.device))
+    for tokens in () if arguments.prefill else arguments.tokens:
         measure(tokens, torch.device(arguments.device))
 
 
@@ -70,6 +78,34 @@ def measure(tokens: int, device: torch.device) -> None:
                 shared.append(f"{len(best[0] & best[1]) / count:.1%}")
         table.add_row(str(most or f"all {patches}"), f"{elapsed * 1e3:.0f}", f"{elapsed / tower:.1%}", *shared)
     console.print(table)
+
+
+@torch.no_grad()
+def beside_prefill(tokens: int, device: torch.device, rounds: int = 3) -> None:
+    """The cue of one image of so many tokens beside the prefill with a part of them; medians."""
+    model = build("qwen2.5-vl-0.5b", str(device), torch.float32)
+    vision, width = model.config.vision_config, model.config.text_config.hidden_size
+    shape = (1, vision.num_heads, 4 * tokens, vision.hidden_size // vision.num_heads)
+    query, key = torch.randn(2, *shape, device=device)
+    parts = (0.25, 0.1)
+    prompts = [torch.randn(1, TEXT + int(part * tokens), width, device=device) for part in parts]
+    queries = (1024, None)
+    runs: list[Callable[[], Any]] = [
+        *(functools.partial(attention_received, query, key, shape[-1] ** -0.5, most) for most in queries),
+        *(functools.partial(model.model.language_model, inputs_embeds=prompt) for prompt in prompts),
+    ]
+    seconds: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds):
+        for place in range(len(runs))[:: -1 if turn % 2 else 1]:
+            seconds[place].append(timed(runs[place], device)[0])
+    times = [statistics.median(some) for some in seconds]
+    prefills = times[len(queries) :]
+    columns = [f"of the prefill at {part:.0%} ({spent:.2f} s)" for part, spent in zip(parts, prefills, strict=True)]
+    table = Table("queries", "ms", *columns)
+    for most, elapsed in zip(queries, times, strict=False):
+        shares = [f"{elapsed / prefill:.1%}" for prefill in prefills]
+        table.add_row(str(most or f"all {4 * tokens}"), f"{elapsed * 1e3:.0f}", *shares)
+    Console().print(table)
 
 
 def tower_seconds(patches: int, device: torch.device) -> float:

@@ -10,6 +10,7 @@ from foveate.errors import MethodError
 from foveate.importance import (
     AttentionPrior,
     LearnedScorer,
+    attention,
     attention_received,
     attention_row,
     default_prior_path,
@@ -64,6 +65,23 @@ def test_attention_equals_explicit_softmax():
     logits = query[:, :, -1:] @ key.repeat_interleave(2, 1).mT * 0.3
     want = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).mean(1)[:, 0]
     torch.testing.assert_close(attention_row(query[:, :, -1], key, 0.3, visible), want)
+
+
+@pytest.mark.parametrize("most", [None, 20])
+def test_attention_received_in_blocks_equals_explicit_softmax(monkeypatch, most):
+    monkeypatch.setattr(attention, "_COLUMNS", 16)
+    monkeypatch.setattr(attention, "_ROWS", 8)
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 61, 8, generator=generator), torch.randn(2, 2, 61, 8, generator=generator)
+    key[0, 0, 40] *= 300  # a block so far ahead that nothing is left of the others
+    some = slice(None) if most is None else torch.linspace(0, 60, most).round().long()
+    logits = query[:, :, some].double() @ key.double().repeat_interleave(2, 1).mT * 0.3
+    received = attention_received(query, key, 0.3, most)
+    torch.testing.assert_close(received, logits.softmax(-1).mean((1, 2)).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(received.sum(1), torch.ones(2))
+    coarse = attention_received(query.bfloat16(), key.bfloat16(), 0.3, most)
+    assert coarse.dtype == torch.float32
+    assert coarse.equal(attention_received(query.bfloat16().float(), key.bfloat16().float(), 0.3, most))
 
 
 def test_prior_round_trip_and_lookup(tmp_path, monkeypatch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..devices import find_kernels, full_precision
 
 _VALUES = 2**25  # attention values that exist at a time on a GPU
+_ROWS, _COLUMNS = 256, 512  # of a block of attention values that stays in a CPU's cache
 
 
 def _group_heads(query: Tensor, kv_heads: int) -> Tensor:
@@ -98,8 +101,9 @@ def attention_received(
         key: (B, Hkv, L, hd), H a multiple of Hkv.
         scaling: factor on the logits.
         most: average over at most this many queries, evenly spread over the sequence; over all when None.
-        chunk: queries handled at a time; no more than H x chunk x L attention values ever exist. None: on a CPU 64, so
-            that they stay in the processor's cache, on a GPU so many that there are about 2^25 values (128 MiB).
+        chunk: queries handled at a time. None: on a CPU 64, or 256 of one head where there are more than 512 keys, so
+            that a block of values stays in the processor's cache; on a GPU so many that there are about 2^25 values
+            (128 MiB).
 
     Returns:
         (B, L) float32, each row summing to 1.
@@ -107,13 +111,47 @@ def attention_received(
     if most is not None and most < query.shape[2]:
         spread = torch.linspace(0, query.shape[2] - 1, most, dtype=torch.float32, device=query.device).round().long()
         query = query[:, :, spread]
+    heads, queries = query.shape[1:3]
+    if query.is_cpu and key.shape[2] > _COLUMNS:
+        of_key = torch.arange(heads, device="cpu") // (heads // key.shape[1])
+        total = key.new_zeros(len(key), key.shape[2], dtype=torch.float32)
+        for image, row in enumerate(total):
+            for some, keys in zip(query[image], key[image, of_key], strict=True):
+                row += _received_of_head(some, keys, scaling, chunk or _ROWS)
+        return total / (heads * queries)
     grouped, keys = _group_heads(query, key.shape[1]) * scaling, key.float().mT
     if chunk is None:
-        chunk = max(1, _VALUES // (query.shape[1] * key.shape[2])) if key.is_cuda else 64
+        chunk = max(1, _VALUES // (heads * key.shape[2])) if key.is_cuda else 64
     total = grouped.new_zeros(*key.shape[:2], 1, key.shape[2])
     for part in grouped.split(chunk, dim=3):
         logits = part.flatten(2, 3) @ keys
         logits -= logits.amax(-1, keepdim=True)
         weights = logits.exp_()
         total += weights.sum(-1).reciprocal()[:, :, None] @ weights  # each query's weights sum to 1
-    return total.sum((1, 2)) / (query.shape[1] * query.shape[2])
+    return total.sum((1, 2)) / (heads * queries)
+
+
+def _received_of_head(query: Tensor, key: Tensor, scaling: float, rows: int) -> Tensor:
+    """(L,) float32: attention that the keys (L, hd) of one head receive of all queries (Lq, hd), on a CPU.
+
+    Blocks of logits are finished while they are in the processor's cache, each with the highest logit of its own, so
+    that a product is never computed twice. How much a block counts is known when all blocks of a query are.
+    """
+    # Powers of 2 are much faster than those of e, and as exact.
+    query, key = query.float() * (scaling * math.log2(math.e)), key.float()
+    total = key.new_zeros(len(key))
+    parts = total.split(_COLUMNS)
+    whole = query.new_empty(min(rows, len(query)) * len(key))
+    for some in query.split(rows):
+        blocks = [part.view(len(some), -1) for part in whole[: len(some) * len(key)].split(len(some) * _COLUMNS)]
+        highest, sums = query.new_empty(2, len(blocks), len(some))
+        for block, keys, most, summed in zip(blocks, key.split(_COLUMNS), highest, sums, strict=True):
+            torch.mm(some, keys.T, out=block)
+            torch.amax(block, 1, out=most)
+            block.sub_(most[:, None]).exp2_()
+            torch.sum(block, 1, out=summed)
+        share = (highest - highest.amax(0)).exp2_()
+        share /= (share * sums).sum(0)
+        for part, block, weight in zip(parts, blocks, share, strict=True):
+            part.addmv_(block.T, weight)
+    return total

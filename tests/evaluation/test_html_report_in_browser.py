@@ -222,3 +222,21 @@ def test_hostile_texts_do_nothing_and_are_shown_as_they_are(browser: Any, tmp_pa
     assert set(shown[: len(HOSTILE)]) == set(HOSTILE)
     assert reader.page.evaluate("window.hacked") is None and reader.page.locator("img").count() == 0
     reader.close()
+
+
+def test_frames_of_a_clip_show_what_is_kept_of_each(browser: Any, tmp_path: Path) -> None:
+    results, grid = made(), Grid(2, 2, frames=2)
+    mask = pack_mask(grid, torch.tensor([True, False, False, False, True, True, False, False]))
+    kept = {"idpruner@5%": [(mask,)] * len(results.samples)}
+    frames = tuple(Image.new("RGB", (20, 20), (40 * n, 0, 0)) for n in range(4))
+    clips = [Sample(one["id"], "q", ("a",), frames, video=True) for one in results.samples]
+    path = tmp_path / "report.html"
+    path.write_text(build_html(Report(dataclasses.replace(results, kept=kept)), clips), encoding="utf-8")
+    reader = Reader(browser, path)
+    card = reader.page.locator(".card").first
+    assert card.locator("[data-run]").inner_text() == "idpruner, 5%: 3 of 8 tokens"
+    dropped = [veil.get_attribute("d").count("M") for veil in card.locator(".veil").all()]
+    assert dropped == [3, 3, 2, 2] and card.locator("img").count() == 4
+    card.get_by_role("button", name="divprune, 25%:").click()
+    assert card.locator("[data-run]").inner_text() == "divprune, 25%: kept tokens not recorded"
+    reader.close()

@@ -28,7 +28,8 @@ function drawMask({ rows, columns, bits }, frame) {
       if (!kept(row, column + 1)) edges += `M${column + 1} ${row}v1`;
     }
   }
-  return shape("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+  const thick = Math.min(4, Math.max(1.8, 320 / columns / 5));
+  return shape("svg", { style: `--thick:${thick.toFixed(1)}px`, viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     shape("path", { class: "veil", d: veil, "shape-rendering": "crispEdges" }),
     shape("path", { class: "edge-dark", d: edges }), shape("path", { class: "edge-light", d: edges }));
 }
@@ -167,6 +168,7 @@ function setUpQuestions(summary, state) {
   function drawPictures(box, sample, place, run) {
     const known = run >= 0 ? maskOf(run, place).map(unpackMask) : [];
     const one = known.length === 1 && sample.pictures.length > 1;  // a clip: several frames have one mask
+    box.classList.toggle("several", sample.pictures.length > 2);
     box.replaceChildren(...sample.pictures.map((number, n) => {
       const mask = one ? known[0] : known[n];
       const image = element("img", { src: byId(`picture-${number}`).textContent, loading: "lazy",

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 import foveate
+from foveate.models import adapter_of
 from foveate.runtime import timing
 from foveate.runtime.timing import Stopwatch
 
@@ -69,7 +70,10 @@ class Stages:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._watches: dict[str, list[Stopwatch]] = {}
+        tower = adapter_of(model).vision
         self._handles = [
+            tower.register_forward_pre_hook(lambda *_: self._start("tower")),
+            tower.register_forward_hook(lambda *_: self._stop("tower")),
             model.register_forward_pre_hook(lambda *_: self._start("encode", "whole")),
             model.model.language_model.register_forward_pre_hook(lambda *_: self._stop("encode")),
             model.register_forward_hook(lambda *_: self._stop("whole")),
@@ -91,7 +95,12 @@ class Stages:
             torch.cuda.synchronize()
         encode = self._watches["encode"][0].seconds
         whole, decode = (watch.seconds for watch in self._watches["whole"])
-        select = pruning.report().selection_seconds if pruning else 0.0
+        if not pruning:
+            return Times(encode, 0.0, whole - encode, decode)
+        report = pruning.report()
+        select = report.selection_seconds
+        # What is selected inside the encoder is in its time, too, but for that which the report tells.
+        encode -= max(0.0, self._watches["tower"][0].seconds - report.encoder_seconds)
         return Times(encode, select, whole - encode - select, decode)
 
     def remove(self) -> None:

@@ -20,8 +20,6 @@ import torch
 import ttft
 
 import foveate
-from foveate.models import adapter_of
-from foveate.runtime.timing import Stopwatch
 
 from .records import Journal, SkippedCase
 from .runner import Case
@@ -121,60 +119,31 @@ def _measure(
     every = [_PLAIN, *settings]
     seen: dict[str, list[_Seen]] = {one.name: [] for one in every}
     memory: dict[str, list[float]] = {one.name: [] for one in every}
-    stages, tower = ttft.Stages(model), _Tower(model)
+    stages = ttft.Stages(model)
     try:
         for turn in range(rounds + 1):  # the first one warms up
             for one in every:
                 with ttft.peak_memory(str(device), memory[one.name]), one.attach(model) as pruning:
-                    found = _answer(stages, tower, inputs, pruning, within=len(one.methods) > 1)
+                    found = _answer(stages, inputs, pruning)
                 if turn:
                     seen[one.name].append(found)
     finally:
         stages.remove()
-        tower.remove()
         gc.collect()
     plain = seen[_PLAIN.name]
     for one in every:
         _tell(journal, one, f"{name}, {tokens} tokens, batch {batch}", plain, seen[one.name], memory[one.name], batch)
 
 
-class _Tower:
-    """Times the vision tower, with what is selected inside it: hooked before whatever is attached later."""
-
-    def __init__(self, model: Any) -> None:
-        tower = adapter_of(model).vision
-        self._device, self._watch = model.device, Stopwatch(model.device)
-        self._handles = [
-            tower.register_forward_pre_hook(lambda *_: self._start()),
-            tower.register_forward_hook(lambda *_: self._watch.stop()),
-        ]
-
-    def _start(self) -> None:
-        self._watch = Stopwatch(self._device)
-        self._watch.start()
-
-    @property
-    def seconds(self) -> float:
-        """Of its last forward."""
-        return self._watch.seconds
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def _answer(stages: ttft.Stages, tower: _Tower, inputs: dict[str, torch.Tensor], pruning: Any, within: bool) -> _Seen:
+def _answer(stages: ttft.Stages, inputs: dict[str, torch.Tensor], pruning: Any) -> _Seen:
     times = stages.time(inputs, pruning)
     if not pruning:
         return _Seen(times.encode, 0.0, times.prefill, times.decode)
     report = pruning.report()
-    # What is selected inside the encoder is in the time of either: the report's own time of the encoder leaves it out.
-    twice = max(0.0, tower.seconds - report.encoder_seconds) if within else 0.0
     return _Seen(
-        times.encode - twice,
+        times.encode,
         times.select,
-        times.prefill + twice,
+        times.prefill,
         times.decode,
         report.text_flops_before / report.text_flops,
         report.vision_flops_before / report.vision_flops,

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
+import tiny_families
 import tiny_models as zoo_module
 from foveate import InEncoder, Where
 from foveate.methods import Method
 from foveate.models import adapter_of
 from foveate.tokens import Cue, Selection, VisualTokens
+from models.test_glm4v import clip
 from runtime.helpers import TEXTS, gap, generate, logits, pair, single
 from tiny_models import Zoo, picture
 
@@ -316,12 +318,33 @@ def test_pixels_first_then_blocks_then_layers(qwen: Zoo) -> None:
         logits(qwen, inputs)
 
 
-def test_frames_images_and_clips_of_one_prompt(windows: Zoo) -> None:
-    inputs = clips(windows)
-    with foveate.prune(windows.model, InEncoder("divprune", 2), keep=5, scope="frame") as pruning:
+def test_an_image_and_a_clip_of_one_prompt(windows: Zoo) -> None:
+    """Each is a pass of its own, of which one may lose nothing; frames have budgets of their own where they shall."""
+    image, clip = single(windows), clips(windows)
+    both = {name: torch.cat([image[name], clip[name]], 1) for name in ("input_ids", "attention_mask")}
+    both["mm_token_type_ids"] = torch.cat([image["mm_token_type_ids"], clip["mm_token_type_ids"]], 1)
+    inputs = {**image, **clip, **both}
+    with foveate.prune(windows.model, [InEncoder("divprune", 2), "scope"], keep=[12, 0.25], scope="frame") as pruning:
         logits(windows, inputs)
+        shown, moving = pruning.report().images
+        assert len(shown.grid) == 12 and moving.kept.view(2, -1).sum(1).tolist() == [3, 3]
+    with foveate.prune(windows.model, InEncoder("divprune", 2), keep=5, scope="frame") as pruning:
+        generate(windows, inputs)
+        shown, moving = pruning.report().images
+    assert shown.tokens == 5 and moving.kept.view(2, -1).sum(1).tolist() == [5, 5]
+
+
+def test_clips_whose_frames_are_encoded_one_by_one() -> None:
+    """GLM-4V's: each frame keeps its share in the encoder, and behind it the clip is one image again."""
+    glm, spy = tiny_families.glm4v(), Spy(frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES}))
+    with foveate.prune(glm.model, [InEncoder("divprune", 1), spy], keep=[0.5, 0.25]) as pruning:
+        logits(glm, clip(glm))
         (image,) = pruning.report().images
-    assert image.kept.view(2, -1).sum(1).tolist() == [5, 5]
+    (tokens,) = spy.seen
+    assert tokens.valid.view(3, -1).sum(1).tolist() == [3, 3, 3] and image.tokens == 5
+    for cue in spy.asks:
+        values = tokens.cue(cue)[0].flatten(1) if tokens.cue(cue).ndim > 2 else tokens.cue(cue)[0][:, None]
+        assert torch.equal(values.any(1), tokens.valid[0])
 
 
 def test_shortened_inputs(windows: Zoo) -> None:

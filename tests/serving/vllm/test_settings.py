@@ -97,6 +97,7 @@ def test_a_pruning_configuration_is_the_settings_of_a_server(tmp_path: Path) -> 
         ({"method": ["divprune", "fastv"]}, {}, "by one method; give one"),
         ({"method": {"compose": ["divprune", "fastv"]}}, {}, "by one method; give one"),
         ({"method": {"name": "scope", "at_layer": 2}}, {}, "leave out at_layer"),
+        ({"method": {"name": "scope", "encoder_block": 2}}, {}, "leave out encoder_block"),
         ({"method": {"name": "scope", "alpa": 2}}, {}, "did you mean 'alpha'"),
         ({"hyperparameters": {"scope": {"alpa": 2}}}, {}, "did you mean 'alpha'"),
         ({"hyperparameters": {"scop": {"alpha": 2}}}, {}, "did you mean 'scope'"),

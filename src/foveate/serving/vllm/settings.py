@@ -13,7 +13,7 @@ from typing import Any
 from ...budget import AUTO_HELP, Budget, Conversation, Scope
 from ...config import PruningConfig, check_version, scope_of
 from ...errors import BudgetError, MethodError, RequestError, near_miss
-from ...methods.toolkit.settings import AT_LAYER, method_of, settings_of
+from ...methods.toolkit.settings import AT_LAYER, ENCODER_BLOCK, method_of, settings_of
 from ...models.adapter import MOST_QUERIES, check_queries
 from .request import PruneRequest
 
@@ -72,6 +72,11 @@ def _of_one_method(data: Mapping[str, Any]) -> dict[str, Any]:
         made = method_of(method)
         if AT_LAYER in method:
             raise RequestError(f"{made.name} prunes inside the LLM, which vLLM cannot do; leave out {AT_LAYER}.")
+        if ENCODER_BLOCK in method:
+            raise RequestError(
+                f"{made.name} prunes inside the vision encoder, behind which the plugin prunes; leave out "
+                f"{ENCODER_BLOCK}."
+            )
         own = settings_of(made.name, {key: value for key, value in method.items() if key != "name"})
         if own and made.name in hyperparameters:
             raise RequestError(f"hyperparameters of {made.name} are given twice; leave one of them out.")

@@ -10,9 +10,10 @@ from PIL import Image
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from foveate.data import load
+from foveate.data.limits import limit_pixels
 from foveate.data.prompts import Prompt
 from foveate.data.shipped import shipped_models
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, ModelError
 from foveate.evaluation.lmms_eval.arguments import read_choice
 from foveate.evaluation.lmms_eval.generation import GenerationOptions
 from foveate.evaluation.lmms_eval.transformers_engine import TransformersEngine
@@ -49,9 +50,13 @@ def prompts() -> list[Prompt]:
     ]
 
 
-def both(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[list[Any], list[Any]]:
+@pytest.fixture(autouse=True)
+def _small_engines_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_CPU_KVCACHE_SPACE", "1")):
         monkeypatch.setenv(name, value)
+
+
+def both(**given: Any) -> tuple[list[Any], list[Any]]:
     choice = read_choice(given)
     asked = prompts()
     engine = VllmEngine(str(shipped_models()[NAME]), choice, OPTIONS)
@@ -71,14 +76,33 @@ def both(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[list[Any], list
 
 
 @pytest.mark.parametrize("given", [{}, {"method": "idpruner", "keep": 0.25}, {"method": "downsample", "keep": 0.25}])
-def test_answers_and_tokens_are_those_of_transformers(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served, told = both(monkeypatch, **given)
+def test_answers_and_tokens_are_those_of_transformers(given: Any) -> None:
+    served, told = both(**given)
     assert [one.text for one in served] == [one.text for one in told]
     for name in ("visual_tokens", "visual_tokens_before", "average_visual_tokens"):
         assert [one.costs[name] for one in served] == pytest.approx([one.costs[name] for one in told]), name
     assert [one.prompt_tokens for one in served] == [one.prompt_tokens for one in told]
     assert [one.answer_tokens for one in served] == [one.answer_tokens for one in told]
     assert all(one.costs["first_token_seconds"] > 0 for one in served)
+
+
+def test_limits_of_pixels_are_those_of_transformers() -> None:
+    choice, asked, path = read_choice({"method": "divprune", "keep": 0.25}), prompts()[:2], str(shipped_models()[NAME])
+    with pytest.raises(ModelError, match="leave no size"):
+        VllmEngine(path, choice, OPTIONS, min_pixels=65536)
+    engine = VllmEngine(path, choice, OPTIONS, max_pixels=4096)
+    try:
+        served = engine.answer(asked, GREEDY)
+    finally:
+        engine.close()
+    session = load(NAME)
+    limit_pixels(session.processor, 4096)
+    own = TransformersEngine(session, choice)
+    told = [own.answer([prompt], GREEDY)[0] for prompt in asked]
+    own.close()
+    assert [one.text for one in served] == [one.text for one in told]
+    for one in (*served, *told):
+        assert (one.costs["visual_tokens_before"], one.costs["visual_tokens"]) == (64, 16)
 
 
 def test_unknown_arguments_are_refused_before_the_model_is_loaded() -> None:

@@ -7,6 +7,7 @@ import torch
 from foveate.selection import coverage, similarity
 from foveate.selection.batch import prepare_batch
 from foveate.selection.coverage import reference
+from foveate.selection.cpu import pair_lists
 from foveate.selection.cpu import sparse_coverage as sparse
 from selection.oracles import token_features
 
@@ -18,9 +19,10 @@ def counted(monkeypatch):
     """The blocked path in miniature; what it did, by name."""
     monkeypatch.setattr(similarity, "DENSE_LIMIT", 0)
     small = {"SAMPLE": 40, "MIN_MEMBERS": 16, "EARLY_PICKS": 8, "PROBE_STEP": 2, "ROWS": 16, "COLUMNS": 50}
-    small |= {"VERIFIED": 8, "SORTED": 1000, "MIN_WIDTH": 16, "PROBES": 50}
+    small |= {"VERIFIED": 8, "MIN_WIDTH": 16, "PROBES": 50}
     for name, value in small.items():
         monkeypatch.setattr(sparse, name, value)
+    monkeypatch.setattr(pair_lists, "SORTED", 1000)
     calls = dict.fromkeys(("_return_to", "_pick_by_lists", "_right_picks"), 0)
     for name in calls:
         original = getattr(sparse._SparseCoverage, name)

@@ -17,8 +17,6 @@ each of them:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from ..similarity import TokenFeatures, snap_near_one
 from .lazy_greedy import Floats, Indices
+from .pair_lists import ListBuilder, find_pairs
 
 SAMPLE = 2048  # tokens whose coverage tells which candidates look best
 MIN_MEMBERS = 1024
@@ -39,107 +38,10 @@ PROBE_STEP = 8
 ROWS, COLUMNS = 128, 1024  # of a block of cosines that stays in the processor's cache
 VERIFIED = 64  # candidates that are compared with all tokens once more, if that did not rule them out
 CHECK_MARGIN = 1.08  # by so much a gain may fall more slowly than those of the picks, from one checkpoint to the next
-SORTED = 2**20  # entries of the lists that are sorted at a time
 # Two ways to sum up the same gain differ by so much of what was added and taken away. What is closer than that is
 # computed anew, in one way, so that equal gains tie.
 ROUNDING = 2e-6
 CLEARLY = 1e-4  # a bound that is lower than what was picked by less than this share is not trusted
-
-
-@dataclass
-class _Lists:
-    """Pairs of tokens by the first of both: its `length` pairs begin at `start`."""
-
-    start: Indices  # (N,)
-    length: Indices  # (N,)
-    other: NDArray[np.int32]
-    cosine: Floats
-
-    def of(self, token: int) -> tuple[NDArray[np.int32], Floats]:
-        """The others of a token, and their cosines to it."""
-        pairs = slice(self.start[token], self.start[token] + self.length[token])
-        return self.other[pairs], self.cosine[pairs]
-
-    def of_all(self, tokens: NDArray[np.int32]) -> tuple[NDArray[np.int32], Floats, Indices]:
-        """The same of several tokens, one after the other, and how many each has."""
-        length = self.length[tokens]
-        pairs = np.repeat(self.start[tokens] - (length.cumsum() - length), length) + np.arange(length.sum())
-        return self.other[pairs], self.cosine[pairs], length
-
-
-class _ListBuilder:
-    """The pairs of candidates and the tokens that they would still cover better.
-
-    Args:
-        count: N, how many tokens there are.
-        capacity: for how many pairs there is room.
-    """
-
-    def __init__(self, count: int, capacity: int) -> None:
-        # What is not written to takes no memory.
-        self._lists = _Lists(
-            np.zeros(count, dtype=np.int64),
-            np.zeros(count, dtype=np.int64),
-            np.empty(capacity, dtype=np.int32),
-            np.empty(capacity, dtype=np.float32),
-        )
-        self._order: list[Indices] = []
-        self._size = 0
-        self.overflows = False
-
-    def add(self, tokens: Indices, blocks: list[tuple[Indices, NDArray[np.int32], Floats]]) -> None:
-        """Add the pairs of candidates (M,), in blocks of `_find_pairs`, unless there is no room."""
-        length = np.sum([lengths for lengths, _, _ in blocks], axis=0)
-        stop = self._size + int(length.sum())
-        if self.overflows or stop > len(self._lists.other):
-            self.overflows = True
-            return
-        self._lists.start[tokens] = free = self._size + length.cumsum() - length
-        self._lists.length[tokens] = length
-        for lengths, other, cosine in blocks:
-            place = np.repeat(free - (lengths.cumsum() - lengths), lengths) + np.arange(len(other))
-            self._lists.other[place], self._lists.cosine[place] = other, cosine
-            free += lengths
-        self._order.append(tokens)
-        self._size = stop
-
-    def build(self, covered: Tensor) -> tuple[_Lists, _Lists, NDArray[np.float64]]:
-        """The pairs by candidate and by token, and the gains (N,) of all candidates."""
-        given, order = self._lists, np.concatenate(self._order)
-        owners = np.repeat(order.astype(np.int32), given.length[order])
-        count, coverage = len(order), covered.numpy()
-        length = np.bincount(given.other[: self._size], minlength=count)
-        by_token = _Lists(
-            length.cumsum() - length,
-            length,
-            np.empty(self._size, dtype=np.int32),
-            np.empty(self._size, dtype=np.float32),
-        )
-        free, gains = by_token.start.copy(), np.zeros(count)
-        for start in range(0, self._size, SORTED):
-            some = slice(start, min(start + SORTED, self._size))
-            other, cosine, owner = given.other[some], given.cosine[some], owners[some]
-            # In float64 these sums are nearly exact, so that what is nothing is 0.
-            gains += np.bincount(owner, cosine.astype(np.float64) - coverage[other], minlength=count)
-            order = np.argsort(other)
-            other, number = other[order], np.bincount(other, minlength=count)
-            place = (free - (number.cumsum() - number))[other] + np.arange(len(other))
-            by_token.other[place], by_token.cosine[place] = owner[order], cosine[order]
-            free += number
-        return given, by_token, gains
-
-
-def _find_pairs(cosines: Tensor, covered: Tensor, start: int) -> tuple[Indices, NDArray[np.int32], Floats]:
-    """Where candidates (M, C) are more similar to tokens from `start` on than these are covered (C,).
-
-    Returns:
-        How many such tokens each candidate has; candidate by candidate, the tokens and their cosines.
-    """
-    flat = np.flatnonzero((cosines > covered).numpy())
-    firsts = np.arange(len(cosines)) * len(covered)
-    lengths = np.diff(np.append(np.searchsorted(flat, firsts), len(flat)))
-    other = (flat + np.repeat(start - firsts, lengths)).astype(np.int32)
-    return lengths, other, snap_near_one(cosines.view(-1)[torch.from_numpy(flat)]).numpy()
 
 
 def sparse_coverage(features: TokenFeatures, weight: Tensor, count: int) -> Tensor:
@@ -180,7 +82,7 @@ class _SparseCoverage:
             self._pick_among_members()
             lists = None
             if len(self._picks) < self._count:
-                lists = _ListBuilder(len(self._weight), self._capacity)
+                lists = ListBuilder(len(self._weight), self._capacity)
             wrong = self._verify(lists)
             if wrong is not None:
                 self._return_to(*wrong)
@@ -293,7 +195,7 @@ class _SparseCoverage:
 
     # Verification
 
-    def _verify(self, lists: _ListBuilder | None) -> tuple[int, int] | None:
+    def _verify(self, lists: ListBuilder | None) -> tuple[int, int] | None:
         """Check that nobody else would have won, and list the pairs of those checked.
 
         Returns:
@@ -340,7 +242,7 @@ class _SparseCoverage:
             places.append(int(later[max(int(np.searchsorted(later, following, side="right")) - 1, 0)]))
 
     def _gains_at(
-        self, features: Tensor, places: Indices, listed: tuple[_ListBuilder, Indices] | None
+        self, features: Tensor, places: Indices, listed: tuple[ListBuilder, Indices] | None
     ) -> NDArray[np.float64]:
         """(P, M): the gains of candidates (M, d) before each of some picks; lists their pairs on the way."""
         covered = [self._snapshots[place] for place in places]
@@ -355,7 +257,7 @@ class _SparseCoverage:
                 torch.maximum(cosines, known[some : some + COLUMNS], out=higher)
                 total += higher.sum(1)
             if listed is not None and not listed[0].overflows:
-                blocks.append(_find_pairs(cosines, self._covered[some : some + COLUMNS], some))
+                blocks.append(find_pairs(cosines, self._covered[some : some + COLUMNS], some))
         if listed is not None:
             listed[0].add(listed[1], blocks)
         without: list[float] = [float(known.sum(dtype=torch.float64)) for known in covered]
@@ -391,7 +293,7 @@ class _SparseCoverage:
 
     # Lists
 
-    def _list_members(self, lists: _ListBuilder) -> bool:
+    def _list_members(self, lists: ListBuilder) -> bool:
         """List the pairs of the members too; whether all pairs had room."""
         none = np.empty(0, dtype=np.int64)
         for start in range(0, len(self._members), ROWS):
@@ -400,7 +302,7 @@ class _SparseCoverage:
                 self._gains_at(part, none, (lists, self._members[start : start + ROWS]))
         return not lists.overflows
 
-    def _pick_by_lists(self, lists: _ListBuilder) -> Indices:
+    def _pick_by_lists(self, lists: ListBuilder) -> Indices:
         """All picks: only pairs that are listed can still change a gain."""
         covered: Floats = self._covered.numpy()
         by_candidate, by_token, gains = lists.build(self._covered)

@@ -28,6 +28,16 @@ def told(settings: dict[str, Any], chooses: bool = True, environ: dict[str, str]
     [
         ({"keep": 0.25}, True, "by default idpruner keeps 25 % of each image; requests may choose otherwise."),
         ({"keep": "12.5%", "method": "divprune"}, True, "by default divprune keeps 12.5 % of each image; requests may"),
+        (
+            {"keep": [0.5, 0.1], "method": [{"name": "divprune", "encoder_block": 3}, "idpruner"]},
+            True,
+            "by default divprune@encoder:3 keeps 50 % and idpruner keeps 10 % of each image; requests may",
+        ),
+        (
+            {"keep": 0.5, "method": {"name": "divprune", "encoder_block": 3}},
+            True,
+            "by default divprune@encoder:3 keeps 50 % of each image; requests may",
+        ),
         ({"keep": 144, "scope": "frame"}, True, "by default idpruner keeps 144 tokens of each frame; requests may"),
         ({"keep": 0.25}, False, "cannot choose otherwise, because --trust-request-mm-kwargs is off."),
         ({}, True, "no default, so that only requests that choose are pruned."),

@@ -7,7 +7,7 @@ import torch
 
 from foveate import Budget, MethodError, get_method
 from foveate.grouping import TokenGroups
-from foveate.serving.vllm.batch import MethodCall, Question, groups_of, shorten
+from foveate.serving.vllm.batch import MethodCall, Question, first_tokens, groups_of, shorten
 from foveate.serving.vllm.family import pick, take
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
 
@@ -126,3 +126,27 @@ def test_each_group_has_its_own_text_behind_it() -> None:
     (tokens,) = seen
     assert tokens.text_follows.tolist() == [[True] * 3, [False, True, True], [False] * 3]
     assert tokens.text_valid.all() and tokens.text_embeddings.shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["divprune", "idpruner", "random", "visionzip"])
+def test_what_the_encoder_left_out_is_never_chosen(name: str) -> None:
+    method, grids = get_method(name), [Grid(4, 4), Grid(2, 5), Grid(3, 3, 2)]
+    alive = [torch.arange(len(grid)) % 3 != 1 for grid in grids]
+    features = [torch.randn(len(grid), WIDTH) * there[:, None] for grid, there in zip(grids, alive, strict=True)]
+    features[1][0, 0] = torch.nan  # it keeps the first tokens of those that are there
+    cues = {
+        Cue.ENCODER_ATTENTION: [torch.rand(len(grid)) * there for grid, there in zip(grids, alive, strict=True)],
+        Cue.ENCODER_FEATURES: [torch.randn(len(grid), 7) for grid in grids],
+    }
+    groups = [groups_of([grid], Budget(0.4, "frame")) for grid in grids]
+    call = MethodCall(method, features, groups, cues, WIDTH, alive=alive)
+    together = shorten(call)
+    for item, chosen in enumerate(together):
+        (alone,) = shorten(call.of([item]))
+        assert torch.equal(chosen.index, alone.index) and alive[item][chosen.index].all()
+        assert len(chosen.index) == sum(groups[item].counts)
+    assert together[1].index.tolist() == [0, 2, 3, 5]
+    clip = first_tokens(features[2], groups[2], alive[2])
+    assert clip.index.tolist() == [0, 2, 3, 5, 9, 11, 12, 14]
+    everything = groups_of([Grid(4, 4)], Budget(int(alive[0].sum())))
+    assert torch.equal(first_tokens(features[0], everything, alive[0]).index, alive[0].nonzero()[:, 0])

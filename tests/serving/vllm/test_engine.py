@@ -18,6 +18,7 @@ from foveate.serving.vllm.memory import ChoiceMemory
 from foveate.tokens import Selection, VisualTokens
 
 from .engine import answers, engine, outputs, sampling
+from .inside import in_transformers, overrides_for
 from .oracle import Answer, Case, Oracle, clip, picture
 from .tiny import NAMES, saved
 
@@ -51,6 +52,15 @@ CLIPS = [
     Case((LANDSCAPE,), clip=CLIP, asked=asked(0.25, "idpruner")),
     Case(clip=CLIP, asked=asked(0.5, "idpruner", foveate_scope="frame")),
 ]
+# Of servers with a method inside the encoder, some of them whole, all in one batch.
+INSIDE = [
+    Case((LANDSCAPE,)),
+    Case((LANDSCAPE,), asked={"foveate_keep": [0.5, 0.2]}),
+    Case((PORTRAIT, SMALL), "a red square on a blue", asked={"foveate_keep": [0.7, 0.3]}),
+    Case((LANDSCAPE,), asked={"foveate_keep": [0.4, 1.0]}),
+    Case(clip=CLIP, asked={"foveate_keep": [0.5, 0.3]}),
+    Case((PORTRAIT, LANDSCAPE), asked=asked(0.25)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,7 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Any, Or
     """Each family in vLLM, with prompts cut into chunks of 64 tokens, and in transformers."""
     path = saved(request.param, folder)
     oracle = Oracle(request.param, path)
-    with engine(path, max_num_batched_tokens=64) as llm:
+    with engine(path, max_num_batched_tokens=64, **overrides_for(request.param)) as llm:
         yield llm, oracle
 
 
@@ -116,6 +126,18 @@ def test_clips_equal_transformers(pair: tuple[Any, Oracle]) -> None:
             answers(llm, oracle, [Case(clip=CLIP, asked=asked(0.5, foveate_scope="image"))])
 
 
+def test_requests_say_how_much_leaves_inside_the_encoder(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    if not oracle.name.startswith("qwen"):
+        pytest.skip("its encoder is whole")
+    expected = [oracle.answer(in_transformers(case, oracle.name)) for case in INSIDE]
+    check(answers(llm, oracle, INSIDE), expected)
+    llm.llm_engine.reset_encoder_cache()
+    check(answers(llm, oracle, INSIDE[::-1]), expected[::-1])
+    behind = [oracle.answer(Case(case.images, case.text, case.clip)) for case in INSIDE[1:]]
+    assert all(one.logprobs != other.logprobs for one, other in zip(expected[1:], behind, strict=True))
+
+
 def test_blocks_are_shared_by_equal_ratios_and_never_by_others(pair: tuple[Any, Oracle]) -> None:
     """Seen in the prefix cache: how many tokens of a prompt it already held."""
     llm, oracle = pair
@@ -152,9 +174,10 @@ def test_what_cannot_be_done_is_refused_and_the_engine_goes_on(pair: tuple[Any, 
 def test_two_tensor_parallel_ranks_choose_the_same_tokens(folder: Path, name: str) -> None:
     """Each rank has half of the encoder's heads; what they attend to is averaged over both."""
     path = saved(name, folder)
-    oracle, cases = Oracle(name, path), MIXED + (CLIPS if name == "qwen2_5_vl" else [])
-    with engine(path, tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
-        check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
+    oracle, cases = Oracle(name, path), MIXED + (CLIPS + INSIDE if name == "qwen2_5_vl" else [])
+    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", **overrides_for(name)}
+    with engine(path, **options) as llm:
+        check(answers(llm, oracle, cases), [oracle.answer(in_transformers(case, name)) for case in cases])
 
 
 def test_a_server_for_text_only_has_no_encoder_and_needs_none(folder: Path) -> None:
@@ -169,9 +192,9 @@ def test_a_server_for_text_only_has_no_encoder_and_needs_none(folder: Path) -> N
 def test_a_compiled_engine_equals_transformers(folder: Path) -> None:
     path = saved("qwen2_5_vl", folder)
     oracle = Oracle("qwen2_5_vl", path)
-    cases = MIXED + CLIPS
-    with engine(path, enforce_eager=False, max_num_batched_tokens=64) as llm:
-        check(answers(llm, oracle, cases), [oracle.answer(case) for case in cases])
+    cases = MIXED + CLIPS + INSIDE
+    with engine(path, enforce_eager=False, max_num_batched_tokens=64, **overrides_for("qwen2_5_vl")) as llm:
+        check(answers(llm, oracle, cases), [oracle.answer(in_transformers(case, "qwen2_5_vl")) for case in cases])
 
 
 def test_server_default_preemption_and_requests_that_differ(folder: Path) -> None:

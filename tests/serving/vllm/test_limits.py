@@ -69,11 +69,18 @@ class Family(QwenFamily):
     adapter_class = Qwen25VLAdapter
 
 
-def server(limits: dict[str, str], settings: Any = None, **processor: Any) -> ServingConfig:
-    text = SimpleNamespace(hidden_size=64, num_hidden_layers=2)
-    config = SimpleNamespace(get_text_config=lambda: text, foveate=settings, **{LIMITS_KEY: limits})
+class WholeFamily(Family):
+    whole_encoder = "it is of one piece"
+
+
+def server(
+    limits: dict[str, str], settings: Any = None, family: type[QwenFamily] = Family, **processor: Any
+) -> ServingConfig:
+    text, vision = SimpleNamespace(hidden_size=64, num_hidden_layers=2), SimpleNamespace(hidden_size=32, depth=4)
+    known = {"get_text_config": lambda: text, "vision_config": vision, LIMITS_KEY: limits}
+    config = SimpleNamespace(foveate=settings, **known)
     multimodal = SimpleNamespace(mm_processor_kwargs=processor)
-    return ServingConfig(Family, SimpleNamespace(hf_config=config, model="tiny", multimodal_config=multimodal))
+    return ServingConfig(family, SimpleNamespace(hf_config=config, model="tiny", multimodal_config=multimodal))
 
 
 def test_requests_meet_the_limits_only_when_they_ask_for_what_is_ruled_out() -> None:
@@ -109,3 +116,37 @@ def test_a_server_whose_default_is_ruled_out_does_not_start() -> None:
     with pytest.raises(FoveateError, match="give the question as foveate_query"):
         server({}, {"method": "cdpruner", "keep": 0.5})
     assert server({}, {"method": "cdpruner", "keep": 0.5, "query": "prompt"}).prunes
+
+
+def inside(name: str = "divprune", block: int = 3) -> dict[str, Any]:
+    return {"method": [{"name": name, "encoder_block": block}, "idpruner"], "keep": [0.5, 0.1]}
+
+
+def test_a_server_that_prunes_inside_its_encoder() -> None:
+    made = server({}, inside())
+    assert [stage.name for stage in made.inside] == ["divprune@encoder:3"]
+    assert made.resolve({}).encoder == (0.5,)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits", "family", "says"),
+    [
+        ({**inside(), "method": [inside()["method"][0], "avgpool"]}, {}, Family, "avgpool reads whole grids"),
+        (inside(block=4), {}, Family, "this model allows blocks 0 to 3"),
+        (inside("cdpruner"), {}, Family, "not there yet inside the vision encoder"),
+        (inside("hiprune"), {}, Family, "listens to one layer only"),
+        (inside("visionselector"), {}, Family, "needs a trained scorer"),
+        (
+            inside(),
+            {"encoder": "it is compiled; do not."},
+            Family,
+            "leave inside .* in this server: it is compiled; use a",
+        ),
+        (inside(), {}, WholeFamily, "cannot be pruned inside its vision encoder in vLLM, because it is of one piece"),
+    ],
+)
+def test_a_server_that_cannot_prune_inside_its_encoder_does_not_start(
+    settings: Any, limits: dict[str, str], family: type[QwenFamily], says: str
+) -> None:
+    with pytest.raises(FoveateError, match=says):
+        server(limits, settings, family)

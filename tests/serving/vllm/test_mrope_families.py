@@ -10,9 +10,10 @@ import pytest
 
 from .engine import answers, engine, outputs
 from .gated_delta import use_plain_kernels
+from .inside import in_transformers, overrides_for
 from .mrope_processors import MAKERS
 from .oracle import STEPS, Case, Oracle, clip, picture
-from .test_engine import CLIPS, MIXED, asked, check
+from .test_engine import CLIPS, INSIDE, MIXED, asked, check
 from .tiny import saved
 
 pytestmark = pytest.mark.vllm
@@ -35,7 +36,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         options["max_model_len"] = 1024
         options["max_num_batched_tokens"] = 128  # of which the longest sound takes 100
     path = saved(request.param, tmp_path_factory.mktemp("checkpoints"))
-    with engine(path, **options) as llm:
+    with engine(path, **options, **overrides_for(request.param)) as llm:
         yield llm, Oracle(request.param, path)
 
 
@@ -48,6 +49,14 @@ def test_equals_transformers_and_again_from_caches(pair: tuple[Any, Oracle]) -> 
     unpruned = [oracle.answer(Case(case.images, case.text, case.clip)).logprobs for case in cases]
     for case, one, other in zip(cases, expected, unpruned, strict=True):
         assert (one.logprobs != other) == (case.asked.get("foveate_keep", 1.0) != 1.0)  # pruning can be seen
+
+
+def test_requests_say_how_much_leaves_inside_the_encoder(pair: tuple[Any, Oracle]) -> None:
+    llm, oracle = pair
+    if not overrides_for(oracle.name):
+        pytest.skip("its encoder is whole")
+    expected = [oracle.answer(in_transformers(case, oracle.name)) for case in INSIDE]
+    check(answers(llm, oracle, INSIDE), expected, LOOSE.get(oracle.name, 1e-4))
 
 
 def test_states_of_linear_attention_are_shared_by_equal_ratios_and_never_by_others(pair: tuple[Any, Oracle]) -> None:

@@ -48,3 +48,13 @@ def test_counts_of_the_prompt_take_the_place_of_the_budget() -> None:
     framed = PruneRequest("cdpruner", Budget(0.5, "frame"), place=InPrompt("a", (3, 3, 2, 3), (7,), (0,) * 4))
     assert framed.groups([clip]).counts == [3, 3, 2, 3] and framed.groups([clip]).sizes == [6] * 4
     assert not PruneRequest("divprune", Budget(0.5, "frame")).reads_prompt
+
+
+def test_what_is_left_behind_the_encoder_bounds_what_is_kept() -> None:
+    request, grids = PruneRequest("divprune", Budget(12), encoder=(1.0, 0.5, 20)), [Grid(4, 4)]
+    assert PruneRequest.from_tensor(request.to_tensor()) == request == PruneRequest.parse(str(request))
+    assert [request.encoder_groups(grids, stage).counts for stage in range(3)] == [[16], [8], [8]]
+    assert request.groups(grids).counts == [8]
+    assert PruneRequest("divprune", Budget(3), encoder=(0.5,)).groups(grids).counts == [3]
+    clip = PruneRequest("divprune", Budget(0.5, "frame"), encoder=(0.25,))
+    assert clip.groups([Grid(2, 4, 3)]).counts == [2, 2, 2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from foveate import Budget, Conversation, FoveateError, PruningConfig, get_method
+from foveate import Budget, Conversation, FoveateError, InEncoder, PruningConfig, get_method
 from foveate.serving.vllm.request import PruneRequest
 from foveate.serving.vllm.settings import ServerSettings, check_variables
 
@@ -97,7 +97,6 @@ def test_a_pruning_configuration_is_the_settings_of_a_server(tmp_path: Path) -> 
         ({"method": ["divprune", "fastv"]}, {}, "by one method; give one"),
         ({"method": {"compose": ["divprune", "fastv"]}}, {}, "by one method; give one"),
         ({"method": {"name": "scope", "at_layer": 2}}, {}, "leave out at_layer"),
-        ({"method": {"name": "scope", "encoder_block": 2}}, {}, "leave out encoder_block"),
         ({"method": {"name": "scope", "alpa": 2}}, {}, "did you mean 'alpha'"),
         ({"hyperparameters": {"scope": {"alpa": 2}}}, {}, "did you mean 'alpha'"),
         ({"hyperparameters": {"scop": {"alpha": 2}}}, {}, "did you mean 'scope'"),
@@ -235,3 +234,73 @@ def test_a_question_is_the_requests_or_the_servers() -> None:
     assert settings.resolve({"foveate_keep": 1.0}) is None
     with pytest.raises(FoveateError, match="add foveate_keep"):
         ServerSettings().resolve({"foveate_query": "what?"})
+
+
+IN_ENCODER = {"method": [{"name": "divprune", "encoder_block": 3}, "idpruner"], "keep": [0.5, 0.1]}
+
+
+def test_a_default_inside_the_encoder_and_what_requests_make_of_it() -> None:
+    config = PruningConfig([InEncoder("divprune", 3), "idpruner"], keep=[0.5, 0.1])
+    for settings in (
+        ServerSettings.read(config.to_dict(), {}),
+        ServerSettings.read({**IN_ENCODER, "method": IN_ENCODER["method"][::-1], "keep": [0.1, 0.5]}, {}),
+    ):
+        assert settings.inside == (InEncoder("divprune", 3),)
+        assert settings.resolve({}) == PruneRequest("idpruner", Budget(0.1), encoder=(0.5,))
+        assert settings.resolve({"foveate_keep": 0.3}) == PruneRequest("idpruner", Budget(0.3), encoder=(0.3,))
+        assert settings.resolve({"foveate_keep": [0.4, 16]}) == PruneRequest("idpruner", Budget(16), encoder=(0.4,))
+        inside = PruneRequest("divprune@encoder:3", Budget(0.4), encoder=(0.4,))
+        assert settings.resolve({"foveate_keep": [0.4, 1.0]}) == inside
+        assert settings.resolve({"foveate_keep": [1.0, 0.4]}) == PruneRequest("idpruner", Budget(0.4))
+        assert settings.resolve({"foveate_keep": 1.0}) is None
+        # A method that a request names is alone, by the last of the server's budgets where it gives none.
+        assert settings.resolve({"foveate_method": "scope"}) == PruneRequest("scope", Budget(0.1))
+    alone = ServerSettings.read({"method": {"name": "divprune", "encoder_block": 3}, "keep": 0.5}, {})
+    assert alone.resolve({}) == PruneRequest("divprune@encoder:3", Budget(0.5), encoder=(0.5,))
+    overruled = ServerSettings.read({"method": "scope", "keep": 0.5}, {"FOVEATE_METHOD": "divprune"})
+    assert overruled.inside == () and overruled.resolve({}) == PruneRequest("scope", Budget(0.5))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({**IN_ENCODER, "keep": [0.5]}, "got 1 for 2"),
+        ({**IN_ENCODER, "keep": [0.1, 0.5]}, "give falling budgets"),
+        ({**IN_ENCODER, "scope": "conversation"}, "cannot depend on the other images"),
+        ({**IN_ENCODER, "keep": ["auto", "auto"]}, "vLLM needs to know before"),
+        ({"method": [{"name": "divprune", "encoder_block": 3}] * 2, "keep": 0.5}, "give each its own"),
+        ({"method": [], "keep": 0.5}, "by one method; give one"),
+    ],
+)
+def test_defaults_inside_the_encoder_that_cannot_be(overrides: Any, says: str) -> None:
+    with pytest.raises(FoveateError, match=says):
+        ServerSettings.read(overrides, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"foveate_keep": [0.5, 0.4, 0.3]}, "got 3 for 2"),
+        ({"foveate_keep": [0.5, 0.4], "foveate_method": "scope"}, "got 2 for 1"),
+        ({"foveate_keep": 0.5, "foveate_method": "divprune@encoder:3"}, "requests that name no method"),
+        ({"foveate_scope": "conversation"}, "cannot depend on the other images"),
+    ],
+)
+def test_requests_inside_the_encoder_that_cannot_be(asked: Any, says: str) -> None:
+    with pytest.raises(FoveateError, match=says):
+        ServerSettings.read(IN_ENCODER, {}).resolve(asked)
+
+
+def test_images_are_told_apart_by_what_leaves_inside_the_encoder() -> None:
+    told = [
+        ServerSettings.read(settings, {})
+        for settings in (
+            IN_ENCODER,
+            {**IN_ENCODER, "keep": [0.6, 0.1]},
+            {**IN_ENCODER, "method": [{"name": "divprune", "encoder_block": 2}, "idpruner"]},
+            {**IN_ENCODER, "method": [{"name": "random", "encoder_block": 3}, "idpruner"]},
+            {"method": "idpruner", "keep": 0.1},
+        )
+    ]
+    prints = [tuple(one.fingerprint(one.resolve({})).items()) for one in told]  # type: ignore[arg-type]
+    assert len(set(prints)) == len(prints)

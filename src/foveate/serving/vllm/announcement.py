@@ -41,7 +41,13 @@ def notes_of(model_config: Any, settings: ServerSettings, chooses: bool, refusal
     what = "frame" if settings.scope == "frame" else "image"
     if request is not None:
         others = "requests may choose otherwise" if chooses else f"requests cannot choose otherwise, {off}"
-        line = f"by default {request.method} keeps {_amount(request.budget.keep)} of each {what}; {others}."
+        stages: list[tuple[str, Any]] = [
+            (one.name, keep) for one, keep in zip(settings.inside, request.encoder, strict=False) if keep != 1.0
+        ]
+        if not request.encoder or request.method != settings.inside[-1].name:
+            stages.append((request.method, request.budget.keep))
+        amounts = " and ".join(f"{name} keeps {_amount(keep)}" for name, keep in stages)
+        line = f"by default {amounts} of each {what}; {others}."
     elif chooses:
         line = "no default, so that only requests that choose are pruned."
     else:

@@ -53,6 +53,7 @@ class MethodCall:
         cues: for each cue and image (n, ...).
         width: d.
         question: for methods that choose by text.
+        alive: for each image (n,) bool, which of its tokens the vision encoder has not left out; None: all.
     """
 
     method: Method
@@ -61,6 +62,7 @@ class MethodCall:
     cues: Mapping[Cue, Sequence[Tensor]]
     width: int
     question: Question | None = None
+    alive: Sequence[Tensor] | None = None
 
     def of(self, images: Sequence[int]) -> MethodCall:
         """The same for some of the images."""
@@ -70,6 +72,7 @@ class MethodCall:
             groups=[self.groups[image] for image in images],
             cues={cue: [read[image] for image in images] for cue, read in self.cues.items()},
             question=None if self.question is None else self.question.of(images),
+            alive=None if self.alive is None else [self.alive[image] for image in images],
         )
 
 
@@ -113,12 +116,13 @@ def shorten(call: MethodCall, faults: Faults | None = None) -> list[Shortened]:
     image_of = [image for image, of_image in enumerate(groups) for _ in of_image.spans]
     row_usable = usable[from_host(image_of, device)]
     padded = {cue: _blank(together.pad(read), row_usable) for cue, read in cues.items()}
-    tokens = VisualTokens(_blank(embeddings, row_usable), together.grids, padded)
+    alive = None if call.alive is None else together.pad(call.alive)
+    tokens = VisualTokens(_blank(embeddings, row_usable), together.grids, padded, alive=alive)
     if call.question is not None:
         tokens = _with_text(tokens, call.question)
     count = from_host(together.counts, device)
     selection = select(call.method, tokens, count, checked=device.type == "cpu")
-    first = torch.arange(embeddings.shape[1], device=device) < count[:, None]
+    first = tokens.valid & (tokens.valid.cumsum(1) <= count[:, None])
     keep = torch.where(row_usable[:, None], selection.keep, first)
     # Kept tokens first, then others, padding last, each in their order: no count is read back from the device.
     order = torch.argsort(2 * (~keep).int() + (~tokens.valid).int(), dim=1, stable=True)
@@ -157,13 +161,26 @@ def shorten_safely(call: MethodCall, faults: Faults) -> list[Shortened]:
         if len(call.features) > 1:
             return [one for image in range(len(call.features)) for one in shorten_safely(call.of([image]), faults)]
         faults.count_failed(call.method.name, 1, error)
-        return [first_tokens(call.features[0], call.groups[0])]
+        return [first_tokens(call.features[0], call.groups[0], None if call.alive is None else call.alive[0])]
 
 
-def first_tokens(features: Tensor, groups: TokenGroups) -> Shortened:
-    """The first tokens of each group of an image, as many as it must keep, of `features` (n, d')."""
+def first_tokens(features: Tensor, groups: TokenGroups, alive: Tensor | None = None) -> Shortened:
+    """The first tokens of each group of an image, as many as it must keep, of `features` (n, d').
+
+    Args:
+        features: of the image.
+        groups: of the image.
+        alive: (n,) bool, which of its tokens are there; None: all.
+    """
     starts = [(int(span.index[0]), count) for (span,), count in zip(groups.spans, groups.counts, strict=True)]
-    place = torch.cat([torch.arange(start, start + count, device=features.device) for start, count in starts])
+    if alive is None:
+        place = torch.cat([torch.arange(start, start + count, device=features.device) for start, count in starts])
+    else:  # those that are there come first, in their order, without a look at how many they are
+        sizes = zip(starts, groups.sizes, strict=True)
+        parts = [
+            start + torch.argsort(~alive[start : start + size], stable=True)[:kept] for (start, kept), size in sizes
+        ]
+        place = torch.cat(parts)
     return Shortened(zero_non_finite(features[place]), place)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from ...errors import MethodError, ModelError
 from ...grouping import select
 from ...methods import Method, ModelFacts, Where, get_method
+from ...methods.toolkit.in_encoder import InEncoder
 from ...methods.toolkit.notes import Note, announce
-from ...tokens import Cue, Grid, Kind, VisualTokens
+from ...tokens import Cue, Grid, Kind, Selection, Source, VisualTokens
 
 _TRIED = (Grid(4, 4, 2), Grid(3, 2, 3))  # of different sizes, so that one is padded; clips, as some take nothing else
 _INSIDE = (
@@ -57,8 +59,8 @@ class BoundMethods:
                 )
             if Where.INSIDE_ENCODER in places:
                 raise MethodError(
-                    f"{name} prunes inside the vision encoder, behind which the plugin prunes; use a method that "
-                    "prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
+                    f"{name} prunes inside the vision encoder, where only the server's own default does; use a method "
+                    "that prunes before the LLM, such as 'idpruner'."
                 )
             if Where.BEFORE_LLM not in places:
                 raise MethodError(f"{name} {_INSIDE}")
@@ -73,6 +75,48 @@ class BoundMethods:
             self._ready[name] = bound
         return self._ready[name]
 
+    def add_inside(self, stage: InEncoder, width: int, blocks: int, behind: bool) -> InEncoder:
+        """A method inside the vision encoder, bound and tried; `get` finds it under its name.
+
+        Args:
+            stage: what is asked for.
+            width: of the hidden states of the encoder.
+            blocks: of the encoder.
+            behind: whether another one comes before it.
+
+        Raises:
+            FoveateError: for one that cannot work in this server.
+        """
+        facts = replace(self._facts, vision_width=width, blocks=blocks)
+        if stage.block >= blocks:
+            raise MethodError(
+                f"{stage.name} prunes at block {stage.block} of the vision encoder, but this model allows blocks 0 to "
+                f"{blocks - 1}."
+            )
+        bound = stage.bind(facts)
+        assert isinstance(bound, InEncoder)
+        for cue in sorted(bound.needs, key=lambda cue: cue.name):
+            if cue not in Cue.of(Source.ENCODER):
+                raise MethodError(
+                    f"{stage.name} needs the {cue.value}, which is not there yet inside the vision encoder; use it "
+                    "before the LLM."
+                )
+            if cue in self._missing:
+                raise ModelError(f"{stage.name} needs the {cue.value}, but {self._missing[cue]}")
+        selection = _try(bound, width, behind)
+        if selection.target is not None and type(selection).merged is not Selection.merged:
+            raise MethodError(
+                f"{stage.name} mixes tokens by a rule of its own, which the plugin cannot apply to patches; use a "
+                "method that drops tokens, such as 'divprune'."
+            )
+        _announce_once(bound.note)
+        self._ready[bound.name] = bound
+        return bound
+
+    def try_behind(self, name: str) -> None:
+        """Raise FoveateError for a method that cannot choose among what others have left."""
+        _try(self.get(name), self._facts.hidden_size, behind=True)
+
 
 @functools.cache
 def _announce_once(note: Note | None) -> None:
@@ -80,10 +124,15 @@ def _announce_once(note: Note | None) -> None:
     announce([note])
 
 
-def _try(method: Method, width: int) -> None:
+def _try(method: Method, width: int, behind: bool = False) -> Selection:
     """Let the method choose once, so that a faulty one is refused here and not while a batch of others runs.
 
     While images are served on a GPU, nothing waits for it, and so nobody looks at how many tokens a method keeps.
+
+    Args:
+        method: bound.
+        width: of the features.
+        behind: whether other methods have left out tokens before.
     """
     on_host: Any = {"dtype": torch.float32, "device": "cpu"}  # while vLLM loads a model, the default is that model's
     random = torch.Generator().manual_seed(0)
@@ -100,8 +149,10 @@ def _try(method: Method, width: int) -> None:
     features = torch.randn(len(_TRIED), tokens, width, generator=random, **on_host)
     cues = {cue: random_cue(cue) for cue in sorted(method.needs, key=lambda cue: cue.name)}
     counts = [len(grid) // 2 for grid in _TRIED]
-    shown = VisualTokens(features, tuple((grid,) for grid in _TRIED), cues)
-    kept = select(method, shown, torch.tensor(counts, device="cpu"), checked=False).keep.sum(1).tolist()
-    for found, asked in zip(kept, counts, strict=True):
+    alive = (torch.arange(tokens, device="cpu") % 4 != 1).expand(len(_TRIED), -1) if behind else None
+    shown = VisualTokens(features, tuple((grid,) for grid in _TRIED), cues, alive=alive)
+    selection = select(method, shown, torch.tensor(counts, device="cpu"), checked=False)
+    for found, asked in zip(selection.keep.sum(1).tolist(), counts, strict=True):
         if found != asked:
             raise MethodError(f"{method.name} kept {found} tokens where {asked} were asked for.")
+    return selection

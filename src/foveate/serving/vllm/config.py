@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ModelError, RequestError
 from ...methods import ModelFacts
+from ...methods.toolkit.in_encoder import InEncoder
 from ...tokens import Cue, Source
 from .bound_methods import BoundMethods
 from .family import Family
@@ -57,7 +58,36 @@ class ServingConfig:
         if "encoder" in limits:
             missing |= dict.fromkeys((Cue.ENCODER_ATTENTION, Cue.ENCODER_FEATURES), limits["encoder"])
         self.methods = BoundMethods(facts, missing, self.settings.hyperparameters)
+        self.inside = self._bind_inside(limits.get("encoder"))
         self.resolve({})  # a default that cannot work stops the server
+
+    def _bind_inside(self, limit: str | None) -> tuple[InEncoder, ...]:
+        """The methods inside the vision encoder, bound.
+
+        Args:
+            limit: why the encoder cannot be observed, if so.
+
+        Raises:
+            FoveateError: for what cannot work in this server.
+        """
+        family = self.family
+        if family is None or not self.settings.inside:
+            return ()
+        instead = "use a method that prunes before the LLM, such as 'idpruner'."
+        if limit is not None:
+            reason = limit.partition(";")[0]
+            raise ModelError(f"nothing can leave inside the vision encoder in this server: {reason}; {instead}")
+        if family.whole_encoder is not None:
+            raise ModelError(
+                f"{family.adapter.class_name} cannot be pruned inside its vision encoder in vLLM, because "
+                f"{family.whole_encoder}; {instead}"
+            )
+        width, blocks = family.adapter.vision_width, family.adapter.model.config.vision_config.depth
+        stages = self.settings.inside
+        made = tuple(self.methods.add_inside(stage, width, blocks, i > 0) for i, stage in enumerate(stages))
+        if self.settings.method != stages[-1].name:
+            self.methods.try_behind(self.settings.method)
+        return made
 
     @property
     def known_family(self) -> Family:

@@ -53,6 +53,8 @@ class Family(ABC):
     mrope: ClassVar[bool] = False  # whether positions are M-RoPE's, so that survivors can keep theirs
     model_config: Any = None  # vLLM's, where there is a server
     clip_scopes: ClassVar[tuple[Scope, ...]] = ("image", "frame")  # allowed for clips, the default first
+    # Why no token can leave inside of vLLM's vision encoder, as the end of a sentence; None where they can.
+    whole_encoder: ClassVar[str | None] = "its images are rows of one tensor there, all of one length"
 
     def __init__(self, config: Any, model: Any = None) -> None:
         self.adapter = self.adapter_class.of(SimpleNamespace(config=config, model=model))  # type: ignore[arg-type]
@@ -136,6 +138,7 @@ class QwenFamily(Family):
     """What the Qwen-VL families have in common."""
 
     mrope = True
+    whole_encoder: ClassVar[str | None] = None
 
     def grids(self, modality: str, item: Mapping[str, Any]) -> list[Grid]:
         name = f"{modality}_grid_thw"
@@ -151,8 +154,7 @@ class QwenFamily(Family):
     def calls(self, query: Tensor, key: Tensor, scaling: float, grids: list[Grid]) -> list[AttentionCall]:
         # vLLM attends to all frames of all images in one ragged call, transformers to one after the other.
         frames = [self.adapter.patches(grid.frame) for grid in grids for _ in range(grid.frames)]
-        parts = zip(query.flatten(0, 1).split(frames), key.flatten(0, 1).split(frames), strict=True)
-        return [AttentionCall(q.transpose(0, 1)[None], k.transpose(0, 1)[None], scaling) for q, k in parts]
+        return split_calls(query, key, scaling, frames)
 
     def projector(self) -> nn.Module:
         # vLLM's compiler replaces the merger's __call__, hooks and all; what the merger does first is called as always.
@@ -160,6 +162,12 @@ class QwenFamily(Family):
 
     def features(self, hidden: Tensor, grids: list[Grid]) -> Tensor:
         return hidden.flatten(0, -2)
+
+
+def split_calls(query: Tensor, key: Tensor, scaling: float, sizes: Sequence[int]) -> list[AttentionCall]:
+    """One ragged attention call of vLLM's, query and key (B, S, H, hd), as one call for each of the `sizes`."""
+    parts = zip(query.flatten(0, 1).split(list(sizes)), key.flatten(0, 1).split(list(sizes)), strict=True)
+    return [AttentionCall(q.transpose(0, 1)[None], k.transpose(0, 1)[None], scaling) for q, k in parts]
 
 
 def take(batch: Mapping[str, Any], rows: Mapping[str, list[int]], first: int, last: int) -> dict[str, Any]:

@@ -18,11 +18,12 @@ class Encoded:
 
     rows: Tensor
     cues: Mapping[Cue, Tensor] = field(default_factory=dict)
+    alive: Tensor | None = None  # (n,) bool, which rows the encoder has made; None: all
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of it."""
-        return [self.rows, *self.cues.values()]
+        return [self.rows, *self.cues.values(), *([] if self.alive is None else [self.alive])]
 
     @property
     def size(self) -> int:
@@ -68,7 +69,8 @@ class FeatureCache:
 
 
 def _moved(encoded: Encoded, device: torch.device) -> Encoded:
-    return Encoded(_copy(encoded.rows, device), {cue: _copy(values, device) for cue, values in encoded.cues.items()})
+    cues = {cue: _copy(values, device) for cue, values in encoded.cues.items()}
+    return Encoded(_copy(encoded.rows, device), cues, None if encoded.alive is None else _copy(encoded.alive, device))
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:

@@ -62,6 +62,15 @@ class ChoiceMemory:
     def __len__(self) -> int:
         return len(self._choices)
 
+    def knows(self, key: bytes | None) -> bool:
+        """Whether what was kept is remembered under this key."""
+        return key is not None and self._choices.get(key) is not None
+
+    def forget(self, key: bytes | None) -> None:
+        """Let a choice go, such as one that was made among other tokens than are there now."""
+        if key is not None:
+            self._choices.drop(key)
+
     def shorten(self, keys: Sequence[bytes | None], call: MethodCall, faults: Faults) -> list[Shortened]:
         """`shorten_safely`, but of images that are remembered what was kept before.
 
@@ -81,16 +90,22 @@ class ChoiceMemory:
         choice = None if key is None else self._choices.get(key)
         if key is None or choice is None or (choice.size, len(choice.index)) != (len(features), sum(groups.counts)):
             return None  # of another image, too, because clients may name images themselves, and twice alike
-        index = choice.index.long()
+        index, flows = choice.index.long(), None
         rows = features[index]
         if choice.target is not None and choice.weight is not None:
-            keep = torch.ones(1, len(features), dtype=torch.bool, device=index.device)
-            selection = Selection(keep, choice.target.long()[None], choice.weight[None])
-            rows = torch.cat([selection.merged(features[None, :, :width])[0, index], rows[:, width:]], 1)
-        return Shortened(zero_non_finite(rows), index)
+            flows = choice.target.long(), choice.weight
+            rows = torch.cat([apply_flows(flows, features[:, :width])[index], rows[:, width:]], 1)
+        return Shortened(zero_non_finite(rows), index, flows)
 
     def _remember(self, key: bytes | None, made: Shortened, size: int) -> None:
         if key is None or not made.repeatable:
             return
         flows = () if made.flows is None else (made.flows[0].int(), made.flows[1].float())
         self._choices.put(key, _Choice(size, made.index.int(), *flows))
+
+
+def apply_flows(flows: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
+    """`values` (n, ...) of an image's tokens after `Shortened.flows`: what flows into a token is in its place."""
+    keep = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
+    selection = Selection(keep, flows[0][None], flows[1][None])
+    return selection.merged(values.flatten(1)[None])[0].view_as(values)

@@ -192,6 +192,10 @@ class PrunesPrompts:
         groups, method = request.groups(grids), self._config.methods.get(request.method)
         for (span,), count in zip(groups.spans, groups.counts, strict=True):
             method.check(span.grid, count)
+        for number, stage in enumerate(self._config.inside if request.encoder else ()):
+            left = request.encoder_groups(grids, number)
+            for (span,), count in zip(left.spans, left.counts, strict=True):
+                stage.check(span.grid, count)
         content = update.content
         embeds = [True] * len(content.full) if content.is_embed is None else content.is_embed(content.full).tolist()
         kept = [place < count for size, count in zip(groups.sizes, groups.counts, strict=True) for place in range(size)]

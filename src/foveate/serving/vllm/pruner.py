@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...devices import from_host
 from ...methods import Method
+from ...methods.toolkit.in_encoder import InEncoder
 from ...tokens import Cue, Source
 from .batch import MethodCall, Question, Shortened, first_tokens
 from .config import ServingConfig
@@ -17,6 +19,7 @@ from .encoder_cues import EncoderCues
 from .family import PIXELS, field, key_field, pick, take
 from .faults import Faults
 from .feature_cache import Encoded, FeatureCache
+from .inside_encoder import InsideEncoder
 from .layout import Weaver
 from .memory import ChoiceMemory
 from .positions import distances_in_block
@@ -40,6 +43,12 @@ class ImagePruner:
         self.features = FeatureCache(int(config.settings.feature_cache_gb * 2**30))
         self.encoded = 0  # images and clips that went through the encoder, of batches in which any is pruned
         self.faults, self.memory = Faults(), ChoiceMemory()
+        self._inside = self._prepare_inside() if config.inside else None
+
+    def _prepare_inside(self) -> InsideEncoder:
+        stages = self._config.inside
+        cues = [EncoderCues(self.family, below=stage.block) for stage in stages]
+        return InsideEncoder(self.family, stages, cues, self.memory, self.faults)
 
     def embed(
         self, encode: Callable[..., Sequence[Tensor]], batch: dict[str, Any]
@@ -85,29 +94,32 @@ class ImagePruner:
         needs = {index: _needs(method) for index, method in methods.items()}
         # By shape, too: clients may name images themselves, and two of unlike size alike.
         images = {
-            index: f"{request.place.image} {items[index]}"
+            index: f"{request.place.image} {request.encoder} {items[index]}"
             for index, request in asked.items()
             if request.place is not None
         }
-        encoded = self._encode(encode, modality, batch, items, needs, images)
+        inside = {index: request for index, request in asked.items() if request.encoder}
+        encoded = self._encode(encode, modality, batch, items, needs, images, inside, keys)
         out: list[tuple[Tensor, Tensor | None]] = [(one.rows, None) for one in encoded]
         weavers = {index: self._weaver(modality, items[index], encoded[index].rows) for index in asked}
         calls: dict[Any, list[int]] = {}  # one for each method and text that it chooses by
         for index, request in asked.items():
             text = () if request.place is None else request.place.text
-            calls.setdefault((methods[index], text), []).append(index)
-        for (method, text), mine in calls.items():
+            calls.setdefault((methods[index], text, index in inside), []).append(index)
+        for (method, text, _), mine in calls.items():
             rows = [weavers[index].tokens(encoded[index].rows) for index in mine]
             groups = [asked[index].groups(items[index]) for index in mine]
-            if method is None:
-                shortened = [first_tokens(*image) for image in zip(rows, groups, strict=True)]
+            alive = _alive(encoded[index] for index in mine)
+            if method is None or isinstance(method, InEncoder):  # nobody chooses again behind the encoder
+                images_left = [None] * len(mine) if alive is None else alive
+                shortened = list(map(first_tokens, rows, groups, images_left))
             else:
                 held = [encoded[index].cues for index in mine]
                 read = {cue: [one[cue] for one in held] for cue in _needs(method) if all(cue in one for one in held)}
                 question = None
                 if Cue.TEXT_EMBEDDINGS in method.needs:
                     question = self._question(text, [asked[index] for index in mine], rows[0])
-                call = MethodCall(method, rows, groups, read, self._width, question)
+                call = MethodCall(method, rows, groups, read, self._width, question, alive)
                 shortened = self.memory.shorten([keys[index] for index in mine], call, self.faults)
             for index, one in zip(mine, shortened, strict=True):
                 woven = weavers[index].weave(encoded[index].rows, one.rows, one.index, self._text(weavers[index]))
@@ -155,12 +167,17 @@ class ImagePruner:
         items: Any,
         needs: dict[int, frozenset[Cue]],
         images: dict[int, str],
+        inside: dict[int, PruneRequest],
+        keys: Sequence[bytes | None],
     ) -> list[Encoded]:
         """Images behind the encoder: each goes through it once, unless its features are still here.
 
         Args:
             needs: the encoder's cues that each image's method needs.
             images: the names of those that may be asked for again.
+            inside: the requests of those that lose tokens inside the encoder. Others go through it without them, so
+                that nothing of these can be seen in what it makes of them.
+            keys: what stands for each image and its request.
         """
         wanted: dict[str, frozenset[Cue]] = {}  # by all that this batch makes of an image
         for index, image in images.items():
@@ -173,15 +190,26 @@ class ImagePruner:
         last = {image: index for index, image in images.items() if image not in found}
         todo = [index for index in range(len(items)) if index not in images or last.get(images[index]) == index]
         made: dict[int, Encoded] = {}
-        if todo:
-            together = [items[index] for index in todo]
-            part = batch if len(todo) == len(items) else pick(batch, self.family.rows(modality, batch), todo)
-            with self._encoder.observing(frozenset[Cue]().union(*needs.values()), together):
+        for indices in ([i for i in todo if i not in inside], [i for i in todo if i in inside]):
+            if not indices:
+                continue
+            together = [items[index] for index in indices]
+            part = batch if len(indices) == len(items) else pick(batch, self.family.rows(modality, batch), indices)
+            read = frozenset[Cue]().union(*(needs.get(index, frozenset()) for index in indices))
+            with contextlib.ExitStack() as stack:
+                passing = None
+                if self._inside is not None and indices[0] in inside:
+                    grids, requests = [grid for (grid,) in together], [inside[index] for index in indices]
+                    own = [keys[index] for index in indices]
+                    passing = stack.enter_context(self._inside.pruning(grids, requests, own))
+                stack.enter_context(self._encoder.observing(read, together, passing))
                 rows = list(encode(**part))
                 cues_read = self._read(together)
-            self.encoded += len(todo)
-            for place, index in enumerate(todo):
-                made[index] = Encoded(rows[place], {cue: values[place] for cue, values in cues_read.items()})
+            self.encoded += len(indices)
+            for place, index in enumerate(indices):
+                own_cues = {cue: values[place] for cue, values in cues_read.items()}
+                alive = None if passing is None else passing.alive_of(place, rows[place].device)
+                made[index] = Encoded(rows[place], own_cues, alive)
         for image, index in last.items():
             found[image] = made[index]
             self.features.put(image, made[index])
@@ -218,6 +246,14 @@ def _device(pixels: Tensor | Sequence[Tensor]) -> torch.device:
     return pixels.device if isinstance(pixels, Tensor) else _device(pixels[0])
 
 
+def _alive(images: Iterable[Encoded]) -> list[Tensor] | None:
+    """Which tokens the encoder has not left out of images, all of which lose some inside of it, or none."""
+    masks = [image.alive for image in images if image.alive is not None]
+    return masks or None
+
+
 def _needs(method: Method | None) -> frozenset[Cue]:
     """The cues of the encoder that a method needs."""
-    return frozenset() if method is None else frozenset(method.needs & Cue.of(Source.ENCODER))
+    if method is None or isinstance(method, InEncoder):  # which has chosen by then
+        return frozenset()
+    return frozenset(method.needs & Cue.of(Source.ENCODER))

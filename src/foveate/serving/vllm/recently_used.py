@@ -47,6 +47,12 @@ class RecentlyUsed(Generic[Key, Value]):
             while self.size > self._most:
                 self.size -= self._size_of(self._held.popitem(last=False)[1])
 
+    def drop(self, key: Key) -> None:
+        """Forget one, if it is here."""
+        with self._lock:
+            if key in self._held:
+                self.size -= self._size_of(self._held.pop(key))
+
     def clear(self) -> None:
         """Forget all."""
         with self._lock:

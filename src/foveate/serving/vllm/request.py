@@ -44,24 +44,29 @@ class PruneRequest:
         query: what text-aware methods choose by: ``"prompt"``, the prompt's own text, or a text; None where they
             cannot be used.
         place: set for one image, where its tokens depend on more of the prompt than the image.
+        encoder: how much each of the server's stages inside the vision encoder keeps, in the order of their blocks;
+            empty where all patches go through it.
     """
 
     method: str
     budget: Budget
     query: str | None = None
     place: InPrompt | None = None
+    encoder: tuple[float | int | str, ...] = ()
 
     def __str__(self) -> str:
         scope = self.budget.scope
         named = f"{_DECAY}{scope.decay}" if isinstance(scope, Conversation) else scope
-        return f"{self.method}|{self.budget.keep}|{named}"
+        inside = f"|{','.join(map(str, self.encoder))}" if self.encoder else ""
+        return f"{self.method}|{self.budget.keep}|{named}{inside}"
 
     @classmethod
     def parse(cls, text: str) -> PruneRequest:
         """The inverse of ``str(request)``, which leaves out `query` and `place`."""
-        method, keep, scope = text.split("|")
+        method, keep, scope, *inside = text.split("|")
         found = Conversation(float(scope.removeprefix(_DECAY))) if scope.startswith(_DECAY) else scope
-        return cls(method, Budget(keep, found))  # type: ignore[arg-type]
+        encoder = tuple(Budget(one).keep for of_stages in inside for one in of_stages.split(","))
+        return cls(method, Budget(keep, found), encoder=encoder)  # type: ignore[arg-type]
 
     @property
     def reads_prompt(self) -> bool:
@@ -76,8 +81,19 @@ class PruneRequest:
     def groups(self, grids: Sequence[Grid]) -> TokenGroups:
         """The groups of one image or clip with these grids, and how many tokens each keeps."""
         if self.place is None:
-            return groups_of(grids, self.budget)
+            groups = groups_of(grids, self.budget)
+            if not self.encoder:
+                return groups
+            left = self.encoder_groups(grids, len(self.encoder) - 1).counts
+            return replace(groups, counts=[min(both) for both in zip(groups.counts, left, strict=True)])
         return replace(groups_of(grids, Budget(1.0, self.clip_scope)), counts=list(self.place.counts))
+
+    def encoder_groups(self, grids: Sequence[Grid], stage: int) -> TokenGroups:
+        """The same at one of the stages inside the vision encoder: no more than the stages before it leave."""
+        budgets = [Budget(keep, self.clip_scope) for keep in self.encoder[: stage + 1]]
+        groups = groups_of(grids, budgets[-1])
+        counts = [groups_of(grids, budget).counts for budget in budgets]
+        return replace(groups, counts=[min(of_group) for of_group in zip(*counts, strict=True)])
 
     def to_tensor(self) -> Tensor:
         """The request as (96,) uint8, padded with zeros, because what travels with an image must be a tensor.

@@ -6,13 +6,14 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...budget import AUTO_HELP, Budget, Conversation, Scope
 from ...config import PruningConfig, check_version, scope_of
 from ...errors import BudgetError, MethodError, RequestError, near_miss
+from ...methods.toolkit.in_encoder import InEncoder
 from ...methods.toolkit.settings import AT_LAYER, ENCODER_BLOCK, method_of, settings_of
 from ...models.adapter import MOST_QUERIES, check_queries
 from .request import PruneRequest
@@ -25,6 +26,10 @@ OTHER_VARIABLES = ("FOVEATE_HOME", "FOVEATE_VLLM_ENV", "FOVEATE_FAULTS")  # of f
 _PREFIX = "FOVEATE_"
 # What Kubernetes puts into the environment of containers beside a service that is called foveate, or foveate-vllm.
 _SERVICE_LINKS = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_\w+)?$")
+_ONE_METHOD = (
+    "a server prunes before the LLM, by one method; give one instead of several, or beside it methods inside the "
+    'vision encoder, such as {"name": "divprune", "encoder_block": 8}.'
+)
 _LIKE_OURS = 0.8  # how alike an argument and one of ours are, from 0 to 1, for the former to be the latter misspelled
 
 
@@ -66,23 +71,47 @@ def _of_one_method(data: Mapping[str, Any]) -> dict[str, Any]:
         )
     hyperparameters = {name: settings_of(name, values) for name, values in given.items()}
     method = found.get("method")
-    if isinstance(method, (list, tuple)) or (isinstance(method, Mapping) and "compose" in method):
-        raise RequestError("a server prunes before the LLM, by one method; give one instead of several.")
+    if isinstance(method, Mapping) and "compose" in method:
+        raise RequestError(_ONE_METHOD)
+    if isinstance(method, (list, tuple)) or (isinstance(method, Mapping) and ENCODER_BLOCK in method):
+        method = _split_places(found)
+    elif method is not None:
+        found["inside"] = ()
     if isinstance(method, Mapping):
         made = method_of(method)
         if AT_LAYER in method:
             raise RequestError(f"{made.name} prunes inside the LLM, which vLLM cannot do; leave out {AT_LAYER}.")
-        if ENCODER_BLOCK in method:
-            raise RequestError(
-                f"{made.name} prunes inside the vision encoder, behind which the plugin prunes; leave out "
-                f"{ENCODER_BLOCK}."
-            )
         own = settings_of(made.name, {key: value for key, value in method.items() if key != "name"})
         if own and made.name in hyperparameters:
             raise RequestError(f"hyperparameters of {made.name} are given twice; leave one of them out.")
         hyperparameters |= {made.name: own} if own else {}
         found["method"] = made.name
     return {**found, "hyperparameters": hyperparameters} if hyperparameters else found
+
+
+def _split_places(found: dict[str, Any]) -> Any:
+    """Put the methods inside the vision encoder under ``"inside"``, and `keep` in the order of a forward.
+
+    Returns:
+        the data of the method before the LLM; where there is none, ``"method"`` is the name of the last one inside.
+    """
+    given, keep = found["method"], found.get("keep")
+    several = isinstance(given, (list, tuple))
+    parts = list(given) if several else [given]
+    made: list[Any] = [method_of(one) for one in parts]
+    inside = sorted((i for i, one in enumerate(made) if isinstance(one, InEncoder)), key=lambda i: made[i].block)
+    others = [i for i, one in enumerate(made) if not isinstance(one, InEncoder)]
+    if len(others) > 1 or not made:
+        raise RequestError(_ONE_METHOD)
+    if len({made[i].block for i in inside}) < len(inside):
+        raise RequestError("two methods at one block of the vision encoder cannot be combined; give each its own.")
+    if several and isinstance(keep, (list, tuple)):
+        if len(keep) != len(made):
+            raise BudgetError(f"give one keep value for each method: got {len(keep)} for {len(made)}.")
+        found["keep"] = tuple(keep[i] for i in (*inside, *others))
+    found["inside"] = tuple(made[i] for i in inside)
+    found["method"] = parts[others[0]] if others else made[inside[-1]].name
+    return found["method"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,8 @@ class ServerSettings:
         positions: what the server must number positions by; None for what vLLM does with the model.
         feature_cache_gb: host memory, in GiB for each process of the engine, for images as the encoder made them,
             which are kept where they are likely to be chosen from again; 0 keeps none.
+        inside: methods inside the vision encoder, by rising block, for requests that name no method; `keep` has then a
+            value for each, and one for `method` unless that is the name of the last of them.
         given: which of these were set.
     """
 
@@ -113,6 +144,7 @@ class ServerSettings:
     encoder_queries: int = MOST_QUERIES
     positions: str | None = None
     feature_cache_gb: float = 0.5
+    inside: tuple[InEncoder, ...] = ()
     given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -168,23 +200,43 @@ class ServerSettings:
         if not isinstance(method, str):
             raise MethodError(f"foveate_method={method!r} must be the name of one method, such as 'idpruner'.")
         query = _query(asked.get("foveate_query", self.query))
-        try:
-            budget = Budget(keep, _scope(scope))
-        except BudgetError as error:
-            raise BudgetError(str(error).replace(AUTO_HELP, "")) from None
-        if budget.by_content:
-            raise BudgetError(
-                "keep='auto' finds how many tokens stay when an image is encoded, but vLLM needs to know before; give "
-                "a fraction such as 0.25 or a token count such as 144."
+        inside = () if "foveate_method" in asked else self.inside
+        if method in (one.name for one in self.inside) and not inside:
+            raise MethodError(
+                f"foveate_method={method!r} prunes inside the vision encoder, which a server does for requests that "
+                "name no method; leave foveate_method out, or name a method that prunes before the LLM."
             )
-        if budget.keeps_all:
+        budgets = [_budget(one, scope) for one in self._amounts(keep, inside, "foveate_keep" in asked)]
+        _check_falling(budgets)
+        dropping = [budget for budget in budgets if not budget.keeps_all]
+        if not dropping:
             for key in ("foveate_method", "foveate_query"):
                 if asked.get(key) is not None and "foveate_keep" not in asked:
                     raise BudgetError(
                         f"{key}={asked[key]!r} is given, but not how much to keep; add foveate_keep, such as 0.25."
                     )
             return None
-        return PruneRequest(method, budget, query)
+        encoder = tuple(budget.keep for budget in budgets[: len(inside)])
+        if all(keep == 1.0 for keep in encoder):
+            return PruneRequest(method, dropping[-1], query)
+        if isinstance(dropping[-1].scope, Conversation):
+            raise BudgetError(
+                "what leaves the vision encoder cannot depend on the other images of a prompt; use "
+                "foveate_scope='image' or 'frame', or name a foveate_method, which then prunes behind the encoder."
+            )
+        ends_inside = budgets[-1].keeps_all or len(budgets) == len(inside)
+        return PruneRequest(inside[-1].name if ends_inside else method, dropping[-1], query, encoder=encoder)
+
+    def _amounts(self, keep: Any, inside: tuple[InEncoder, ...], requested: bool) -> list[Any]:
+        """What each stage is to keep: one value for each, or the same for all."""
+        stages = len(inside) + (not inside or self.method != inside[-1].name)
+        if not isinstance(keep, (list, tuple)) or not self.inside:
+            return [keep] * stages
+        if not inside and not requested:
+            return [keep[-1]] if keep else [keep]  # a method that a request names, by the server's default
+        if not inside or len(keep) != stages:
+            raise BudgetError(f"give one keep value for each method: got {len(keep)} for {stages}.")
+        return list(keep)
 
     def check_positions(self, mrope: bool) -> None:
         """Raise RequestError where vLLM numbers the positions of a model otherwise than the settings ask.
@@ -203,9 +255,38 @@ class ServerSettings:
         made = {"foveate": str(request)}
         if values := self.hyperparameters.get(request.method):
             made["foveate_hyperparameters"] = json.dumps(values, sort_keys=True, default=str)
+        if request.encoder:
+            made["foveate_encoder"] = f"{request.encoder} {self.inside}"
         if self.encoder_queries != MOST_QUERIES:
             made["foveate_encoder_queries"] = str(self.encoder_queries)
         return made
+
+
+def _budget(keep: Any, scope: object) -> Budget:
+    try:
+        budget = Budget(keep, _scope(scope))
+    except BudgetError as error:
+        raise BudgetError(str(error).replace(AUTO_HELP, "")) from None
+    if budget.by_content:
+        raise BudgetError(
+            "keep='auto' finds how many tokens stay when an image is encoded, but vLLM needs to know before; give "
+            "a fraction such as 0.25 or a token count such as 144."
+        )
+    return budget
+
+
+def _check_falling(budgets: Sequence[Budget]) -> None:
+    """Raise BudgetError where a stage is to keep more of the unpruned than one before it leaves."""
+    least: dict[type, Budget] = {}  # a share and a number of tokens cannot be compared without an image
+    for budget in budgets:
+        if not budget.keeps_all:
+            left = least.setdefault(type(budget.keep), budget)
+            if budget.keep > left.keep:  # type: ignore[operator]
+                raise BudgetError(
+                    f"a method cannot keep {budget}, as one before it leaves {left}; give falling budgets, such as "
+                    "keep=[0.5, 0.25]."
+                )
+            least[type(budget.keep)] = budget
 
 
 def _scope(scope: object) -> Scope:

@@ -22,6 +22,7 @@ class PaddleOCRVLFamily(QwenFamily):
     """Dynamic resolution, M-RoPE; vLLM encodes image by image, and projects them in one call."""
 
     adapter_class = PaddleOCRVLAdapter
+    whole_encoder = "its blocks see patches row by row, and only behind them those of a token are joined"
 
     def rows(self, modality: str, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         return {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import foveate
 from foveate.serving.vllm.faults import count_faults
 
 from .engine import answers, engine, outputs
@@ -45,6 +46,7 @@ CASES = [
     Case(HISTORY[:2], asked={"foveate_keep": 0.5, "foveate_method": "divprune"}),
     Case(HISTORY[:2]),
 ]
+INSIDE = [foveate.InEncoder("divprune", 1), foveate.get_method("cdpruner")]
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_5_vl"])
@@ -52,7 +54,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Prompts cut into chunks of 64 tokens."""
     path = saved(request.param, tmp_path_factory.mktemp("checkpoints"))
     oracle = Oracle(request.param, path)
-    with engine(path, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 5}) as llm:
+    # With a keep of 1.0 nothing but what requests ask for is pruned.
+    inside = {} if request.param == "llava" else {"foveate": foveate.PruningConfig(INSIDE, keep=1.0).to_dict()}
+    with engine(path, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 5}, hf_overrides=inside) as llm:
         yield llm, oracle
 
 
@@ -71,6 +75,22 @@ def test_equals_transformers_in_one_batch_and_again_from_caches(pair: tuple[Any,
     check(answers(llm, oracle, again), [answer for answer in expected for _ in range(2)])
     unpruned = oracle.answer(Case(HISTORY, between=OTHER))
     assert expected[2].prompt < unpruned.prompt and expected[2].logprobs != unpruned.logprobs
+
+
+def test_questions_choose_among_what_the_encoder_left(pair: tuple[Any, Oracle]) -> None:
+    """Each image loses tokens inside the encoder once, whatever is asked of it behind."""
+    llm, oracle = pair
+    if oracle.name == "llava":
+        pytest.skip("its encoder is whole")
+    before = encoded(llm)
+    for text in (TEXT, OTHER):
+        asked = {"foveate_keep": [0.5, 0.25]}
+        same = Case(HISTORY[3:5], text, asked=asked | {"foveate_method": INSIDE})
+        check(
+            answers(llm, oracle, [Case(same.images, text, asked=asked | {"foveate_query": "prompt"})]),
+            [oracle.answer(same)],
+        )
+    assert encoded(llm) - before == 2
 
 
 def test_the_question_is_that_of_the_request(pair: tuple[Any, Oracle]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +72,14 @@ def positions_of(z: Zoo, kept: Tensor, grid: foveate.Grid, length: int) -> Tenso
     return torch.cat([torch.ones(length - len(patches), dtype=torch.bool), patches])
 
 
-@pytest.mark.parametrize("block", [0, 1])
-def test_blocks_never_see_what_left(tower: Zoo, block: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "block"),
+    list(zip(TOWERS, itertools.cycle([1, 0]), strict=False)),
+    ids=lambda part: getattr(part, "__name__", str(part)),
+)
+def test_blocks_never_see_what_left(make: Any, block: int) -> None:
     """Each image's survivors alone through the blocks, called directly, give what the pruned encoder gives."""
+    tower = make()
     inputs, adapter, spy = three(tower), adapter_of(tower.model), Uneven()
     layers = adapter.vision_layers()[: adapter.feature_blocks()]
     with watched(layers) as calls:
@@ -100,6 +106,34 @@ def test_blocks_never_see_what_left(tower: Zoo, block: int) -> None:
         )
         assert torch.allclose(spy.seen[0].features[row], means.mean((1, 3)).flatten(0, 1), atol=1e-6)
     assert torch.equal(logits(tower, inputs), plain)
+
+
+def test_merging_is_done_patch_by_patch() -> None:
+    """Patches of a pair of tokens become their means, the first with the first and so on; CLS stays as it was."""
+
+    @dataclass(frozen=True)
+    class Pairs(Method):
+        name = "pairs"
+
+        def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+            rows, n = tokens.valid.shape
+            target, keep = torch.arange(n) // 2 * 2, torch.arange(n) % 2 == 0
+            return Selection(keep.expand(rows, n).clone(), target.expand(rows, n), torch.full((rows, n), 0.5))
+
+    tower, grid = zoo_module.internvl(), foveate.Grid(4, 4)
+    inputs, layer = three(tower), adapter_of(tower.model).vision_layers()[1]
+    with watched([layer]) as whole:
+        logits(tower, inputs)
+    entering = whole[0][0][0]
+    with foveate.prune(tower.model, InEncoder(Pairs(), 1), keep=0.5), watched([layer.attention]) as calls:
+        logits(tower, inputs)
+    given = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
+    cells = entering[:, 1:].view(3, grid.rows, 2, grid.columns, 2, -1).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    merged = (cells[:, ::2] + cells[:, 1::2]) / 2  # (3, 8, 4, d)
+    line = merged.view(3, 8, 2, 2, -1).transpose(1, 2).flatten(1, 3)  # as a picture of one line of tokens
+    with torch.no_grad():
+        wanted = layer.layernorm_before(torch.cat([entering[:, :1], line], 1))
+    assert torch.allclose(given, wanted, atol=1e-5)
 
 
 def test_generation(tower: Zoo) -> None:

@@ -72,7 +72,7 @@ def positions_of(z: Zoo, kept: Tensor, grid: foveate.Grid, length: int) -> Tenso
     return torch.cat([torch.ones(length - len(patches), dtype=torch.bool), patches])
 
 
-@pytest.mark.parametrize(("make", "block"), zip(TOWERS, itertools.cycle([1, 0]), strict=False))
+@pytest.mark.parametrize(("make", "block"), list(zip(TOWERS, itertools.cycle([1, 0]), strict=False)))
 def test_blocks_never_see_what_left(make: Any, block: int) -> None:
     """Each image's survivors alone through the blocks, called directly, give what the pruned encoder gives."""
     tower = make()

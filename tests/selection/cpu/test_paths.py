@@ -122,8 +122,27 @@ def test_any_pool_on_the_lazy_paths(kind, n, d, seed, bounded, draw):
             patch.setattr(module, name, -(10**6))
         patch.setattr(seed_search, "DENSE", 16)
         chosen = mmr(x, w, count), maxmin(x, count), coverage(x, w, distinct), dpp(x, w, few)
-    for keep, by_steps in zip(chosen, expected, strict=True):
-        assert keep.equal(by_steps[0])
+    for place, (keep, by_steps) in enumerate(zip(chosen, expected, strict=True)):
+        assert keep.equal(by_steps[0]) or (place == 1 and smallest_lead(x, count) < ROUNDING)
+
+
+ROUNDING = 1e-6  # by which cosines in float32 may be off
+
+
+def smallest_lead(x, count):
+    """By how much, in float64, a pick of max-min is ahead of the next best one, where it is least so."""
+    unit = torch.nn.functional.normalize(x.double())
+    cosines = unit @ unit.T
+    nearest = cosines.clone().fill_diagonal_(-2).amax(1)
+    pick, leads = int(nearest.argmin()), [torch.tensor(torch.inf)]
+    worth = cosines[pick].clone()
+    for _ in range(count - 1):
+        worth[pick] = torch.inf
+        values, places = worth.topk(2, largest=False)
+        leads.append(values[1] - values[0])
+        pick = int(places[0])
+        worth = torch.maximum(worth, cosines[pick])
+    return float(min(leads))
 
 
 def is_farthest(x):

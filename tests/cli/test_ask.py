@@ -55,6 +55,8 @@ def test_a_clip_is_asked_about_and_drawn(clip: Path, tmp_path: Path) -> None:
         assert picture.width > picture.height  # three panels of two frames side by side
     assert_one_sentence(run("ask", clip / "0.png", "why?", "--video", clip), "exclude each other")
     assert_one_sentence(run("ask", "why?", "--video", tmp_path / "none"), "there is no clip at")
+    assert_one_sentence(run("ask", "why?", "--video", clip), "sees pictures, not clips")
+    assert_one_sentence(run("view", clip), "sees pictures, not clips")
 
 
 def test_a_model_is_loaded_as_it_is_told() -> None:

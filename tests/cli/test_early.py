@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import foveate
 from foveate.cli.early import complete_method, known_methods
@@ -19,12 +20,21 @@ WRONG = [
     ["ask", "none.png", "why?", "--dtype", "float3"],
     ["ask", "none.png", "why?", "--device", "cpu", "--device-map", "auto"],
     ["ask", "none.png", "why?", "--video", "clip"],
+    ["ask", __file__, "why?", "--model", ""],
+    ["ask", __file__, "why?", "--model", __file__],
+    ["ask", __file__, "why?", "--model", str(Path(__file__).parent)],
+    ["ask", __file__, "why?", "--set", "balance"],
+    ["ask", __file__, "why?", "--scope", "clip"],
+    ["ask", __file__, " "],
+    ["batch", "none.jsonl", "--set", "balance"],
+    ["batch", "none.jsonl", "--scope", "clip"],
     ["view", "none.png", "--methods", "idprunner"],
     ["view", "none.png"],
     ["eval", "--suite", "testbed", "--methods", "idprunner"],
     ["eval", "--suite", "testbed", "--keep", "many"],
     ["eval", "--suite", "testbed", "--model", "./nowhere"],
     ["eval"],
+    ["eval", "--dataset", "none.jsonl"],
     ["batch", "none.jsonl", "--method", "idprunner"],
     ["batch", "none.jsonl", "--keep", "0"],
     ["check", "testbed-lava"],

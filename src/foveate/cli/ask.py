@@ -16,7 +16,7 @@ from ..data.images import open_image
 from ..data.limits import unknown_words
 from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
-from .early import parts, require_budgets, require_methods
+from .early import parts, require_budgets, require_methods, require_settings
 from .errors import InputError
 from .hyperparameters import CONFIG, KEEPS, METHODS, SCOPE, SETTINGS, config_at, configure_methods
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
@@ -88,15 +88,22 @@ def ask(
     Of several methods and budgets each answers at each.
     """
     options = LoadOptions(device, dtype, device_map, max_pixels)
-    names, keeps = parts(methods or "idpruner", "--method"), parts(keep or "25%", "--keep")
+    names = parts("idpruner" if methods is None else methods, "--method")
+    keeps = parts("25%" if keep is None else keep, "--keep")
     require_methods(names)
-    require_budgets(keeps)
+    require_budgets(keeps, scope)
+    require_settings(settings)
     require_model(model)
     *images, question = words
     if video is None and not images:
-        raise InputError(f"{question!r} alone is no picture with a question; give: IMAGE... QUESTION.")
+        missing = "question" if Path(question).is_file() else "picture"
+        raise InputError(
+            f"{question!r} alone is no picture with a question; give the {missing}, too: IMAGE... QUESTION."
+        )
     if video is not None and images:
         raise InputError(f"--video {video} and the picture {images[0]} exclude each other; ask about one of them.")
+    if not question.strip():
+        raise InputError("the question is empty; write one behind the pictures, such as 'What is on the sign?'.")
     pictures = [open_image(Path(path)) for path in images] if video is None else open_clip(video, frames)
 
     from rich.console import Console
@@ -162,13 +169,16 @@ def _print_answers(console: Any, answers: Sequence[Answer]) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    panels, budgets = [], {one.config.budgets for one in answers if one.config is not None}
+    panels, titles = [], []
+    budgets = {one.config.budgets for one in answers if one.config is not None}
     for one in answers:
         name = one.label if one.config is None or len(budgets) > 1 else one.config.label
         kept = "" if one.config is None else f", {one.report.tokens} of {one.report.tokens_before} visual tokens"
         style = "dim" if one.config is None else "green"
-        panels.append(Panel(Text(one.text or "(no answer)"), title=name + kept, border_style=style))
-    width = max(32, console.width // 2 - 2) if len(panels) > 1 else None
+        titles.append(name + kept)
+        panels.append(Panel(Text(one.text or "(no answer)"), title=titles[-1], border_style=style))
+    longest = max(map(len, titles)) + 6  # with what a frame puts around its title, so that no number is cut off
+    width = min(console.width, max(longest, console.width // 2 - 2)) if len(panels) > 1 else None
     console.print(Columns(panels, equal=True, width=width))
     for one in answers:
         if one.config is not None and len(one.report.images) > 1:

@@ -14,7 +14,7 @@ from ..cluster import connect, require_ray
 from ..data.loading import MODEL_HELP
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
-from .early import require_budgets, require_methods
+from .early import require_budgets, require_methods, require_settings
 from .errors import InputError, going_on
 from .eval_output import bar
 from .hyperparameters import CONFIG, KEEP, METHOD, SCOPE, SETTINGS, config_at, configure_methods
@@ -70,8 +70,8 @@ def batch(
     """
     if method is not None:
         require_methods([method])
-    if keep is not None:
-        require_budgets([keep])
+    require_settings(settings)
+    require_budgets(["25%" if keep is None else keep], scope)
 
     from ..budget import Budget
     from ..config import PruningConfig

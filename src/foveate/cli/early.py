@@ -40,10 +40,24 @@ def require_methods(names: Iterable[str]) -> None:
             raise MethodError(f"unknown method {name!r}{near_miss(name, known)}")
 
 
-def require_budgets(keeps: Iterable[str]) -> None:
-    """Raise BudgetError for what is not a budget."""
+def require_budgets(keeps: Iterable[str], scope: str | None = None) -> None:
+    """Raise BudgetError for what is not a budget, or for a scope that budgets do not have."""
     for keep in keeps:
-        Budget(keep)
+        Budget(keep, scope)  # type: ignore[arg-type]  # checked there
+
+
+def split_setting(setting: str) -> tuple[str, str]:
+    """The key and the value of a ``key=value``; raises InputError for what is not one."""
+    key, equals, value = setting.partition("=")
+    if not equals or not key.strip() or not value.strip():
+        raise InputError(f"--set {setting!r} is not of the form key=value; write for example --set balance=0.7.")
+    return key.strip(), value.strip()
+
+
+def require_settings(settings: Iterable[str] | None) -> None:
+    """Raise InputError for what is not ``key=value``; which keys there are, only the methods know."""
+    for setting in settings or ():
+        split_setting(setting)
 
 
 def complete_method(incomplete: str) -> Sequence[str]:

@@ -14,9 +14,10 @@ import typer
 
 from ..cluster import connect, require_ray
 from ..data.loading import TESTBED, LoadedModel, LoadOptions, load, require_model
+from ..data.samples import samples_file
 from ..data.shipped import DEFAULT
 from ..errors import near_miss
-from .early import complete_method, parts, require_budgets, require_methods
+from .early import complete_method, parts, require_budgets, require_methods, require_settings
 from .errors import InputError, going_on
 from .eval_output import announce, bar, left_out, show
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods, hyperparameters
@@ -127,11 +128,14 @@ def evaluate(
     """
     options = LoadOptions(device, dtype, device_map, max_pixels)
     require_model(model)
+    require_settings(settings)
     if methods is not None and methods.strip() != ALL:
         require_methods(parts(methods, "--methods"))
     require_budgets(parts(KEEPS if keep is None else keep, "--keep"))
     if (dataset is None) == (suite is None):
-        raise InputError("give either --suite (testbed or scenes) or --dataset FOLDER.")
+        raise InputError("give either --suite (testbed or scenes) or --dataset FILE, a JSONL file or its folder.")
+    if dataset is not None:
+        samples_file(dataset)  # refuses what is missing before torch is loaded; its lines are read later
 
     from rich.console import Console
 
@@ -265,14 +269,12 @@ def _dataset(
     """The questions of one's own, where they are asked; all of their pictures can be opened.
 
     Raises:
-        InputError: unless one of both is named, and for options that only a dataset has.
+        InputError: for options that only a dataset has.
         EvaluationError: for an unknown family.
         SampleError: for lines that cannot be used.
     """
     from ..evaluation.suites import SUITES, dataset
 
-    if (folder is None) == (name is None):
-        raise InputError(f"give either --suite ({' or '.join(SUITES)}) or --dataset FOLDER.")
     if folder is not None:
         judged: Any = "exact" if metric is None else metric  # checked there
         return dataset(folder, questions, seed, families, judged, suffix.strip(), skip_bad)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import near_miss
-from .early import complete_method
+from .early import complete_method, split_setting
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     from ..methods.toolkit.settings import UnfitError, from_text, settable
 
     given: dict[str, str] = {}
-    for key, text in map(_split, settings):
+    for key, text in map(split_setting, settings):
         if key in given:
             raise InputError(f"--set {key}: it is given twice, as {given[key]} and as {text}; leave one of them out.")
         given[key] = text
@@ -121,10 +121,3 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
             except UnfitError as error:
                 raise InputError(f"--set {key}={text}: {key} of {name} is {error}.") from None
     return found
-
-
-def _split(setting: str) -> tuple[str, str]:
-    key, equals, value = setting.partition("=")
-    if not equals or not key.strip() or not value.strip():
-        raise InputError(f"--set {setting!r} is not of the form key=value; write for example --set balance=0.7.")
-    return key.strip(), value.strip()

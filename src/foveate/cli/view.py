@@ -17,7 +17,7 @@ from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
 from ..files import write_picture, write_text
 from .ask import FRAMES
-from .early import complete_method, parts, require_budgets, require_methods
+from .early import complete_method, parts, require_budgets, require_methods, require_settings
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import FORCE, require_picture
@@ -74,9 +74,13 @@ def view(
 ) -> None:
     """Draw which visual tokens of a picture each method keeps, or of each frame of a clip."""
     options = LoadOptions(device, dtype, device_map, max_pixels)
-    names, keeps = parts(METHODS if methods is None else methods, "--methods"), parts(keep or KEEP, "--keep")
+    names, keeps = (
+        parts(METHODS if methods is None else methods, "--methods"),
+        parts(KEEP if keep is None else keep, "--keep"),
+    )
     require_methods(names)
     require_budgets(keeps)
+    require_settings(settings)
     require_model(model)
     require_picture(output, "-o", [image] if image.is_file() else [], force, also=(".svg",))
     clip = image.is_dir() or image.suffix.lower() in VIDEO_SUFFIXES
@@ -95,7 +99,9 @@ def view(
         write_text(output, comparison_svg(panels))
     else:
         write_picture(output, comparison(panels))
-    typer.echo(f"What {', '.join(dict.fromkeys(one.label for one in drawn))} keep, asked {asked!r}: {output}")
+    labels = list(dict.fromkeys(one.label for one in drawn))
+    keep_of = "keep" if len(labels) > 1 else "keeps"
+    typer.echo(f"What {', '.join(labels)} {keep_of}, asked {asked!r}: {output}")
 
 
 def default_prompt(session: LoadedModel) -> str:

@@ -58,7 +58,8 @@ def open_image(path: Path) -> Image.Image:
         PictureError: when it is missing, is no picture, is damaged, or is too large to open.
     """
     if not path.is_file():
-        raise PictureError(f"there is no image file at {path}; check the path.")
+        folder = f"{path} is a folder; give the pictures in it" if path.is_dir() else "check the path"
+        raise PictureError(f"there is no image file at {path}; {folder}.")
     return _decode(path, str(path))
 
 

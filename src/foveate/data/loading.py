@@ -81,9 +81,20 @@ class LoadedModel:
         return facts_of(adapter_of(self.model)).revision
 
     def inputs(self, images: Sequence[Image.Image], question: str, video: bool = False) -> dict[str, Tensor]:
-        """Model inputs of one prompt, on the model's device and in its dtype; `images` may be a clip's frames."""
+        """Model inputs of one prompt, on the model's device and in its dtype; `images` may be a clip's frames.
+
+        Raises:
+            ModelError: for a clip, where the model sees pictures only.
+        """
+        from ..models import adapter_of
         from .prompts import Prompt, encode_one, move_to_model
 
+        adapter = adapter_of(self.model)
+        if video and "video" not in adapter.modalities:
+            raise ModelError(
+                f"{adapter.class_name} sees pictures, not clips; give frames as pictures, or another model, such as "
+                "testbed-qwen2.5-vl."
+            )
         return move_to_model(encode_one(self.processor, Prompt(images, question, video)), self.model)
 
     def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int) -> str:
@@ -152,13 +163,21 @@ def load(name: str, options: LoadOptions | None = None) -> LoadedModel:
 
 
 def require_model(name: str) -> None:
-    """Refuse at once what is no directory and no id of the hub, which would be asked for it again and again.
+    """Refuse at once what is no model's directory and no id of the hub, which would be asked for it again and again.
 
     Raises:
         ModelError: for a name that no model can have.
     """
     known: Iterable[str] = shipped_models()
-    if name in known or Path(name).exists():
+    if name in known:
+        return
+    if not name.strip():
+        raise ModelError(f"the name of the model is empty; give a directory, a hub id, or one of {', '.join(known)}.")
+    if Path(name).is_file():
+        raise ModelError(f"{name} is a file; give the directory of a checkpoint, with its config.json and processor.")
+    if Path(name).is_dir():
+        if not any((Path(name) / one).is_file() for one in ("config.json", "adapter_config.json")):
+            raise ModelError(f"{name} holds no config.json; give the directory of a checkpoint, with its processor.")
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model directory {name}; check the path.")

@@ -46,9 +46,10 @@ def prompts_of(session: LoadedModel, asked: Sequence[Sample]) -> dict[str, Tenso
 @torch.no_grad()
 def encoder_cost(
     session: LoadedModel, method: Any, keep: Any, inputs: Mapping[str, Tensor], rounds: int
-) -> list[float]:
+) -> tuple[float, float, float]:
     """Share of the encoder's FLOPs, and medians of its seconds without and with pruning in it, choosing included."""
-    share, seconds = 1.0, ([], [])  # type: tuple[float, tuple[list[float], list[float]]]
+    share = 1.0
+    seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for row, (one, some) in zip(seconds, (("divprune", 0.99), (method, keep)), strict=True):
             with foveate.prune(session.model, one, some) as pruning:
@@ -79,7 +80,9 @@ def main() -> None:
     asked = samples("test", given.seed, -(-given.questions // len(families)), families)
     batches = [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
     there = [foveate.InEncoder(given.chooser, given.block), given.method]
-    pairs = [(given.method, keep) for keep in given.keep] + [(there, [given.through, keep]) for keep in given.keep]
+    pairs: list[tuple[Any, Any]] = [(given.method, keep) for keep in given.keep] + [
+        (there, [given.through, keep]) for keep in given.keep
+    ]
     right: list[list[float]] = [[] for _ in pairs]
     for batch in batches:
         inputs = prompts_of(session, batch)
@@ -90,7 +93,8 @@ def main() -> None:
 
     console, half = Console(width=120), len(given.keep)
     full = next(one for one in asked if not one.video and one.open()[0].size == (LARGEST, LARGEST))
-    share, alone, inside = encoder_cost(session, *pairs[half], prompts_of(session, [full]), given.rounds)
+    method, keep = pairs[half]
+    share, alone, inside = encoder_cost(session, method, keep, prompts_of(session, [full]), given.rounds)
     console.print(
         f"{given.model}, {len(asked)} questions; {given.chooser} at block {given.block} lets {given.through:.0%} on: "
         f"{share:.1%} of the encoder's FLOPs, {1000 * alone:.1f} ms -> {1000 * inside:.1f} ms with choosing"

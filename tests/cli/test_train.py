@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import foveate
 import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from cli.run_command import run
@@ -54,6 +55,23 @@ def test_a_scorer_for_a_shipped_model(data: Path, tmp_path: Path) -> None:
     other = run("train", "scorer", "--model", "testbed-llava", "--data", data, "-o", out, *FEW, "--keep", "10%")
     assert other.exit_code == 2
     assert "holds a training with keep 0.2, not 0.1" in other.stderr
+
+
+def test_a_scorer_for_a_block_of_an_encoder_in_half_precision(data: Path, tmp_path: Path) -> None:
+    """What the last line tells to write prunes inside the encoder by the scorer that was made."""
+    model, out = checkpoints.llava(tmp_path / "shapes-llava", "bfloat16"), tmp_path / "scorer"
+    options = ("--at", "encoder:1", "--keep", "50%", "--teacher", "divprune", "--epochs", 0.34, *FEW)
+    result = run("train", "scorer", "--model", model, "--data", data, "-o", out, *options)
+    assert result.exit_code == 0, result.output
+    told = result.stdout.replace("\n", "").partition("Use it with: ")[2]
+    session = load(str(model))
+    with torch.no_grad(), eval(told, {"foveate": foveate, "model": session.model}) as pruning:
+        session.model(**session.inputs([zoo_module.picture(112, 112, 1)], "What is it?"))
+    report = pruning.report()
+    assert [stage.where for stage in report.stages] == [foveate.Where.INSIDE_ENCODER, foveate.Where.BEFORE_LLM]
+    assert report.images[0].kept.float().mean() == 0.25
+    refused = run("train", "scorer", "--model", model, "--data", data, "-o", out, *options, "--gate", "embeddings")
+    assert refused.exit_code == 2 and "means nothing to a scorer inside the vision encoder" in refused.stderr
 
 
 @pytest.mark.parametrize("gate", ["attention", "embeddings"])

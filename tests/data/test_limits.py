@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny_models as zoo_module
 from foveate.data.images import PictureError
-from foveate.data.limits import QuestionError, fit_picture
+from foveate.data.limits import QuestionError, fit_picture, list_words
 from foveate.data.loading import LoadedModel, load
 from foveate.data.prompts import Prompt, encode_one
 from foveate.errors import FoveateError, ModelError
@@ -103,3 +103,15 @@ def test_placeholders_are_refused_in_every_family(make: Any) -> None:
     token = zoo.processor.image_token
     with pytest.raises(FoveateError, match="leave it out"):
         encode_one(zoo.processor, Prompt([Image.new("RGB", (56, 56))], f"{token} What?"))
+
+
+def test_bytes_that_are_not_text_are_refused_by_name(llava: LoadedModel) -> None:
+    question = b"What colour \xff?".decode(errors="surrogateescape")  # as Python hands over arguments of the shell
+    with pytest.raises(QuestionError, match=r"holds '\\udcff', which is not text; write it in UTF-8"):
+        llava.inputs([Image.new("RGB", (8, 8))], question)
+
+
+def test_long_lists_of_words_are_cut() -> None:
+    assert list_words(["zebra", "it's"]) == "'zebra', \"it's\""
+    assert list_words(["a" * 10_000]) == repr("a" * 39 + "…")
+    assert list_words(list("abcdefghij")).endswith("'h' and 2 more words")

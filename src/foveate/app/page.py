@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import decode_image
+from ..data.limits import list_words
 from ..data.loading import LoadedModel
 from ..errors import FoveateError
 from ..methods import Where
@@ -163,8 +164,7 @@ def _answers(
     picture, size = data_url(prepared.visible)
     remarks = []
     if prepared.unknown:
-        words = ", ".join(map(repr, prepared.unknown))
-        remarks.append(f"The model does not know {words}; ask what it was trained for.")
+        remarks.append(f"The model does not know {list_words(prepared.unknown)}; ask what it was trained for.")
     if prepared.cropped:
         remarks.append("The model sees the centre of the picture only; the rest is cropped off.")
     unpruned: Answer | None = None

@@ -13,7 +13,7 @@ import typer
 
 from ..data.clips import open_clip
 from ..data.images import open_image
-from ..data.limits import unknown_words
+from ..data.limits import list_words, unknown_words
 from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
 from .early import parts, require_budgets, require_methods, require_settings
@@ -135,8 +135,9 @@ def ask(
 def warn_of_unknown_words(session: LoadedModel, question: str) -> None:
     """Say on stderr which words of the question the model cannot read; small models know few."""
     if unknown := unknown_words(session.processor.tokenizer, question):
-        shown = ", ".join(map(repr, unknown))
-        typer.echo(f"The model does not know {shown}; ask what it was trained for, or another --model.", err=True)
+        typer.echo(
+            f"The model does not know {list_words(unknown)}; ask what it was trained for, or another --model.", err=True
+        )
 
 
 def _answer(

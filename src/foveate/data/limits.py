@@ -13,10 +13,11 @@ from .images import PictureError, name_of, to_rgb
 
 _AREA = 10_000  # pixels: more than any side of a picture is resized to, less than what areas are limited to
 _LONGEST = 32  # times as long as wide: of more, a processor that crops to the centre would not see the ends anyway
+_FEW_WORDS, _LONG_WORD = 8, 40  # of a question, repeated in a sentence
 
 
 class QuestionError(FoveateError, ValueError):
-    """The question holds a text that stands for a picture in the model's prompts."""
+    """The question holds a text that stands for a picture in the model's prompts, or what is not text."""
 
 
 def placeholders(processor: Any) -> list[str]:
@@ -26,7 +27,9 @@ def placeholders(processor: Any) -> list[str]:
 
 
 def check_question(processor: Any, question: str) -> None:
-    """Raise QuestionError where a question holds a text that the processor takes for a picture or a clip."""
+    """Raise QuestionError where a question holds what is not text, or is taken for a picture or a clip."""
+    if halves := re.findall("[\ud800-\udfff]", question):  # so Python keeps bytes that are not UTF-8; no tokenizer can
+        raise QuestionError(f"the question holds {halves[0]!r}, which is not text; write it in UTF-8.")
     for token in placeholders(processor):
         if token in question:
             raise QuestionError(
@@ -45,6 +48,13 @@ def unknown_words(tokenizer: Any, question: str) -> list[str]:
     if unknown is None:
         return []
     return [word for word in words if unknown in tokenizer(word.lower(), add_special_tokens=False)["input_ids"]]
+
+
+def list_words(words: Sequence[str]) -> str:
+    """Words for a sentence, in quotes: the first few, and the beginning of long ones."""
+    shown = [word if len(word) <= _LONG_WORD else word[: _LONG_WORD - 1] + "…" for word in words[:_FEW_WORDS]]
+    more = f" and {len(words) - _FEW_WORDS} more words" if len(words) > _FEW_WORDS else ""
+    return ", ".join(map(repr, shown)) + more
 
 
 def fit_picture(processor: Any, picture: Image.Image) -> Image.Image:

@@ -46,6 +46,7 @@ def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = evaluated(folder, output, "--methods", "idpruner,evs", "--set", "balance=0.7")
     assert result.exit_code == 0, result.output
     assert str(output / "report.md") in result.stdout.replace("\n", "") and "idpruner" in result.stdout
+    assert "images are too few to tell apart methods that are close." in result.stdout
     return output
 
 

@@ -188,8 +188,9 @@ def evaluate(
     path = write_report(report, output, plots)
     page = write_html(report, output, asked.samples, getattr(session.processor, "image_processor", None))
     show(report, Console())
-    for sentence in (*left_out(report), *advice(results)):
-        typer.echo(sentence)
+    for sentence in (report.caution(), *left_out(report), *advice(results)):
+        if sentence:
+            typer.echo(sentence)
     typer.echo(f"All answers, tables and plots: {path}")
     typer.echo(f"Every question with its picture, for a browser: {page}")
     passed = not gate or _passes_gate(report)

@@ -16,7 +16,7 @@ from .results import RESULTS, Results
 from .suites import SUITES, EvaluationError
 
 INTRODUCTION = """\
-<!-- Made by foveate leaderboard; edit src/foveate/evaluation/leaderboard.py instead. -->
+<!-- Made by foveate leaderboard; run it again rather than edit this page. -->
 # Leaderboard"""
 
 TESTBED = """\

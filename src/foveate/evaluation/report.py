@@ -124,6 +124,11 @@ class Report:
         place = self.at(label, keep)
         return -1.0 if place is None else float(self.bootstrap.point[place, -1])
 
+    def caution(self) -> str:
+        """A sentence where there are too few images for the intervals to mean much; else empty."""
+        images = len({sample["image"] for sample in self.results.samples})
+        return f"{images} images are too few to tell apart methods that are close." if images < _FEW else ""
+
     def preface(self, tables: bool = True) -> str:
         """What was asked, and how to read the tables."""
         configuration, samples = self.results.configuration, self.results.samples
@@ -132,8 +137,8 @@ class Report:
         text = f"{configuration['about']} {len(samples)} questions about {images} images or clips{greedily}."
         for lines, why in ((self.results.skipped, "skipped, as they cannot be used"), (self.results.failed, "failed")):
             text += f" {len(lines)} more {why} (see the end)." if lines and tables else ""
-        if images < _FEW:
-            text += f" {images} images are too few to tell apart methods that are close."
+        if caution := self.caution():
+            text += f" {caution}"
         if earlier := configuration.get("earlier_rules"):
             text += (
                 f" Measured before the rule or a default of these methods changed, so run them again before you "

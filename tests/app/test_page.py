@@ -84,9 +84,9 @@ class Visitor:
         self.page.locator("#fv-given img").wait_for()
 
     def choose(self, *methods: str) -> None:
-        boxes = self.page.locator(".fv-picker input:checked")
-        while boxes.count():
-            boxes.first.uncheck(force=True)
+        for box in self.page.locator(".fv-picker input").all():  # all, as a box leaves those that are checked
+            if box.is_checked():
+                box.uncheck(force=True)
         closed = self.page.locator(".fv-picker details:not([open]) summary")
         while closed.count():
             closed.first.click()

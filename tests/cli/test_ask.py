@@ -42,6 +42,7 @@ def test_each_method_answers_at_each_budget(scene: Path) -> None:
     assert [one["pruning"]["method"] for one in told["answers"]] == ["idpruner"] * 2 + ["random"] * 2
     assert [one["report"]["tokens"] for one in told["answers"]] == [49, 20, 49, 20]
     table = run("ask", scene, "What colour is the sign?", "--methods", "idpruner,random", "--compare").stdout
+    assert "testbed-llava is small and knows drawn scenes only" in table
     assert "all tokens" in table and "idpruner 25%" in table and "random 25%" in table
 
 

@@ -15,7 +15,7 @@ from ..data.clips import open_clip
 from ..data.images import open_image
 from ..data.limits import list_words, unknown_words
 from ..data.loading import LoadedModel, LoadOptions, load, require_model
-from ..data.shipped import DEFAULT
+from ..data.shipped import DEFAULT, shipped_models
 from .early import parts, require_budgets, require_methods, require_settings
 from .errors import InputError
 from .hyperparameters import CONFIG, KEEPS, METHODS, SCOPE, SETTINGS, config_at, configure_methods
@@ -129,6 +129,8 @@ def ask(
         return
     console = Console()
     _print_answers(console, answers)
+    if model in shipped_models():
+        console.print(f"[dim]{model} is small and knows drawn scenes only; for photographs name another --model.[/dim]")
     show(console, _costs(answers))
 
 

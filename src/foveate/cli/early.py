@@ -6,6 +6,7 @@ looked at again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,13 +16,16 @@ from ..errors import MethodError, near_miss
 from .errors import InputError
 
 _METHODS = Path(__file__).parents[1] / "methods"  # not imported, as that loads torch
+_REGISTRY = "foveate.methods.toolkit.registry"
 _ENTRY_POINTS = "foveate.methods"  # of other packages' methods; their names are known without importing them
 
 
 def known_methods() -> list[str]:
     """The names of all methods, sorted: each of foveate's own is called like its module."""
     own = {path.stem for path in _METHODS.glob("*.py") if not path.stem.startswith("_")}
-    return sorted(own | {entry.name for entry in entry_points(group=_ENTRY_POINTS)})
+    registry = sys.modules.get(_REGISTRY)  # what a program registered itself before it called the command
+    registered = set() if registry is None else set(registry._METHODS)
+    return sorted(own | registered | {entry.name for entry in entry_points(group=_ENTRY_POINTS)})
 
 
 def parts(text: str, option: str) -> list[str]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.vision_utils import get_vision_window_index
 
+import foveate
 import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.models.adapter import MOST_QUERIES
@@ -70,3 +71,29 @@ def test_attention_pairs_follow_the_windows(qwen: Zoo) -> None:
     windowed = sum((4 * n) ** 2 for n in (4, 4, 2, 2, 2, 1))
     assert adapter.vision_attention_pairs(Grid(3, 5)) == [windowed, 60**2]
     assert adapter.vision_attention_pairs(Grid(3, 5, 2)) == [2 * windowed, 2 * 60**2]
+
+
+@pytest.mark.parametrize("named", [[], [7, 15], [-1], [1, 7]], ids=str)
+def test_blocks_that_are_not_there_attend_to_nothing(
+    qwen: Zoo, named: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the encoder itself, which looks its blocks' numbers up: small checkpoints keep the list of large ones."""
+    inputs = zoo.inputs(qwen, [[zoo.picture(84, 140, 0)]])
+    expected = shown(qwen.model, inputs)
+    monkeypatch.setattr(qwen.model.config.vision_config, "fullatt_block_indexes", named)
+    adapter = adapter_of(qwen.model)
+    assert list(adapter.attention_modules()) == [block for block in named if block == 1]
+    if 1 in named:
+        assert torch.equal(shown(qwen.model, inputs).encoder_attention, expected.encoder_attention)
+        return
+    pairs = adapter.vision_attention_pairs(Grid(3, 5))
+    assert pairs[0] == pairs[1]
+    for method in ("scope", foveate.InEncoder("scope", 1)):
+        with pytest.raises(
+            foveate.ModelError, match=r"cannot give what .* needs: attention received inside the vision"
+        ):
+            foveate.attach(qwen.model, method, keep=0.5)
+    with foveate.prune(qwen.model, [foveate.InEncoder("divprune", 1), "divprune"], keep=[0.5, 0.25]) as pruning:
+        with torch.no_grad():
+            qwen.model(**inputs)
+        assert pruning.report().tokens == foveate.Budget(0.25).count(15)

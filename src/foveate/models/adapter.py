@@ -196,8 +196,14 @@ class ModelAdapter(ABC):
 
     @property
     def available_cues(self) -> frozenset[Cue]:
-        """The cues that this very model gives in transformers: its family's, any model's, and those of routers."""
+        """The cues that this very model gives in transformers: its family's, any model's, and those of routers.
+
+        Not those of the encoder's attention where no block of it attends to whole images.
+        """
         cues = self.cues | Cue.of(*EVERY_MODEL)
+        attention = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_READINGS})
+        if cues & attention and not self.attention_modules():
+            cues -= attention
         return cues | Cue.of(Source.ROUTER) if any(self.moe()) else cues
 
     @property

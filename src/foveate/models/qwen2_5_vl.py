@@ -31,7 +31,9 @@ class Qwen25VLAdapter(QwenVLAdapter):
         return vision.window_size // self.merge // vision.patch_size
 
     def attention_modules(self) -> dict[int, nn.Module]:
-        return {i: self.vision.blocks[i].attn for i in self.model.config.vision_config.fullatt_block_indexes}
+        # Small checkpoints may name blocks that they do not have, which the encoder passes over, too.
+        indexes = self.model.config.vision_config.fullatt_block_indexes
+        return {i: block.attn for i, block in enumerate(self.vision_layers()) if i in indexes}
 
     def encoder_order(self, grid: Grid) -> Tensor:
         return window_order(grid, self._side)

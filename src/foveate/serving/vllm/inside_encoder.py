@@ -137,7 +137,12 @@ class InsideEncoder:
                 )
         for stage in self._stages:
             if Cue.ENCODER_ATTENTION in stage.needs and blocks is not None:
-                first = min(self._adapter.attention_modules())
+                first = min(self._adapter.attention_modules(), default=None)
+                if first is None:
+                    raise MethodError(
+                        f"{stage.name} reads the attention of the vision encoder, but no block of it attends to whole "
+                        "images; choose a method that reads features only, such as 'divprune'."
+                    )
                 if first >= stage.block:
                     raise MethodError(
                         f"{stage.name} reads the attention of the vision encoder, but below block {stage.block} no "

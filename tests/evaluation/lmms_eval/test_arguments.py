@@ -13,7 +13,7 @@ from PIL import Image
 import foveate
 from foveate.data.shipped import load_shipped
 from foveate.errors import BudgetError, ConfigError, FoveateError, MethodError
-from foveate.evaluation.lmms_eval.arguments import PRUNING, read_choice, split_arguments
+from foveate.evaluation.lmms_eval.arguments import PRUNING, read_choice, read_number, split_arguments
 from foveate.evaluation.lmms_eval.generation import GenerationOptions, StopAtTexts, answer_lengths
 from foveate.evaluation.lmms_eval.media import MediaError, MediaReader
 from foveate.evaluation.lmms_eval.outputs import parse_arguments
@@ -73,6 +73,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
         ({"method": "downsample"}, ConfigError, "needs a budget"),
         ({"method": "downsample", "keep": "auto"}, ConfigError, "before it is encoded"),
         ({"method": "downsample", "keep": 0.5, "scope": "prompt"}, ConfigError, "has no scope"),
+        ({"keep": 0.25}, ConfigError, "keep is given without a method"),
         ({"config": "nowhere"}, ConfigError, "nowhere"),
         ({"config": "nowhere", "keep": 0.25}, ConfigError, "says what keep says"),
     ],
@@ -80,6 +81,16 @@ def test_a_configuration_file(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(given: dict[str, Any], error: type[FoveateError], says: str) -> None:
     with pytest.raises(error, match=says):
         read_choice(given)
+
+
+def test_numbers() -> None:
+    assert read_number("batch_size", "8", whole=True) == 8 and read_number("fps", 0.5) == 0.5
+    for value in ("auto", 0, -3, 2.5, None, True):
+        with pytest.raises(ConfigError, match=f"max_num_frames={value} is not a whole number of at least 1; give one"):
+            read_number("max_num_frames", value, whole=True)
+    for value in ("often", 0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"fps={value} is not a number above 0; give one"):
+            read_number("fps", value)
 
 
 def test_no_hyperparameter_has_the_name_of_an_argument() -> None:

@@ -349,6 +349,8 @@ def test_a_clip_file_is_read_as_lmms_eval_reads_it(tmp_path: Path) -> None:
         (",method=unpruned,keep=0.25", ConfigError, "keeps everything"),
         (",method=downsample,keep=auto", ConfigError, "before it is encoded"),
         (",method=idpruner,keep=0.25,max_num_frames=0", ConfigError, "at least 1"),
+        (",fps=0", ConfigError, "fps=0 is not a number above 0"),
+        (",max_pixels=many", ConfigError, "max_pixels=many is not a whole number"),
         (",config=nowhere", ConfigError, "nowhere"),
     ],
 )

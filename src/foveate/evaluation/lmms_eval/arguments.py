@@ -5,6 +5,7 @@ The same words say, in the results that lmms-eval writes, how its answers were m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ def read_choice(given: Mapping[str, Any]) -> PruningChoice:
         config = PruningConfig.from_pretrained(str(given["config"]))
         keep = " + ".join(budget.label for budget in config.budgets)
         return PruningChoice(Run(config.label, keep), config)
+    if given and "method" not in given:
+        raise ConfigError(f"{', '.join(given)} is given without a method; give one, such as method=idpruner.")
     method = given.get("method", UNPRUNED)
     rest = {name: value for name, value in given.items() if name not in ("method", "keep")}
     if method in _BASELINES:
@@ -108,6 +111,27 @@ def _hyperparameters(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         except UnfitError as error:
             raise MethodError(f"{name}={text}: {name} of {method} is {error}.") from None
     return found
+
+
+def read_number(name: str, value: Any, whole: bool = False) -> Any:
+    """A number above 0 of ``--model_args``, where lmms-eval makes numbers of texts that are some.
+
+    Args:
+        name: of the argument.
+        value: as given.
+        whole: whether it must be a whole number.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        number = int(str(value)) if whole else float(str(value))
+    except ValueError:
+        number = 0
+    if not 0 < number < math.inf:
+        kind = "a whole number of at least 1" if whole else "a number above 0"
+        raise ConfigError(f"{name}={value} is not {kind}; give one.")
+    return number
 
 
 def refuse_unknown(given: Iterable[str], method: str, known: Iterable[str]) -> None:

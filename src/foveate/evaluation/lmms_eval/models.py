@@ -17,7 +17,7 @@ from ...data.prompts import Prompt
 from ...errors import ConfigError
 from ...version import __version__
 from .accounting import Answer, Ledger
-from .arguments import PRUNING, PruningChoice, read_choice, refuse_unknown, split_arguments
+from .arguments import PRUNING, PruningChoice, read_choice, read_number, refuse_unknown, split_arguments
 from .generation import GenerationOptions
 from .media import MediaReader
 
@@ -38,8 +38,20 @@ class _Pruned(lmms):
     engine: Any
     is_simple = False
 
+    def _read_limits(
+        self, frames: Any, fps: Any, system_prompt: str, batch_size: Any, min_pixels: Any, max_pixels: Any
+    ) -> MediaReader:
+        """What shows pictures and clips; raises ConfigError for numbers that cannot be, of both engines."""
+        numbers = {"batch_size": batch_size, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        for name, value in numbers.items():
+            if value is not None:
+                read_number(name, value, whole=True)
+        fps = None if fps is None else read_number("fps", fps)
+        prompt = self._resolve_system_prompt(system_prompt)
+        return MediaReader(read_number("max_num_frames", frames, whole=True), fps, prompt)
+
     def _begin(self, batch_size: int | str, reader: MediaReader, record: str | None, facts: Mapping[str, Any]) -> None:
-        self.batch_size, self.reader = _whole("batch_size", batch_size), reader
+        self.batch_size, self.reader = read_number("batch_size", batch_size, whole=True), reader
         path = None if record is None else Path(record)
         if path is not None and self.rank:
             path = path.with_stem(f"{path.stem}-{self.rank}")
@@ -184,8 +196,7 @@ class Foveate(_Pruned):
         super().__init__()
         given = {**pruning}
         choice = _read_pruning(given, _arguments(type(self)))
-        reader = MediaReader(_whole("max_num_frames", max_num_frames), fps, self._resolve_system_prompt(system_prompt))
-        _whole("batch_size", batch_size)
+        reader = self._read_limits(max_num_frames, fps, system_prompt, batch_size, min_pixels, max_pixels)
         from accelerate import Accelerator
 
         from ...data.limits import limit_pixels
@@ -246,8 +257,7 @@ class FoveateVllm(_Pruned):
         super().__init__()
         about, options = split_arguments(others)
         choice = read_choice(about)
-        reader = MediaReader(_whole("max_num_frames", max_num_frames), fps, self._resolve_system_prompt(system_prompt))
-        _whole("batch_size", batch_size)
+        reader = self._read_limits(max_num_frames, fps, system_prompt, batch_size, min_pixels, max_pixels)
         from .vllm_engine import VllmEngine
 
         if device is not None:
@@ -299,16 +309,6 @@ def _arguments(cls: type) -> list[str]:
 
     parameters = inspect.signature(cls).parameters.values()
     return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
-
-
-def _whole(name: str, value: int | str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ConfigError(f"{name}={value} is not a whole number of at least 1; give one.")
-    return number
 
 
 def _facts(choice: PruningChoice, batch_size: int | str) -> dict[str, Any]:

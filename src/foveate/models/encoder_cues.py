@@ -164,7 +164,8 @@ def _features(reader: EncoderReader, trace: EncoderTrace, grids: list[Grid]) -> 
     if not trace.projected:
         raise ModelError("the projector was not called for these images; pass pixel values to the model itself.")
     adapter, hidden = reader.adapter, trace.projected[-1]
-    kept = trace.kept_at(adapter.block_before(adapter.projector))
+    # Where nothing left, classes of vLLM need not have what runs behind the blocks by that name.
+    kept = trace.kept_at(adapter.block_before(adapter.projector)) if trace.kept else None
     if kept is None:
         return adapter.encoder_features(hidden, grids)
     if adapter.encoder_layout != "packed":  # what left is still in its place

@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-kernels test-transformers test-vllm test-ray test-lmms test-app gpu-check lint format docs docs-serve wheel-test clean
+.PHONY: help setup demo test test-slow test-kernels test-transformers test-vllm test-ray test-lmms test-app gpu-check lint format docs docs-serve wheel-test clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,8 @@ export HF_HUB_OFFLINE = 1
 help:
 	@echo "make setup              create .venv and install foveate with its development tools (once)"
 	@echo "make demo               a small model on drawn scenes, with and without pruning"
-	@echo "make test               all tests that need neither a GPU nor vLLM nor Ray"
+	@echo "make test               all tests that need neither a GPU nor vLLM nor Ray, in under 6 minutes"
+	@echo "make test-slow          those of them that take long: compiled forwards, trainings in several processes"
 	@echo "make test-kernels       install Triton; run the GPU kernels in its interpreter and compile them, on a CPU"
 	@echo "make test-transformers  what depends on transformers, on its oldest and its newest release"
 	@echo "make test-vllm          install vLLM for CPUs (once; up to 7 minutes, 3.1 GB) and test the plugin in it"
@@ -37,7 +38,10 @@ demo: setup
 	$(BIN)/foveate demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm and not kernels'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not vllm and not kernels and not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not vllm and not kernels'
 
 test-kernels: setup
 	$(BIN)/python -m pip install --quiet --constraint scripts/constraints.txt triton

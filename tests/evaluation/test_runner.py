@@ -146,6 +146,7 @@ here.evaluate(here.wanted(), here.load_shipped, Path({folder!r}), advance, here.
 """
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_path: Path) -> None:
     script = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
@@ -177,6 +178,7 @@ def test_killed_and_gone_on_with_is_the_same(done: tuple[Results, Path], tmp_pat
     evaluate(wanted(), load_shipped, tmp_path, loaded=(PAIR[0], None))  # nothing is left to do: no processor is needed
 
 
+@pytest.mark.slow
 def test_workers_find_the_same(tmp_path: Path) -> None:
     little = dataclasses.replace(wanted(4), methods=(get_method("idpruner"),), keeps=("20",), batch=2)
     for workers in (1, 2):

@@ -12,7 +12,7 @@ for release in oldest newest; do
   python=$environment/bin/python
   version=$("$python" -c 'import transformers; print(transformers.__version__)')
   echo "== transformers $version, the $release, with PyTorch $("$python" -c 'import torch; print(torch.__version__)')"
-  "$python" -m pytest -n 2 -m 'not gpu and not vllm' -p no:cacheprovider \
+  "$python" -m pytest -n 2 -m 'not gpu and not vllm and not kernels and not slow' -p no:cacheprovider \
     tests/runtime tests/models tests/methods tests/importance tests/cli tests/evaluation tests/visualize
 done
 

@@ -25,7 +25,7 @@ from tiny_models import Zoo, picture
 TOWERS = [
     zoo_module.llava,  # CLIP with its CLS token, features of the last layer but one
     zoo_module.internvl,  # InternViT with CLS, pixel shuffle
-    tiny_families.gemma3,  # SigLIP, squares of patches averaged
+    *([] if tiny_families.EARLIER else [tiny_families.gemma3]),  # SigLIP, squares of patches averaged
     tiny_families.idefics3,  # SigLIP with masks, tiles, pixel shuffle
     tiny_families.vipllava,  # the features of several layers
     tiny_families.ovis2,

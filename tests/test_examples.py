@@ -29,6 +29,7 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
+@pytest.mark.slow
 def test_the_package_of_a_method_passes_its_own_tests(tmp_path: Path) -> None:
     """As it would be where it is installed: its metadata, made from its pyproject.toml, lies beside its module."""
     package = ROOT / "examples" / "foveate_norm"

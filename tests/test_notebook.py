@@ -22,6 +22,7 @@ def said(cell: Any) -> str:
     return "".join(texts).strip()
 
 
+@pytest.mark.slow
 def test_the_notebook_says_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     committed = nbformat.read(NOTEBOOK, as_version=4)
     run = copy.deepcopy(committed)

@@ -17,6 +17,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_a_model_is_there_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testbed, "_VALIDATION", 1)
     code, said = run("--model", "llava", "--seed", "3", "-o", str(tmp_path), "--hours", "1e-9")

@@ -63,6 +63,7 @@ def answers_of(results: Results) -> dict[str, list[str]]:
     return {Run(run["label"], run["keep"], seed=run["seed"]).key: run["answers"] for run in results.runs}
 
 
+@pytest.mark.slow
 def test_it_grows_by_all_that_there_is(watch: Watch, tmp_path: Path) -> None:
     """By methods, budgets and questions; only what is new is asked, and the end is as if all had been asked at once."""
     watch(SAMPLES[:6], ["divprune"], ["25%"])

@@ -112,6 +112,7 @@ def test_a_picture_in_a_later_turn(method: Any) -> None:
     assert torch.allclose(later[:, -8:], whole[:, -8:], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_masks_of_another_form_are_refused(model: Zoo) -> None:
     inputs = one_image(model)
     before = model.model.config.text_config._attn_implementation

@@ -217,6 +217,7 @@ def share_on_things(scorer: LearnedScorer, scenes: range) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_the_model_teaches_where_things_are(tmp_path: Path) -> None:
     """In a few steps on drawings; drawings that it was not trained on, by the scorer as it was saved."""
     scorer, fell = learn(tmp_path, steps=20, samples=80)

@@ -134,6 +134,7 @@ def test_batches_are_numbered() -> None:
         assert a.pixels.equal(b.pixels) and a.packed.ids.equal(b.packed.ids) and a.padded == b.padded
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_batches_in_order() -> None:
     batches = Batches("train", 3, tokenizer("llava"), 200)
     with closing(batches.stream(5, True, False, workers=1)) as ahead:

@@ -98,6 +98,12 @@ class RuntimeStateError(FoveateError, RuntimeError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, without its full stop, to stand within a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
 _NEAR = 0.65  # how alike two names are, from 0 to 1, for the one to be a misspelling of the other
 
 

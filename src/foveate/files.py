@@ -7,6 +7,7 @@ belongs to somebody else. Needs nothing but Pillow.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,19 @@ def write_text(path: Path, text: str) -> None:
         WriteError: when it cannot be written.
     """
     write_bytes(path, text.encode())
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it holds something else.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..config import PruningConfig
 from ..data.limits import unknown_words
 from ..data.loading import LoadedModel
 from ..data.prompts import decode
-from ..errors import FoveateError
+from ..errors import FoveateError, first_line
 from ..methods import get_method
 from ..methods.toolkit.notes import silence_notes
 from ..runtime import Report
@@ -184,9 +184,7 @@ def _in_one_sentence(function: Callable[..., T], *arguments: Any) -> T:
         raise
     except Exception as error:  # models and processors raise nearly everything
         LOGGER.exception("a run failed")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[0] if lines else type(error).__name__).rstrip(".")
-        raise AppError(f"the model failed ({reason}); try a smaller picture or another method.") from error
+        raise AppError(f"the model failed ({first_line(error)}); try a smaller picture or another method.") from error
 
 
 class _Stream(BaseStreamer):

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import FoveateError, ModelError
+from ..errors import FoveateError, ModelError, first_line
 from .images import PictureError, name_of, to_rgb
 
 _AREA = 10_000  # pixels: more than any side of a picture is resized to, less than what areas are limited to
@@ -128,14 +128,9 @@ def explain_failure(processor: Any, pictures: Sequence[Image.Image], error: Exce
             name = name_of(picture, f"picture {number} of the prompt")
             return PictureError(
                 f"{name}: the model's processor cannot take a picture of {picture.width} x {picture.height} pixels "
-                f"({_first_line(reason)}); crop or scale it."
+                f"({first_line(reason)}); crop or scale it."
             )
-    return ModelError(f"the model's processor cannot make inputs of this prompt ({_first_line(error)}).")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    return ModelError(f"the model's processor cannot make inputs of this prompt ({first_line(error)}).")
 
 
 def _with_name(picture: Image.Image, made: Image.Image) -> Image.Image:

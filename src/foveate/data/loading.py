@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import ModelError, near_miss
+from ..errors import ModelError, first_line, near_miss
 from .shipped import load_shipped, shipped_models
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def load(name: str, options: LoadOptions | None = None) -> LoadedModel:
             raise
         except Exception as error:  # transformers raises nearly everything
             raise ModelError(
-                f"cannot load the model {name!r} ({_reason(error)}); give a directory with a safetensors "
+                f"cannot load the model {name!r} ({first_line(error)}); give a directory with a safetensors "
                 f"checkpoint and its processor, a hub id, or one of {', '.join(shipped)}."
             ) from None
     if options.max_pixels is not None:
@@ -197,7 +197,7 @@ def _find_device(name: str | None) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"device {name!r} cannot be used here ({_reason(error)}); give cpu, or cuda for a GPU."
+            f"device {name!r} cannot be used here ({first_line(error)}); give cpu, or cuda for a GPU."
         ) from None
     return str(device)
 
@@ -222,8 +222,8 @@ def _unreachable(name: str) -> bool:
     except Exception as error:  # which, depends on what the hub's library connects with
         if checkpoint_folder(name) is None:
             raise ModelError(
-                f"cannot load the model {name!r}: the hub cannot be reached ({_reason(error)}) and its cache on this "
-                "machine does not hold it; give a directory with a checkpoint, or try again with a network."
+                f"cannot load the model {name!r}: the hub cannot be reached ({first_line(error)}) and its cache on "
+                "this machine does not hold it; give a directory with a checkpoint, or try again with a network."
             ) from None
         return True
     return False
@@ -260,9 +260,3 @@ def _load(name: str, options: LoadOptions, cached: bool) -> tuple[Any, Any]:
         local_files_only=cached,
     )
     return model.eval(), load_processor(name, model, cached, revision)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

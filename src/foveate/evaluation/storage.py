@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import files
-from ..files import appending, write_text
+from ..files import appending, read_object, write_text
 from .conflicts import find_conflict, merge_configurations
 from .inference import Cell
 from .runs import Run, label_of
@@ -221,11 +221,8 @@ def _key(line: Mapping[str, Any]) -> Key:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
+    there = read_object(path)
+    if there is None:
         raise EvaluationError(f"{path} is damaged; give another folder with -o.")
     return there
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...data.boxes import OVERLAP, iou
 from ...errors import FoveateError
+from ...files import read_object
 from ..inference import COSTS, TIMES
 from ..report import FIGURES
 from ..results import Results
@@ -298,10 +299,7 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
+    told = read_object(path)
+    if told is None:
         raise EvaluationError(f"{path} is damaged; run lmms-eval again.")
     return told

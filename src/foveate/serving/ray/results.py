@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ...files import replacing, write_text
+from ...files import read_object, replacing, write_text
 from .rows import BatchError, Place
 
 MANIFEST = "batch.json"
@@ -192,11 +192,8 @@ def _compare(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> N
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        there = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
+    there = read_object(file)
+    if there is None:
         raise BatchError(f"{file} is damaged; give another folder with -o.")
     return there
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor
-
-from ...errors import MethodError
-from ...tokens import Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Where, in_words
+from .base import Method, ModelFacts, Where
 from .constraints import AtLeast
 from .registry import get_method
 from .validation import check_layer_of
-from .wrapper import Wrapper
-
-_HIDDEN_STATES = "The features are hidden states of the LLM instead of its inputs."
+from .wrapper import MovedMethod
 
 
 @dataclass(frozen=True, init=False)
-class AtLayer(Wrapper):
+class AtLayer(MovedMethod):
     """A method that would prune before the LLM, moved to one of its layers; named e.g. ``divprune@2``.
 
     Examples:
@@ -32,6 +26,8 @@ class AtLayer(Wrapper):
     """
 
     where = Where.INSIDE_LLM
+    advice = "; set its own layer instead."
+    deviation = "The features are hidden states of the LLM instead of its inputs."
 
     base: Method
     layer: Annotated[int, AtLeast(0)]
@@ -41,30 +37,10 @@ class AtLayer(Wrapper):
         object.__setattr__(self, "layer", layer)
         self.__post_init__()
 
-    def validate(self) -> None:
-        places = self.base.places()
-        if places != (Where.BEFORE_LLM,):
-            raise MethodError(f"{self.base.name} already prunes {in_words(places)}; set its own layer instead.")
-
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"{self.base.name}@{self.layer}"
 
-    @property
-    def provenance(self) -> Provenance:  # type: ignore[override]
-        record = self.base.provenance
-        return replace(record, deviations=(*record.deviations, _HIDDEN_STATES))
-
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
         return super().load(facts)
-
-    @property
-    def counts_by_content(self) -> bool:
-        return self.base.counts_by_content
-
-    def counts(self, tokens: VisualTokens) -> Tensor | None:
-        return self.base.counts(tokens)
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return self.base.select(tokens, count)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from ...errors import MethodError
-from ...tokens import Cue, EncoderReading, Grid, VisualTokens
-from .base import Method, ModelFacts, Where
+from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
+from .base import Method, ModelFacts, Provenance, Where, in_words
 from .notes import Note
 from .registry import get_method
 
@@ -61,3 +62,36 @@ class Wrapper(Method):
 
     def scores(self, tokens: VisualTokens) -> Tensor | None:
         return self.inner.scores(tokens)
+
+
+@dataclass(frozen=True, init=False)
+class MovedMethod(Wrapper):
+    """A method that would prune before the LLM and chooses as ever, but somewhere else.
+
+    Subclasses say where, and how what it sees there deviates from its paper.
+    """
+
+    advice: ClassVar[str]  # the end of the sentence on a method that prunes elsewhere already
+    deviation: ClassVar[str]
+
+    base: Method
+
+    def validate(self) -> None:
+        places = self.base.places()
+        if places != (Where.BEFORE_LLM,):
+            raise MethodError(f"{self.base.name} already prunes {in_words(places)}{self.advice}")
+
+    @property
+    def provenance(self) -> Provenance:  # type: ignore[override]
+        record = self.base.provenance
+        return replace(record, deviations=(*record.deviations, self.deviation))
+
+    @property
+    def counts_by_content(self) -> bool:
+        return self.base.counts_by_content
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        return self.base.counts(tokens)
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return self.base.select(tokens, count)

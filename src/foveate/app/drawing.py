@@ -162,10 +162,9 @@ def cells_of(answer: Answer, size: tuple[int, int]) -> dict[str, Any]:
         if all(one.scores is not None for one in filled):
             scores = whole.join([one.scores for one in filled if one.scores is not None])
             cells["score"] = [_short(score) for score in scores.tolist()]
-    if any(one is not None for one in answer.targets):
-        own = [torch.where(image.kept.cpu(), torch.arange(image.tokens_before), -1) for image in images]
-        targets = [mine if one is None else one for one, mine in zip(answer.targets, own, strict=True)]
-        cells["target"] = whole.join_targets(targets).tolist()
+    target = whole.join_merges(answer.targets, [image.kept.cpu() for image in images])
+    if target is not None:
+        cells["target"] = target.tolist()
     return cells
 
 

@@ -56,7 +56,12 @@ class Answer:
 
 def label_of(config: PruningConfig) -> str:
     """The methods of a configuration and what they keep, ``idpruner 25%``."""
-    return f"{config.label} {', '.join(budget.label for budget in config.budgets)}"
+    return f"{config.label} {budgets_of(config)}"
+
+
+def budgets_of(config: PruningConfig) -> str:
+    """What the methods of a configuration keep, ``25%``."""
+    return ", ".join(budget.label for budget in config.budgets)
 
 
 def ask(
@@ -149,12 +154,14 @@ def _answer(
     from rich.console import Console
 
     from ..api import prune
+    from ..methods.toolkit.notes import silence_notes
 
-    for config in asked:
-        prune(session.model, config).detach()
     progress, answers = Console(stderr=True), []
     if compare or len(asked) > 1:
-        with progress.status("Warming up"), prune(session.model, "stride", keep=1.0):
+        with silence_notes():  # which are told when each is attached to answer
+            for config in asked:
+                prune(session.model, config).detach()
+        with progress.status("Warming up"):
             session.generate(inputs, 1)  # so that all timings are fair
     if compare:
         with progress.status("Answering with all tokens"), prune(session.model, "stride", keep=1.0) as pruning:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from ..data.limits import unknown_words
 from ..data.loading import LoadedModel, LoadOptions, load, require_model
 from ..data.shipped import DEFAULT
 from ..files import write_picture, write_text
-from .ask import FRAMES
+from .ask import FRAMES, budgets_of
 from .early import complete_method, parts, require_budgets, require_methods, require_settings
 from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from ..runtime import Report
     from ..runtime.planner import KeepLike
     from ..runtime.report import ImageReport
-    from ..tokens import Grid
-    from ..visualize import Panel
+    from ..visualize import Panel, TiledPicture
 
 
 METHODS, KEEP = "idpruner,divprune,random", "10%"
@@ -123,15 +122,55 @@ def panels_of(
     session: LoadedModel, picture: Image.Image, question: str, configs: Sequence[PruningConfig]
 ) -> list[Panel]:
     """The picture as the model sees it, then one panel for what each configuration keeps."""
+    from ..visualize import TiledPicture
+
+    visible = session.visible_part(picture)
+    title, cropped = "original", ""
+    if session.crops(picture):
+        title = "centre of the original"
+        cropped = ", cropped to {} of {}".format(*(f"{one.width} x {one.height}" for one in (visible, picture)))
+
+    def lay_out(images: Sequence[ImageReport]) -> tuple[Image.Image, TiledPicture]:
+        return visible, TiledPicture.of(len(images), images[0].grid, visible.size)
+
+    return _draw(session, session.inputs([picture], question), configs, lay_out, title, cropped)
+
+
+def clip_panels(
+    session: LoadedModel, frames: Sequence[Image.Image], question: str, configs: Sequence[PruningConfig]
+) -> list[Panel]:
+    """The frames of a clip as the model sees them, in rows, then what each configuration keeps of them."""
+    from ..visualize import TiledPicture
+
+    def lay_out(images: Sequence[ImageReport]) -> tuple[Image.Image, TiledPicture]:
+        (clip,) = images
+        seen, layout = clip.grid.frames, TiledPicture.of_frames(clip.grid)
+        shown = [frames[place * len(frames) // seen] for place in range(seen)]  # one for several that a token shows
+        return _rows_of_frames(shown, layout.grid.columns // clip.grid.columns), layout
+
+    return _draw(session, session.inputs(frames, question, video=True), configs, lay_out, "original", "")
+
+
+def _draw(
+    session: LoadedModel,
+    inputs: dict[str, Tensor],
+    configs: Sequence[PruningConfig],
+    lay_out: Callable[[Sequence[ImageReport]], tuple[Image.Image, TiledPicture]],
+    title: str,
+    remark: str,
+) -> list[Panel]:
+    """A panel of what was asked about, with its `title` and a `remark`, and one for what each configuration keeps.
+
+    Args:
+        lay_out: the picture that is drawn on, and where the tokens of a report's images lie in it.
+    """
     from rich.console import Console
     from rich.progress import track
 
     from ..api import prune
     from ..methods import Method
-    from ..visualize import overlay, record_selections, scale_to_grid
+    from ..visualize import merge_targets, overlay, record_selections, scale_to_grid
 
-    inputs = session.inputs([picture], question)
-    visible = session.visible_part(picture)
     panels: list[Panel] = []
     for config in track(configs, description="Looking", console=Console(stderr=True), transient=True):
         method = config.method
@@ -139,117 +178,30 @@ def panels_of(
         with prune(session.model, replace(config, method=observed)) as pruning:
             session.generate(inputs, 1)
             report = pruning.report()
-        grid, kept, target = _join_tiles(report.images, observed, visible.size)
+        images = report.images
+        picture, layout = lay_out(images)
+        kept = [image.kept.cpu() for image in images]
+        targets = [merge_targets(observed, number, len(mask)) for number, mask in enumerate(kept)]
+        target = layout.join_merges(targets, kept)
         if not panels:
-            subtitle, title = f"{report.tokens_before} visual tokens", "original"
-            if session.crops(picture):
-                title = "centre of the original"
-                sizes = (f"{one.width} x {one.height}" for one in (visible, picture))
-                subtitle += ", cropped to {} of {}".format(*sizes)
-            panels.append((title, subtitle, scale_to_grid(visible, grid)))
-        drawn = overlay(visible, grid, kept, target=target)
-        panels.append(
-            (
-                f"{config.label}, {', '.join(budget.label for budget in config.budgets)}",
-                _subtitle(report, target),
-                drawn,
-            )
-        )
+            seen = images[0].grid.frames
+            of_frames = f" of {seen} frames" if seen > 1 else ""
+            subtitle = f"{report.tokens_before} visual tokens{of_frames}{remark}"
+            panels.append((title, subtitle, scale_to_grid(picture, layout.grid)))
+        drawn = overlay(picture, layout.grid, layout.join(kept), target=target)
+        panels.append((f"{config.label}, {budgets_of(config)}", _subtitle(report, target), drawn))
     return panels
 
 
-def clip_panels(
-    session: LoadedModel, frames: Sequence[Image.Image], question: str, configs: Sequence[PruningConfig]
-) -> list[Panel]:
-    """The frames of a clip as the model sees them, in rows, then what each configuration keeps of them."""
-    from ..api import prune
-    from ..methods import Method
-    from ..visualize import merge_targets, overlay, record_selections, scale_to_grid
-
-    inputs = session.inputs(frames, question, video=True)
-    panels: list[Panel] = []
-    for config in configs:
-        method = config.method
-        observed = record_selections(method) if isinstance(method, Method) else method
-        with prune(session.model, replace(config, method=observed)) as pruning:
-            session.generate(inputs, 1)
-            report = pruning.report()
-        (clip,) = report.images
-        seen = clip.grid.frames
-        shown = [frames[place * len(frames) // seen] for place in range(seen)]  # one for several that a token shows
-        picture, grid, places = _rows_of_frames(shown, clip.grid)
-        target = merge_targets(observed, 0, len(clip.kept))
-        kept, target = _lay_out(clip.kept.cpu(), target, places)
-        if not panels:
-            panels.append(
-                ("original", f"{report.tokens_before} visual tokens of {seen} frames", scale_to_grid(picture, grid))
-            )
-        title = f"{config.label}, {', '.join(budget.label for budget in config.budgets)}"
-        panels.append((title, _subtitle(report, target), overlay(picture, grid, kept, target=target)))
-    return panels
-
-
-def _rows_of_frames(frames: Sequence[Image.Image], grid: Grid) -> tuple[Image.Image, Grid, Tensor]:
-    """Frames in rows, about as many as columns: their picture, its grid, and which token lies where (-1: none)."""
-    import torch
+def _rows_of_frames(frames: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Frames in rows of so many, on white."""
     from PIL import Image
 
-    from ..tokens import Grid
-
-    columns = math.ceil(math.sqrt(len(frames)))
-    rows = math.ceil(len(frames) / columns)
     width, height = frames[0].size
-    picture = Image.new("RGB", (columns * width, rows * height), "white")
+    picture = Image.new("RGB", (columns * width, math.ceil(len(frames) / columns) * height), "white")
     for place, frame in enumerate(frames):
         picture.paste(frame.resize((width, height)), (place % columns * width, place // columns * height))
-    area = grid.rows * grid.columns
-    flat = torch.arange(rows * columns * area)
-    flat[len(frames) * area :] = -1
-    places = flat.view(rows, columns, grid.rows, grid.columns).transpose(1, 2).flatten()
-    return picture, Grid(rows * grid.rows, columns * grid.columns), places
-
-
-class WholePicture(NamedTuple):
-    """A whole picture, which the model may have seen in tiles: its grid, what is kept, and where tokens were merged."""
-
-    grid: Grid
-    kept: Tensor
-    target: Tensor | None
-
-
-def _join_tiles(tiles: Sequence[ImageReport], method: Any, size: tuple[int, int]) -> WholePicture:
-    """The tiles of a picture of a (width, height) side by side."""
-    import torch
-
-    from ..tokens import Grid
-    from ..visualize import merge_targets, tile_layout
-
-    one, area = tiles[0].grid, len(tiles[0].grid)
-    rows, columns = tile_layout(len(tiles), size)
-    drawn = rows * columns
-    places = torch.arange(drawn * area).view(rows, columns, one.rows, one.columns).transpose(1, 2).flatten()
-    kept = torch.cat([tile.kept.cpu() for tile in tiles[:drawn]])
-    found = [merge_targets(method, tile, area) for tile in range(drawn)]
-    target = None
-    if any(one is not None for one in found):
-        local = [torch.where(tile.kept.cpu(), torch.arange(area), -1) for tile in tiles]
-        filled = [local[tile] if one is None else one for tile, one in enumerate(found)]
-        target = torch.cat([torch.where(one >= 0, one + tile * area, -1) for tile, one in enumerate(filled)])
-    return WholePicture(Grid(rows * one.rows, columns * one.columns), *_lay_out(kept, target, places))
-
-
-def _lay_out(kept: Tensor, target: Tensor | None, places: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What is kept (n,) and where it was merged (n,), as drawn: `places` (m,) has the token at each place, or -1."""
-    import torch
-
-    there = places >= 0
-    shown = kept[places.clamp_min(0)] & there
-    if target is None:
-        return shown, None
-    back = torch.zeros(len(kept), dtype=torch.long)
-    back[places[there]] = there.nonzero()[:, 0]
-    flat = torch.where(there, target[places.clamp_min(0)], -1)
-    return shown, torch.where(flat >= 0, back[flat.clamp_min(0)], -1)
+    return picture
 
 
 def _subtitle(report: Report, target: Tensor | None) -> str:

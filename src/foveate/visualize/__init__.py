@@ -4,9 +4,11 @@ from ..data.geometry import tile_layout, visible_part
 from .comparison import Panel, comparison, comparison_svg
 from .merging import merge_targets, record_selections
 from .overlay import overlay, scale_to_grid
+from .tiles import TiledPicture
 
 __all__ = [
     "Panel",
+    "TiledPicture",
     "comparison",
     "comparison_svg",
     "merge_targets",

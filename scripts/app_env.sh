@@ -11,7 +11,7 @@ source "$scripts/environments.sh"
 
 python=${PYTHON:-python3}
 version=$(sed -n 's/^gradio==//p' "$scripts/app_requirements.txt")
-interpreter=$("$python" -c 'import sys; print("py{}.{}".format(*sys.version_info))')
+interpreter=$(interpreter_of "$python")
 shared=$cache/app-$version-$interpreter-$(digest "$scripts/app_requirements.txt")
 
 make_shared() {
@@ -28,12 +28,12 @@ make_once "$shared" make_shared
 
 own=$root/build/app-env
 state="$shared $(cd "$scripts" && digest environments.sh app_env.sh)"
-if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
-  rm -rf "$own"
+make_layer() {
   "$root/.venv/bin/python" -m venv --without-pip "$own"
   borrow "$root/.venv" "$own"
   borrow "$shared" "$own"
   "$own/bin/python" -c 'import gradio, playwright, torch, foveate' || fail "gradio cannot be imported in $own"
-  echo "$state" > "$own/.complete"
-fi
+}
+
+make_own "$own" "$state" make_layer
 echo "$own"

@@ -32,6 +32,20 @@ make_once() {
   ) 9> "$folder.lock"
 }
 
+# make_own FOLDER STATE COMMAND...: COMMAND makes FOLDER, a checkout's own layer, unless it was made in this STATE.
+make_own() {
+  local folder=$1 state=$2
+  shift 2
+  if [ "$(cat "$folder/.complete" 2> /dev/null)" != "$state" ]; then
+    rm -rf "$folder"
+    "$@"
+    echo "$state" > "$folder/.complete"
+  fi
+}
+
+# What the interpreter of a command is, in the name of an environment.
+interpreter_of() { "$1" -c 'import sys; print("py{}.{}".format(*sys.version_info))'; }
+
 # borrow FROM TO: what is installed in the environment FROM can be imported in TO, too, behind what TO has itself and
 # what it borrowed before.
 borrow() {

@@ -13,7 +13,7 @@ source "$scripts/environments.sh"
 python=${PYTHON:-python3}
 version=0.7.3
 filelock='filelock>=3.20,<4' # lmms-eval 0.7.3 imports filelock._api, which filelock 4 has no more
-interpreter=$("$python" -c 'import sys; print("py{}.{}".format(*sys.version_info))')
+interpreter=$(interpreter_of "$python")
 shared=$cache/lmms-eval-$version-$interpreter-$(digest "$scripts/lmms_requirements.txt")
 
 make_shared() {
@@ -30,8 +30,7 @@ make_once "$shared" make_shared
 
 own=$root/build/lmms-env
 state="$shared $(cd "$scripts" && digest ../pyproject.toml environments.sh lmms_env.sh)"
-if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
-  rm -rf "$own"
+make_layer() {
   "$root/.venv/bin/python" -m venv --without-pip "$own"
   borrow "$root/.venv" "$own"
   borrow "$shared" "$own"
@@ -40,6 +39,7 @@ if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
     --editable "$root" >&2
   "$own/bin/python" -c 'import lmms_eval.models as m; m.get_model_manifest("foveate")' \
     || fail "lmms-eval does not find foveate's models in $own"
-  echo "$state" > "$own/.complete"
-fi
+}
+
+make_own "$own" "$state" make_layer
 echo "$own"

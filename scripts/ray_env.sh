@@ -11,7 +11,7 @@ source "$scripts/environments.sh"
 
 python=${PYTHON:-python3}
 version=$(sed -n 's/^ray.*==//p' "$scripts/ray_requirements.txt")
-interpreter=$("$python" -c 'import sys; print("py{}.{}".format(*sys.version_info))')
+interpreter=$(interpreter_of "$python")
 shared=$cache/ray-$version-$interpreter-$(digest "$scripts/ray_requirements.txt")
 
 make_shared() {
@@ -25,12 +25,12 @@ make_once "$shared" make_shared
 
 own=$root/build/ray-env
 state="$shared $(cd "$scripts" && digest environments.sh ray_env.sh)"
-if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
-  rm -rf "$own"
+make_layer() {
   "$root/.venv/bin/python" -m venv --without-pip "$own"
   borrow "$root/.venv" "$own"
   borrow "$shared" "$own"
   "$own/bin/python" -c 'import ray.data, ray.serve, torch, foveate' || fail "Ray cannot be imported in $own"
-  echo "$state" > "$own/.complete"
-fi
+}
+
+make_own "$own" "$state" make_layer
 echo "$own"

@@ -30,7 +30,7 @@ make_release() {
 }
 
 torch_pin=$(grep '^torch==' "$scripts/constraints.txt")
-interpreter=$("$python" -c 'import sys; print("py{}.{}".format(*sys.version_info))')
+interpreter=$(interpreter_of "$python")
 torch=$cache/${torch_pin/==/-}-$interpreter
 make_once "$torch" make_torch
 

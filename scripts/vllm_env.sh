@@ -30,8 +30,7 @@ make_once "$shared" make_shared
 
 own=$root/build/vllm-env
 state="$shared $(cd "$scripts" && digest ../pyproject.toml environments.sh vllm_env.sh torchvision_on_cpu.py)"
-if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
-  rm -rf "$own"
+make_layer() {
   "$shared/bin/python" -m venv --without-pip "$own"
   borrow "$shared" "$own"
   if ! "$own/bin/python" -c 'import torchvision' 2> /dev/null; then
@@ -41,6 +40,7 @@ if [ "$(cat "$own/.complete" 2> /dev/null)" != "$state" ]; then
   fi
   "$shared/bin/python" -m pip --python "$own/bin/python" install --quiet --no-deps --no-build-isolation \
     --editable "$root" >&2
-  echo "$state" > "$own/.complete"
-fi
+}
+
+make_own "$own" "$state" make_layer
 echo "$own"

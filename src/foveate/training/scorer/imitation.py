@@ -9,10 +9,10 @@ loss is the cross-entropy between the targets and the sigmoid of the scores, eac
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from ...selection import topk
 from ...tokens import Selection, VisualTokens
 from ..checkpoint import TrainingError
 from .data import Example, batch_of
-from .model import TrainableScorer
+from .learner import Learner
 
 S = TypeVar("S")
 
@@ -162,35 +162,21 @@ def teacher_of(text: str) -> Method:
 
 
 @dataclass(frozen=True)
-class Imitator(Generic[S]):
-    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
+class Imitator(Learner[S]):
+    """Learns from what a teacher keeps; the figures are those of `ImitationLog`.
 
-    model: nn.Module
+    Args:
+        imitation: attached to the model.
+    """
+
+    figures = 2
+
     imitation: Imitation
-    scorer: TrainableScorer
-    encode: Callable[[S], Example]
-    padding: int
-    micro_batch: int
-    accelerator: Any
 
-    def gradients(self, samples: Sequence[S], weight: float) -> tuple[float, ...]:
-        """Leave the gradients of the mean loss over `samples`, of all processes, in the scorer.
-
-        Returns:
-            means over the samples: loss and agreement (see `ImitationLog`).
-        """
-        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(2, device=self.accelerator.device)
-        for parameter in self.scorer.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        for start in range(0, len(mine), self.micro_batch):
-            for examples in _alike([self.encode(sample) for sample in mine[start : start + self.micro_batch]]):
-                loss, agreement = self._compare(examples)
-                (loss / len(samples)).backward()
-                sums += torch.stack([loss.detach(), agreement])
-        for parameter in self.scorer.parameters():
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-        return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
+    def compare(self, examples: Sequence[Example], weight: float) -> Iterator[tuple[Tensor, Tensor]]:
+        for alike in _alike(examples):
+            loss, agreement = self._compare(alike)
+            yield loss, torch.stack([loss.detach(), agreement])
 
     def _compare(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Sums over the examples of the loss, with its gradients, and of the agreement; a mean over each's pictures."""
@@ -205,7 +191,6 @@ class Imitator(Generic[S]):
         return loss.mean() * len(examples), agreement.mean() * len(examples)
 
     def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> ImitationLog:
-        """The line of a step."""
         loss, agreement = means
         return ImitationLog(step, steps, loss, agreement, rate)
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...data.prompts import move_to_model
 from ...importance import LearnedScorer
@@ -29,6 +29,7 @@ from ..checkpoint import TrainingError
 from .data import Example, answer_losses, batch_of
 from .folder import ScorerFolder, StepLog
 from .imitation import Imitation, ImitationLog, Imitator
+from .learner import Learner
 from .model import TrainableScorer
 from .recipe import ScorerRecipe
 from .soft_mask import SoftMask, soft_mask
@@ -108,20 +109,20 @@ def _learn(
     padding: int,
     micro_batch: int,
     accelerator: Any,
-) -> Iterator[Learner[S] | Imitator[S]]:
+) -> Iterator[Learner[S]]:
     """What computes the gradients of a step, with its hooks on the model."""
-    given = scorer, encode, padding, micro_batch, accelerator
+    given = model, scorer, encode, padding, micro_batch, accelerator
     if recipe.block is None:
         with soft_mask(model, scorer, recipe.budget, recipe.gate) as mask:
-            yield Learner(model, mask, *given)
+            yield AnswerLearner(*given, mask)
     else:
         imitation = Imitation(model, recipe.teacher, recipe.block, float(recipe.keep))
         with imitation.attach():
-            yield Imitator(model, imitation, *given)
+            yield Imitator(*given, imitation)
 
 
 def _train_steps(
-    learner: Learner[S] | Imitator[S],
+    learner: Learner[S],
     optimizer: torch.optim.Optimizer,
     recipe: ScorerRecipe,
     samples: Sequence[S],
@@ -141,44 +142,26 @@ def _train_steps(
 
 
 @dataclass(frozen=True)
-class Learner(Generic[S]):
-    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
+class AnswerLearner(Learner[S]):
+    """Learns from the answers under a soft mask; the figures are those of `StepLog`.
 
-    model: nn.Module
+    Args:
+        mask: on the model.
+    """
+
+    figures = 3
+
     mask: SoftMask
-    scorer: TrainableScorer
-    encode: Callable[[S], Example]
-    padding: int
-    micro_batch: int
-    accelerator: Any
 
-    def gradients(self, samples: Sequence[S], weight: float) -> tuple[float, float, float]:
-        """Leave the gradients of the mean loss over `samples`, of all processes, in the scorer.
-
-        Returns:
-            means over the samples: loss of the answers, constraint, agreement (see `StepLog`).
-        """
-        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(3, device=self.accelerator.device)
-        for parameter in self.scorer.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        for start in range(0, len(mine), self.micro_batch):
-            examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
-            inputs, labels = batch_of(examples, self.padding)
-            answers = answer_losses(self.model, move_to_model(inputs, self.model), labels)
-            statistics = self.mask.take()
-            loss = (answers + weight * statistics.constraint).sum() / len(samples)
-            loss.backward()
-            sums += torch.stack(
-                [part.detach().sum() for part in (answers, statistics.constraint, statistics.agreement)]
-            )
-        for parameter in self.scorer.parameters():
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-        answer, constraint, agreement = (self.accelerator.reduce(sums, "sum") / len(samples)).tolist()
-        return answer, constraint, agreement
+    def compare(self, examples: Sequence[Example], weight: float) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, labels = batch_of(examples, self.padding)
+        answers = answer_losses(self.model, move_to_model(inputs, self.model), labels)
+        statistics = self.mask.take()
+        loss = (answers + weight * statistics.constraint).sum()
+        parts = (answers, statistics.constraint, statistics.agreement)
+        yield loss, torch.stack([part.detach().sum() for part in parts])
 
     def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> StepLog:
-        """The line of a step."""
         answer, constraint, agreement = means
         return StepLog(step, steps, answer, constraint, agreement, weight, rate)
 

@@ -1,0 +1,57 @@
+"""The gradients of one step of a scorer's training, whatever it learns from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .data import Example
+from .model import TrainableScorer
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Learner(ABC, Generic[S]):
+    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
+
+    figures: ClassVar[int]  # that `compare` sums and `log` tells
+
+    model: nn.Module
+    scorer: TrainableScorer
+    encode: Callable[[S], Example]
+    padding: int
+    micro_batch: int
+    accelerator: Any
+
+    def gradients(self, samples: Sequence[S], weight: float) -> tuple[float, ...]:
+        """Leave the gradients of the mean loss over `samples`, of all processes, in the scorer.
+
+        Returns:
+            means over the samples of the figures.
+        """
+        mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(self.figures, device=self.accelerator.device)
+        for parameter in self.scorer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for start in range(0, len(mine), self.micro_batch):
+            examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
+            for loss, figures in self.compare(examples, weight):
+                (loss / len(samples)).backward()
+                sums += figures
+        for parameter in self.scorer.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
+
+    @abstractmethod
+    def compare(self, examples: Sequence[Example], weight: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each forward of some examples the sums over them: of the loss, with its gradients, and of the figures."""
+
+    @abstractmethod
+    def log(self, step: int, steps: int, means: Sequence[float], weight: float, rate: float) -> Any:
+        """The line of a step."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import subprocess
@@ -161,18 +162,23 @@ def work(part: Part, path: Path, dry: bool) -> int:
             continue
         # Where it hung stands in the log.
         faulthandler.dump_traceback_later(max(1.0, part.silence - 5), exit=False)
-        journal.start(name)
-        try:
-            run(journal)
-        except SkippedCase as reason:
-            journal.skip(name, str(reason))
-        except Exception as error:
-            traceback.print_exc()
-            journal.check(name, False, first_line(error))
-        leave_if_broken(journal)
-        journal.end()
+        run_case(journal, name, functools.partial(run, journal))
         faulthandler.cancel_dump_traceback_later()
     return 0
+
+
+def run_case(journal: Journal, name: str, call: Callable[[], None]) -> None:
+    """One case, whatever becomes of it, in the journal."""
+    journal.start(name)
+    try:
+        call()
+    except SkippedCase as reason:
+        journal.skip(name, str(reason))
+    except Exception as error:
+        traceback.print_exc()
+        journal.check(name, False, first_line(error))
+    leave_if_broken(journal)
+    journal.end()
 
 
 def leave_if_broken(journal: Journal) -> None:

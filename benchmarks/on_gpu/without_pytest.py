@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .records import Journal, ended_cases, read
-from .runner import first_line, leave_if_broken
+from .records import Journal, SkippedCase, ended_cases, read
+from .runner import run_case
 
 
 def run(journal: Journal, file: Path) -> None:
@@ -27,17 +27,7 @@ def run(journal: Journal, file: Path) -> None:
             case = f"{file.name}::{name}[{'-'.join(str(value) for value in arguments.values())}]"
             if case in done:
                 continue
-            journal.start(case)
-            try:
-                test(**arguments)
-                journal.check(case, True)
-            except _Skipped as reason:
-                journal.skip(case, str(reason))
-            except Exception as error:
-                traceback.print_exc()
-                journal.check(case, False, first_line(error))
-            leave_if_broken(journal)
-            journal.end()
+            run_case(journal, case, functools.partial(_pass, journal, case, test, arguments))
     finally:
         if missing is None:
             del sys.modules["pytest"]
@@ -45,8 +35,9 @@ def run(journal: Journal, file: Path) -> None:
             sys.modules["pytest"] = missing
 
 
-class _Skipped(Exception):
-    """Why a test is not run."""
+def _pass(journal: Journal, case: str, test: Callable[..., None], arguments: dict[str, Any]) -> None:
+    test(**arguments)
+    journal.check(case, True)
 
 
 def _load(file: Path) -> ModuleType:
@@ -75,7 +66,7 @@ def _tests(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any], dict[s
 
 def _skipping(reason: str) -> Callable[..., None]:
     def skip(**arguments: Any) -> None:
-        raise _Skipped(reason)
+        raise SkippedCase(reason)
 
     return skip
 

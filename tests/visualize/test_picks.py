@@ -8,10 +8,8 @@ import torch
 import foveate
 import tiny_models as zoo_module
 from foveate import selection
-from foveate.data.geometry import tile_layout
 from foveate.tokens import Grid
 from foveate.visualize.picks import STAYS, Seen, observe, order_of_picks, picks_of
-from foveate.visualize.tiles import TiledPicture
 from tiny_models import Zoo
 
 
@@ -87,24 +85,3 @@ def test_few_budgets_give_coarse_ranks() -> None:
 def test_methods_that_only_compare_tokens_give_no_scores() -> None:
     tokens = foveate.VisualTokens.of(torch.randn(6, 4), Grid(2, 3))
     assert foveate.get_method("divprune").scores(tokens) is None
-
-
-def test_tiles_are_joined_where_they_lie() -> None:
-    size = (300, 200)
-    assert tile_layout(7, size) == (2, 3)
-    whole = TiledPicture.of(7, Grid(2, 2), size)
-    assert (whole.grid.rows, whole.grid.columns) == (4, 6)
-    cells = [torch.arange(4) + 10 * tile for tile in range(7)]
-    assert whole.join(cells).view(4, 6).tolist() == [
-        [0, 1, 10, 11, 20, 21],
-        [2, 3, 12, 13, 22, 23],
-        [30, 31, 40, 41, 50, 51],
-        [32, 33, 42, 43, 52, 53],
-    ]
-    into = [torch.tensor([0, 0, 0, -1])] * 7  # the first three of each tile into its first
-    assert whole.join_targets(into).view(4, 6).tolist() == [
-        [0, 0, 2, 2, 4, 4],
-        [0, -1, 2, -1, 4, -1],
-        [12, 12, 14, 14, 16, 16],
-        [12, -1, 14, -1, 16, -1],
-    ]

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.metrics import agrees
+from ..data.tiles import TiledPicture
 from ..runtime import Report
 from ..visualize.picks import STAYS, Picks
-from ..visualize.tiles import TiledPicture
 from .desk import UNPRUNED, Answer
 from .marks import mark
 

@@ -20,16 +20,16 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from ..data.geometry import tile_layout, visible_part
+from ..data.clips import spread
+from ..data.geometry import visible_part
 from ..data.images import open_image, to_rgb
 from ..data.samples import Sample
+from ..data.tiles import TiledPicture
 from ..errors import FoveateError
 from ..files import COMMENT, write_text
-from ..tokens import Grid
 from .inference import TIMES, pack_mask, unpack_mask
 from .palette import style_of
 from .plots import strong_labels
@@ -259,14 +259,14 @@ def join_tiles(masks: Sequence[str], sample: Sample | None) -> list[str]:
         return []
     picture = sample.pictures[0]
     grids = [unpack_mask(mask) for mask in masks]
-    rows, columns = tile_layout(len(masks), _size(picture))
-    drawn = grids[: rows * columns]
-    if len({grid for grid, _ in drawn}) != 1 or drawn[0][0].frames != 1:
+    tile = grids[0][0]
+    if tile.frames != 1:
         return []
-    one = drawn[0][0]
-    cells = np.stack([kept for _, kept in drawn]).reshape(rows, columns, one.rows, one.columns)
-    whole = torch.from_numpy(cells.transpose(0, 2, 1, 3).reshape(-1).copy())
-    return [pack_mask(Grid(rows * one.rows, columns * one.columns), whole)]
+    whole = TiledPicture.of(len(masks), tile, _size(picture))
+    drawn = grids[: whole.tiles]
+    if any(grid != tile for grid, _ in drawn):
+        return []
+    return [pack_mask(whole.grid, whole.join([torch.from_numpy(kept) for _, kept in drawn]))]
 
 
 def _size(picture: Path | Image.Image) -> tuple[int, int]:
@@ -294,8 +294,8 @@ def _embed_pictures(
         if sample is None:
             continue
         pictures = sample.pictures
-        if sample.video and len(pictures) > _FRAMES:
-            pictures = tuple(pictures[round(n * (len(pictures) - 1) / (_FRAMES - 1))] for n in range(_FRAMES))
+        if sample.video:
+            pictures = tuple(spread(pictures, _FRAMES))
         for one in pictures:
             key = one if isinstance(one, Path) else id(one)
             wanted.setdefault(key, one)

@@ -1,10 +1,10 @@
 """Pictures of what pruning keeps, drawn with Pillow only."""
 
 from ..data.geometry import tile_layout, visible_part
+from ..data.tiles import TiledPicture
 from .comparison import Panel, comparison, comparison_svg
 from .merging import merge_targets, record_selections
 from .overlay import overlay, scale_to_grid
-from .tiles import TiledPicture
 
 __all__ = [
     "Panel",

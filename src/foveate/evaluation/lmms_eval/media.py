@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...data.clips import spread
 from ...data.images import IMAGE_SUFFIXES, open_image
 from ...data.prompts import Prompt
 from ...errors import FoveateError
@@ -87,10 +88,7 @@ class MediaReader:
         frames = [_picture(one) for one in given]
         if not frames:
             raise MediaError("the task shows a clip without frames; choose another task.")
-        most = self.max_num_frames
-        if len(frames) <= most:
-            return frames
-        return [frames[round(place * (len(frames) - 1) / max(most - 1, 1))] for place in range(most)]
+        return spread(frames, self.max_num_frames)
 
     def _decode(self, path: Path) -> Any:
         if not path.is_file():

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.geometry import tile_layout
 from ..tokens import Grid
+from .geometry import tile_layout
 
 
 class TiledPicture(NamedTuple):

@@ -290,6 +290,14 @@ def explain_missing_cues(
     return f"{model} cannot give what {method} needs: {lacking}; {instead}."
 
 
+def explain_unread_blocks(method: str, block: int, first: int) -> str:
+    """The method reads the vision encoder's attention, but only from block `first` on do blocks see whole images."""
+    return (
+        f"{method} reads the attention of the vision encoder, but below block {block} no block attends to whole "
+        f"images; choose a block above {first}, or a method that reads features only, such as 'divprune'."
+    )
+
+
 def explain_whole_blocks(model: str, method: str) -> str:
     """Patches cannot leave between the blocks of the model's vision encoder."""
     return (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..budget import Budget, Scope, ScopeLike, common_scope
-from ..catalog import explain_missing_cues, explain_whole_blocks, explain_whole_images
+from ..catalog import explain_missing_cues, explain_unread_blocks, explain_whole_blocks, explain_whole_images
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
@@ -362,11 +362,7 @@ def _check_block(adapter: ModelAdapter, facts: ModelFacts, stage: Stage, scope: 
     reads = method.needs & {Cue.ENCODER_ATTENTION, Cue.ENCODER_READINGS}
     attending = sorted(adapter.attention_modules()) if reads else []
     if reads and not attending[0] < block:
-        raise MethodError(
-            f"{method.name} reads the attention of the vision encoder, but below block {block} no block attends to "
-            f"whole images; choose a block above {attending[0]}, or a method that reads features only, such as "
-            "'divprune'."
-        )
+        raise MethodError(explain_unread_blocks(method.name, block, attending[0]))
 
 
 def _check_layer(method: Method, layer: int, layers: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ...catalog import explain_unread_blocks
 from ...devices import from_host
 from ...errors import MethodError, ModelError
 from ...methods.toolkit.in_encoder import InEncoder
@@ -144,11 +145,7 @@ class InsideEncoder:
                         "images; choose a method that reads features only, such as 'divprune'."
                     )
                 if first >= stage.block:
-                    raise MethodError(
-                        f"{stage.name} reads the attention of the vision encoder, but below block {stage.block} no "
-                        f"block attends to whole images; choose a block above {first}, or a method that reads features "
-                        "only, such as 'divprune'."
-                    )
+                    raise MethodError(explain_unread_blocks(stage.name, stage.block, first))
 
     @contextlib.contextmanager
     def pruning(

@@ -24,6 +24,7 @@ class Source(enum.Enum):
     WEIGHTS = "the weights of the language model"
     LAYER_BELOW = "the attention of the LLM layer below the one whose input is shortened"
     LAYERS_BELOW = "the attention of lower LLM layers of the method's choice"
+    STATES = "the hidden states of lower LLM layers"
     LAYER = "the LLM layer whose input is shortened"
     ROUTER = "the router of experts in that layer"
 
@@ -165,6 +166,9 @@ class Cue(enum.Enum):
     TEXT_KEYS = "lengths of the keys of the prompt's text, one LLM layer below", Source.LAYER_BELOW, "M"
     """The same of the text."""
 
+    LLM_KEY_VECTORS = "keys of visual tokens, one LLM layer below", Source.LAYER_BELOW, "N K c", Kind.VECTOR
+    """Each token's keys of c channels behind the rotary embedding, one for each of the K heads that keys have."""
+
     LLM_READINGS = (
         "attention rows of the last prompt token in LLM layers of the method's choice",
         Source.LAYERS_BELOW,
@@ -172,6 +176,18 @@ class Cue(enum.Enum):
     )
     """Mean over the heads, a column for each of the layers in the method's `llm_readings`, in order; 0 where a token
     was gone by then."""
+
+    STATES_BELOW = "hidden states that entered the LLM layer below", Source.STATES, "N d", Kind.VECTOR
+    """Of tokens that an earlier stage dropped, zeros."""
+
+    LLM_TRANSITIONS = (
+        "how attention and feed-forward change visual tokens in LLM layers of the method's choice",
+        Source.STATES,
+        "N R 2 2",
+    )
+    """For each of the layers in the method's `llm_readings`, in order, a row for its attention and one for its
+    feed-forward: the length of what the module puts out for a token over the length of what it is given, and the cosine
+    between the two. Residual connections are outside. 0 where a token was gone by then."""
 
     LLM_ATTENTION_HERE = "attention row of the last prompt token, in the same LLM layer", Source.LAYER, "N"
     """Mean over the heads in the layer whose input is shortened, as it would be if nothing were dropped there."""
@@ -183,6 +199,30 @@ class Cue(enum.Enum):
     )
     """The same by queries and keys before their rotary embedding, over the tokens of this forward alone, as what is
     cached is rotated."""
+
+    LLM_TEXT_ATTENTION_HERE = (
+        "attention of the prompt's text to the visual tokens, in the same LLM layer",
+        Source.LAYER,
+        "N H M",
+    )
+    """As LLM_TEXT_ATTENTION, in the layer whose input is shortened, as it would be if nothing were dropped there."""
+
+    TEXT_QUERIES_UNROTATED = (
+        "queries of the prompt's text, in the same LLM layer, without positions",
+        Source.LAYER,
+        "M H c",
+        Kind.VECTOR,
+    )
+    """Before the rotary embedding, of each of the H heads. KEYS_UNROTATED comes with it."""
+
+    KEYS_UNROTATED = (
+        "keys of visual tokens, in the same LLM layer, without positions",
+        Source.LAYER,
+        "N K c",
+        Kind.VECTOR,
+    )
+    """Before the rotary embedding, of each of the K heads that keys have; query head h reads key head
+    ``h // (H / K)``."""
 
     ROUTER_LOGITS = "logits of the router of experts in the same LLM layer", Source.ROUTER, "N E", Kind.VECTOR
     """What the router of the layer whose input is shortened makes of that input, passed through the norm before it."""

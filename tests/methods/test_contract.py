@@ -21,7 +21,7 @@ CLIPS_ONLY = {"evs"}
 WHOLE_GRIDS = {"avgpool", "eadp", "evs", "pixelprune"}
 TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
 FOLLOWS = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
-SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "L": 2}
+SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "K": 1, "c": 3, "L": 2}
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 

@@ -91,6 +91,24 @@ def contributions(query: Tensor, key: Tensor, value: Tensor, scaling: float, vis
 
 
 @full_precision
+def transition(given: Tensor, made: Tensor) -> Tensor:
+    """How a module changes each token: the length of what it makes over that of what it is given, and their cosine.
+
+    Args:
+        given: (..., d), any float dtype.
+        made: (..., d).
+
+    Returns:
+        (..., 2) float32; the cosine of a vector without length is 0.
+    """
+    given, made = given.float(), made.to(given.device).float()
+    before, after = given.norm(dim=-1), made.norm(dim=-1)
+    tiny = torch.finfo(torch.float32).tiny
+    cosine = (given * made).sum(-1) / (before * after).clamp_min(tiny)
+    return torch.stack([after / before.clamp_min(tiny), cosine.clamp(-1, 1)], -1)
+
+
+@full_precision
 def attention_received(
     query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int | None = None
 ) -> Tensor:

@@ -18,7 +18,7 @@ from .moe import MoeBlock, moe_block
 
 # What any model gives that runs in transformers, so no adapter lists it; servers ask adapters, too, and encode images
 # without knowing the prompt.
-EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS)
+EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS, Source.STATES)
 
 # Where no CLS token's row is read, attention is averaged over the queries of an image or frame: over all of them, as
 # the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of
@@ -166,6 +166,22 @@ class ModelAdapter(ABC):
         """The layers of the language model in which tokens attend to tokens; in hybrid models others carry a state."""
         return tuple(index for index, layer in enumerate(self.text.layers) if hasattr(layer, "self_attn"))
 
+    def modules_of(self, layer: int) -> tuple[nn.Module, nn.Module] | None:
+        """What attends in a layer of the language model, or carries its state, and its feed-forward.
+
+        None where they are not found under the names that they have in transformers' models.
+        """
+        children = dict(self.text.layers[layer].named_children())
+        mixers = [children[name] for name in ("self_attn", "linear_attn", "conv") if name in children]
+        forwards = [children[name] for name in ("mlp", "feed_forward") if name in children]
+        return (mixers[0], forwards[0]) if mixers and forwards else None
+
+    @property
+    def hidden_cues(self) -> frozenset[Cue]:
+        """The cues of any model that this one does not give, because its layers are built differently."""
+        known = None not in map(self.modules_of, range(len(self.text.layers)))
+        return frozenset() if known else frozenset({Cue.LLM_TRANSITIONS})
+
     def source_of_keys(self, layer: int) -> int:
         """The layer of the language model whose keys and values a layer attends to: itself, or a lower one."""
         return layer
@@ -198,12 +214,14 @@ class ModelAdapter(ABC):
     def available_cues(self) -> frozenset[Cue]:
         """The cues that this very model gives in transformers: its family's, any model's, and those of routers.
 
-        Not those of the encoder's attention where no block of it attends to whole images.
+        Not those of the encoder's attention where no block of it attends to whole images, nor those of the modules of
+        layers that are not built of an attention and a feed-forward.
         """
         cues = self.cues | Cue.of(*EVERY_MODEL)
         attention = frozenset({Cue.ENCODER_ATTENTION, Cue.ENCODER_READINGS})
         if cues & attention and not self.attention_modules():
             cues -= attention
+        cues -= self.hidden_cues
         return cues | Cue.of(Source.ROUTER) if any(self.moe()) else cues
 
     @property

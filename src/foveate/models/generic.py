@@ -243,7 +243,7 @@ class GenericAdapter(ModelAdapter):
 
     @property
     def available_cues(self) -> frozenset[Cue]:
-        return self.cues | Cue.of(*EVERY_MODEL)  # what a router gives differs between classes
+        return (self.cues | Cue.of(*EVERY_MODEL)) - self.hidden_cues  # what a router gives differs between classes
 
     def moe(self) -> list[MoeBlock | None]:
         """The experts where they are built like Qwen3-MoE's, for the report; others are not counted."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..devices import full_precision
 from ..errors import MethodError, ModelError
 from ..grouping import ReadCue, Span
-from ..importance.attention import attention_row, attention_weights, contributions
+from ..importance.attention import attention_row, attention_weights, contributions, transition
 from ..importance.rotary import Table, join_sections, rotary_decay
 from ..methods import Method, Stage
 from ..methods.toolkit.base import attention_from
@@ -158,12 +158,17 @@ class _Readings:
         below: by stage, the cues of the layer below it.
         rows: by LLM layer that a method chose, its attention row of each span.
         contributions: by layer in which they were read, and by span.
+        states: by stage, what entered the layer below it, of each span.
+        transitions: by LLM layer that a method chose, of its attention and then of its feed-forward the (n, 2) numbers
+            of each span.
     """
 
     embeds: Tensor
     below: dict[int, dict[Cue, ReadCue]] = field(default_factory=dict)
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
     contributions: list[list[Tensor]] = field(default_factory=list)
+    states: dict[int, list[Tensor]] = field(default_factory=dict)
+    transitions: dict[int, list[list[Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,9 @@ class Entering:
         tokens: which tokens these are.
         embeds: (B, W', d) that entered the language model.
         rows: by LLM layer that the method chose, its attention row of each span.
+        states_below: what entered the layer below, of each span; None where no method reads it.
+        transitions: by LLM layer that the method chose, of attention and of feed-forward the (n, 2) numbers of each
+            span.
         adapter: of the model.
     """
 
@@ -215,6 +223,8 @@ class Entering:
     tokens: TokenIndex
     embeds: Tensor
     rows: Mapping[int, list[Tensor]]
+    states_below: list[Tensor] | None
+    transitions: Mapping[int, list[list[Tensor]]]
     adapter: ModelAdapter
 
     def by_span(self, values: Tensor) -> list[Tensor]:
@@ -234,6 +244,15 @@ class LanguageModelCues:
         self._adapter, self._attention = adapter, adapter.attention_layers
         self._stages = {stage.layer: stage for stage in stages if stage.method.needs - Cue.of(Source.ENCODER)}
         self._keeps_embeds = any(stage.method.needs & Cue.of(Source.PROMPT) for stage in self._stages.values())
+        self._above = {
+            layer - 1: stage for layer, stage in self._stages.items() if Cue.STATES_BELOW in stage.method.needs
+        }
+        self._changing = [stage for stage in self._stages.values() if Cue.LLM_TRANSITIONS in stage.method.needs]
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers whose input is to be shown to `entered`."""
+        return frozenset(self._above)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         """Observe the attention of the layers that cues are read in."""
@@ -241,9 +260,19 @@ class LanguageModelCues:
             if stage.method.needs & Cue.of(Source.LAYER_BELOW):
                 below = self._adapter.text.layers[stage.layer - 1].self_attn
                 hooks.observe(below, functools.partial(self._observe, stack, stage))
-            for layer in dict.fromkeys(stage.method.llm_readings):
+            rows = stage.method.llm_readings if Cue.LLM_READINGS in stage.method.needs else ()
+            for layer in dict.fromkeys(rows):
                 read = self._adapter.text.layers[attention_from(self._attention, layer)].self_attn
                 hooks.observe(read, functools.partial(self._observe_row, stack, stage, layer))
+        for layer in dict.fromkeys(layer for stage in self._changing for layer in stage.method.llm_readings):
+            for module in self._adapter.modules_of(layer) or ():  # without them the cue is refused
+                hooks.after(module, functools.partial(self._observe_module, stack, layer))
+
+    def entered(self, state: ForwardState, index: int, hidden: Tensor) -> None:
+        """A layer begins with `hidden` (B, W, d), shortened where it was to be."""
+        stage = self._above.get(index)
+        if stage is not None and self in state.slots and groups_of(stage, state).drops:
+            state.slots[self].states[stage.layer] = state.by_span(hidden.detach(), stage.layer)
 
     def begin(self, state: ForwardState, embeds: Tensor) -> None:
         """The language model begins with `embeds` (B, W, d)."""
@@ -264,7 +293,19 @@ class LanguageModelCues:
             return {}
         readings: _Readings = state.slots[self]
         tokens = state.entering(stage.layer)
-        entering = Entering(state, stage, module, hidden, kwargs, tokens, readings.embeds, readings.rows, self._adapter)
+        entering = Entering(
+            state,
+            stage,
+            module,
+            hidden,
+            kwargs,
+            tokens,
+            readings.embeds,
+            readings.rows,
+            readings.states.pop(stage.layer, None),
+            readings.transitions,
+            self._adapter,
+        )
         return readings.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
 
     @full_precision
@@ -285,6 +326,20 @@ class LanguageModelCues:
             readings: _Readings = state.slots[self]
             with torch.no_grad():
                 readings.rows[layer] = _attention_row(_layer_below(state, layer + 1, call, readings.contributions))
+
+    @full_precision
+    def _observe_module(
+        self, stack: CallStack, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Take how far one of the modules of a layer that a method chose changes each token."""
+        state = stack.forward
+        if state is None or stack.replaying or not any(groups_of(stage, state).drops for stage in self._changing):
+            return
+        given: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+        with torch.no_grad():
+            change = transition(given, output[0] if isinstance(output, tuple) else output)
+            readings: _Readings = state.slots[self]
+            readings.transitions.setdefault(layer, []).append(state.by_span(change, layer + 1))
 
 
 def _layer_below(state: ForwardState, layer: int, call: AttentionCall, parts: list[list[Tensor]]) -> LayerBelow:
@@ -415,10 +470,15 @@ def _contributions(below: LayerBelow) -> list[Tensor]:
 
 @reads(BELOW_LAYER, Cue.LLM_KEYS, Cue.TEXT_KEYS)
 def _keys(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
+    lengths = _keys_of_forward(below).float().abs().sum((1, 3))
+    return below.by_span(lengths), below.state.by_text(lengths, below.layer)
+
+
+def _keys_of_forward(below: LayerBelow) -> Tensor:
+    """(B, K, W, c): the keys of the tokens of this forward."""
     key, width = below.call.key, below.call.query.shape[2]
     first = below.past - max(below.valid.shape[1] - key.shape[2], 0)
-    lengths = key[:, :, first : first + width].float().abs().sum((1, 3))
-    return below.by_span(lengths), below.state.by_text(lengths, below.layer)
+    return key[:, :, first : first + width]
 
 
 @reads(BELOW_LAYER, Cue.LLM_TEXT_ATTENTION)
@@ -430,6 +490,24 @@ def _attention_of_text(below: LayerBelow) -> list[Tensor]:
 def _attention_rows(entering: Entering) -> list[Tensor]:
     columns = [entering.rows[layer] for layer in entering.stage.method.llm_readings]
     return [torch.stack(of_span, -1) for of_span in zip(*columns, strict=True)]
+
+
+@reads(BELOW_LAYER, Cue.LLM_KEY_VECTORS)
+def _key_vectors(below: LayerBelow) -> list[Tensor]:
+    return below.by_span(_keys_of_forward(below).transpose(1, 2))
+
+
+@reads(AT_LAYER, Cue.STATES_BELOW)
+def _states_below(entering: Entering) -> list[Tensor]:
+    assert entering.states_below is not None
+    return entering.states_below
+
+
+@reads(AT_LAYER, Cue.LLM_TRANSITIONS)
+def _transitions(entering: Entering) -> list[Tensor]:
+    chosen = [entering.transitions[layer] for layer in entering.stage.method.llm_readings]
+    by_layer = [[torch.stack(of_span, 1) for of_span in zip(*modules, strict=True)] for modules in chosen]
+    return [torch.stack(of_span, 1) for of_span in zip(*by_layer, strict=True)]
 
 
 @reads(AT_LAYER, Cue.TEXT_EMBEDDINGS)
@@ -482,7 +560,19 @@ def _router_logits(entering: Entering) -> list[Tensor]:
 
 @reads(AT_LAYER, Cue.LLM_ATTENTION_HERE)
 def _attention_row_here(entering: Entering) -> list[Tensor]:
-    """The attention of a layer that has not run yet, as if it ran on all tokens that enter it."""
+    return entering.by_span(last_row(*_attention_here(entering)))
+
+
+@reads(AT_LAYER, Cue.LLM_TEXT_ATTENTION_HERE)
+def _attention_of_text_here(entering: Entering) -> list[Tensor]:
+    return entering.by_span(_text_rows(entering.state, entering.stage.layer, *_attention_here(entering)))
+
+
+def _attention_here(entering: Entering) -> tuple[AttentionCall, Tensor, int]:
+    """The attention of a layer that has not run yet, as if it ran on all tokens that enter it.
+
+    Beside it are which keys are real and of the prompt, (B, past + W) bool, and how many of them were cached before.
+    """
     state, layer, kwargs = entering.state, entering.stage.layer, dict(entering.kwargs)
     below, known = state.stage_below(layer), state.cache.inside.get(layer)
     if below is not None:
@@ -490,13 +580,24 @@ def _attention_row_here(entering: Entering) -> list[Tensor]:
     cached = (state.cached_layout(layer) if known is None else known).valid
     call = probe_attention(entering.module, entering.hidden, kwargs)
     valid = state.without_generated(torch.cat([cached, entering.tokens.valid], 1))
-    return entering.by_span(last_row(call, valid, cached.shape[1]))
+    return call, valid, cached.shape[1]
 
 
 @reads(AT_LAYER, Cue.LLM_ATTENTION_UNROTATED)
 def _attention_row_unrotated(entering: Entering) -> list[Tensor]:
-    # What is cached is rotated, and so has no place in this row.
+    valid = entering.state.without_generated(entering.tokens.valid)
+    return entering.by_span(last_row(_unrotated_attention(entering), valid, 0))
+
+
+@reads(AT_LAYER, Cue.TEXT_QUERIES_UNROTATED, Cue.KEYS_UNROTATED)
+def _queries_and_keys_unrotated(entering: Entering) -> tuple[Tensor, list[Tensor]]:
+    call = _unrotated_attention(entering)
+    queries = entering.state.by_text(call.query.transpose(1, 2), entering.stage.layer)
+    return queries, entering.by_span(call.key.transpose(1, 2))
+
+
+def _unrotated_attention(entering: Entering) -> AttentionCall:
+    """The attention of a layer that has not run yet, without positions; what is cached is rotated, and left out."""
     kwargs = with_cache(entering.kwargs, None)
     kwargs["position_embeddings"] = identity_rotary(kwargs["position_embeddings"], entering.hidden)
-    call = probe_attention(entering.module, entering.hidden, kwargs)
-    return entering.by_span(last_row(call, entering.state.without_generated(entering.tokens.valid), 0))
+    return probe_attention(entering.module, entering.hidden, kwargs)

@@ -277,7 +277,7 @@ def _check_stages(adapter: ModelAdapter, facts: ModelFacts, scope: Scope, stages
         elif stage.where is Where.INSIDE_ENCODER:
             _check_block(adapter, facts, stage, scope)
         else:
-            _check_layer(stage.method, stage.layer, facts.layers)
+            _check_layer(stage.method, stage.where, stage.layer, facts.layers)
     return stages
 
 
@@ -365,15 +365,17 @@ def _check_block(adapter: ModelAdapter, facts: ModelFacts, stage: Stage, scope: 
         raise MethodError(explain_unread_blocks(method.name, block, attending[0]))
 
 
-def _check_layer(method: Method, layer: int, layers: int) -> None:
-    # At layer 0 the seam before the language model prunes, where there is nothing to read but encoder and text.
-    first = 1 if method.needs - Cue.of(Source.ENCODER) - {Cue.TEXT_EMBEDDINGS} else 0
+def _check_layer(method: Method, where: Where, layer: int, layers: int) -> None:
+    # Before the language model there is nothing to read but encoder and text; at its layer 0 nothing from below.
+    there = Cue.of(Source.ENCODER, Source.LAYER) if where is Where.INSIDE_LLM else Cue.of(Source.ENCODER)
+    first = 1 if method.needs - there - {Cue.TEXT_EMBEDDINGS} else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."
         )
-    if Cue.LLM_READINGS in method.needs and not method.llm_readings:
-        raise MethodError(f"{method.name} needs LLM_READINGS but names no layers; override `llm_readings`.")
+    for cue in (Cue.LLM_READINGS, Cue.LLM_TRANSITIONS):
+        if cue in method.needs and not method.llm_readings:
+            raise MethodError(f"{method.name} needs {cue.name} but names no layers; override `llm_readings`.")
     for read in method.llm_readings:
         if not 0 <= read < layer:
             raise MethodError(

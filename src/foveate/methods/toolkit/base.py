@@ -168,8 +168,6 @@ class Provenance:
 
 NO_PROVENANCE = Provenance(paper="none given", licence="")  # of a method of another package that does not say
 
-_OWN_ATTENTION = frozenset({Cue.LLM_ATTENTION_HERE, Cue.LLM_ATTENTION_UNROTATED})
-
 
 def attention_from(layers: Sequence[int], layer: int) -> int:
     """The first of `layers`, those with attention, from `layer` on; the last of them where none is left."""
@@ -215,10 +213,11 @@ class ModelFacts:
             MethodError: where there is none.
         """
         known = self.attention_layers
-        if known is None or not 0 < layer < self.layers:
+        if known is None or not 0 <= layer < self.layers:
             return layer
-        below, here = method.needs & Cue.of(Source.LAYER_BELOW), method.needs & _OWN_ATTENTION
-        read = [attention_from(known, one) for one in method.llm_readings]
+        below, here = method.needs & Cue.of(Source.LAYER_BELOW), method.needs & Cue.of(Source.LAYER)
+        rows = method.llm_readings if Cue.LLM_READINGS in method.needs else ()
+        read = [attention_from(known, one) for one in rows]
         for candidate in range(layer, self.layers):
             apart = all(one < candidate - bool(below) for one in read)  # a row is not to be compared with itself
             if apart and (not below or candidate - 1 in known) and (not here or candidate in known):
@@ -296,7 +295,7 @@ class Method(ABC):
 
     @property
     def llm_readings(self) -> tuple[int, ...]:
-        """The zero-based LLM layers, below the one that is shortened, that the cue LLM_READINGS shall hold."""
+        """The zero-based LLM layers below the shortened one that LLM_READINGS or LLM_TRANSITIONS shall hold."""
         return ()
 
     @property

@@ -36,7 +36,7 @@ class InsideLlm(Seam):
         layers = len(adapter.text.layers)
         self._attends = frozenset(adapter.attention_layers)
         self._stateful, self._arguments = len(self._attends) < layers, adapter.token_arguments
-        self.layers = range(min(self._at, default=layers), layers)
+        self.layers = range(min({*self._at, *self._cues.layers}, default=layers), layers)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         self._cues.install(hooks, stack)
@@ -58,6 +58,7 @@ class InsideLlm(Seam):
     ) -> Tensor:
         if index in self._at:
             hidden = self._shorten(state, self._at[index], layer, hidden, kwargs)
+        self._cues.entered(state, index, hidden)
         stage = state.stage_below(index + 1)
         if stage is None:
             return hidden

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.app.marks import SHAPES
 from foveate.evaluation import plots
 from foveate.evaluation.end_labels import spread
 from foveate.evaluation.inference import COSTS, TIMES
@@ -357,3 +358,10 @@ def test_methods_whose_rule_changed_since_are_named() -> None:
 def test_one_image_has_no_interval() -> None:
     assert percent(Estimate(0.5, float("nan"), float("nan"))) == "50.0"
     assert percent(Estimate(0.5, 0.25, 0.75)) == "50.0 [25.0, 75.0]"
+
+
+def test_every_marker_is_drawn_on_pages_too() -> None:
+    chart = (Path(plots.__file__).parent / "page" / "chart.js").read_text()
+    shapes = chart.partition("const MARKS = {")[2].partition("\n};")[0]
+    for marker in {style.marker for style in STYLES.values()}:
+        assert marker in SHAPES and re.search(rf'^  "?{re.escape(marker)}"?: \(r\)', shapes, re.MULTILINE)

@@ -25,6 +25,14 @@ _METHODS = (
     ("anchormerge", "restore", "idselection", "adatp", "sms", "pixelprune"),
     ("visipruner", "fastmmoe", "par", "evs", "vidcom2", "mmgvid"),
 )
+# Those that came when the first 36 pairs were taken, in the same way with other markers.
+_LATER_MARKERS = ("<", ">", "p", "d", "H", "*")
+_LATER_METHODS = (
+    ("priortr", "otprune", "clse", "hawk", "ivcprune", "apet"),
+    ("anchored", "agilepruner", "v2drop", "transprune", "vlmpruner", "duet"),
+    ("flowcut", "flashvid", "litelvlm", "geoprune", "cosine", "divrandom"),
+    ("modes", "odp", "guided"),
+)
 _DASHES: tuple[tuple[float, ...], ...] = ((5, 1.5), (4, 1.5, 1, 1.5), (2, 1.5))
 
 
@@ -44,8 +52,9 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    name: Style(COLOURS[place], MARKERS[(place + shift) % len(MARKERS)])
-    for shift, line in enumerate(_METHODS)
+    name: Style(COLOURS[place], markers[(place + shift) % len(markers)])
+    for lines, markers in ((_METHODS, MARKERS), (_LATER_METHODS, _LATER_MARKERS))
+    for shift, line in enumerate(lines)
     for place, name in enumerate(line)
 } | {
     UNPRUNED: Style("#000000", "X", (6, 2)),

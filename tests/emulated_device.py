@@ -2,7 +2,10 @@
 
 Its tensors say that they are on a GPU. Their numbers cannot be looked at; operators whose result has a shape that
 depends on them raise; and so do operators that mix them with tensors of the host, and copies in either direction that
-wait. What is computed is right, and checks that a GPU makes by itself, such as those of indices, are made.
+wait. So do the forms of indexing that wait on CUDA, though nothing in them looks at a number: a Python scalar that is
+assigned at a tensor of indices (it travels as a tensor of the host), indices that are a list or lie on the host, and a
+single index on the device, which is read. What is computed is right, and checks that a GPU makes by itself, such as
+those of indices, are made.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -23,7 +27,8 @@ _LOOKS = {
     *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "equal", "allclose"),
     *("eigh", "linalg_eigh", "is_nonzero"),  # eigenvalues: PyTorch's documentation says that the host waits
 }
-_BY_MASK = {"__getitem__", "__setitem__", "index_put", "index_put_"}
+_BY_INDEX = {"__getitem__", "__setitem__", "index_put", "index_put_"}
+_MAKES = {"tensor", "as_tensor", "asarray"}
 _BY_SIZES = {"repeat_interleave", "split", "split_with_sizes", "tensor_split"}
 
 
@@ -68,12 +73,14 @@ class _Emulation(TorchFunctionMode):
             return func(*args, **kwargs)
         if there and name in _LOOKS:
             raise HostWaits(name)
-        if name in _BY_MASK and any(one.dtype == torch.bool for one in _tensors(args[1]) if isinstance(one, OnDevice)):
-            raise HostWaits(f"{name} with a mask")
+        if name in _BY_INDEX and isinstance(args[0], OnDevice):
+            _check_index(name, *args[1:3])
         if name in _BY_SIZES and any(isinstance(one, OnDevice) for one in given[1:]):
             raise HostWaits(f"{name} by sizes on the device")
-        if name == "tensor":
-            raise HostWaits("torch.tensor on the device")
+        if name in _MAKES and not there:
+            raise HostWaits(f"torch.{name} on the device")
+        if name == "new_tensor":
+            raise HostWaits("new_tensor on the device")
         if name == "copy_" and len(there) < len(given):
             if not kwargs.get("non_blocking", False):
                 raise HostWaits("copy_ between host and device")
@@ -85,6 +92,25 @@ class _Emulation(TorchFunctionMode):
         if name.endswith("_") and not name.endswith("__"):  # in place
             return args[0]
         return on_device(out)
+
+
+def _check_index(name: str, index: Any, value: Any = None) -> None:
+    """Raise where ``x[index]`` or ``x[index] = value`` waits."""
+    parts = tuple(index) if name.startswith("index_put") else index if isinstance(index, tuple) else (index,)
+    bounds = [bound for one in parts if isinstance(one, slice) for bound in (one.start, one.stop, one.step)]
+    if any(isinstance(bound, Tensor) for bound in bounds):
+        raise HostWaits(f"{name} with a slice whose bounds are on the device")
+    if any(isinstance(one, (list, np.ndarray)) for one in parts):
+        raise HostWaits(f"{name} with indices of the host")
+    indices = [one for one in tree_leaves(parts) if isinstance(one, Tensor)]
+    if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
+        raise HostWaits(f"{name} with a mask")
+    if any(not isinstance(one, OnDevice) for one in indices if one.ndim):
+        raise HostWaits(f"{name} with indices of the host")
+    if any(isinstance(one, OnDevice) and not one.ndim for one in indices):
+        raise HostWaits(f"{name} with a single index on the device")
+    if indices and name != "__getitem__" and not isinstance(value, OnDevice):
+        raise HostWaits(f"{name} of a number of the host at indices on the device")
 
 
 def _move(args: Any, kwargs: dict[str, Any]) -> Any:

@@ -119,7 +119,7 @@ class AdaTp(Method):
                 room = torch.tensor(largest_remainder(shares, left, budget), device=here.device)
                 order = self.order(scores[row, alive], here, places[row, alive])
                 rank = rank_within(here[order], -torch.arange(len(order), device=order.device).float())
-                keep[row, alive[order[rank < room[here[order]]]]] = True
+                keep[row].index_fill_(0, alive[order[rank < room[here[order]]]], True)
         return Selection(keep)
 
     def relevance(self, tokens: VisualTokens, row: int, frame: Tensor) -> Tensor:

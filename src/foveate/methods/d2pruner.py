@@ -175,4 +175,4 @@ class D2Pruner(Method):
         for row, pool in enumerate(tokens.grids):
             flat = torch.cat([self.prior.resize(grid).cpu() for grid in pool])
             bias[row, : len(flat)] = flat
-        return attention / (bias.to(attention.device) + self.epsilon)
+        return attention / (bias.to(attention.device, non_blocking=True) + self.epsilon)

@@ -87,7 +87,7 @@ class Eadp(Method):
             relevance = self.relevance(unit, text)
             parts = relevance.split([len(grid) for grid in tokens.grids[row]])
             weight = torch.cat([smooth(part, grid) for part, grid in zip(parts, tokens.grids[row], strict=True)])
-            keep[row, places[facilities(unit, weight**self.power, budget)]] = True
+            keep[row].index_fill_(0, places[facilities(unit, weight**self.power, budget)], True)
         return Selection(keep)
 
     def relevance(self, unit: Tensor, text: Tensor, whole: Tensor | None = None) -> Tensor:

@@ -127,6 +127,6 @@ def add_raster_neighbours(mask: Tensor, grids: tuple[tuple[Grid, ...], ...]) -> 
                 size = len(grid.frame)
                 here = mask[row, start : start + size].nonzero()[:, 0]
                 for step in (-1, 1, -grid.columns, grid.columns):
-                    out[row, start + (here + step).clamp(0, size - 1)] = True
+                    out[row].index_fill_(0, start + (here + step).clamp(0, size - 1), True)
                 start += size
     return out

@@ -85,7 +85,7 @@ class MmgVid(Method):
             if count:
                 sizes = batch.coordinates[row, real, 0].unique_consecutive(return_counts=True)[1].tolist()
                 frames = batch.features[row, real].float().split(sizes)
-                keep[row, real[self._picks(frames, count)]] = True
+                keep[row].index_fill_(0, real[self._picks(frames, count)], True)
         return keep
 
     def _picks(self, frames: tuple[Tensor, ...], count: int) -> Tensor:

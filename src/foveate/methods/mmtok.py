@@ -81,7 +81,7 @@ class MMTok(Method):
                 encoded = tokens.cue(Cue.ENCODER_FEATURES)[row, places].float()
                 worth = torch.cat([worth, self.image * _attention(encoded, encoded, self.image_temperature)], 1)
             last = tokens.cue(Cue.PADDING)[row, places] if self.skip_padding else None
-            keep[row, places[greedy_coverage(worth, budget, last)]] = True
+            keep[row].index_fill_(0, places[greedy_coverage(worth, budget, last)], True)
         return Selection(keep)
 
 

@@ -164,7 +164,7 @@ class Nuwa(TwoStageMethod):
             of_kept = torch.tensor(reach, dtype=torch.float32, device=real.device)[real[kept]]
             near = nearness(places, kept, of_kept)
             weights = self.weights(features[row, real], near, rank[row, real], kept)
-            keep[row, real[kept]] = True
+            keep[row].index_fill_(0, real[kept], True)
             mix.append(weights.new_zeros(len(weights), sum(map(len, pool))).index_copy_(1, real, weights))
         return Mixture(keep, identity_targets(keep), mix=tuple(mix))
 

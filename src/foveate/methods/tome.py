@@ -100,7 +100,7 @@ def merge_tokens(values: Tensor, count: int) -> Tensor:
         moved = here.clone()
         moved[goes] = into
         stays = torch.ones_like(here, dtype=torch.bool)
-        stays[goes] = False
+        stays.index_fill_(0, goes, False)
         place = (stays.cumsum(0) - 1)[moved[place]]
         left = places_of(stays, len(root) - len(away))
         root, values, size = root[left], values[left], size[left]

@@ -76,7 +76,7 @@ class VidCom2(Method):
                 frame, known = batch.coordinates[row, real, 0], batch.frames
                 numbers = frame.unique() if known is None else torch.arange(known[row], device=frame.device)
                 order = self._order(batch.features[row, real].float(), frame, numbers, count)
-                keep[row, real[order[:count]]] = True
+                keep[row].index_fill_(0, real[order[:count]], True)
         return keep
 
     def _order(self, tokens: Tensor, frame: Tensor, numbers: Tensor, count: int) -> Tensor:

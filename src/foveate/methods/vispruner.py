@@ -71,9 +71,9 @@ class VisPruner(Method):
         # The length of the list, and so each round's shape, is another for each image.
         for row, (size, count) in enumerate(zip(batch.real_sizes(), batch.wanted, strict=True)):
             important = int(count * self.important)
-            keep[row, order[row, :important]] = True
+            keep[row].index_fill_(0, order[row, :important], True)
             rest = order[row, important:size]
-            keep[row, rest[self._pick_dissimilar(unit[row, rest], count - important)]] = True
+            keep[row].index_fill_(0, rest[self._pick_dissimilar(unit[row, rest], count - important)], True)
         return keep
 
     def _pick_dissimilar(self, unit: Tensor, count: int) -> Tensor:

@@ -183,6 +183,18 @@ X = torch.arange(6.0)
         lambda x: torch.equal(x, x),
         lambda x: X.copy_(x),
         lambda x: x.repeat_interleave(x.long()),
+        lambda x: x.__setitem__(x.argsort()[:2], 1.0),
+        lambda x: x.__setitem__(x.argmax(), 1.0),
+        lambda x: x.__setitem__(x.argsort()[:2], X[0]),
+        lambda x: x.view(2, 3).__setitem__((0, x.view(2, 3)[0].argsort()[:2]), 1.0),
+        lambda x: x.index_put_((x.argsort()[:2],), X[0]),
+        lambda x: x[x.argmax()],
+        lambda x: x.view(2, 3)[:, x[:3].argmax()],
+        lambda x: x[[1, 2]],
+        lambda x: x[torch.tensor([1, 2])],
+        lambda x: x[: x.argmax()],
+        lambda x: x.new_tensor([1.0]),
+        lambda x: torch.as_tensor([1], device=x.device),
     ],
 )
 def test_the_emulated_device_sees_who_waits(waits: Callable[[Tensor], Any]) -> None:
@@ -201,6 +213,12 @@ def test_the_emulated_device_sees_who_waits(waits: Callable[[Tensor], Any]) -> N
         lambda x: x.new_zeros(6).masked_fill_(x > 2, 1),
         lambda x: torch.zeros(6).copy_(x, non_blocking=True),
         lambda x: x.split([2, 4]),
+        lambda x: x.__setitem__(0, 1.0),
+        lambda x: x.__setitem__(slice(2), 1.0),
+        lambda x: x.__setitem__(x.argsort()[:2], x[:2] + 1),
+        lambda x: x.index_fill_(0, x.argsort()[:2], 1.0),
+        lambda x: x.index_fill_(0, x.argmax(), 1.0),
+        lambda x: x.index_select(0, x.argmax()),
     ],
 )
 def test_the_emulated_device_lets_others_work(works: Callable[[Tensor], Any]) -> None:

@@ -27,17 +27,18 @@ def greedy_coverage(worth: Tensor, count: int, last: Tensor | None = None) -> Te
     closed = torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
     order = torch.zeros(count, dtype=torch.long, device=worth.device)
     everything, added = worth.sum(1), torch.empty_like(worth)
-    others = len(worth) if last is None else int((~last).sum())
+    others = None if last is None else (~last).sum()  # of these there may be fewer than are picked
     require(everything.isfinite()[None], "features and text must be finite (no NaN or infinity)")
     for step in range(count):
         gain = torch.sub(worth, best, out=added).clamp_(min=0).sum(1)  # 0 for those that were picked
-        if last is not None and step < others:
-            gain = gain.masked_fill(last, 0)
+        waiting = None if last is None or others is None else last & (others > step)
+        if waiting is not None:
+            gain = gain.masked_fill(waiting, 0)
         value = torch.where((gain > 0).any(), gain, everything).masked_fill_(closed, -torch.inf)
-        if last is not None and step < others:
-            value = value.masked_fill_(last, -torch.inf)
-        pick = value.argmax()
-        order[step] = pick
-        closed[pick] = True
-        torch.maximum(best, worth[pick], out=best)
+        if waiting is not None:
+            value = value.masked_fill_(waiting, -torch.inf)
+        pick = value.argmax(keepdim=True)  # (1,): a GPU would be asked for the number of a single index
+        order[step : step + 1] = pick
+        closed.index_fill_(0, pick, True)
+        torch.maximum(best, worth[pick][0], out=best)
     return order

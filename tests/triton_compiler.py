@@ -23,6 +23,7 @@ def kernels(blocks: Sequence[int], tiles: Sequence[int], depths: Sequence[int]) 
     counts_and_keep = {"counts": _LONGS, "keep": _BYTES}
     loops: dict[str, tuple[Any, dict[str, str]]] = {
         "mmr": (greedy._mmr_kernel, {"bonus": _FLOATS, "first": _LONGS, "penalty": _FLOAT, "cosines": _FLOATS}),
+        "maxmin": (greedy._maxmin_kernel, {"cosines": _FLOATS, "valid": _BYTES, "highest": _FLOATS, "never": _FLOAT}),
         "independent_set": (greedy._independent_set_kernel, {"edges": _BYTES, "key": "*i32"}),
         "coverage": (greedy._coverage_kernel, {"cosines": _FLOATS, "weight": _FLOATS, "gains": _FLOATS}),
         "dpp": (
@@ -41,6 +42,9 @@ def kernels(blocks: Sequence[int], tiles: Sequence[int], depths: Sequence[int]) 
             if block == 1:
                 constants["width"] = 1
             yield f"{name}, {block}", kernel, ({**types, **counts_and_keep, "width": _INT}, constants), block
+    types = {"cosines": _FLOATS, "valid": _BYTES, "highest": _FLOATS, "width": _INT, "never": _FLOAT}
+    yield "highest, 1024", greedy._highest_kernel, (types, {"BLOCK": 1024}), 1024
+    yield "highest, 1", greedy._highest_kernel, (types, {"BLOCK": 1, "width": 1}), 1024
     shared = {"inverse": _FLOATS, "valid": _BYTES, "cosines": _FLOATS, "width": _INT, "near_one": _FLOAT}
     for tile in tiles:
         for depth in depths:

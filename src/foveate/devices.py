@@ -92,6 +92,35 @@ def places_of(mask: Tensor, number: int | None = None) -> Tensor:
     return (~mask).byte().argsort(stable=True)[:number]
 
 
+def kernel_operator(name: str, fake: Callable[..., Tensor]) -> Callable[[Callable[_P, Tensor]], Callable[_P, Tensor]]:
+    """Decorator: what launches kernels is an operator of `torch.ops` for those who trace, and else called as it is.
+
+    The dispatcher's Python costs more than the launch itself. The launch goes to the device of the first argument.
+
+    Args:
+        name: of the operator.
+        fake: gives an empty result for the same arguments, as `torch.compile` needs.
+    """
+
+    def register(launch: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+        operator = torch.library.custom_op(name, launch, mutates_args=())
+        operator.register_fake(fake)
+
+        @wraps(launch)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+            plain = all(type(one) is Tensor for one in args if isinstance(one, Tensor))
+            if torch.compiler.is_compiling() or not plain:  # such as fake tensors
+                found: Tensor = operator(*args, **kwargs)
+                return found
+            first = args[0]
+            with torch.cuda.device_of(first):
+                return launch(*args, **kwargs)
+
+        return run
+
+    return register
+
+
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: the function runs without autocast, whatever surrounds the call; what follows the call has it again.
 

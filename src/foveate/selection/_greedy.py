@@ -25,12 +25,13 @@ def greedy_mmr(batch: TokenBatch, cosines: Cosines, first: Tensor, bonus: Tensor
     """
     fused = for_device(first)
     if fused is not None and cosines.matrix is not None:
-        value = torch.where(batch.valid, bonus, -torch.inf).to(cosines.matrix.dtype).contiguous()
+        if batch.padded or not isinstance(bonus, Tensor):
+            bonus = torch.where(batch.valid, bonus, -torch.inf)
+        value = bonus.to(cosines.matrix.dtype).contiguous()
         return fused.greedy_mmr(cosines.matrix, value, first, batch.counts, penalty)
     images, width = batch.valid.shape
-    open_bonus = cosines.unit.new_full((images, width), -torch.inf)
-    open_bonus = torch.where(batch.valid, bonus, open_bonus)
-    highest = cosines.unit.new_full((images, width), NEVER)
+    highest = torch.full((images, width), NEVER, dtype=torch.float32, device=first.device)
+    open_bonus = torch.where(batch.valid, bonus, torch.full_like(highest, -torch.inf))
     value = torch.empty_like(highest)
     order = torch.zeros(images, batch.steps, dtype=torch.long, device=first.device)
     pick = first

@@ -110,7 +110,7 @@ class TokenBatch:
         fused, matrix = for_device(self.valid), None
         if fused is not None and self.features.itemsize == 2 and self.valid.shape[1] <= similarity.DENSE_LIMIT:
             matrix = fused.gram(self.features.contiguous(), self.norms.reciprocal(), self.valid.contiguous())
-        return Cosines(self.unit(), matrix)
+        return Cosines(self.unit, matrix)
 
     def select(self, choose: Callable[[TokenBatch], Tensor]) -> Tensor:
         """The keep mask that `choose` gives, (B, N) or (N,) as the caller's input was.
@@ -191,9 +191,11 @@ def prepare_batch(
     batched = len(shape) == 2
     images, width = shape if batched else (1, shape[0])
     real = torch.ones(images, width, dtype=torch.bool, device=device) if valid is None else valid.view(images, width)
-    counts = _read_counts(count, real, everything_valid=valid is None)
-    counts_there = _counts_tensor(counts, device)
-    sizes = known_sizes(valid) if valid is not None else (width,) * images
+    sizes = (width,) * images if valid is None else known_sizes(valid)
+    if sizes == (width,) * images:
+        valid = None  # a mask that the host knows to be all true costs nothing
+    counts = _read_counts(count, real, sizes)
+    counts_there = _counts_tensor(count, counts, device)
     if real.is_cuda and sizes is None:
         present = real.sum(-1)
         torch._assert_async(
@@ -234,8 +236,9 @@ def _check_shapes(
 
 def _check_scores(scores: Tensor, valid: Tensor | None) -> Tensor:
     """The same scores (B, N), zero on padding."""
-    _require_finite(scores, valid, "scores must be finite (no NaN or infinity)")
-    return scores if valid is None else scores.masked_fill(~valid.view_as(scores), 0)
+    scores = scores if valid is None else scores.masked_fill(~valid.view_as(scores), 0)
+    _require_finite(scores, None, "scores must be finite (no NaN or infinity)")
+    return scores
 
 
 def _check_norms(features: Tensor, valid: Tensor | None) -> Tensor:
@@ -267,7 +270,12 @@ def require(good: Tensor, message: str) -> None:
 
 
 def _require_finite(values: Tensor, valid: Tensor | None, message: str) -> None:
-    if valid is None and values.is_cpu and math.isfinite(float(values.sum())):
+    if values.is_cuda:
+        if values.numel():  # the highest is NaN where one is; `isfinite` would be four launches
+            real = values if valid is None else values.masked_fill(~valid.view_as(values), 0)
+            torch._assert_async(real.abs().amax() < torch.inf, message)
+        return
+    if valid is None and math.isfinite(float(values.sum())):
         return  # the sum of any that is not finite is not finite either
     good = values.isfinite()
     require(good if valid is None else good | ~valid.view_as(good), message)
@@ -331,7 +339,7 @@ def count_valid_before(valid: Tensor) -> Tensor:
     return (valid.cumsum(-1) - 1).clamp_min(0)
 
 
-def _read_counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> list[int]:
+def _read_counts(count: int | Tensor, valid: Tensor, sizes: tuple[int, ...] | None) -> list[int]:
     images, width = valid.shape
     if isinstance(count, Tensor):
         if count.dtype.is_floating_point or count.dtype == torch.bool or count.shape not in ((), (images,)):
@@ -344,9 +352,8 @@ def _read_counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> 
     else:
         raise SelectionError(f"count must be an int or an int tensor, got {count!r}.")
 
-    known = (width,) * images if everything_valid else known_sizes(valid)
-    if known is not None:
-        available = list(known)
+    if sizes is not None:
+        available = list(sizes)
     elif valid.is_cuda:  # how many there are is checked by the device
         available = [width if wanted else 0 for wanted in counts]
     else:
@@ -359,8 +366,10 @@ def _read_counts(count: int | Tensor, valid: Tensor, everything_valid: bool) -> 
     return counts
 
 
-def _counts_tensor(counts: list[int], device: torch.device) -> Tensor:
+def _counts_tensor(given: int | Tensor, counts: list[int], device: torch.device) -> Tensor:
     """(B,) long. On a GPU by fills, one for each run of equal counts, as a copy from the host would wait for it."""
+    if isinstance(given, Tensor) and given.is_cuda and given.shape and given.dtype == torch.long:
+        return given
     if device.type == "cpu":
         return torch.tensor(counts, dtype=torch.long, device=device)
     filled = torch.empty(len(counts), dtype=torch.long, device=device)

@@ -16,6 +16,9 @@ from .cpu.dispatch import select_dpp
 from .cpu.dpp import SPANNED, marginal_value
 from .ops import COUNT, register, split_count
 
+# Tokens: beyond so many a step alone is work for a whole GPU, of which a launch for all steps has one multiprocessor.
+FUSED_LIMIT = 4096
+
 
 @full_precision
 def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -71,7 +74,7 @@ def reference(batch: TokenBatch) -> Tensor:
     rank = min(batch.steps, depth)  # no more tokens than dimensions are independent
     residual = cosines.unit.square().sum(-1)
     fused = for_device(relevance)
-    if fused is not None and cosines.matrix is not None:
+    if fused is not None and cosines.matrix is not None and width <= FUSED_LIMIT:
         return fused.greedy_dpp(cosines.matrix, relevance, residual, batch.valid.contiguous(), batch.counts, rank)
     factor = relevance.new_zeros(images, rank, width)  # of S: the relevance separates from the determinant
     open_ = batch.valid.clone()

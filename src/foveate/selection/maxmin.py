@@ -12,6 +12,7 @@ from torch import Tensor
 from ..devices import full_precision
 from ._greedy import greedy_mmr
 from .batch import TokenBatch, prepare_batch
+from .cpu import for_device
 from .cpu.dispatch import select_mmr
 from .ops import COUNT, register, split_count
 from .similarity import NEVER, Cosines
@@ -54,6 +55,9 @@ def maxmin(features: Tensor, count: int | Tensor, valid: Tensor | None = None) -
 def reference(batch: TokenBatch) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
     cosines = batch.cosines()
+    fused = for_device(batch.valid)
+    if fused is not None and cosines.matrix is not None:
+        return fused.greedy_maxmin(cosines.matrix, batch.valid.contiguous(), batch.counts)
     isolation = 1 - cosines.highest(batch.valid)
     first = isolation.masked_fill(~batch.valid, -torch.inf).argmax(-1)
     # Two that are nearest to each other are equally isolated; rounding must not decide between them.

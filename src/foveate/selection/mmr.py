@@ -52,10 +52,10 @@ def mmr(
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 
     def choose(batch: TokenBatch) -> Tensor:
+        if batch.valid.is_cuda:
+            return reference(batch, balance)
         first, scaled = _scale_importance(batch)
-        if first.is_cpu:
-            return select_mmr(batch, int(first), balance * scaled[0], 1 - balance)
-        return reference(batch, balance)
+        return select_mmr(batch, int(first), balance * scaled[0], 1 - balance)
 
     return prepare_batch(count, valid, features=features, scores=importance).select(choose)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ class Cosines:
     """Cosines within each image of a batch: a matrix, or beyond 16384 tokens computed when asked for.
 
     Args:
-        unit: (B, N, d) float32, of unit length; see `TokenBatch.unit`.
+        unit: (B, N, d) float32, of unit length, or what makes it when it is asked for; see `TokenBatch.unit`.
         matrix: (B, N, N) float32 where it is known already.
 
     Examples:
@@ -59,12 +61,22 @@ class Cosines:
         [[0.0, 1.0, 0.0]]
     """
 
-    def __init__(self, unit: Tensor, matrix: Tensor | None = None) -> None:
-        self.unit = unit
-        self.images = torch.arange(len(unit), device=unit.device)
-        if matrix is None and unit.shape[1] <= DENSE_LIMIT:
-            matrix = snap_near_one(unit @ unit.mT)
+    def __init__(self, unit: Tensor | Callable[[], Tensor], matrix: Tensor | None = None) -> None:
+        self._unit = unit
+        if matrix is None and self.unit.shape[1] <= DENSE_LIMIT:
+            matrix = snap_near_one(self.unit @ self.unit.mT)
         self.matrix = matrix
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """(B, N, d) float32, of unit length."""
+        return self._unit if isinstance(self._unit, Tensor) else self._unit()
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B,) long: the numbers of the images."""
+        like = self.unit if self.matrix is None else self.matrix
+        return torch.arange(len(like), device=like.device)
 
     def of(self, tokens: Tensor) -> Tensor:
         """(B, N) float32: the cosines of one token (B,) of each image to all."""
@@ -81,7 +93,7 @@ class Cosines:
     def highest(self, valid: Tensor) -> Tensor:
         """(B, N) float32: the highest cosine of each token to another valid one, -2 where there is none."""
         width = valid.shape[1]
-        highest = torch.empty_like(self.unit[..., 0])
+        highest = torch.empty(valid.shape, dtype=torch.float32, device=valid.device)
         for start in range(0, width, CHUNK):
             stop = min(start + CHUNK, width)
             cosines = self.block(start, stop).masked_fill(~valid[:, None, :], NEVER)

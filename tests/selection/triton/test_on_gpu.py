@@ -39,7 +39,7 @@ def test_one_launch_equals_the_loop(name, batch, width, depth, dtype):
     count = max(1, width // 5)
     keep = SELECTORS[name](x, w, count, valid)
     assert keep.equal(SELECTORS[name](x, w, count, valid))  # the same every time
-    modules = ("_greedy", "coverage", "dpp", "independent_set")
+    modules = ("_greedy", "coverage", "dpp", "independent_set", "maxmin")
     patches = [mock.patch(f"foveate.selection.{module}.for_device", lambda like: None) for module in modules]
     for patch in patches:
         patch.start()

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...devices import kernel_operator
 from ..similarity import NEAR_ONE
 
 
@@ -46,7 +47,11 @@ def _gram_kernel(  # type: ignore[no-untyped-def]
         tl.store(square + column[None, :] * width + row[:, None], cosine, mask=inside)
 
 
-@torch.library.custom_op("foveate::gram", mutates_args=())
+def _empty_gram(features: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
+    return inverse.new_empty(*inverse.shape, inverse.shape[1])
+
+
+@kernel_operator("foveate::gram", _empty_gram)
 def gram(features: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     """Cosines from features of 16 bits, whose products are exact in float32, where they are added up.
 
@@ -77,8 +82,3 @@ def gram(features: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
             num_stages=3,
         )
     return cosines
-
-
-@gram.register_fake
-def _(features: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
-    return inverse.new_empty(*inverse.shape, inverse.shape[1])

@@ -12,10 +12,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...devices import kernel_operator
 from ..cpu.dpp import EXHAUSTED, SPANNED
+from ..similarity import NEVER
 from .gram import gram
 
-__all__ = ["gram", "greedy_coverage", "greedy_dpp", "greedy_independent_set", "greedy_mmr"]
+__all__ = ["gram", "greedy_coverage", "greedy_dpp", "greedy_independent_set", "greedy_maxmin", "greedy_mmr"]
+
+
+@triton.jit
+def _pick_on(square, own_bonus, pick, count, keep, width, penalty, token, inside):  # type: ignore[no-untyped-def]
+    """The loop of `greedy_mmr` for one image, from its first pick on; `square` are its cosines, `keep` its mask."""
+    value = tl.where(own_bonus == float("-inf"), float("-inf"), float("inf"))
+    step = count * 0
+    while step < count:
+        tl.store(keep + pick, 1)
+        row = tl.load(square + pick * width + token, mask=inside, other=0.0)
+        value = tl.minimum(value, own_bonus - penalty * row)
+        value = tl.where(token == pick, float("-inf"), value)
+        pick = tl.argmax(value, axis=0, tie_break_left=True).to(tl.int64)
+        step += 1
 
 
 @triton.jit
@@ -24,17 +40,49 @@ def _mmr_kernel(cosines, bonus, first, counts, keep, width, penalty, BLOCK: tl.c
     token = tl.arange(0, BLOCK)
     inside = token < width
     own_bonus = tl.load(bonus + image * width + token, mask=inside, other=float("-inf"))
-    value = tl.where(own_bonus == float("-inf"), float("-inf"), float("inf"))
-    count = tl.load(counts + image)
-    pick = tl.load(first + image)
-    step = count * 0
-    while step < count:
-        tl.store(keep + image * width + pick, 1)
-        row = tl.load(cosines + (image * width + pick) * width + token, mask=inside, other=0.0)
-        value = tl.minimum(value, own_bonus - penalty * row)
-        value = tl.where(token == pick, float("-inf"), value)
-        pick = tl.argmax(value, axis=0, tie_break_left=True).to(tl.int64)
-        step += 1
+    pick, count = tl.load(first + image), tl.load(counts + image)
+    square = cosines + image * width * width
+    _pick_on(square, own_bonus, pick, count, keep + image * width, width, penalty, token, inside)
+
+
+@triton.jit
+def _highest_kernel(cosines, valid, highest, width, never, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    best = tl.zeros([BLOCK], dtype=tl.float32) + never
+    start = row * 0
+    while start < width:
+        token = start + tl.arange(0, BLOCK)
+        open_ = tl.load(valid + image * width + token, mask=token < width, other=0) != 0
+        other = open_ & (token != row)
+        best = tl.maximum(best, tl.load(cosines + (image * width + row) * width + token, mask=other, other=never))
+        start += BLOCK
+    tl.store(highest + image * width + row, tl.max(best, axis=0))
+
+
+@triton.jit
+def _nearest_to(pick, square, open_, width, never, token, inside):  # type: ignore[no-untyped-def]
+    """The token nearest to one token of an image; itself where it is alone."""
+    row = tl.load(square + pick * width + token, mask=open_, other=never - 1.0)
+    row = tl.where(token == pick, never, row)
+    return tl.argmax(tl.where(inside, row, float("-inf")), axis=0, tie_break_left=True).to(tl.int64)
+
+
+@triton.jit
+def _maxmin_kernel(cosines, valid, highest, counts, keep, width, never, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    image = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, BLOCK)
+    inside = token < width
+    open_ = tl.load(valid + image * width + token, mask=inside, other=0) != 0
+    isolation = 1.0 - tl.load(highest + image * width + token, mask=inside, other=0.0)
+    isolation = tl.where(open_, isolation, float("-inf"))
+    first = tl.argmax(isolation, axis=0, tie_break_left=True).to(tl.int64)
+    square = cosines + image * width * width
+    # Two that are nearest to each other are equally isolated; rounding must not decide between them.
+    other = _nearest_to(first, square, open_, width, never, token, inside)
+    mutual = _nearest_to(other, square, open_, width, never, token, inside) == first
+    pick = tl.where(mutual, tl.minimum(first, other), first)
+    own_bonus = tl.where(open_, 1.0, float("-inf"))
+    _pick_on(square, own_bonus, pick, tl.load(counts + image), keep + image * width, width, 1.0, token, inside)
 
 
 @triton.jit
@@ -134,12 +182,17 @@ def _dpp_kernel(  # type: ignore[no-untyped-def]
         step += 1
 
 
+def _mask_like_second(first: Tensor, second: Tensor, *rest: object) -> Tensor:
+    """What `torch.compile` takes for a keep mask: all of these have the shape (B, N) of their second argument."""
+    return torch.empty_like(second, dtype=torch.bool)
+
+
 def _shape(width: int) -> dict[str, int]:
     block = triton.next_power_of_2(width)
     return {"BLOCK": block, "num_warps": min(16, max(1, block // 256))}
 
 
-@torch.library.custom_op("foveate::greedy_mmr", mutates_args=())
+@kernel_operator("foveate::greedy_mmr", _mask_like_second)
 def greedy_mmr(cosines: Tensor, bonus: Tensor, first: Tensor, counts: Tensor, penalty: float) -> Tensor:
     """The greedy loop of `_greedy.greedy_mmr`.
 
@@ -153,14 +206,37 @@ def greedy_mmr(cosines: Tensor, bonus: Tensor, first: Tensor, counts: Tensor, pe
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros(bonus.shape, dtype=torch.int8, device=bonus.device)
+    keep = torch.zeros_like(bonus, dtype=torch.bool)
     if bonus.numel():
-        width = bonus.shape[1]
-        _mmr_kernel[(len(bonus),)](cosines, bonus, first, counts, keep, width, penalty, **_shape(width))
-    return keep.bool()
+        width, mask = bonus.shape[1], keep.view(torch.int8)
+        _mmr_kernel[(len(bonus),)](cosines, bonus, first, counts, mask, width, penalty, **_shape(width))
+    return keep
 
 
-@torch.library.custom_op("foveate::greedy_independent_set", mutates_args=())
+@kernel_operator("foveate::greedy_maxmin", _mask_like_second)
+def greedy_maxmin(cosines: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+    """All of `maxmin.reference`, its first pick included.
+
+    Args:
+        cosines: (B, N, N) float32, contiguous.
+        valid: (B, N) bool, contiguous.
+        counts: (B,) long.
+
+    Returns:
+        (B, N) bool keep mask.
+    """
+    keep = torch.zeros_like(valid)
+    if valid.numel():
+        batch, width = valid.shape
+        highest, real, shape = cosines.new_empty(batch, width), valid.view(torch.int8), _shape(width)
+        # A program per token: the cosines of all to all are read by all of the GPU.
+        some = min(shape["BLOCK"], 1024)
+        _highest_kernel[(width, batch)](cosines, real, highest, width, NEVER, BLOCK=some, num_warps=4)
+        _maxmin_kernel[(batch,)](cosines, real, highest, counts, keep.view(torch.int8), width, NEVER, **shape)
+    return keep
+
+
+@kernel_operator("foveate::greedy_independent_set", _mask_like_second)
 def greedy_independent_set(edges: Tensor, key: Tensor, counts: Tensor) -> Tensor:
     """The lowest key, again and again; after each pick its neighbours come behind all other candidates.
 
@@ -172,14 +248,15 @@ def greedy_independent_set(edges: Tensor, key: Tensor, counts: Tensor) -> Tensor
     Returns:
         (B, N) bool, the picks.
     """
-    keep = torch.zeros(key.shape, dtype=torch.int8, device=key.device)
+    keep = torch.zeros_like(key, dtype=torch.bool)
     if key.numel():
         width = key.shape[1]
-        _independent_set_kernel[(len(key),)](edges.view(torch.int8), key, counts, keep, width, **_shape(width))
-    return keep.bool()
+        edge_bytes, mask = edges.view(torch.int8), keep.view(torch.int8)
+        _independent_set_kernel[(len(key),)](edge_bytes, key, counts, mask, width, **_shape(width))
+    return keep
 
 
-@torch.library.custom_op("foveate::greedy_coverage", mutates_args=())
+@kernel_operator("foveate::greedy_coverage", _mask_like_second)
 def greedy_coverage(cosines: Tensor, weight: Tensor, gains: Tensor, counts: Tensor) -> Tensor:
     """The greedy loop of `coverage.reference`.
 
@@ -192,14 +269,15 @@ def greedy_coverage(cosines: Tensor, weight: Tensor, gains: Tensor, counts: Tens
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros(gains.shape, dtype=torch.int8, device=gains.device)
+    keep = torch.zeros_like(gains, dtype=torch.bool)
     if gains.numel():
         width = gains.shape[1]
-        _coverage_kernel[(len(gains),)](cosines, weight, gains, counts, keep, width, **_shape(width))
-    return keep.bool()
+        mask = keep.view(torch.int8)
+        _coverage_kernel[(len(gains),)](cosines, weight, gains, counts, mask, width, **_shape(width))
+    return keep
 
 
-@torch.library.custom_op("foveate::greedy_dpp", mutates_args=())
+@kernel_operator("foveate::greedy_dpp", _mask_like_second)
 def greedy_dpp(
     cosines: Tensor, relevance: Tensor, residual: Tensor, valid: Tensor, counts: Tensor, rank: int
 ) -> Tensor:
@@ -216,7 +294,7 @@ def greedy_dpp(
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros(valid.shape, dtype=torch.int8, device=valid.device)
+    keep = torch.zeros_like(valid, dtype=torch.bool)
     if valid.numel():
         batch, width = valid.shape
         factor = cosines.new_empty(batch, rank, width)
@@ -228,7 +306,7 @@ def greedy_dpp(
             valid.view(torch.int8),
             counts,
             factor,
-            keep,
+            keep.view(torch.int8),
             width,
             rank,
             SPANNED,
@@ -236,24 +314,4 @@ def greedy_dpp(
             ROWS=max(1, min(8, 16384 // shape["BLOCK"])),
             **shape,
         )
-    return keep.bool()
-
-
-@greedy_mmr.register_fake
-def _(cosines: Tensor, bonus: Tensor, first: Tensor, counts: Tensor, penalty: float) -> Tensor:
-    return torch.empty_like(bonus, dtype=torch.bool)
-
-
-@greedy_independent_set.register_fake
-def _(edges: Tensor, key: Tensor, counts: Tensor) -> Tensor:
-    return torch.empty_like(key, dtype=torch.bool)
-
-
-@greedy_coverage.register_fake
-def _(cosines: Tensor, weight: Tensor, gains: Tensor, counts: Tensor) -> Tensor:
-    return torch.empty_like(gains, dtype=torch.bool)
-
-
-@greedy_dpp.register_fake
-def _(cosines: Tensor, relevance: Tensor, residual: Tensor, valid: Tensor, counts: Tensor, rank: int) -> Tensor:
-    return torch.empty_like(valid)
+    return keep

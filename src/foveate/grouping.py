@@ -112,7 +112,7 @@ class TokenGroups:
         """Rows (P,) and token indices (P, N), padded with -1, of the groups."""
         rows = from_host([group[0].row for group in self.spans], device)
         flat = [torch.cat([span.index.to(device) for span in group]) for group in self.spans]
-        return rows, pad_sequence(flat, batch_first=True, padding_value=-1)
+        return rows, _pad(flat, -1)
 
     def pad(self, values: Sequence[Tensor]) -> Tensor:
         """(P, N, ...): tensors of all tokens, one after the other in the order of the groups, cut and padded.
@@ -125,7 +125,7 @@ class TokenGroups:
         """
         sizes = self.sizes
         if [len(value) for value in values] == sizes:
-            return pad_sequence(list(values), batch_first=True)
+            return _pad(values)
         given = sum(map(len, values))
         if given != sum(sizes):
             raise ModelError(
@@ -133,7 +133,14 @@ class TokenGroups:
                 "prune with images passed to this forward, or use a method without encoder cues."
             )
         together = values[0] if len(values) == 1 else torch.cat(list(values))
-        return pad_sequence(together.split(sizes), batch_first=True)
+        return _pad(together.split(sizes))
+
+
+def _pad(values: Sequence[Tensor], filler: float = 0.0) -> Tensor:
+    """(P, N, ...): tensors (n, ...) of several lengths as one, with a filler behind each; a copy."""
+    if len({len(value) for value in values}) == 1:
+        return torch.stack(list(values))
+    return pad_sequence(list(values), batch_first=True, padding_value=filler)
 
 
 @dataclass(frozen=True)
@@ -201,22 +208,27 @@ def choose(
     """
     device = hidden.device  # a model's encoder and layers, where the rest was read, may lie on others
     rows, index = groups.padded_index(device)
+    sizes, everyone = groups.sizes, place is None  # then the host knows what is there, and need not ask the device
     if place is not None:
         index = torch.where(index >= 0, place.to(device)[rows[:, None], index.clamp_min(0)], index)
-    alive = index >= 0
-    at = (rows[:, None].expand_as(index), index.clamp_min(0))
-    features = hidden[at].masked_fill(~alive[..., None], 0.0)
+    full = everyone and len(set(sizes)) <= 1
+    alive = None if everyone else index >= 0
+    at = (rows[:, None].expand_as(index), index if full else index.clamp_min(0))
+    features = hidden[at] if full else hidden[at].masked_fill((index < 0)[..., None], 0.0)
     if text is not None:
         text = PromptText(text.index.to(device), text.valid.to(device))
-    masks = {"alive": alive} if text is None else {"alive": alive, **_text_masks(groups, rows, text)}
+    masks: dict[str, Tensor] = {} if text is None else _text_masks(groups, rows, text)
     given = {cue: _gather_cue(groups, rows, read, cue) for cue, read in cues.items()}
-    tokens = VisualTokens(features, groups.grids, given, **masks)
-    counted = groups.auto is not None
-    wanted = _count_by_content(method, tokens, groups) if counted else from_host(groups.counts, device)
-    selection = select(method, tokens, torch.minimum(wanted, alive.sum(1)))
-    keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
-    dropped = alive & ~selection.keep
-    keep[at[0][dropped], at[1][dropped]] = False
+    tokens = VisualTokens(features, groups.grids, given, alive=alive, **masks)
+    alive = tokens.valid
+    if groups.auto is not None:
+        count = torch.minimum(_count_by_content(method, tokens, groups), alive.sum(1))
+    elif everyone:
+        count = from_host([min(pair) for pair in zip(groups.counts, sizes, strict=True)], device)
+    else:
+        count = torch.minimum(from_host(groups.counts, device), alive.sum(1))
+    selection = select(method, tokens, count)
+    keep = _drop(hidden.shape[:2], at, alive & ~selection.keep)
     merge = None if selection.target is None else Merge(at, alive, selection.keep, selection)
     return Choice(keep, merge, None if method.bias is None else _token_sizes(keep, at, alive, selection))
 
@@ -287,9 +299,18 @@ def _gather_cue(groups: TokenGroups, rows: Tensor, read: ReadCue, cue: Cue) -> T
 
 def _text_masks(groups: TokenGroups, rows: Tensor, text: PromptText) -> dict[str, Tensor]:
     """For each group which entries of its prompt's text are real, and which follow its images."""
-    last = torch.tensor([int(group[-1].index[-1]) for group in groups.spans], device=text.index.device)
+    last = torch.stack([group[-1].index[-1].to(text.index.device) for group in groups.spans])
     valid = text.valid[rows]
     return {"text_valid": valid, "text_follows": (text.index[rows] > last[:, None]) & valid}
+
+
+def _drop(shape: Sequence[int], at: tuple[Tensor, Tensor], dropped: Tensor) -> Tensor:
+    """(B, W) bool of that shape, true but at the places `at` (P, N) of what is dropped (P, N)."""
+    batch, width = shape
+    # What stays goes to a place that is cut off: places picked by a mask would make the host wait for the device.
+    places = torch.where(dropped, at[0] * width + at[1], batch * width)
+    keep = torch.ones(batch * width + 1, dtype=torch.bool, device=dropped.device)
+    return keep.index_fill_(0, places.flatten(), False)[:-1].view(batch, width)
 
 
 def _token_sizes(keep: Tensor, at: tuple[Tensor, Tensor], alive: Tensor, selection: Selection) -> Tensor:

@@ -6,6 +6,7 @@ import enum
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -404,9 +405,9 @@ class VisualTokens:
         """Frames in each group; an image is one."""
         return [sum(grid.frames for grid in pool) for pool in self.grids]
 
-    @property
+    @cached_property
     def valid(self) -> Tensor:
-        """(B, N) bool, true on tokens that can be chosen."""
+        """(B, N) bool, true on tokens that can be chosen; not to be written to."""
         real = first_of_each(self.sizes, self.features.shape[1], self.features.device)
         return real if self.alive is None else real & self.alive
 

@@ -170,9 +170,9 @@ class ForwardState:
         text = self.given.clone()
         text[:, self.prompt :] = False
         for span in self.spans:
-            text[span.row, span.index.to(text.device)] = False
+            text[span.row].index_fill_(0, span.index.to(text.device), False)
             if span.fixed is not None:
-                text[span.row, span.fixed.to(text.device)] = False
+                text[span.row].index_fill_(0, span.fixed.to(text.device), False)
         return text
 
     @functools.cached_property
@@ -262,12 +262,13 @@ class ForwardState:
     def visual_mask(self, layer: int, tokens: int) -> Tensor:
         """(tokens,) bool: which are visual of the tokens that enter a layer, B prompts one after the other."""
         batch, place = len(self.given), self.places(layer)
-        visual = torch.zeros(batch, tokens // batch, dtype=torch.bool, device=self.given.device)
+        width = tokens // batch + (place is not None)  # a column in front, which is cut off, takes who was dropped
+        visual = torch.zeros(batch, width, dtype=torch.bool, device=self.given.device)
         for span in self.spans:
             index = span.index.to(visual.device)
-            index = index if place is None else place[span.row, index]
-            visual[span.row, index[index >= 0]] = True
-        return visual.flatten()
+            index = index if place is None else place[span.row, index] + 1  # 0 for those that were dropped
+            visual[span.row].index_fill_(0, index, True)
+        return visual.flatten() if place is None else visual[:, 1:].flatten()
 
     def without_generated(self, valid: Tensor) -> Tensor:
         """`valid` (B, P) without what was generated since, which comes last and is never dropped."""

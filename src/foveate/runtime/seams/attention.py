@@ -173,7 +173,8 @@ class AttentionBias(Seam):
         decay = rotary_decay(table, table)
         far = (ceiling - decay).clamp_min(torch.finfo(decay.dtype).eps).log()
         far = far.repeat(len(state.given) // len(far), 1, 1)
-        far[~_loses_tokens(state).to(far.device)] = 0  # prompts that lose nothing stay as they are
+        stays = ~_loses_tokens(state).to(far.device)
+        far.masked_fill_(stays[:, None, None], 0)  # prompts that lose nothing stay as they are
         if (generated := state.length - state.prompt) > 0:  # without a cache; what is generated sees sizes alone
             far[:, -generated:] = 0
         return far

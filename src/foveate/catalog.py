@@ -163,7 +163,10 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
 
 
 def _edits(cls: type[Method]) -> bool:
-    return cls.edits is not Method.edits
+    try:
+        return bool(get_method(cls.name).edits(_LAYERS))
+    except MethodError:  # a hyperparameter without which there is no method
+        return cls.edits is not Method.edits
 
 
 def _auto(name: str) -> str:

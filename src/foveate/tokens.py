@@ -134,6 +134,14 @@ class Cue(enum.Enum):
     """Mean over the rotary frequencies of the cosine of the angle between the positions of a visual and a text token; 1
     where they are the same."""
 
+    ROTARY_MEANS = (
+        "mean cosine and mean sine of the rotary angles at the positions of visual tokens",
+        Source.PROMPT,
+        "N 2",
+    )
+    """Over all frequencies, and over the axes where positions have several. It needs no layer, so that methods before
+    the LLM can read it, too."""
+
     LAST_NORM = "weights of the language model's last norm", Source.WEIGHTS, "d", Kind.VECTOR
     """The weights of the norm behind the last layer, the same in every row."""
 
@@ -169,6 +177,17 @@ class Cue(enum.Enum):
 
     LLM_KEY_VECTORS = "keys of visual tokens, one LLM layer below", Source.LAYER_BELOW, "N K c", Kind.VECTOR
     """Each token's keys of c channels behind the rotary embedding, one for each of the K heads that keys have."""
+
+    LLM_VALUES = (
+        "values of visual tokens and of the prompt's text, one LLM layer below",
+        Source.LAYER_BELOW,
+        "N K c",
+        Kind.VECTOR,
+    )
+    """By the K heads that values have. TEXT_VALUES comes with it."""
+
+    TEXT_VALUES = "values of the prompt's text, one LLM layer below", Source.LAYER_BELOW, "M K c", Kind.VECTOR
+    """The same of the text."""
 
     LLM_READINGS = (
         "attention rows of the last prompt token in LLM layers of the method's choice",

@@ -12,7 +12,7 @@ import torch
 import foveate
 from foveate.catalog import explain_missing_cues
 from foveate.models.encoder_cues import READERS
-from foveate.runtime.cues import AT_LAYER, BELOW_LAYER, Entering
+from foveate.runtime.cues import AT_LAYER, BEFORE_LLM, BELOW_LAYER, Entering
 from foveate.tokens import Cue, Kind, Source, VisualTokens
 from tiny_models import Zoo
 
@@ -74,7 +74,7 @@ def test_a_new_cue_can_be_given_by_name_and_refused(llava: Zoo, declare: Declare
 @pytest.mark.parametrize("cue", sorted(Cue.of(Source.PROMPT, Source.WEIGHTS, Source.ROUTER), key=lambda cue: cue.name))
 def test_before_the_llm_there_is_nothing_to_read_but_encoder_and_text(llava: Zoo, cue: Cue) -> None:
     spy = Inside(wants=frozenset({cue}), layer=0)
-    if cue is Cue.TEXT_EMBEDDINGS:
+    if cue in BEFORE_LLM:
         with foveate.prune(llava.model, spy, keep=0.5):
             logits(llava, pair(llava))
         assert spy.seen[0].cue(cue).ndim == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,3 +46,26 @@ def rotary_decay(table: Table, other: Table) -> Tensor:
     product = cos @ others_cos.mT + sin @ others_sin.mT
     scale = (cos[..., :1, :1].square() + sin[..., :1, :1].square()) * cos.shape[-1]
     return product / scale
+
+
+@full_precision
+def rotary_means(rotate: Callable[[Tensor], Table | Tensor], positions: Tensor) -> Tensor:
+    """The mean cosine and the mean sine of the angles by which rotary embeddings turn each position.
+
+    IVC-Prune (arXiv 2602.03060) keeps the tokens where either is largest.
+
+    Args:
+        rotate: gives the tables of positions (B, L): cosines and sines (B, L, hd), perhaps with an axis before, or one
+            table of complex numbers.
+        positions: (B, L), or (C, B, L) with one row for each axis.
+
+    Returns:
+        (B, L, 2) float32, over all frequencies and axes. A scale on the tables is in it.
+    """
+    found = []
+    for axis in positions if positions.ndim == 3 else positions[None]:
+        tables = rotate(axis)
+        cos, sin = (tables.real, tables.imag) if isinstance(tables, Tensor) else tables
+        means = torch.stack([cos.float().mean(-1), sin.float().mean(-1)], -1)
+        found.append(means if means.ndim == 3 else means.mean(0))  # a table for each axis, of which all are the same
+    return torch.stack(found).mean(0)

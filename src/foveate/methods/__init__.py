@@ -17,6 +17,7 @@ from .toolkit.registry import get_method, method_names, register_method
 
 if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .adatp import AdaTp as AdaTp
+    from .anchored import Anchored as Anchored
     from .anchormerge import AnchorMerge as AnchorMerge
     from .avgpool import AvgPool as AvgPool
     from .cdpruner import CDPruner as CDPruner
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .holov import HoloV as HoloV
     from .idpruner import IDPruner as IDPruner
     from .idselection import IdSelection as IdSelection
+    from .ivcprune import IvcPrune as IvcPrune
     from .mmgvid import MmgVid as MmgVid
     from .mmtok import MMTok as MMTok
     from .nuwa import Nuwa as Nuwa

@@ -7,6 +7,7 @@ by the functions at the end: one a cue, or one for cues that are measured togeth
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from ..devices import full_precision
 from ..errors import MethodError, ModelError
 from ..grouping import ReadCue, Span
 from ..importance.attention import attention_row, attention_weights, contributions, transition
-from ..importance.rotary import Table, join_sections, rotary_decay
+from ..importance.rotary import Table, join_sections, rotary_decay, rotary_means
 from ..methods import Method, Stage
 from ..methods.toolkit.base import attention_from
 from ..models import ModelAdapter
@@ -155,6 +156,7 @@ class _Readings:
 
     Args:
         embeds: (B, W, d) that entered the language model; W is 0 where no method reads them.
+        positions: ids (B or 1, W), or with leading axes (C, B, W), that entered it; None: the model counts itself.
         below: by stage, the cues of the layer below it.
         rows: by LLM layer that a method chose, its attention row of each span.
         contributions: by layer in which they were read, and by span.
@@ -164,6 +166,7 @@ class _Readings:
     """
 
     embeds: Tensor
+    positions: Tensor | None = None
     below: dict[int, dict[Cue, ReadCue]] = field(default_factory=dict)
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
     contributions: list[list[Tensor]] = field(default_factory=list)
@@ -213,6 +216,7 @@ class Entering:
         transitions: by LLM layer that the method chose, of attention and of feed-forward the (n, 2) numbers of each
             span.
         adapter: of the model.
+        positions: ids (B or 1, W'), or with leading axes (C, B, W'), that entered it; None: the model counts itself.
     """
 
     state: ForwardState
@@ -226,6 +230,7 @@ class Entering:
     states_below: list[Tensor] | None
     transitions: Mapping[int, list[list[Tensor]]]
     adapter: ModelAdapter
+    positions: Tensor | None = None
 
     def by_span(self, values: Tensor) -> list[Tensor]:
         """The part of each span of `values` (B, W, ...)."""
@@ -274,12 +279,12 @@ class LanguageModelCues:
         if stage is not None and self in state.slots and groups_of(stage, state).drops:
             state.slots[self].states[stage.layer] = state.by_span(hidden.detach(), stage.layer)
 
-    def begin(self, state: ForwardState, embeds: Tensor) -> None:
-        """The language model begins with `embeds` (B, W, d)."""
+    def begin(self, state: ForwardState, embeds: Tensor, positions: Tensor | None) -> None:
+        """The language model begins with `embeds` (B, W, d), at `positions` if it is told any."""
         if self._stages and state.spans:
             if not self._keeps_embeds:  # they are large
                 embeds = embeds.new_empty(len(embeds), 0, embeds.shape[-1])
-            state.slots[self] = _Readings(embeds.detach())
+            state.slots[self] = _Readings(embeds.detach(), positions)
 
     def end(self, state: ForwardState) -> None:
         """The language model has finished: release what was read."""
@@ -305,6 +310,7 @@ class LanguageModelCues:
             readings.states.pop(stage.layer, None),
             readings.transitions,
             self._adapter,
+            readings.positions,
         )
         return readings.below.pop(stage.layer, {}) | _read(AT_LAYER, entering, stage.method.needs)
 
@@ -481,6 +487,14 @@ def _keys_of_forward(below: LayerBelow) -> Tensor:
     return key[:, :, first : first + width]
 
 
+@reads(BELOW_LAYER, Cue.LLM_VALUES, Cue.TEXT_VALUES)
+def _values(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
+    value, width = below.call.values, below.call.query.shape[2]
+    first = below.past - max(below.valid.shape[1] - value.shape[2], 0)
+    values = value[:, :, first : first + width].transpose(1, 2)
+    return below.by_span(values), below.state.by_text(values, below.layer)
+
+
 @reads(BELOW_LAYER, Cue.LLM_TEXT_ATTENTION)
 def _attention_of_text(below: LayerBelow) -> list[Tensor]:
     return below.by_span(_text_rows(below.state, below.layer, below.call, below.valid, below.past))
@@ -533,6 +547,29 @@ def _rotary_decay(entering: Entering) -> list[Tensor]:
     batch = len(state.given)
     of_text = [state.by_text(table.expand(batch, -1, -1), 0) for table in (cos, sin)]
     return state.by_span(rotary_decay((cos, sin), (of_text[0], of_text[1])), 0)
+
+
+@reads(AT_LAYER, Cue.ROTARY_MEANS)
+def _rotary_means(entering: Entering) -> list[Tensor]:
+    state, text, ids = entering.state, entering.adapter.text, entering.positions
+    if ids is None:  # those that the model would use
+        ids = torch.arange(state.past, state.past + state.length, device=entering.hidden.device)[None]
+    if ids.ndim == 3 and len(ids) == 4:  # the first axis is the text's, which rotates nothing
+        ids = ids[1:]
+    # In float32, as the means of neighbouring positions differ by little.
+    rotary, like = text.rotary_emb, entering.hidden.new_empty(1, 1, 1, dtype=torch.float32)
+    given = {}
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        given["layer_type"] = text.config.layer_types[entering.stage.layer]
+
+    # Some language models have three axes and yet take ids of one, as those of Qwen3.5 do.
+    axes = 3 if ids.ndim == 3 or hasattr(rotary, "mrope_section") else 0
+
+    def rotate(axis: Tensor) -> Table | Tensor:
+        tables: Table | Tensor = rotary(like, axis.expand(axes, -1, -1) if axes else axis, **given)
+        return tables
+
+    return state.by_span(rotary_means(rotate, ids).expand(len(state.given), -1, -1), 0)
 
 
 @reads(AT_LAYER, Cue.LAST_NORM)
@@ -601,3 +638,23 @@ def _unrotated_attention(entering: Entering) -> AttentionCall:
     kwargs = with_cache(entering.kwargs, None)
     kwargs["position_embeddings"] = identity_rotary(kwargs["position_embeddings"], entering.hidden)
     return probe_attention(entering.module, entering.hidden, kwargs)
+
+
+BEFORE_LLM = frozenset({Cue.TEXT_EMBEDDINGS, Cue.ROTARY_MEANS})  # cues that need no layer
+
+
+def read_before_llm(
+    state: ForwardState, stage: Stage, adapter: ModelAdapter, kwargs: Mapping[str, Any]
+) -> dict[Cue, ReadCue]:
+    """The cues that a method before the language model needs beside those of the encoder.
+
+    Args:
+        state: of the forward.
+        stage: before the language model.
+        adapter: of the model.
+        kwargs: arguments of the language model, unpruned.
+    """
+    embeds, tokens = kwargs["inputs_embeds"], TokenIndex.everything(state.given)
+    positions = kwargs.get("position_ids")
+    entering = Entering(state, stage, adapter.text, embeds, kwargs, tokens, embeds, {}, None, {}, adapter, positions)
+    return _read(AT_LAYER, entering, stage.method.needs & BEFORE_LLM)

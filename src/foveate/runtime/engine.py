@@ -169,9 +169,8 @@ class Pruning:
             seams += [BeforeEncoder(stage, adapter, blocks) for stage in at[Where.BEFORE_ENCODER]]
             seams += [InsideEncoder(stage, adapter, blocks) for stage in at[Where.INSIDE_ENCODER]]
             seams.append(blocks)  # behind those who tell it what to leave out
-        stateful = len(adapter.attention_layers) < len(text.layers)
         before = next(iter(at[Where.BEFORE_LLM]), None)
-        seams.append(BeforeLlm(before, positions, text, stateful, adapter.token_arguments))
+        seams.append(BeforeLlm(before, positions, adapter))
         if adapter.deepstack is not None:
             seams.append(DeepStackRows(adapter.deepstack, inside[0].layer if inside else None))
         seams.append(InsideLlm(inside, adapter))

@@ -14,6 +14,7 @@ from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
 from ..models import ModelAdapter
 from ..tokens import Cue, Source
+from .cues import BEFORE_LLM
 from .seams.before_llm import Positions
 
 _ONE_METHOD = "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
@@ -368,7 +369,7 @@ def _check_block(adapter: ModelAdapter, facts: ModelFacts, stage: Stage, scope: 
 def _check_layer(method: Method, where: Where, layer: int, layers: int) -> None:
     # Before the language model there is nothing to read but encoder and text; at its layer 0 nothing from below.
     there = Cue.of(Source.ENCODER, Source.LAYER) if where is Where.INSIDE_LLM else Cue.of(Source.ENCODER)
-    first = 1 if method.needs - there - {Cue.TEXT_EMBEDDINGS} else 0
+    first = 1 if method.needs - there - BEFORE_LLM else 0
     if not first <= layer < layers:
         raise MethodError(
             f"{method.name} prunes at layer {layer}, but this model allows layers {first} to {layers - 1}."

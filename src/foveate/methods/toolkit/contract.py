@@ -61,6 +61,7 @@ def _example(method: Method, groups: Groups, width: int) -> VisualTokens:
     largest = max(sum(map(len, group)) for group in groups)
     readings = max(len(method.encoder_readings), len(method.llm_readings), 1)
     sizes = {"N": largest, "d": width, "D": width, "M": 4, "e": 5, "R": readings, "E": 6, "H": 2, "L": 2}
+    sizes |= {"K": 2, "c": 3}
     follows = torch.tensor(_FOLLOWS)
 
     def numbers(cue: Cue) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...grouping import ReadCue, choose
+from ...grouping import choose
 from ...methods import Stage
-from ...tokens import Cue
+from ...models import ModelAdapter
 from ..cache import CacheLayout, TokenIndex
 from ..compat import cache_of
+from ..cues import read_before_llm
 from ..masks import (
     Window,
     check_state,
@@ -36,21 +37,14 @@ class BeforeLlm(Seam):
     Args:
         stage: what prunes here; None where only the cache, or the encoder, lacks tokens.
         positions: ``"original"`` or ``"compact"``, see `foveate.prune`.
-        text: the language model.
-        stateful: whether layers of the language model carry a state, in which padding leaves a trace.
-        arguments: names of its keyword arguments that hold one value for each token.
+        adapter: of the model.
     """
 
-    def __init__(
-        self,
-        stage: Stage | None,
-        positions: Positions,
-        text: Any,
-        stateful: bool = False,
-        arguments: Sequence[str] = (),
-    ) -> None:
-        self.stage, self._positions, self._text, self._stateful = stage, positions, text, stateful
-        self._arguments = arguments
+    def __init__(self, stage: Stage | None, positions: Positions, adapter: ModelAdapter) -> None:
+        self.stage, self._positions, self._adapter, self._text = stage, positions, adapter, adapter.text
+        # Layers of some language models carry a state, in which padding leaves a trace.
+        self._stateful = len(adapter.attention_layers) < len(adapter.text.layers)
+        self._arguments = adapter.token_arguments  # those of the language model with one value for each token
 
     def enter_language_model(self, state: ForwardState, kwargs: dict[str, Any]) -> None:
         embeds: Tensor = kwargs["inputs_embeds"]
@@ -68,9 +62,7 @@ class BeforeLlm(Seam):
         sizes: Tensor | None = None
         if self.stage is not None and groups is not None and drops:
             state.selection_watch.start()
-            cues: dict[Cue, ReadCue] = {**state.encoder_cues}
-            if Cue.TEXT_EMBEDDINGS in self.stage.method.needs:
-                cues[Cue.TEXT_EMBEDDINGS] = state.by_text(embeds, 0)
+            cues = {**state.encoder_cues, **read_before_llm(state, self.stage, self._adapter, kwargs)}
             text = state.text if any(cue.of_text for cue in cues) else None
             choice = choose(self.stage.method, groups, embeds, _places_of_encoded(state), cues, text)
             embeds, sizes = choice.apply_merge(embeds), choice.sizes

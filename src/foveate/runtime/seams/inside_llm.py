@@ -48,7 +48,7 @@ class InsideLlm(Seam):
                 f"this KV cache was pruned at layer {min(foreign)} of the language model, where nothing prunes now; "
                 "continue it with the method that pruned it, or start a new cache."
             )
-        self._cues.begin(state, kwargs["inputs_embeds"])
+        self._cues.begin(state, kwargs["inputs_embeds"], kwargs.get("position_ids"))
 
     def finish(self, state: ForwardState) -> None:
         self._cues.end(state)

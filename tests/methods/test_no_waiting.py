@@ -17,6 +17,7 @@ WAIT = {
     "dart": TEXT,
     "eadp": TEXT,
     "fastmmoe": "the number of groups, and the counts, which it reads back",
+    "ivcprune": TEXT,
     "mmgvid": "the number of segments, which depends on what a clip shows",
     "mmtok": TEXT,
     "nuwa": "the number of regions, which depends on which tokens are left",

@@ -267,7 +267,7 @@ class Cue(enum.Enum):
         return tuple(int(axis) if axis.isdigit() else sizes[axis] for axis in self.axes)
 
 
-AttentionKind = Literal["cls", "received", "keys"]
+AttentionKind = Literal["cls", "received", "keys", "values"]
 
 
 @dataclass(frozen=True)
@@ -284,6 +284,9 @@ class EncoderReading:
             LLaVA reads the last but one, is ``l / 22``, counted from 0.
         kind: ``"cls"`` is the row of the CLS token, ``"received"`` the mean over all queries. Encoders without a CLS
             token give the latter for both. ``"keys"`` is no attention: it is the length of the key, of all heads.
+            ``"values"`` is the length of what a token adds to what the CLS token reads, if that attends by cosines
+            alone: the softmax of ``cos(q, k) / sqrt(head size)`` times the value, of all heads. Encoders without a CLS
+            token have the mean of their queries in its place.
     """
 
     depth: float = 1.0

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 import foveate
+import tiny_families as families
 import tiny_models as zoo_module
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.models.adapter import layers_behind
 from foveate.models.qwen2_5_vl import Qwen25VLAdapter
+from foveate.runtime.hooks import Hooks
 from foveate.tokens import EncoderReading
 from tiny_models import Zoo
 
-from .attention_spy import Spy, shown
+from .attention_spy import Spy, shown, vision_outputs
 from .qwen_helpers import received_by_hand
 
 KINDS = (EncoderReading(0.0, "cls"), EncoderReading(0.0, "received"), EncoderReading(1.0, "received"))
@@ -116,3 +118,73 @@ def test_the_module_of_the_default_cue_is_the_deepest(zoo: Zoo) -> None:
     adapter = adapter_of(zoo.model)
     modules = adapter.attention_modules()
     assert adapter.attention_module() is modules[max(modules)]
+
+
+def lengths_by_cosines(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(L,): of one query (H, hd) what it reads of each of L keys and values (H, L, hd), heads side by side."""
+    parts = []
+    for q, k, v in zip(query.double(), key.double(), value.double(), strict=True):
+        cosines = torch.stack([torch.cosine_similarity(q, one, dim=0) for one in k])
+        parts.append((cosines / len(q) ** 0.5).softmax(0)[:, None] * v)
+    return torch.cat(parts, 1).norm(dim=1)
+
+
+def test_what_the_cls_token_reads_by_cosines() -> None:
+    z = zoo_module.llava()
+    inputs = zoo_module.inputs(z, [[zoo_module.picture(seed=1)], [zoo_module.picture(seed=2)]])
+    found = shown(z.model, inputs, EncoderReading(1.0, "values")).encoder_readings
+    layer = adapter_of(z.model).vision_layers()[-2]  # LLaVA's features are of the last but one
+    hidden = vision_outputs(z.model, inputs["pixel_values"]).hidden_states[-3]
+    assert found is not None
+    with torch.no_grad():
+        states = layer.layer_norm1(hidden)
+        heads = layer.self_attn.num_heads
+        made = [getattr(layer.self_attn, f"{name}_proj")(states).unflatten(-1, (heads, -1)) for name in "qkv"]
+    for image in range(2):
+        query, key, value = (one[image].transpose(0, 1) for one in made)
+        expected = lengths_by_cosines(query[:, 0], key, value)[1:]
+        torch.testing.assert_close(found[image, :, 0].double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_what_the_mean_query_reads_by_cosines() -> None:
+    z = zoo_module.qwen2_vl()
+    inputs = zoo_module.inputs(z, [[zoo_module.picture(96, 160, 0)]])
+    found = shown(z.model, inputs, EncoderReading(1.0, "values")).encoder_readings
+    (call,) = observe(z, inputs)
+    query, key, value = (getattr(call, name)[0] for name in ("query", "key", "values"))
+    expected = lengths_by_cosines(query.mean(1), key, value).view(-1, 4).mean(1)
+    assert found is not None
+    torch.testing.assert_close(found[0, :, 0].double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def observe(z: Zoo, inputs: dict[str, torch.Tensor]) -> list[Any]:
+    """The calls of the attention that ENCODER_ATTENTION is read in."""
+    hooks, calls = Hooks(), []
+    hooks.observe(adapter_of(z.model).attention_module(), calls.append)
+    try:
+        with torch.no_grad():
+            z.model(**inputs)
+    finally:
+        hooks.remove()
+    return calls
+
+
+SPLIT = (families.pixtral, families.lfm2_vl, families.idefics3, families.kimi_k25, families.llama4, families.ovis2)
+if not families.EARLIER:
+    SPLIT += (families.gemma4,)
+
+
+@pytest.mark.parametrize("make", [*zoo_module.MAKERS, *SPLIT], ids=lambda make: make.__name__)
+def test_values_are_those_of_each_image(make: Any) -> None:
+    zoo = make()
+    pictures = [zoo_module.picture(84, 112, 0), zoo_module.picture(56, 168, 3)]
+    read = EncoderReading(1.0, "values"), EncoderReading(1.0, "keys")
+    both = shown(zoo.model, zoo_module.inputs(zoo, [[one] for one in pictures]), *read)
+    assert both.encoder_readings is not None
+    start = 0
+    for picture in pictures:
+        alone = shown(zoo.model, zoo_module.inputs(zoo, [[picture]]), *read).encoder_readings
+        assert alone is not None and bool((alone > 0).all())
+        tiles, size = alone.shape[:2]  # some families cut a picture into several
+        torch.testing.assert_close(both.encoder_readings[start : start + tiles, :size], alone, atol=1e-5, rtol=1e-3)
+        start += tiles

@@ -109,6 +109,27 @@ def transition(given: Tensor, made: Tensor) -> Tensor:
 
 
 @full_precision
+def cosine_contributions(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The length of what each token adds to the output of one query per sequence that attends by cosines alone.
+
+    Its weight is the softmax of ``cos(q, k_j) / sqrt(hd)`` in each head, what it adds ``weight * v_j``, all heads side
+    by side.
+
+    Args:
+        query: (B, H, hd).
+        key: (B, Hkv, L, hd), H a multiple of Hkv.
+        value: (B, Hkv, L, hv).
+
+    Returns:
+        (B, L) float32.
+    """
+    unit = torch.nn.functional.normalize(_group_heads(query, key.shape[1]), dim=-1)
+    cosines = unit @ torch.nn.functional.normalize(key.float(), dim=-1).mT  # (B, Hkv, H / Hkv, L)
+    weights = (cosines / math.sqrt(key.shape[-1])).softmax(-1)
+    return (weights.square() * value.float().square().sum(-1)[:, :, None]).sum((1, 2)).sqrt()
+
+
+@full_precision
 def attention_received(
     query: Tensor, key: Tensor, scaling: float, most: int | None = None, chunk: int | None = None
 ) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..importance.attention import attention_received, attention_row
+from ..importance.attention import attention_received, attention_row, cosine_contributions
 from ..tokens import AttentionKind, Cue, Grid, Source
 from .moe import MoeBlock, moe_block
 
@@ -39,7 +39,7 @@ class AttentionCall:
         query: (B, H, L, hd), post-rotary.
         key: (B, Hkv, S, hd), likewise.
         scaling: of the logits.
-        value: (B, Hkv, S, hd); in the language model only.
+        value: (B, Hkv, S, hd); of the vision encoder only where a method reads them.
         mask: as the kernel is given it, or None.
         window: over how many keys a query looks back where the kernel itself knows; None: over all.
     """
@@ -55,8 +55,16 @@ class AttentionCall:
     def values(self) -> Tensor:
         """The values; raises ModelError where the call was kept without them."""
         if self.value is None:
-            raise ModelError("the values of this attention call were not kept; read them in the language model only.")
+            raise ModelError(
+                "the values of this attention call were not kept; read them in the language model, or by the kind "
+                "'values' of an EncoderReading."
+            )
         return self.value
+
+    def part(self, of: Callable[[Tensor], Tensor]) -> AttentionCall:
+        """The same call with `of` its query, key and value in their place, such as those of one image."""
+        value = None if self.value is None else of(self.value)
+        return replace(self, query=of(self.query), key=of(self.key), value=value)
 
 
 @dataclass(frozen=True)
@@ -394,6 +402,9 @@ def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool, queries
     """
     if kind == "keys":
         return call.key.float().square().sum((1, 3)).sqrt()[:, int(cls) :]
+    if kind == "values":
+        query = call.query[:, :, 0] if cls else call.query.float().mean(2)
+        return cosine_contributions(query, call.key, call.values)[:, int(cls) :]
     if cls and kind == "cls":
         everything = call.key.new_ones(call.key.shape[0], call.key.shape[2], dtype=torch.bool)
         return attention_row(call.query[:, :, 0], call.key, call.scaling, everything)[:, 1:]

@@ -69,6 +69,11 @@ class EncoderReader:
         return list(dict.fromkeys(modules[self.adapter.attention_layer_at(depth, self.below)] for depth in depths))
 
     @property
+    def reads_values(self) -> bool:
+        """Whether the values of attention calls are read, too."""
+        return any(reading.kind == "values" for reading in self.readings)
+
+    @property
     def reads_projector(self) -> bool:
         """Whether the projector's input is read."""
         return Cue.ENCODER_FEATURES in self.needs

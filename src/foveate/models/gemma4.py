@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class Gemma4Adapter(ModelAdapter):
         out = []
         for image, grid in enumerate(grids):  # behind its patches, which are in raster order, lies padding
             real = (slice(image, image + 1), slice(None), slice(self.patches(grid)))
-            call = AttentionCall(calls[-1].query[real], calls[-1].key[real], calls[-1].scaling)
+            call = calls[-1].part(itemgetter(real))
             received = patch_attention(call, kind, False, self.encoder_queries)[0]
             out.append(block_means(received, grid, self.merge))
         return out

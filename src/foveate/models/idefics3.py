@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -80,8 +80,7 @@ class Idefics3Adapter(ModelAdapter):
         else:
             received = torch.zeros(real.shape, device=real.device)
             for image, mask in enumerate(real):
-                query, key = call.query[image : image + 1, :, mask], call.key[image : image + 1, :, mask]
-                one = replace(call, query=query, key=key)
+                one = call.part(itemgetter((slice(image, image + 1), slice(None), mask)))
                 received[image, mask] = patch_attention(one, kind, False, self.encoder_queries)[0]
         return [block_means(image, grid, self.merge) for image, grid in zip(received, grids, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -77,12 +78,16 @@ class KimiK25Adapter(ModelAdapter):
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
         # One call for each image, or one for all of them, by the kernel.
-        counts = [self.patches(grid) for grid in grids]
-        queries = torch.cat([call.query for call in calls], 2).split(counts, 2)
-        keys = torch.cat([call.key for call in calls], 2).split(counts, 2)
-        parts = [replace(calls[-1], query=query, key=key) for query, key in zip(queries, keys, strict=True)]
-        received = [patch_attention(part, kind, False, self.encoder_queries)[0] for part in parts]
-        return [self._means(values, grid) for values, grid in zip(received, grids, strict=True)]
+        values = [call.value for call in calls if call.value is not None]
+        query, key = torch.cat([call.query for call in calls], 2), torch.cat([call.key for call in calls], 2)
+        whole = replace(calls[-1], query=query, key=key, value=torch.cat(values, 2) if values else None)
+        found, start = [], 0
+        for grid in grids:
+            own = (slice(None), slice(None), slice(start, start + self.patches(grid)))
+            received = patch_attention(whole.part(itemgetter(own)), kind, False, self.encoder_queries)[0]
+            found.append(self._means(received, grid))
+            start += self.patches(grid)
+        return found
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         return list(hidden.mean(1).split([len(grid) for grid in grids]))

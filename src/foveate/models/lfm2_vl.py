@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,8 +71,7 @@ class Lfm2VlAdapter(TowerAdapter):
         call, found = calls[-1], []
         for image, grid in enumerate(grids):  # padded behind its patches to those of the largest; not counted as costs
             own = slice(image, image + 1), slice(None), slice(self.patches(grid))
-            one = replace(call, query=call.query[own], key=call.key[own])
-            received = patch_attention(one, kind, False, self.encoder_queries)[0]
+            received = patch_attention(call.part(itemgetter(own)), kind, False, self.encoder_queries)[0]
             found.append(block_means(received, grid, self.merge))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class Llama4Adapter(TowerAdapter):
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
         call = calls[-1]  # with the CLS token first, where other towers have it
-        first = replace(call, query=call.query.roll(1, 2), key=call.key.roll(1, 2))
+        first = call.part(lambda one: one.roll(1, 2))
         received = patch_attention(first, kind, True, self.encoder_queries)
         return [block_means(one, grid, self.merge) for one, grid in zip(received, grids, strict=True)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,15 +55,13 @@ class PixtralAdapter(TowerAdapter):
         self, calls: list[AttentionCall], grids: list[Grid], kind: AttentionKind = "cls"
     ) -> list[Tensor]:
         call, counts = calls[-1], self._counts(grids, calls[-1].key.shape[2])
-        parts = zip(call.query.split(counts, 2), call.key.split(counts, 2), grids, strict=True)
-        return [
-            block_means(
-                patch_attention(replace(call, query=query, key=key), kind, False, self.encoder_queries)[0],
-                grid,
-                self.merge,
-            )
-            for query, key, grid in parts
-        ]
+        found, start = [], 0
+        for grid, size in zip(grids, counts, strict=True):
+            own = (slice(None), slice(None), slice(start, start + size))
+            received = patch_attention(call.part(itemgetter(own)), kind, False, self.encoder_queries)[0]
+            found.append(block_means(received, grid, self.merge))
+            start += size
+        return found
 
     def encoder_features(self, hidden: Tensor, grids: list[Grid]) -> list[Tensor]:
         hidden = hidden.flatten(0, -2)

@@ -51,14 +51,17 @@ class EncoderCues:
         self._adapter = adapter
         needs = frozenset[Cue]().union(*(method.needs for method in methods))
         self._reader = EncoderReader(adapter, needs, _readings(methods))
-        self._modules = dict.fromkeys(module for reader in (self._reader, *others) for module in reader.modules)
+        readers = (self._reader, *others)
+        self._modules = dict.fromkeys(module for reader in readers for module in reader.modules)
+        self._reads_values = any(reader.reads_values for reader in readers)
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         """Observe the attention modules and the projector that the cues are read in."""
 
         def on_attention(module: nn.Module, call: AttentionCall) -> None:
             if stack.encoding is not None and not stack.replaying:
-                call = replace(call, value=None)  # nobody reads it, and it is large
+                if not self._reads_values:
+                    call = replace(call, value=None)  # it is large
                 stack.encoding.trace.calls[module].append(call)
 
         def on_projector(module: nn.Module, args: Any, kwargs: Any) -> None:

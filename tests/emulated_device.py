@@ -26,6 +26,7 @@ _LOOKS = {
     *("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"),
     *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "equal", "allclose"),
     *("eigh", "linalg_eigh", "is_nonzero"),  # eigenvalues: PyTorch's documentation says that the host waits
+    *("linalg_eigvalsh", "linalg_svd", "linalg_svdvals", "linalg_solve", "linalg_inv", "linalg_cholesky"),  # likewise
 }
 _BY_INDEX = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 _MAKES = {"tensor", "as_tensor", "asarray"}

@@ -13,11 +13,13 @@ from .test_contract import CHOICES, CLIPS, CLIPS_ONLY, POOLS, batch, make
 TEXT = "the length of each prompt's text, which padding hides"
 WAIT = {
     "adatp": TEXT,
+    "agilepruner": "singular values, unless it is given an effective rank",
     "cdpruner": TEXT,
     "dart": TEXT,
     "eadp": TEXT,
     "fastmmoe": "the number of groups, and the counts, which it reads back",
     "ivcprune": TEXT,
+    "litelvlm": TEXT,
     "mmgvid": "the number of segments, which depends on what a clip shows",
     "mmtok": TEXT,
     "nuwa": "the number of regions, which depends on which tokens are left",

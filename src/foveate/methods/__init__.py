@@ -17,11 +17,14 @@ from .toolkit.registry import get_method, method_names, register_method
 
 if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .adatp import AdaTp as AdaTp
+    from .agilepruner import AgilePruner as AgilePruner
     from .anchored import Anchored as Anchored
     from .anchormerge import AnchorMerge as AnchorMerge
+    from .apet import Apet as Apet
     from .avgpool import AvgPool as AvgPool
     from .cdpruner import CDPruner as CDPruner
     from .cenprune import CenPrune as CenPrune
+    from .cosine import Cosine as Cosine
     from .d2pruner import D2Pruner as D2Pruner
     from .dart import Dart as Dart
     from .divprune import DivPrune as DivPrune
@@ -30,14 +33,17 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .fastervlm import FasterVlm as FasterVlm
     from .fastmmoe import FastMMoE as FastMMoE
     from .fastv import FastV as FastV
+    from .geoprune import GeoPrune as GeoPrune
     from .hiprune import HiPrune as HiPrune
     from .holov import HoloV as HoloV
     from .idpruner import IDPruner as IDPruner
     from .idselection import IdSelection as IdSelection
     from .ivcprune import IvcPrune as IvcPrune
+    from .litelvlm import LiteLVLM as LiteLVLM
     from .mmgvid import MmgVid as MmgVid
     from .mmtok import MMTok as MMTok
     from .nuwa import Nuwa as Nuwa
+    from .otprune import OTPrune as OTPrune
     from .par import Par as Par
     from .pixelprune import PixelPrune as PixelPrune
     from .prunesid import PruneSid as PruneSid

@@ -94,9 +94,7 @@ class VisionZip(Method):
         strong = [kept - few for kept, few in zip(counts, merged, strict=True)]
         dominant = topk(attention, from_host(strong, device), valid=valid)
         rest, others = valid & ~dominant, [size - some for size, some in zip(sizes, strong, strict=True)]
-        steps = [max(1, left // max(1, few)) for left, few in zip(others, merged, strict=True)]
-        place, stride = rest.cumsum(1) - 1, from_host(steps, device)[:, None]
-        targets = rest & (place % stride == 0) & (place < stride * from_host(merged, device)[:, None])
+        targets = self._targets(attention, rest, others, merged)
         features = features_of(tokens, self.features)
         keep = dominant | targets
         numbers = [(few, left - few) for few, left in zip(merged, others, strict=True)]
@@ -106,3 +104,20 @@ class VisionZip(Method):
             return Selection(keep, target, 1 / size)
         # A target counts whole, and is no member of the mean that is added to it.
         return Selection(keep, target, torch.where(keep, 1.0, 1 / (size - 1).clamp_min(1)))
+
+    def _targets(self, attention: Tensor, rest: Tensor, sizes: list[int], merged: list[int]) -> Tensor:
+        """(B, N) bool: the contextual tokens, `merged` of each row's `rest` (B, N), which are as many as `sizes`."""
+        return spread(rest, sizes, merged)
+
+
+def spread(among: Tensor, sizes: list[int], counts: list[int]) -> Tensor:
+    """Every s-th token of each row, with the largest s that makes so many: (B, N) bool.
+
+    Args:
+        among: (B, N) bool, tokens in raster order.
+        sizes: how many those are, in each row.
+        counts: how many to take, at most as many.
+    """
+    steps = [max(1, size // max(1, count)) for size, count in zip(sizes, counts, strict=True)]
+    place, stride = among.cumsum(1) - 1, from_host(steps, among.device)[:, None]
+    return among & (place % stride == 0) & (place < stride * from_host(counts, among.device)[:, None])

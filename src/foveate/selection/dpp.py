@@ -6,6 +6,8 @@ arXiv 1709.05135.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -68,14 +70,40 @@ def scale_relevance(batch: TokenBatch) -> Tensor:
 
 def reference(batch: TokenBatch) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    relevance = scale_relevance(batch)
     cosines = batch.cosines()
-    images, width, depth = cosines.unit.shape
-    rank = min(batch.steps, depth)  # no more tokens than dimensions are independent
-    residual = cosines.unit.square().sum(-1)
+    depth = cosines.unit.shape[-1]  # no more tokens than dimensions are independent
+    return grow_determinant(batch, cosines, scale_relevance(batch), cosines.unit.square().sum(-1), depth)
+
+
+class Kernel(Protocol):
+    """A symmetric positive semidefinite kernel between the tokens of each image, such as `Cosines`."""
+
+    matrix: Tensor | None
+    """(B, N, N) float32; None where rows are computed when asked for."""
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """(B, N) float32: the row of one token (B,) of each image."""
+
+
+def grow_determinant(batch: TokenBatch, kernel: Kernel, relevance: Tensor, diagonal: Tensor, depth: int) -> Tensor:
+    """Pick again and again the token that most increases the determinant of ``diag(r) S diag(r)`` of the picked.
+
+    Args:
+        batch: the tokens and counts.
+        kernel: S.
+        relevance: r, (B, N) float32.
+        diagonal: (B, N) float32, that of S.
+        depth: the highest rank that S can have.
+
+    Returns:
+        (B, N) bool keep mask.
+    """
+    images, width = batch.valid.shape
+    rank = min(batch.steps, depth)
+    residual = diagonal.clone()
     fused = for_device(relevance)
-    if fused is not None and cosines.matrix is not None and width <= FUSED_LIMIT:
-        return fused.greedy_dpp(cosines.matrix, relevance, residual, batch.valid.contiguous(), batch.counts, rank)
+    if fused is not None and kernel.matrix is not None and width <= FUSED_LIMIT:
+        return fused.greedy_dpp(kernel.matrix, relevance, residual, batch.valid.contiguous(), batch.counts, rank)
     factor = relevance.new_zeros(images, rank, width)  # of S: the relevance separates from the determinant
     open_ = batch.valid.clone()
     order = torch.zeros(images, batch.steps, dtype=torch.long, device=relevance.device)
@@ -89,7 +117,7 @@ def reference(batch: TokenBatch) -> Tensor:
             projection = (here.gather(2, pick[:, None].expand(-1, step, 1)).mT @ here)[:, 0]
             root = residual.gather(1, pick).clamp_min(SPANNED).sqrt()
             # A pick that adds no direction must not be divided by its rounding error.
-            row = torch.where(adds.gather(1, pick), (cosines.of(pick[:, 0]) - projection) / root, 0)
+            row = torch.where(adds.gather(1, pick), (kernel.of(pick[:, 0]) - projection) / root, 0)
             factor[:, step] = row
             residual = residual - row.square()
         else:

@@ -23,6 +23,8 @@ _ENCODER = 16  # of the encoder's features
 def served_methods(width: int = WIDTH) -> dict[str, Method]:
     """Each under its name, with the settings of its paper; those that read a trained scorer with one of noise.
 
+    Some are there with other settings, too, or only so: those whose first stage alone can be served.
+
     Args:
         width: of the embeddings that they are bound for.
     """
@@ -36,8 +38,14 @@ def served_methods(width: int = WIDTH) -> dict[str, Method]:
                 found[name] = bound.get(name)
             except FoveateError:  # not for servers
                 continue
-        for name in ("idpruner", "visionselector"):
-            found[f"{name}, scorer"] = BoundMethods(facts, missing, {name: {"scorer": _scorer(width)}}).get(name)
+        for label, settings in {
+            "idpruner, scorer": {"scorer": _scorer(width)},
+            "visionselector, scorer": {"scorer": _scorer(width)},
+            "apet, first stage": {"inside": False},
+            "agilepruner, erank": {"erank": 90.0},
+        }.items():
+            name = label.partition(",")[0]
+            found[label] = BoundMethods(facts, missing, {name: settings}).get(name)
     finally:
         logging.disable(logging.NOTSET)
     return found

@@ -33,6 +33,7 @@ from .served import WIDTH, cues_for, image, question_for, served_methods
 
 METHODS = served_methods()
 WAIT = {
+    "agilepruner": "linalg_svdvals",
     "prunesid": "linalg_eigh",  # eigenvectors, and groups whose number depends on them
     "mmgvid": "unique_consecutive",  # segments whose number depends on what a clip shows
     "par": "equal",  # clusters whose number depends on what an image shows

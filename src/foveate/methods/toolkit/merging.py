@@ -32,7 +32,7 @@ class Mixture(Selection):
         for row, weights in enumerate(self.mix):
             # Without the padding, which may hold anything, and so that a row cannot depend on its neighbours.
             tokens = features[row, : weights.shape[1]].float()
-            out[row, self.keep[row]] = (weights @ tokens).to(features.dtype)
+            out[row, places_of(self.keep[row], len(weights))] = (weights @ tokens).to(features.dtype)
         return out
 
 

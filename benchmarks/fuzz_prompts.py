@@ -33,6 +33,7 @@ WORDS = ("what", "is", "in", "the", "picture?", "a", "red", "square", "on", "blu
 SCORED = ("visionselector",)  # needs a trained scorer
 FIELDS: dict[str, dict[str, Any]] = {
     "d2pruner": {"debias": False},  # else it needs a calibrated prior
+    "modes": {"text": 0.1, "visual": 0.1},  # else it needs calibrated thresholds
     "visipruner": {"fusion": 0.9975, "contribution": 0.3, "shallow": 1},
     "adatp": {"start": 1, "end": 1},
 }

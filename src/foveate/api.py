@@ -14,6 +14,7 @@ from .budget import ScopeLike
 from .config import PruningConfig
 from .errors import MethodError, ModelError, RuntimeStateError
 from .methods import Method, Where, get_method
+from .methods.toolkit.two_stage import HybridMethod
 from .models import adapter_of
 from .models.adapter import MOST_QUERIES, check_queries
 from .runtime.engine import Pruning, is_pruned
@@ -167,7 +168,7 @@ def prune_inputs(
     method = get_method(method, **hyperparameters)
     places = method.places(len(adapter.text.layers))
     if Where.INSIDE_LLM in places:
-        fix = "use foveate.prune" if len(places) == 1 else "use foveate.prune, or set its inside=False"
+        fix = "use foveate.prune, or set its inside=False" if isinstance(method, HybridMethod) else "use foveate.prune"
         raise MethodError(f"{method.name} works inside the LLM, which shortened inputs do not tell of; {fix}.")
     found: dict[str, Any] = {}
 

@@ -19,6 +19,7 @@ from .methods.toolkit import constraints
 from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
 from .methods.toolkit.registry import counting_methods, method_class
+from .methods.toolkit.two_stage import HybridMethod
 from .models import SupportedModel, generic_model, supported_models
 from .tokens import Cue, Source
 
@@ -118,7 +119,8 @@ def refused_by(model: SupportedModel) -> list[str]:
 def _lacks(model: SupportedModel, cls: type[Method], needs: frozenset[Cue]) -> bool:
     if cls.where is Where.BEFORE_ENCODER:
         return not model.leaves_out_patches
-    return not needs <= set(model.cues) or (model.hybrid and _edits(cls))
+    routes = Cue.ROUTER_LOGITS in model.cues
+    return not needs <= set(model.cues) or (model.hybrid and _edits(cls)) or (_skips_experts(cls, needs) and not routes)
 
 
 def _cues(name: str) -> frozenset[Cue]:
@@ -141,10 +143,12 @@ def _models(cls: type[Method], needs: frozenset[Cue]) -> str:
     lacking = {row.class_name: f"no {cues_in_words(needs - set(row.cues))}" for row in known if needs - set(row.cues)}
     if _edits(cls):
         lacking |= {row.class_name: "no attention in some layers" for row in known if row.hybrid}
+    if _skips_experts(cls, needs):
+        lacking |= {row.class_name: "no experts" for row in known if Cue.ROUTER_LOGITS not in row.cues}
     if not lacking:
         every = needs <= set(generic_model().cues)
         return "all that foveate supports" if every else "all with an adapter of their own"
-    if needs & Cue.of(Source.ROUTER):
+    if needs & Cue.of(Source.ROUTER) or _skips_experts(cls, needs):
         routed = ", ".join(row.class_name for row in known if row.class_name not in lacking)
         return f"{routed}, and others where the language model has experts like Qwen3-MoE's"
     return "all but " + ", ".join(f"{model} ({lack})" for model, lack in lacking.items())
@@ -157,6 +161,8 @@ def _refusals(cls: type[Method], needs: frozenset[Cue]) -> str:
         said.append(explain_whole_images("MODEL", cls.name))
     if _edits(cls) and any(row.hybrid for row in known):
         said.append(explain_attention_edits("MODEL", cls.name))
+    if _skips_experts(cls, needs):
+        said.append(explain_missing_experts("MODEL", cls.name))
     lacking = {missing for row in known if (missing := needs - set(row.cues))}
     said += sorted(explain_missing_cues("MODEL", cls.name, missing, cls.instead) for missing in lacking)
     return " ".join(f"“{sentence}”" for sentence in said)
@@ -167,6 +173,11 @@ def _edits(cls: type[Method]) -> bool:
         return bool(get_method(cls.name).edits(_LAYERS))
     except MethodError:  # a hyperparameter without which there is no method
         return cls.edits is not Method.edits
+
+
+def _skips_experts(cls: type[Method], needs: frozenset[Cue]) -> bool:
+    """Whether a method is refused where there are no experts, for another reason than that it reads their routers."""
+    return cls.experts is not Method.experts and Cue.ROUTER_LOGITS not in needs
 
 
 def _auto(name: str) -> str:
@@ -188,7 +199,8 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
         return "no: all layers share one table of cache blocks"
     if Where.INSIDE_LLM in places:
         alone = _lacked_by_vllm(get_method(name).needs)
-        return alone or "no: the plugin does nothing inside the LLM; with inside=False, yes"
+        hybrid = issubclass(method_class(name), HybridMethod)
+        return alone or "no: the plugin does nothing inside the LLM" + ("; with inside=False, yes" if hybrid else "")
     limits = ['but not keep="auto"'] if name in counting_methods() else []
     if any(cue.of_question for cue in needs):
         limits += ["where the request gives foveate_query", *_published_refusals(name)]
@@ -291,6 +303,14 @@ def explain_missing_cues(
     """The model cannot give what the method reads; `instead` says what to do."""
     lacking = ", ".join(sorted(cue.value for cue in missing))
     return f"{model} cannot give what {method} needs: {lacking}; {instead}."
+
+
+def explain_missing_experts(model: str, method: str) -> str:
+    """The method sends tokens past experts, and the model has none."""
+    return (
+        f"{method} sends tokens past experts, and the language model of {model} has none that foveate can route "
+        "around; use the method that chooses the tokens alone, such as 'divprune'."
+    )
 
 
 def explain_unread_blocks(method: str, block: int, first: int) -> str:

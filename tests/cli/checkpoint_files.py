@@ -28,9 +28,9 @@ def llava(folder: Path, dtype: str = "float32") -> Path:
     return folder
 
 
-def qwen(folder: Path) -> Path:
-    """The tiny random Qwen2.5-VL, saved as its checkpoints on the hub are."""
-    zoo = zoo_module.qwen2_5_vl()
+def qwen(folder: Path, zoo: zoo_module.Zoo | None = None) -> Path:
+    """The tiny random Qwen2.5-VL, or another of its processor, saved as its checkpoints on the hub are."""
+    zoo = zoo_module.qwen2_5_vl() if zoo is None else zoo
     for part in (zoo.model, zoo.tokenizer, zoo.processor.image_processor):
         part.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(QWEN_TEMPLATE)

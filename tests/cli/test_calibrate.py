@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import foveate
+import tiny_models as zoo_module
 from cli import checkpoint_files as checkpoints
 from cli.run_command import assert_one_sentence, run
+from foveate.importance import ExpertCalibration
 from foveate.testbed import scenes
 
 
@@ -72,3 +76,29 @@ def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, m
     assert run(*ask, "./m/").exit_code == run(*ask, tmp_path / "A" / "m").exit_code == 0
     monkeypatch.chdir(tmp_path / "B")
     assert_one_sentence(run(*ask, "m"), "no attention prior")
+
+
+def test_experts_are_calibrated_on_questions(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
+    folder = checkpoints.qwen(tmp_path / "moe", zoo_module.qwen3_vl_moe())
+    lines = [{"image": str(pictures / "scene.png"), "question": f"what is {n}?", "answer": "it"} for n in range(3)]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = ("calibrate", folder, "--questions", questions, "--limit", "2", "--steps", "3")
+    result = run(*shared, "--experts", "threshold")
+    assert result.exit_code == 0, result.output
+    assert "On 2 questions these experts are skipped" in result.stdout and 'prune(model, "modes"' in result.stdout
+    ask = ("ask", pictures / "scene.png", "what?", "--method", "modes", "--max-new-tokens", "1", "--model", folder)
+    told = json.loads(run(*ask, "--json").stdout)["answers"][0]["report"]["experts"]
+    assert told["skipped"] > 0.2
+    mine = tmp_path / "mine.json"
+    assert run(*shared, "--experts", "ratio", "--skip", "0.3", "-o", mine).exit_code == 0
+    assert run(*shared, "--experts", "ratio", "-o", mine).exit_code == 0  # foveate made it
+    found = ExpertCalibration.load(mine)
+    assert found.rule == "ratio" and found.questions == 2
+    assert foveate.get_method("modes", rule="ratio", calibration=str(mine)).rule == "ratio"
+    assert_one_sentence(run(*shared, "--experts", "ratoi"), "ratio")
+    assert_one_sentence(run(*shared, "--experts", "ratio", "--skip", "2"), "between 0 and 1")
+    assert_one_sentence(run("calibrate", folder, "--experts", "ratio"), "--questions FILE")
+    assert_one_sentence(run("calibrate", folder), "--images FOLDER")
+    assert_one_sentence(run("calibrate", "testbed-llava", "--experts", "ratio", "--questions", questions), "none that")

@@ -31,6 +31,7 @@ def make(name):
     extra = {
         "visionselector": {"scorer": scorer},
         "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p")},
+        "modes": {"text": 0.1, "visual": 0.1},
     }
     name, _, where = name.partition(", ")
     method = get_method(name, **extra.get(name, {})).bind(FACTS)

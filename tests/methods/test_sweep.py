@@ -52,7 +52,7 @@ def _method(name: str) -> Any:
         return get_method(name, scorer=LearnedScorer(*(torch.randn(s) for s in ((4, 64), (4,), (4, 64), (4,)))))
     if name == "d2pruner":
         return get_method(name, prior=AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p"))
-    return get_method(name)
+    return get_method(name, **({"text": 0.4, "visual": 0.5} if name == "modes" else {}))
 
 
 def _fits(z: Zoo, name: str, case: str) -> bool:
@@ -61,7 +61,7 @@ def _fits(z: Zoo, name: str, case: str) -> bool:
         return case == "video"
     if name == "visipruner":  # which edits attention in layers that have none
         return not z.name.startswith("qwen3_5")
-    if name == "fastmmoe":
+    if name in ("fastmmoe", "modes"):
         return z.name.endswith("moe")
     return name != "pixelprune" or z.mrope
 

@@ -20,7 +20,11 @@ from runtime.helpers import TEXTS, cached, gap, generate, logits
 from tiny_models import Zoo
 
 METHODS = ["divprune", foveate.AtLayer(get_method("divprune"), 2), "fastv"]
-FIELDS: dict[str, dict[str, Any]] = {"d2pruner": {"debias": False}, "adatp": {"start": 1, "end": 1}}
+FIELDS: dict[str, dict[str, Any]] = {
+    "d2pruner": {"debias": False},
+    "modes": {"text": 0.1, "visual": 0.1},
+    "adatp": {"start": 1, "end": 1},
+}
 # Why a method may be refused on a tiny model beside what its page says: no scorer, too few layers.
 REASONS = (
     "trained scorer",

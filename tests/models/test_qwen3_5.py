@@ -18,7 +18,11 @@ from runtime.helpers import cache_bytes, cached, gap, generate, logits, pair, si
 from tiny_models import Zoo
 
 CLOSE = 5e-4  # chunks of the linear attention begin elsewhere on sequences of another length
-FIELDS: dict[str, dict[str, Any]] = {"d2pruner": {"debias": False}, "adatp": {"start": 4, "end": 4}}
+FIELDS: dict[str, dict[str, Any]] = {
+    "d2pruner": {"debias": False},
+    "modes": {"text": 0.1, "visual": 0.1},
+    "adatp": {"start": 4, "end": 4},
+}
 REFUSED = {"visipruner", "evs", "visionselector"}
 EARLY = AtLayer(get_method("divprune"), 2)  # before the first layer with attention
 
@@ -29,7 +33,7 @@ def model(request: pytest.FixtureRequest) -> Zoo:
 
 
 def runs(z: Zoo, name: str) -> bool:
-    return name not in REFUSED and (name != "fastmmoe" or z.name.endswith("moe"))
+    return name not in REFUSED and (name not in ("fastmmoe", "modes") or z.name.endswith("moe"))
 
 
 @pytest.mark.parametrize("name", method_names())

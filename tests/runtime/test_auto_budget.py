@@ -217,6 +217,8 @@ def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> Non
         method = foveate.get_method(name, scorer=LearnedScorer(*(2 * [torch.ones(4, 64), torch.ones(4)])))
     if name == "evs":
         pytest.skip("compares the frames of clips")
+    if name == "modes":
+        pytest.skip("needs experts, and keeps what another method does")
     report = report_of(llava, alike_and_not(llava), method, "auto")
     assert [image.tokens for image in report.images] == [
         image.tokens for image in report_of(llava, alike_and_not(llava), "stride", "auto").images

@@ -1,16 +1,17 @@
-"""``foveate calibrate``: measure the attention prior of a model, which debiasing methods divide by."""
+"""``foveate calibrate``: measure the attention prior of a model, or which of its experts tokens can go past."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..data.images import PictureError, image_files, open_image
-from ..data.loading import MODEL_HELP, TESTBED, LoadOptions, load, require_model
+from ..data.loading import MODEL_HELP, TESTBED, LoadedModel, LoadOptions, load, require_model
+from ..errors import near_miss
 from .errors import InputError
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS
 from .paths import FORCE, require_file
@@ -21,20 +22,43 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from ..data.samples import Sample
+
 _SCENES = 200
+_RULES = ("threshold", "ratio")
 
 
 def calibrate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     images: Annotated[
-        str, typer.Option(metavar="FOLDER|testbed", help="The pictures to average over, or 200 generated scenes.")
-    ],
+        str | None,
+        typer.Option(metavar="FOLDER|testbed", help="The pictures to average over, or 200 generated scenes."),
+    ] = None,
     layer: Annotated[int, typer.Option(min=1, help="The LLM layer whose input the method prunes.")] = 2,
     prompt: Annotated[
         str | None, typer.Option(help="What is asked of every picture.", show_default="one that the model understands")
     ] = None,
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="threshold|ratio", help="Measure experts for the method modes, by this rule, in place of a prior."
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --experts: a JSONL file of questions, or its folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="With --experts: how many questions are asked at most.")] = 1024,
+    skip: Annotated[
+        float | None,
+        typer.Option(
+            help="With --experts: the share of experts to skip.", show_default="0.5, and what the median ratio skips"
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=2, help="With --experts threshold: how many thresholds are tried of each kind.")
+    ] = 20,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to save the prior.", show_default="foveate's cache")
+        Path | None, typer.Option("--output", "-o", help="Where to save it.", show_default="foveate's cache")
     ] = None,
     force: FORCE = False,
     device: DEVICE = None,
@@ -42,9 +66,17 @@ def calibrate(
     device_map: DEVICE_MAP = None,
     max_pixels: MAX_PIXELS = None,
 ) -> None:
-    """Measure the attention prior of a model over a folder of pictures."""
+    """Measure the attention prior of a model over a folder of pictures, or its experts on questions."""
     options = LoadOptions(device, dtype, device_map, max_pixels)
     require_model(model)
+    if experts is not None:
+        if experts not in _RULES:
+            raise InputError(f"unknown rule {experts!r}{near_miss(experts, _RULES)}")
+        if images is not None or questions is None:
+            raise InputError("--experts is measured on --questions FILE, a JSONL of questions about pictures; give it.")
+        return _calibrate_experts(model, options, experts, questions, limit, skip, steps, output, force)
+    if images is None or questions is not None:
+        raise InputError("a prior is measured over --images FOLDER; give it, or --experts with --questions FILE.")
 
     from rich.console import Console
     from rich.progress import track
@@ -76,6 +108,74 @@ def calibrate(
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
     else:
         typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')
+
+
+def _calibrate_experts(
+    model: str,
+    options: LoadOptions,
+    rule: Any,
+    questions: Path,
+    limit: int,
+    skip: float | None,
+    steps: int,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Measure which experts can be skipped, on the questions of a file, and save it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..data.samples import usable_samples
+    from ..importance.expert_calibration import cache_folder, default_experts_path
+    from ..runtime.expert_calibration import calibrate_experts
+
+    if skip is not None and not 0 < skip < 1:
+        raise InputError(f"--skip {skip:g} must lie between 0 and 1, such as 0.5.")
+    samples, _ = usable_samples(questions, choose=lambda read: evenly(read, limit))
+    files = [one for sample in samples for one in sample.pictures if isinstance(one, Path)]
+    if output is not None:
+        require_file(output, "-o", "experts.json", [questions, *files], force)
+    else:
+        require_file(cache_folder() / "experts" / "experts.json", "foveate's cache", "experts.json")
+    session = load(model, options)
+    inputs = _Inputs(session, samples)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Measuring the experts", total=None)
+        found = calibrate_experts(
+            session.model,
+            inputs,
+            rule,
+            skip,
+            steps,
+            step=lambda: progress.advance(task),
+        )
+    path = output or default_experts_path(found.model, rule, session.revision)
+    replace(found, model=session.label).save(path)
+    shares = ", ".join(f"{share:.1%} of {kind}" for kind, share in found.skipped.items())
+    typer.echo(f"On {len(samples)} questions these experts are skipped: {shares} (divergence {found.divergence:.3g}).")
+    typer.echo(f"Saved: {path}")
+    fields = [f"rule={rule!r}"] * (rule != "threshold") + [f"calibration={str(path)!r}"] * (output is not None)
+    typer.echo(f"Use it with: foveate.prune({', '.join(['model', chr(34) + 'modes' + chr(34), 'keep=0.25', *fields])})")
+
+
+def evenly(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most so many samples, evenly spread."""
+    count = min(limit, len(samples))
+    return [samples[place * len(samples) // count] for place in range(count)]
+
+
+class _Inputs(Sequence[Mapping[str, Any]]):
+    """Model inputs of samples, made when they are asked for: pictures of many questions do not fit in memory."""
+
+    def __init__(self, session: LoadedModel, samples: Sequence[Sample]) -> None:
+        self._session, self._samples = session, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        sample = self._samples[index]
+        return self._session.inputs(sample.open(), sample.question, sample.video)
 
 
 def _check(files: Sequence[Path], read: Callable[[Path], object], console: Console) -> None:

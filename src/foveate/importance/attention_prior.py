@@ -127,12 +127,17 @@ def default_prior_path(model: str, layer: int, revision: str = "") -> Path:
         revision: the commit that it was loaded from, for one of the hub; empty for the one that its cache holds as
             the latest.
     """
+    return cache_folder() / "priors" / f"{checkpoint_key(model, revision)}-layer{layer}.safetensors"
+
+
+def checkpoint_key(model: str, revision: str = "") -> str:
+    """What files of measurements of a model are called by, see `default_prior_path`."""
     folder = checkpoint_folder(model, revision)
     key = weights_fingerprint(folder) if folder is not None else ""
     if not key:
         name = model if folder is None else str(folder.absolute())
         key = re.sub(r"[^A-Za-z0-9._-]+", "--", f"{name}@{revision}" if revision else name).strip("-")
-    return cache_folder() / "priors" / f"{key}-layer{layer}.safetensors"
+    return key
 
 
 def find_prior(model_name_or_path: str, layer: int, revision: str = "") -> AttentionPrior | None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .litelvlm import LiteLVLM as LiteLVLM
     from .mmgvid import MmgVid as MmgVid
     from .mmtok import MMTok as MMTok
+    from .modes import Modes as Modes
     from .nuwa import Nuwa as Nuwa
     from .otprune import OTPrune as OTPrune
     from .par import Par as Par

@@ -87,10 +87,10 @@ class CostModel:
         each.append((len(blocks) - 1, adapter.token_products))
         return linear_weights([adapter.vision]) - inside - sum(blocks), blocks, each
 
-    def text_flops(self, lengths: Sequence[Sequence[int]], again: Mapping[int, int] | None = None) -> float:
+    def text_flops(self, lengths: Sequence[Sequence[int]], again: Mapping[int, float] | None = None) -> float:
         """FLOPs of the language model for one prefill; `lengths[layer][prompt]` tokens; logits of one token each.
 
-        `again` tells how often attention runs once more in a layer, for edits of it.
+        `again` tells how often attention is computed once more in a layer, for edits of it or to read it.
         """
         total = 0.0
         for layer, (weights, row) in enumerate(zip(self._layer_weights, lengths, strict=True)):

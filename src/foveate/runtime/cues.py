@@ -403,7 +403,7 @@ def joint_table(rotary: Table | Tensor, text_config: Any) -> Table:
     return join_sections(rotary, text_config.rope_parameters.get("mrope_section", ()))
 
 
-def _visible_keys(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
+def visible_keys(call: AttentionCall, valid: Tensor, past: int, queries: Tensor) -> tuple[Tensor, int]:
     """Which keys (B, M, S) queries of this forward may see, by their places (B, M); and the first key of this forward.
 
     The cache of a layer with a window may have discarded old entries, so that its S keys are the last of `valid`.
@@ -427,7 +427,7 @@ def _last_query(call: AttentionCall, valid: Tensor, past: int) -> tuple[Tensor, 
     """The query (B, H, hd) of each prompt's last real token, which keys it sees (B, S), and this forward's first."""
     steps = torch.arange(valid.shape[1], device=valid.device)
     last = torch.where(valid, steps, -1).amax(1) - past  # (B,) index among the queries
-    visible, first = _visible_keys(call, valid, past, last.clamp_min(0)[:, None])
+    visible, first = visible_keys(call, valid, past, last.clamp_min(0)[:, None])
     return call.query[torch.arange(len(last), device=last.device), :, last], visible[:, 0], first
 
 
@@ -440,7 +440,7 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
         one = slice(row, row + 1)
         mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
         alone = replace(call, query=call.query[one, :, at], key=call.key[one], value=None, mask=mask)
-        visible, first = _visible_keys(replace(alone, query=call.query[one]), valid[one], past, at[None])
+        visible, first = visible_keys(replace(alone, query=call.query[one]), valid[one], past, at[None])
         visible = visible & text.valid[row, None, :, None].to(valid.device)
         weights = attention_weights(alone.query, alone.key, call.scaling, visible)
         out.append(weights[0, ..., first : first + width].permute(2, 0, 1))

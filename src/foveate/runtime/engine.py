@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +37,7 @@ from .seams.before_encoder import BeforeEncoder
 from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
 from .seams.encoder_blocks import blocks_of
-from .seams.experts import FewerExperts, check_routers, cut_of
+from .seams.experts import check_routers, experts_of
 from .seams.inside_encoder import InsideEncoder
 from .seams.inside_llm import InsideLlm
 from .state import Call, CallStack, EncoderPass, ForwardState, Generation, hidden_of
@@ -73,15 +72,15 @@ class Pruning:
         methods = [stage.method for stage in stages]
         check_routers(adapter, stages)
         self._edits = edits_of(methods, adapter)
-        cut = cut_of(methods)
-        self._experts = None if cut is None else FewerExperts(cut, adapter.moe())
+        self._experts = experts_of(methods, adapter)
         bias = bias_of(methods, adapter.text)
         self._seams = self._build_seams(bias, positions)
         behind = [one.method for one in self._stages if one.where in (Where.BEFORE_LLM, Where.INSIDE_LLM)]
         inside = [seam.reader for seam in self._seams if isinstance(seam, InsideEncoder)]
         self._encoder = EncoderCues(adapter, behind, inside)
         # Whether layers run otherwise than they would on what enters the language model.
-        self._deep = any(stage.where is not Where.BEFORE_LLM for stage in stages) or bool(self._edits or bias or cut)
+        asked = bool(self._edits or bias or self._experts)
+        self._deep = asked or any(stage.where is not Where.BEFORE_LLM for stage in stages)
         try:
             self._install()
             _ATTACHED[adapter.text] = self
@@ -141,11 +140,13 @@ class Pruning:
         if state is None:
             raise RuntimeStateError("nothing to report yet: run the model on a prompt with an image first.")
         stages = self._stage_reports()
-        report = build_report(state, self._adapter, self._cost, stages, self._edits)
-        if self._experts is None:
-            return report
-        spared = self._experts.spared_flops(report.visual_tokens_per_layer)
-        return replace(report, text_flops=report.text_flops - spared)
+        again = {layer: float(len(asked)) for layer, asked in self._edits.items()}
+        experts = self._experts
+        if experts is None:
+            return build_report(state, self._adapter, self._cost, stages, again)
+        for layer, times in experts.attention_again().items():
+            again[layer] = again.get(layer, 0.0) + times
+        return build_report(state, self._adapter, self._cost, stages, again, experts.report)
 
     def _stage_reports(self) -> list[StageReport]:
         return [StageReport(one.method.name, one.layer, one.budget, one.where) for one in self._stages]

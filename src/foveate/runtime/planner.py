@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..budget import Budget, Scope, ScopeLike, common_scope
-from ..catalog import explain_missing_cues, explain_unread_blocks, explain_whole_blocks, explain_whole_images
+from ..catalog import (
+    explain_missing_cues,
+    explain_missing_experts,
+    explain_unread_blocks,
+    explain_whole_blocks,
+    explain_whole_images,
+)
 from ..errors import BudgetError, FoveateError, MethodError, ModelError
 from ..methods import Method, ModelFacts, Stage, Where, get_method
 from ..methods.toolkit.registry import counting_methods
@@ -264,6 +270,8 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
 
 def _bind_method(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:
     """A method made ready for the model, if it can give the budget."""
+    if method.experts is not None and Cue.ROUTER_LOGITS not in method.needs and not any(adapter.moe()):
+        raise ModelError(explain_missing_experts(adapter.class_name, method.name))
     bound = method if budget.keeps_all else method.bind(facts)
     _check_cues(adapter, bound)
     return bound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..budget import Budget
 from ..errors import RuntimeStateError
 from ..grouping import Span
 from ..methods import Where
-from ..methods.toolkit.interventions import AttentionEdit
 from ..models import ModelAdapter
 from ..tokens import Grid
 from .cost import CostModel
@@ -86,6 +85,35 @@ class StageReport:
         return {**told, "where": self.where.value} if self.where is Where.INSIDE_ENCODER else told
 
 
+@dataclass(frozen=True)
+class ExpertReport:
+    """Which experts were skipped in a prefill, in pairs of a real token and an expert that the router chose for it.
+
+    Attributes:
+        routed_text: pairs of text without skipping, over all layers with experts.
+        routed_visual: pairs of visual tokens that were there; those of tokens that were dropped do not count.
+        skipped_text: those of text that were skipped.
+        skipped_visual: those of visual tokens that were skipped.
+        saved_flops: of the pairs that were skipped, or that ran narrower; they are left out of `Report.text_flops`.
+    """
+
+    routed_text: int
+    routed_visual: int
+    skipped_text: int
+    skipped_visual: int
+    saved_flops: float
+
+    @property
+    def skipped(self) -> float:
+        """The share of all pairs that was skipped."""
+        routed = self.routed_text + self.routed_visual
+        return (self.skipped_text + self.skipped_visual) / routed if routed else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, "skipped": self.skipped}
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """The latest prefill. ``print`` gives a line, and ``repr``, which notebooks show, a table.
@@ -102,7 +130,7 @@ class Report:
     Prompt tokens are those left in the last layer, per prompt; visual tokens per layer are of all prompts together.
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real
     tokens. Seconds are of the encoder, of selecting, and of the language model's forward without selecting. Stages tell
-    what each was asked to keep of the unpruned images.
+    what each was asked to keep of the unpruned images. `experts` is there where a method sends tokens past experts.
     """
 
     images: list[ImageReport]
@@ -119,6 +147,7 @@ class Report:
     selection_seconds: float
     prefill_seconds: float
     stages: tuple[StageReport, ...] = ()
+    experts: ExpertReport | None = None
 
     @property
     def tokens_before(self) -> int:
@@ -187,12 +216,14 @@ class Report:
         """The report as JSON data, without masks.
 
         Returns:
-            ``images`` and ``stages``: lists of what their ``to_dict`` gives; every number of the report by its name,
+            ``images`` and ``stages``: lists of what their ``to_dict`` gives; ``experts``: what its ``to_dict`` gives,
+            or None; every number of the report by its name,
             such as ``tokens_before``, ``prompt_tokens``, ``text_flops`` or ``prefill_seconds``; and ``factors``, in
             which None stands for infinite.
         """
         told: dict[str, Any] = {"images": [image.to_dict() for image in self.images]}
         told["stages"] = [stage.to_dict() for stage in self.stages]
+        told["experts"] = None if self.experts is None else self.experts.to_dict()
         names = [one.name for one in fields(self) if one.name not in told]
         derived = ("tokens_before", "tokens", "average_visual_tokens", "flops_before", "flops", "seconds")
         told |= {name: getattr(self, name) for name in (*names, *derived)}
@@ -210,6 +241,7 @@ class Report:
             row("average over layers", self.tokens_before, sum(self.visual_tokens_per_layer) / layers, ".4g"),
             row("prompt tokens", sum(self.prompt_tokens_before), sum(self.prompt_tokens), ".0f"),
             row("text GFLOPs", self.text_flops_before / 1e9, self.text_flops / 1e9, ".3g"),
+            *self._expert_rows(row),
             row("vision GFLOPs", self.vision_flops_before / 1e9, self.vision_flops / 1e9, ".3g"),
             row("KV cache MB", self.kv_bytes_before / 1e6, self.kv_bytes / 1e6, ".3g"),
             ("encoder ms", "", f"{self.encoder_seconds * 1e3:.3g}", ""),
@@ -224,12 +256,22 @@ class Report:
         what = "; ".join(map(str, self.stages)) or "nothing is dropped"
         return "\n".join([f"Report of {_several(len(self.images))}: {what}", *(line.rstrip() for line in lines)])
 
+    def _expert_rows(self, row: Callable[..., tuple[str, ...]]) -> list[tuple[str, ...]]:
+        if self.experts is None:
+            return []
+        one = self.experts
+        return [
+            row("experts of text", one.routed_text, one.routed_text - one.skipped_text, ".0f"),
+            row("experts of visual", one.routed_visual, one.routed_visual - one.skipped_visual, ".0f"),
+        ]
+
     def __str__(self) -> str:
+        experts = "" if self.experts is None else f"{self.experts.skipped:.0%} of the experts skipped; "
         return (
             f"{_several(len(self.images))}: "
             f"{self.tokens_before} -> {self.tokens} visual tokens "
             f"({self.average_visual_tokens:.4g} on average over the layers); "
-            f"prefill {self.flops_before / 1e9:.3g} -> {self.flops / 1e9:.3g} GFLOPs "
+            f"{experts}prefill {self.flops_before / 1e9:.3g} -> {self.flops / 1e9:.3g} GFLOPs "
             f"(vision {self.vision_flops / 1e9:.3g}); "
             f"KV cache {self.kv_bytes_before / 1e6:.3g} -> {self.kv_bytes / 1e6:.3g} MB; "
             f"encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "
@@ -246,11 +288,18 @@ def build_report(
     adapter: ModelAdapter,
     cost: CostModel,
     stages: Sequence[StageReport],
-    edits: Mapping[int, Sequence[AttentionEdit]],
+    again: Mapping[int, float],
+    experts: Callable[[ForwardState, Sequence[int], Sequence[int]], ExpertReport] | None = None,
 ) -> Report:
     """The report of the forward that `state` recorded, with what its stages were asked to keep.
 
-    Edited layers are charged with what they compute here, once more for each of their `edits`.
+    Args:
+        state: of the forward.
+        adapter: of the model.
+        cost: of the model.
+        stages: that were asked for.
+        again: by layer how often its attention is computed once more, for edits of it or to read it.
+        experts: tells what was skipped, from the tokens and the visual tokens of each layer, of all prompts together.
     """
     decoder: Any = adapter.text.layers
     layers = len(decoder)
@@ -269,13 +318,14 @@ def build_report(
         kept = _alive(span, final)
         images.append(ImageReport(span.row, span.modality, span.grid, len(span.grid), int(kept.sum()), kept))
     full = [state.lengths] * layers
+    skipped = None if experts is None else experts(state, [sum(row) for row in lengths], visual)
     return Report(
         images,
         state.lengths,
         lengths[-1],
         visual,
         cost.text_flops(full),
-        cost.text_flops(lengths, {layer: len(asked) for layer, asked in edits.items()}),
+        cost.text_flops(lengths, again) - (0.0 if skipped is None else skipped.saved_flops),
         cost.vision_flops([span.grid for span in state.spans]),
         cost.vision_flops([span.grid for span in state.spans], state.encoder_kept),
         cost.kv_bytes(full, state.value_bytes),
@@ -284,6 +334,7 @@ def build_report(
         sum(watch.seconds for watch in state.selection_watches),
         state.prefill_watch.seconds,
         tuple(stages),
+        skipped,
     )
 
 

@@ -155,6 +155,8 @@ class ForwardState:
         self.encoder_cues: dict[Cue, list[Tensor]] = {}
         self.before: TokenIndex | None = None  # which of the L tokens enter the language model; None: all
         self.inside: dict[int, TokenIndex] = {}  # by stage: which of the L tokens are left from its layer on
+        # By layer with experts how many of them real tokens went past, (2,): text and visual tokens.
+        self.skipped_experts: dict[int, Tensor] = {}
         self.slots: dict[Any, Any] = {}  # what each seam keeps of this forward
         self.encoder_watches = [one.watch for one in call.passes]
         self.selection_watches = [one.selection_watch for one in call.passes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..methods import Method, Where
-from ..methods.toolkit.interventions import AttentionEdit, LogitBias
 from ..methods.toolkit.merging import Mixture
-from ..methods.toolkit.wrapper import Wrapper
+from ..methods.toolkit.wrapper import Transparent
 from ..tokens import Selection, VisualTokens
 
 
@@ -24,7 +22,7 @@ def record_selections(method: Method) -> Method:
 
 
 @dataclass(frozen=True)
-class RecordedMethod(Wrapper):
+class RecordedMethod(Transparent):
     """A method that prunes once, before the LLM, and remembers its selections.
 
     Args:
@@ -36,24 +34,6 @@ class RecordedMethod(Wrapper):
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.inner.name
-
-    @property
-    def may_drop_all(self) -> bool:  # type: ignore[override]
-        return self.inner.may_drop_all
-
-    @property
-    def bias(self) -> LogitBias | None:
-        return self.inner.bias
-
-    @property
-    def counts_by_content(self) -> bool:
-        return self.inner.counts_by_content
-
-    def edits(self, layers: int) -> Sequence[AttentionEdit]:
-        return self.inner.edits(layers)
-
-    def counts(self, tokens: VisualTokens) -> Tensor | None:
-        return self.inner.counts(tokens)
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         selection = self.inner.select(tokens, count)

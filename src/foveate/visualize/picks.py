@@ -13,7 +13,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import FoveateError
 from ..methods import Method, Stage
-from ..methods.toolkit.interventions import ExpertCut
+from ..methods.toolkit.interventions import ExpertCut, ExpertSkip
 from ..tokens import Selection, VisualTokens
 from .merging import RecordedMethod
 
@@ -45,7 +45,7 @@ class ObservedMethod(RecordedMethod):
     layer: int = 0
 
     @property
-    def experts(self) -> ExpertCut | None:
+    def experts(self) -> ExpertCut | ExpertSkip | None:
         return self.inner.experts
 
     def stages(self, layers: int, budget: Budget) -> list[Stage]:

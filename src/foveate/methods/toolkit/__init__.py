@@ -5,7 +5,8 @@ Packages of your own may import everything that is listed here; it changes only 
 | for | use |
 |---|---|
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
-| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder`, `Wrapper` |
+| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
+| around another method | `Wrapper`, `Transparent` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average` |
 | types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
@@ -16,7 +17,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | how many to keep | `count_distinct` |
 | choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
 | merging | `nearest`, `identity_targets`, `group_size`, `Mixture` |
-| the language model | `AttentionEdit`, `LogitBias`, `ExpertCut` |
+| the language model | `AttentionEdit`, `LogitBias`, `ExpertCut`, `ExpertSkip` |
 | a line for the user | `Note` |
 | tests | `check_contract` |
 """
@@ -31,7 +32,7 @@ from .density_peaks import RunningMoments, peaks
 from .distinct import count_distinct
 from .feature_source import cues_of, features_of
 from .in_encoder import InEncoder
-from .interventions import AttentionEdit, ExpertCut, LogitBias
+from .interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
 from .max_coverage import greedy_coverage
 from .merging import Mixture, group_size, identity_targets, nearest
 from .notes import Note
@@ -43,7 +44,7 @@ from .text_relevance import attention_of_text, by_image, mean_of, relevance_of
 from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
 from .validation import check_falling, check_layer_of, check_undropped
-from .wrapper import Wrapper
+from .wrapper import Transparent, Wrapper
 
 __all__ = [
     "Above",
@@ -53,6 +54,7 @@ __all__ = [
     "Between",
     "Cosine",
     "ExpertCut",
+    "ExpertSkip",
     "HybridMethod",
     "InEncoder",
     "Layer",
@@ -70,6 +72,7 @@ __all__ = [
     "Share",
     "Stage",
     "TopK",
+    "Transparent",
     "TwoStageMethod",
     "Where",
     "Wrapper",

@@ -21,7 +21,7 @@ from ...errors import MethodError, near_miss
 from ...importance.attention_prior import short_name
 from ...tokens import Cue, EncoderReading, Grid, Kind, Selection, Source, VisualTokens
 from .constraints import check_fields
-from .interventions import AttentionEdit, ExpertCut, LogitBias
+from .interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
 from .notes import Note
 from .published import Published, unset_settings
 
@@ -304,8 +304,8 @@ class Method(ABC):
         return None
 
     @property
-    def experts(self) -> ExpertCut | None:
-        """How many experts visual tokens go through, for methods inside an LLM that has them; None: all."""
+    def experts(self) -> ExpertCut | ExpertSkip | None:
+        """Which experts tokens go past, for methods in an LLM that has them; None: none."""
         return None
 
     @final

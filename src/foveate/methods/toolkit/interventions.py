@@ -66,3 +66,39 @@ class ExpertCut:
     def count_kept(self, number: int) -> int:
         """How many of so many experts, or of so many intermediate channels, are left."""
         return max(1, round_half_up(self.share * number))
+
+
+SkipRule = Literal["threshold", "ratio"]
+
+
+@dataclass(frozen=True)
+class ExpertSkip:
+    """Tokens go past those of their experts that weigh little for them, text and what is generated included.
+
+    With w_i the weight that the router gives to the expert i that it chose for a token, and v that of `weights` for the
+    layer, expert i is skipped
+
+    - by ``"threshold"`` where ``v * w_i`` is below the threshold of the token's kind; what is left keeps its weight;
+    - by ``"ratio"`` where ``w_i / max w`` is below v; what is left gets the weight of all k, where the router makes
+      them add up. The best expert always stays. In a prefill the `protected` share of a prompt's tokens skips none:
+      those of the highest ``|t|_1 * a``, with t what enters the experts and a the mean attention that the token
+      receives from itself and the tokens behind it.
+
+    Args:
+        rule: one of these.
+        weights: v of each decoder layer, 0 or above; those of dense layers are not read.
+        text: threshold of text, 0 or above.
+        visual: threshold of visual tokens, 0 or above; infinity skips all.
+        protected: share in [0, 1] of a prompt's tokens, rounded up.
+    """
+
+    rule: SkipRule
+    weights: tuple[float, ...]
+    text: float = 0.0
+    visual: float = 0.0
+    protected: float = 0.0
+
+    def acts_in(self, layer: int) -> bool:
+        """Whether it can skip anything in this layer."""
+        weight = self.weights[layer]
+        return weight > 0 if self.rule == "ratio" else max(self.text, self.visual) > 0

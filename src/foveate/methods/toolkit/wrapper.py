@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from ...budget import Budget
 from ...errors import MethodError
 from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
-from .base import Method, ModelFacts, Provenance, Where, in_words
+from .base import Method, ModelFacts, Provenance, Stage, Where, in_words
+from .interventions import AttentionEdit, LogitBias
 from .notes import Note
 from .registry import get_method
 
@@ -62,6 +65,38 @@ class Wrapper(Method):
 
     def scores(self, tokens: VisualTokens) -> Tensor | None:
         return self.inner.scores(tokens)
+
+
+@dataclass(frozen=True)
+class Transparent(Wrapper):
+    """A method that chooses what the wrapped one does, wherever and in however many stages that prunes.
+
+    Its stages have methods of its own type, each around the method of a stage of the wrapped one.
+    """
+
+    @property
+    def may_drop_all(self) -> bool:  # type: ignore[override]
+        return self.inner.may_drop_all
+
+    @property
+    def bias(self) -> LogitBias | None:
+        return self.inner.bias
+
+    @property
+    def counts_by_content(self) -> bool:
+        return self.inner.counts_by_content
+
+    def edits(self, layers: int) -> Sequence[AttentionEdit]:
+        return self.inner.edits(layers)
+
+    def counts(self, tokens: VisualTokens) -> Tensor | None:
+        return self.inner.counts(tokens)
+
+    def stages(self, layers: int, budget: Budget) -> list[Stage]:
+        return [replace(stage, method=replace(self, base=stage.method)) for stage in self.inner.stages(layers, budget)]
+
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return self.inner.select(tokens, count)
 
 
 @dataclass(frozen=True, init=False)

@@ -22,8 +22,10 @@ from ...models import ModelAdapter
 from ...models.moe import MoeBlock
 from ...tokens import Cue
 from ..hooks import Hooks
-from ..state import CallStack
+from ..report import ExpertReport
+from ..state import CallStack, ForwardState
 from .base import Seam
+from .skip_experts import SkipExperts
 
 _Routed = tuple[Tensor, Tensor, Tensor]  # hidden states (T, d), experts (T, k) and their weights (T, k)
 
@@ -39,16 +41,19 @@ def check_routers(adapter: ModelAdapter, stages: Sequence[Stage]) -> None:
             )
 
 
-def cut_of(methods: Sequence[Method]) -> ExpertCut | None:
-    """The cut that the methods ask for; None where visual tokens go through all experts.
+def experts_of(methods: Sequence[Method], adapter: ModelAdapter) -> FewerExperts | SkipExperts | None:
+    """The seam for what the methods ask of the experts; None where tokens go through all of them.
 
     Raises:
-        MethodError: for methods that ask for different ones.
+        MethodError: for methods that ask for different things.
     """
     cuts = {method.experts: method.name for method in methods if method.experts is not None}
     if len(cuts) > 1:
         raise MethodError(f"{' and '.join(cuts.values())} cut the experts differently; give both the same cut.")
-    return next(iter(cuts), None)
+    if not cuts:
+        return None
+    (cut,) = cuts
+    return FewerExperts(cut, adapter.moe()) if isinstance(cut, ExpertCut) else SkipExperts(cut, adapter)
 
 
 class FewerExperts(Seam):
@@ -60,7 +65,7 @@ class FewerExperts(Seam):
     """
 
     def __init__(self, cut: ExpertCut, blocks: list[MoeBlock | None]) -> None:
-        self._cut = cut
+        self._cut, self._all = cut, blocks
         known = {layer: block for layer, block in enumerate(blocks) if block is not None and layer >= cut.layer}
         if cut.reading == "width" and not all(_are_plain(block.experts) for block in known.values()):
             raise MethodError(
@@ -74,9 +79,22 @@ class FewerExperts(Seam):
             hooks.before(block.experts, functools.partial(self._enter_experts, stack, layer))
             hooks.after(block.experts, functools.partial(self._leave_experts, stack, block))
 
-    def spared_flops(self, visual: list[int]) -> float:
-        """What a prefill saves, from how many visual tokens pass each layer."""
-        return sum(2.0 * self.spared_weights(block) * visual[layer] for layer, block in self._blocks.items())
+    def report(self, state: ForwardState, tokens: Sequence[int], visual: Sequence[int]) -> ExpertReport:
+        """What a prefill skipped, from how many tokens and visual tokens pass each layer."""
+        layers = [(layer, block) for layer, block in enumerate(self._all) if block is not None]
+        saved = sum(2.0 * self.spared_weights(block) * visual[layer] for layer, block in self._blocks.items())
+        skipped = sum(
+            (block.chosen - self._cut.count_kept(block.chosen)) * visual[layer]
+            for layer, block in self._blocks.items()
+            if self._cut.reading == "number"
+        )
+        text = sum(block.chosen * (tokens[layer] - visual[layer]) for layer, block in layers)
+        seen = sum(block.chosen * visual[layer] for layer, block in layers)
+        return ExpertReport(text, seen, 0, skipped, saved)
+
+    def attention_again(self) -> dict[int, float]:
+        """Nothing: it reads no attention."""
+        return {}
 
     def spared_weights(self, block: MoeBlock) -> int:
         """Multiply-adds that a visual token saves in a layer."""

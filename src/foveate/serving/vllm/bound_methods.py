@@ -15,6 +15,7 @@ from ...grouping import select
 from ...methods import Method, ModelFacts, Where, get_method
 from ...methods.toolkit.in_encoder import InEncoder
 from ...methods.toolkit.notes import Note, announce
+from ...methods.toolkit.two_stage import HybridMethod
 from ...tokens import Cue, Grid, Kind, Selection, Source, VisualTokens
 
 _TRIED = (Grid(4, 4, 2), Grid(3, 2, 3))  # of different sizes, so that one is padded; clips, as some take nothing else
@@ -23,9 +24,9 @@ _INSIDE = (
     "that prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in transformers."
 )
 _BOTH = (
-    "works inside the LLM, too, where the plugin does nothing; set its inside=False among the server's "
-    "hyperparameters, or run all of it with foveate.prune in transformers."
+    "works inside the LLM, too, where the plugin does nothing; {fix} run all of it with foveate.prune in transformers."
 )
+_OUTSIDE = "set its inside=False among the server's hyperparameters, or"
 
 
 class BoundMethods:
@@ -64,12 +65,14 @@ class BoundMethods:
                 )
             if Where.BEFORE_LLM not in places:
                 raise MethodError(f"{name} {_INSIDE}")
+            if Where.INSIDE_LLM in places and not isinstance(method, HybridMethod):
+                raise MethodError(f"{name} {_BOTH.format(fix='choose another method, or')}")
             bound = method.bind(self._facts)
             for cue in sorted(bound.needs, key=lambda cue: cue.name):
                 if cue in self._missing:
                     raise ModelError(f"{name} needs the {cue.value}, but {self._missing[cue]}")
             if Where.INSIDE_LLM in places:
-                raise MethodError(f"{name} {_BOTH}")
+                raise MethodError(f"{name} {_BOTH.format(fix=_OUTSIDE)}")
             _try(bound, self._facts.hidden_size)
             _announce_once(bound.note)
             self._ready[name] = bound

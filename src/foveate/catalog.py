@@ -177,7 +177,10 @@ def _edits(cls: type[Method]) -> bool:
 
 def _skips_experts(cls: type[Method], needs: frozenset[Cue]) -> bool:
     """Whether a method is refused where there are no experts, for another reason than that it reads their routers."""
-    return cls.experts is not Method.experts and Cue.ROUTER_LOGITS not in needs
+    try:
+        return get_method(cls.name).experts is not None and Cue.ROUTER_LOGITS not in needs
+    except MethodError:  # a hyperparameter without which there is no method
+        return False
 
 
 def _auto(name: str) -> str:

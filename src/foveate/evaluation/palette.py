@@ -62,7 +62,6 @@ STYLES: dict[str, Style] = {
     BLIND: Style("#8a8a8a", "x", (6, 2)),
     RANDOM: Style("#555555", "1", (1, 1.5)),
     "stride": Style("#555555", "d", (5, 1.5, 1, 1.5)),
-    "modes": Style("#555555", "p", (3, 1)),  # its tokens are another method's
     "avgpool": Style("#555555", "H", (5, 1)),
     DOWNSAMPLE: Style("#555555", "x"),
 }

@@ -21,7 +21,7 @@ from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, Provenance, Stage, Where, in_words
 from .toolkit.constraints import Share
 from .toolkit.coordinates import count_coordinates, rank_coordinates
-from .toolkit.interventions import AttentionEdit, ExpertCut, LogitBias
+from .toolkit.interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
 from .toolkit.published import published
 from .toolkit.registry import register_method
 from .toolkit.wrapper import Wrapper
@@ -85,7 +85,7 @@ class Anchored(Wrapper):
         return self.inner.bias
 
     @property
-    def experts(self) -> ExpertCut | None:
+    def experts(self) -> ExpertCut | ExpertSkip | None:
         return self.inner.experts
 
     def edits(self, layers: int) -> Sequence[AttentionEdit]:

@@ -267,7 +267,7 @@ class Cue(enum.Enum):
         return tuple(int(axis) if axis.isdigit() else sizes[axis] for axis in self.axes)
 
 
-AttentionKind = Literal["cls", "received", "keys", "values"]
+AttentionKind = Literal["cls", "received", "keys", "values", "lengths", "likeness"]
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,9 @@ class EncoderReading:
             token give the latter for both. ``"keys"`` is no attention: it is the length of the key, of all heads.
             ``"values"`` is the length of what a token adds to what the CLS token reads, if that attends by cosines
             alone: the softmax of ``cos(q, k) / sqrt(head size)`` times the value, of all heads. Encoders without a CLS
-            token have the mean of their queries in its place.
+            token have the mean of their queries in its place. ``"lengths"`` is the L1 length of the value, of all
+            heads, and ``"likeness"`` what ``"cls"`` would be if values, all heads side by side, were both queries and
+            keys: ``softmax(v_cls . v)``.
     """
 
     depth: float = 1.0

@@ -43,12 +43,13 @@ HYBRID = [name for name in method_names() if issubclass(method_class(name), Hybr
 CHOICES = [*method_names(), *(f"{name}, inside" for name in HYBRID)]
 
 
-def batch(pools=POOLS):
-    """Every cue at random, in the shape that it declares."""
+def batch(pools=POOLS, method=None):
+    """Every cue at random, in the shape that it declares; as many encoder readings as a method asks for."""
+    sizes = SIZES | ({"R": len(method.encoder_readings)} if method is not None and method.encoder_readings else {})
     torch.manual_seed(0)
     features, cues = torch.rand(3, 20, 8), {}
     for cue in Cue:
-        shape = (3, *cue.shape(SIZES))
+        shape = (3, *cue.shape(sizes))
         numbers = torch.randn(shape) if cue.kind is Kind.VECTOR else torch.rand(shape)
         cues[cue] = numbers < 0.2 if cue.kind is Kind.MASK else numbers
     cues[Cue.LLM_TEXT_ATTENTION] *= FOLLOWS[:, None, None]
@@ -72,8 +73,8 @@ def alone(tokens, row):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_contract(name):
-    method, tokens = make(name), batch(CLIPS if name in CLIPS_ONLY else POOLS)
-    count = torch.tensor([6, 5, 3])
+    method = make(name)
+    tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS, method), torch.tensor([6, 5, 3])
     selection = method.select(tokens, count)
     keep = selection.keep
     assert keep.sum(1).tolist() == [6, 5, 3] and not (keep & ~tokens.valid).any()
@@ -123,7 +124,7 @@ def test_most_methods_do_not_count():
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_tokens_dropped_before_are_not_there(name):
-    tokens = batch()
+    tokens = batch(method=make(name))
     alive = torch.arange(20) % 3 > 0
     thinned = replace(tokens, alive=alive.expand(3, -1))
     if name in WHOLE_GRIDS:
@@ -137,7 +138,8 @@ def test_tokens_dropped_before_are_not_there(name):
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_holds_anything(name, dtype):
-    tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
+    method = make(name)
+    tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS, method), torch.tensor([6, 5, 3])
     typed = {name: getattr(tokens, name).to(dtype) for name in ("features", "encoder_features", "text_embeddings")}
     tokens = replace(tokens, **typed)
     padding = ~tokens.valid
@@ -147,7 +149,6 @@ def test_padding_holds_anything(name, dtype):
         if cue.kind is not Kind.MASK and cue.axes[0] in "NM":
             dirty[cue.keyword] = value.clone()
             dirty[cue.keyword][padding if cue.axes[0] == "N" else ~TEXT] = torch.nan
-    method = make(name)
     clean, selection = method.select(tokens, count), method.select(replace(tokens, **dirty), count)
     assert torch.equal(selection.keep, clean.keep)
     merged = selection.merged(dirty["features"])

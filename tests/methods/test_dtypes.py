@@ -19,7 +19,7 @@ TYPES = [torch.bfloat16, torch.float16, torch.float64]
 
 
 def given(method):
-    return batch(CLIPS if method in CLIPS_ONLY else POOLS), torch.tensor([6, 5, 3])
+    return batch(CLIPS if method in CLIPS_ONLY else POOLS, make(method)), torch.tensor([6, 5, 3])
 
 
 def cast(tokens, dtype):

@@ -35,7 +35,8 @@ WAIT = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_no_method_waits_without_a_reason(name):
     """And what a GPU runs chooses what a CPU does."""
-    method, tokens = make(name), batch(CLIPS if name in CLIPS_ONLY else POOLS)
+    method = make(name)
+    tokens = batch(CLIPS if name in CLIPS_ONLY else POOLS, method)
     expected = method.select(tokens, torch.tensor([6, 5, 3])).keep
     with emulated_device():
         masks = {"text_valid": on_device(tokens.text_valid), "text_follows": on_device(tokens.text_follows)}

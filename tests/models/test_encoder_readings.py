@@ -178,7 +178,7 @@ if not families.EARLIER:
 def test_values_are_those_of_each_image(make: Any) -> None:
     zoo = make()
     pictures = [zoo_module.picture(84, 112, 0), zoo_module.picture(56, 168, 3)]
-    read = EncoderReading(1.0, "values"), EncoderReading(1.0, "keys")
+    read = [EncoderReading(1.0, kind) for kind in ("values", "keys", "lengths", "likeness")]
     both = shown(zoo.model, zoo_module.inputs(zoo, [[one] for one in pictures]), *read)
     assert both.encoder_readings is not None
     start = 0
@@ -188,3 +188,52 @@ def test_values_are_those_of_each_image(make: Any) -> None:
         tiles, size = alone.shape[:2]  # some families cut a picture into several
         torch.testing.assert_close(both.encoder_readings[start : start + tiles, :size], alone, atol=1e-5, rtol=1e-3)
         start += tiles
+
+
+VALUES = (EncoderReading(0.0, "lengths"), EncoderReading(1.0, "lengths"), EncoderReading(1.0, "likeness"))
+
+
+def heard_values(z: Zoo, inputs: Any, layers: Any) -> list[torch.Tensor]:
+    """What `v_proj` of each layer's attention puts out, (B, S, d)."""
+    found: list[torch.Tensor] = []
+    handles = [
+        layer.self_attn.v_proj.register_forward_hook(lambda module, args, output: found.append(output))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        z.model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_values_of_towers(llava: Zoo) -> None:
+    """The L1 length of each value, and how alike it is to the CLS token's."""
+    inputs = zoo_module.inputs(llava, [[zoo_module.picture(seed=1)], [zoo_module.picture(seed=2)]])
+    adapter = adapter_of(llava.model)
+    last = max(adapter.attention_modules())
+    values = heard_values(llava, inputs, [adapter.vision_layers()[layer] for layer in (0, last)])
+    tokens = shown(llava.model, inputs, *VALUES)
+    alike = (values[-1] @ values[-1][:, :1].mT)[..., 0].softmax(-1)
+    expected = [values[0].abs().sum(-1), values[-1].abs().sum(-1), alike]
+    for column, of_patches in enumerate(expected):
+        torch.testing.assert_close(tokens.encoder_readings[..., column], of_patches[:, 1:])  # type: ignore[index]
+
+
+def test_values_of_towers_without_cls() -> None:
+    """Every patch is compared with all of its image; a token has the mean of its patches."""
+    z = zoo_module.qwen2_vl()
+    inputs = zoo_module.inputs(z, [[zoo_module.picture(96, 160, 0)], [zoo_module.picture(160, 64, 2)]])
+    found: list[torch.Tensor] = []
+    attention = z.model.model.visual.blocks[-1].attn
+    handle = attention.qkv.register_forward_hook(lambda module, args, output: found.append(output))
+    tokens = shown(z.model, inputs, *VALUES)
+    handle.remove()
+    values = found[0].chunk(3, -1)[2]
+    parts = values.split([4 * len(grid) for (grid,) in tokens.grids])
+    for row, part in enumerate(parts):
+        n = len(part) // 4
+        likeness = (part @ part.mT).softmax(-1).mean(0).view(n, 4).mean(1)
+        torch.testing.assert_close(tokens.encoder_readings[row, :n, 2], likeness)  # type: ignore[index]
+        length = part.abs().sum(-1).view(n, 4).mean(1)
+        torch.testing.assert_close(tokens.encoder_readings[row, :n, 1], length)  # type: ignore[index]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .fastervlm import FasterVlm as FasterVlm
     from .fastmmoe import FastMMoE as FastMMoE
     from .fastv import FastV as FastV
+    from .flowcut import FlowCut as FlowCut
     from .geoprune import GeoPrune as GeoPrune
     from .hiprune import HiPrune as HiPrune
     from .holov import HoloV as HoloV

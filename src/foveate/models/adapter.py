@@ -400,6 +400,11 @@ def patch_attention(call: AttentionCall, kind: AttentionKind, cls: bool, queries
 
     Attention received is averaged over at most `queries` queries, evenly spread.
     """
+    if kind == "lengths":
+        return call.values.float().abs().sum((1, 3))[:, int(cls) :]
+    if kind == "likeness":
+        joined = call.values.transpose(1, 2).flatten(2)[:, None]
+        return patch_attention(AttentionCall(joined, joined, 1.0), "cls", cls, queries)
     if kind == "keys":
         return call.key.float().square().sum((1, 3)).sqrt()[:, int(cls) :]
     if kind == "values":

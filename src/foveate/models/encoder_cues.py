@@ -27,6 +27,7 @@ class EncoderTrace:
         projected: what entered the projector, the latest last.
         kept: by block from which on tokens were left out, -1 being before all of them: which go on from there, (T,)
             bool, of all images in the order in which the blocks see them.
+        readings: what was read so far, by layer and kind, as several methods in one pass may read the same.
     """
 
     args: tuple[Any, ...] = ()
@@ -34,6 +35,13 @@ class EncoderTrace:
     calls: dict[nn.Module, list[AttentionCall]] = field(default_factory=lambda: defaultdict(list))
     projected: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    readings: dict[tuple[int, AttentionKind], list[Tensor]] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Let go of all that was observed, once everything is read."""
+        self.calls.clear()
+        self.projected.clear()
+        self.readings.clear()
 
     def kept_at(self, block: int) -> Tensor | None:
         """Which tokens enter a block, (T,) bool; None where all do."""
@@ -71,7 +79,7 @@ class EncoderReader:
     @property
     def reads_values(self) -> bool:
         """Whether the values of attention calls are read, too."""
-        return any(reading.kind == "values" for reading in self.readings)
+        return any(reading.kind in _OF_VALUES for reading in self.readings)
 
     @property
     def reads_projector(self) -> bool:
@@ -90,15 +98,24 @@ class EncoderReader:
 
     def attention(self, trace: EncoderTrace, grids: list[Grid], reading: EncoderReading) -> list[Tensor]:
         """What a reading gives of each token, (n,) per image; 0 of those that had left before."""
-        adapter, layer = self.adapter, self.adapter.attention_layer_at(reading.depth, self.below)
+        key = self.adapter.attention_layer_at(reading.depth, self.below), reading.kind
+        if key not in trace.readings:
+            trace.readings[key] = self._attention(trace, grids, *key)
+        return trace.readings[key]
+
+    def _attention(self, trace: EncoderTrace, grids: list[Grid], layer: int, kind: AttentionKind) -> list[Tensor]:
+        adapter = self.adapter
         calls, kept = _calls(trace, adapter.attention_modules()[layer]), trace.kept_at(layer)
         if kept is None:
-            return adapter.encoder_attention(calls, grids, reading.kind)
+            return adapter.encoder_attention(calls, grids, kind)
         if adapter.encoder_layout == "packed":
-            found = adapter.encoder_attention(calls, [Grid(1, int(kept.sum()))], reading.kind)[0]
+            found = adapter.encoder_attention(calls, [Grid(1, int(kept.sum()))], kind)[0]
         else:
-            found = _of_rows(adapter, calls, kept.view(len(grids), -1), reading.kind)
+            found = _of_rows(adapter, calls, kept.view(len(grids), -1), kind)
         return of_all_tokens(adapter, found, kept, grids)
+
+
+_OF_VALUES: frozenset[AttentionKind] = frozenset({"values", "lengths", "likeness"})
 
 
 def of_all_tokens(adapter: ModelAdapter, values: Tensor, kept: Tensor, grids: list[Grid]) -> list[Tensor]:

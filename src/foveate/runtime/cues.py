@@ -53,14 +53,14 @@ class EncoderCues:
         self._reader = EncoderReader(adapter, needs, _readings(methods))
         readers = (self._reader, *others)
         self._modules = dict.fromkeys(module for reader in readers for module in reader.modules)
-        self._reads_values = any(reader.reads_values for reader in readers)
+        self._of_values = {module for reader in readers if reader.reads_values for module in reader.modules}
 
     def install(self, hooks: Hooks, stack: CallStack) -> None:
         """Observe the attention modules and the projector that the cues are read in."""
 
         def on_attention(module: nn.Module, call: AttentionCall) -> None:
             if stack.encoding is not None and not stack.replaying:
-                if not self._reads_values:
+                if module not in self._of_values:
                     call = replace(call, value=None)  # it is large
                 stack.encoding.trace.calls[module].append(call)
 
@@ -89,7 +89,7 @@ class EncoderCues:
         """
         if not self._reader.needs:
             for one in passes:
-                one.trace.calls.clear()  # of those who chose inside the encoder
+                one.trace.forget()  # of those who chose inside the encoder
             return {}
         modalities = self._modalities(spans)
         if len(passes) < len(modalities):
@@ -134,8 +134,7 @@ class EncoderCues:
         """Each needed cue as one tensor per image; computed once, so that the encoder's activations can be freed."""
         if not one.cues:
             one.cues = self._reader.read(one.trace, grids)
-            one.trace.calls.clear()
-            one.trace.projected.clear()
+            one.trace.forget()
         return one.cues
 
 

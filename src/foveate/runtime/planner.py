@@ -136,7 +136,8 @@ def facts_of(adapter: ModelAdapter) -> ModelFacts:
     layers, attention = len(adapter.text.layers), adapter.attention_layers
     blocks = 0 if adapter.encoder_layout is None else adapter.feature_blocks()
     attending = None if len(attention) == layers else attention
-    return ModelFacts(name, width, layers, adapter.lineage(), commit, attending, adapter.vision_width, blocks)
+    read = tuple(sorted(adapter.attention_modules()))
+    return ModelFacts(name, width, layers, adapter.lineage(), commit, attending, adapter.vision_width, blocks, read)
 
 
 def plan(

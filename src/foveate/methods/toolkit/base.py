@@ -188,6 +188,7 @@ class ModelFacts:
         attention_layers: the layers of the language model in which tokens attend to tokens; None: all.
         vision_width: of the hidden states of the vision encoder; 0 where it is not known.
         blocks: of the vision encoder, before whose input a method can prune; 0 where there are none such.
+        attending_blocks: those of the blocks that attend to whole images, so that their attention can be read.
         at: where a method is to choose, if not among what enters the language model or its layers: ``"encoder:8"`` is
             the input of the encoder's block 8. `hidden_size` is then the width of what it sees there.
     """
@@ -200,6 +201,7 @@ class ModelFacts:
     attention_layers: tuple[int, ...] | None = None
     vision_width: int = 0
     blocks: int = 0
+    attending_blocks: tuple[int, ...] = ()
     at: str = ""
 
     def inside_encoder(self, block: int) -> ModelFacts:

@@ -4,6 +4,9 @@ The importance is that of a small scorer trained for the model. For Qwen2.5-VL 3
 one: ``scorer="published"`` downloads it; others are made by ``foveate train scorer``. Without a scorer the importance
 is the attention received inside the vision encoder, a cue that needs no training, and attaching the method says so: the
 figures of the paper are all with a scorer.
+
+UniAttn, a patch of SGLang, is the same rule without a scorer: the attention received in the vision encoder, min-max
+normalised, minus 0.3 times the highest cosine to what is kept, which is a balance of ``1 / 1.3``.
 """
 
 from __future__ import annotations
@@ -41,6 +44,11 @@ SCORERS = {
 @dataclass(frozen=True)
 class IDPruner(Method):
     """First the most important token, then always the best of ``balance * importance - (1 - balance) * similarity``.
+
+    Examples:
+        >>> uniattn = foveate.get_method("idpruner", importance="encoder_attention", balance=1 / 1.3)
+        >>> with foveate.prune(model, uniattn, keep=0.25):
+        ...     output = model.generate(**inputs, max_new_tokens=4)
 
     Args:
         balance: weight of importance against diversity (the paper's lambda).

@@ -80,13 +80,19 @@ def test_stages_and_what_they_read() -> None:
     assert edited.edits(32) == get_method("visipruner").edits(32) and edited.edits(32)
 
 
-def test_what_it_refuses(llava: Zoo) -> None:
+def test_how_many_is_counted_by_the_wrapped_method() -> None:
+    tokens, inner = example(), get_method("sms", inside=False)
+    method = get_method("anchored", base=inner)
+    count = method.counts(tokens)
+    assert method.counts_by_content and count is not None and torch.equal(count, inner.counts(tokens))  # type: ignore[arg-type]
+    assert torch.equal(method.select(tokens, count).keep.sum(1), count)
+
+
+def test_what_it_refuses() -> None:
     with pytest.raises(MethodError, match="pixelprune prunes before the vision encoder"):
         get_method("anchored", base="pixelprune")
     with pytest.raises(MethodError, match=r"divprune@encoder:1 prunes inside the vision encoder"):
         get_method("anchored", base=foveate.InEncoder("divprune", block=1))
-    with pytest.raises(MethodError, match="sms counts by a rule of its own"):
-        foveate.prune(llava.model, "anchored", keep="auto", base=get_method("sms", inside=False))
 
 
 @pytest.mark.parametrize("base", ["divprune", "fastv", AtLayer("divprune", 2)], ids=str)

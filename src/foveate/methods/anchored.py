@@ -7,31 +7,29 @@ quarter of the budget of either; the wrapped method chooses the rest of the budg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..budget import Budget
 from ..devices import from_host, to_host
 from ..errors import MethodError
 from ..selection.batch import order_by_score
 from ..tokens import Cue, Selection, VisualTokens
-from .toolkit.base import Method, Provenance, Stage, Where, in_words
+from .toolkit.base import Method, Provenance, Where, in_words
 from .toolkit.constraints import Share
 from .toolkit.coordinates import count_coordinates, rank_coordinates
-from .toolkit.interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
+from .toolkit.interventions import ExpertCut, ExpertSkip
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.wrapper import Wrapper
+from .toolkit.wrapper import Transparent
 
 _PLACES = frozenset({Where.BEFORE_LLM, Where.INSIDE_LLM})
 
 
 @register_method("anchored")
 @dataclass(frozen=True)
-class Anchored(Wrapper):
+class Anchored(Transparent):
     """A method that keeps coordinate tokens beside what another chooses; of several stages, in each.
 
     Examples:
@@ -81,24 +79,8 @@ class Anchored(Wrapper):
         return self.inner.needs | {Cue.ROTARY_MEANS}
 
     @property
-    def bias(self) -> LogitBias | None:
-        return self.inner.bias
-
-    @property
     def experts(self) -> ExpertCut | ExpertSkip | None:
         return self.inner.experts
-
-    def edits(self, layers: int) -> Sequence[AttentionEdit]:
-        return self.inner.edits(layers)
-
-    def stages(self, layers: int, budget: Budget) -> list[Stage]:
-        if budget.by_content and self.inner.counts_by_content:
-            raise MethodError(
-                f"anchored: {self.inner.name} counts by a rule of its own with keep='auto', which leaves no room for "
-                "coordinate tokens; give a fraction such as keep=0.25."
-            )
-        inner = self.inner.stages(layers, budget)
-        return [replace(stage, method=self.with_settings(base=stage.method)) for stage in inner]
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, asked = tokens.valid, to_host(count)

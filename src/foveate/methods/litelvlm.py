@@ -50,7 +50,7 @@ class LiteLVLM(Method):
         ),
         evidence=(
             "tests/methods/test_litelvlm.py (loops)",
-            "tests/models/test_encoder_readings.py::test_what_cosines_read (values of transformers' own layers)",
+            "tests/models/test_encoder_readings.py::test_what_the_cls_token_reads_by_cosines (by hand)",
         ),
         cost="O(N d); the queries, keys and values of one encoder layer are read.",
     )

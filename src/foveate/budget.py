@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -178,8 +178,14 @@ class Budget:
         share = floor if self.floor is None else self.floor
         return min(tokens, max(1, round_half_up(share * tokens))) if share and tokens else 0
 
-    def at_layers(self, starts: Sequence[int], layers: int) -> Budget:
-        """This budget where the stages of its method begin at other of a model's `layers`; itself in most."""
+    def at_layers(self, starts: Mapping[int, int], layers: int) -> Budget:
+        """This budget where the stages of its method begin at other of a model's `layers`; itself in most.
+
+        Args:
+            starts: by the place of a stage in the method's schedule, those left out that fell together with the next,
+                the layer whose input it shortens.
+            layers: of the language model.
+        """
         return self
 
     def count(self, tokens: int) -> int:

@@ -18,7 +18,7 @@ from foveate.tokens import Cue, Grid, Kind, VisualTokens
 FACTS = ModelFacts("toy", 8, 4)
 CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
 CLIPS_ONLY = {"evs"}
-WHOLE_GRIDS = {"avgpool", "eadp", "evs", "pixelprune"}
+WHOLE_GRIDS = {"avgpool", "clse", "eadp", "evs", "pixelprune"}
 TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
 FOLLOWS = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
 SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "K": 1, "c": 3, "L": 2}

@@ -24,10 +24,12 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .avgpool import AvgPool as AvgPool
     from .cdpruner import CDPruner as CDPruner
     from .cenprune import CenPrune as CenPrune
+    from .clse import Clse as Clse
     from .cosine import Cosine as Cosine
     from .d2pruner import D2Pruner as D2Pruner
     from .dart import Dart as Dart
     from .divprune import DivPrune as DivPrune
+    from .divrandom import DivRandom as DivRandom
     from .eadp import Eadp as Eadp
     from .evs import Evs as Evs
     from .fastervlm import FasterVlm as FasterVlm
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .fastv import FastV as FastV
     from .flowcut import FlowCut as FlowCut
     from .geoprune import GeoPrune as GeoPrune
+    from .hawk import Hawk as Hawk
     from .hiprune import HiPrune as HiPrune
     from .holov import HoloV as HoloV
     from .idpruner import IDPruner as IDPruner
@@ -48,6 +51,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .otprune import OTPrune as OTPrune
     from .par import Par as Par
     from .pixelprune import PixelPrune as PixelPrune
+    from .priortr import PriorTR as PriorTR
     from .prunesid import PruneSid as PruneSid
     from .pyramiddrop import PyramidDrop as PyramidDrop
     from .random import Random as Random
@@ -58,12 +62,15 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .stride import Stride as Stride
     from .tome import ToMe as ToMe
     from .tops import Tops as Tops
+    from .transprune import TransPrune as TransPrune
     from .trim import Trim as Trim
+    from .v2drop import V2Drop as V2Drop
     from .vidcom2 import VidCom2 as VidCom2
     from .visionselector import VisionSelector as VisionSelector
     from .visionzip import VisionZip as VisionZip
     from .visipruner import VisiPruner as VisiPruner
     from .vispruner import VisPruner as VisPruner
+    from .vlmpruner import VlmPruner as VlmPruner
     from .vscan import VScan as VScan
 
 __all__ = [

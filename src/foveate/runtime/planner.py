@@ -131,13 +131,16 @@ KeepLike = float | int | str | Budget
 def facts_of(adapter: ModelAdapter) -> ModelFacts:
     """What methods may know of a model."""
     name = str(getattr(adapter.model, "name_or_path", ""))
-    width = adapter.model.config.get_text_config().hidden_size
+    text = adapter.model.config.get_text_config()
+    width, heads = text.hidden_size, int(getattr(text, "num_attention_heads", 0) or 0)
     commit = str(getattr(adapter.model.config, "_commit_hash", None) or "")
     layers, attention = len(adapter.text.layers), adapter.attention_layers
     blocks = 0 if adapter.encoder_layout is None else adapter.feature_blocks()
     attending = None if len(attention) == layers else attention
     read = tuple(sorted(adapter.attention_modules()))
-    return ModelFacts(name, width, layers, adapter.lineage(), commit, attending, adapter.vision_width, blocks, read)
+    return ModelFacts(
+        name, width, layers, adapter.lineage(), commit, attending, adapter.vision_width, blocks, read, heads=heads
+    )
 
 
 def plan(
@@ -264,9 +267,9 @@ def _stages_of(method: Method, facts: ModelFacts, budget: Budget) -> list[Stage]
         for stage, layer in zip(stages, readable, strict=True)
     ]
     # Of stages that have come to the same layer the last one leaves what the schedule leaves there.
-    left = list({_sort_key(stage): stage for stage in moved}.values())
-    starts = [stage.first_layer for stage in left]
-    return [replace(stage, budget=stage.budget.at_layers(starts, facts.layers)) for stage in left]
+    left = {_sort_key(stage): place for place, stage in enumerate(moved)}.values()
+    starts = {place: moved[place].first_layer for place in left}
+    return [replace(moved[place], budget=moved[place].budget.at_layers(starts, facts.layers)) for place in left]
 
 
 def _bind_method(adapter: ModelAdapter, facts: ModelFacts, method: Method, budget: Budget) -> Method:

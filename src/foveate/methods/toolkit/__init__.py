@@ -7,12 +7,12 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
 | around another method | `Wrapper`, `Transparent` |
-| budgets of several stages | `proportional`, `geometric`, `layer_average` |
+| budgets of several stages | `proportional`, `geometric`, `layer_average`, `layers_like` |
 | types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
-| hyperparameters that go together | `check_falling`, `check_layer_of` |
+| hyperparameters that go together | `check_falling`, `check_layer_of`, `check_layers_of` |
 | what is compared | `cues_of`, `features_of`, `centre` |
-| the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_of` |
+| the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_over_heads`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
 | how many to keep | `count_distinct` |
 | choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
@@ -39,11 +39,11 @@ from .notes import Note
 from .published import published
 from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
-from .schedules import geometric, layer_average, proportional
-from .text_relevance import attention_of_text, by_image, mean_of, relevance_of
+from .schedules import geometric, layer_average, layers_like, proportional
+from .text_relevance import attention_of_text, by_image, mean_of, mean_over_heads, relevance_of
 from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
-from .validation import check_falling, check_layer_of, check_undropped
+from .validation import check_falling, check_layer_of, check_layers_of, check_undropped
 from .wrapper import Transparent, Wrapper
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "check_contract",
     "check_falling",
     "check_layer_of",
+    "check_layers_of",
     "check_undropped",
     "count_distinct",
     "cues_of",
@@ -94,7 +95,9 @@ __all__ = [
     "identity_targets",
     "largest_remainder",
     "layer_average",
+    "layers_like",
     "mean_of",
+    "mean_over_heads",
     "method_names",
     "nearest",
     "peaks",

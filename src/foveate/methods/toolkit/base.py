@@ -191,6 +191,7 @@ class ModelFacts:
         attending_blocks: those of the blocks that attend to whole images, so that their attention can be read.
         at: where a method is to choose, if not among what enters the language model or its layers: ``"encoder:8"`` is
             the input of the encoder's block 8. `hidden_size` is then the width of what it sees there.
+        heads: that queries have in the attention of the language model; 0 where it is not known.
     """
 
     name_or_path: str
@@ -203,6 +204,7 @@ class ModelFacts:
     blocks: int = 0
     attending_blocks: tuple[int, ...] = ()
     at: str = ""
+    heads: int = 0
 
     def inside_encoder(self, block: int) -> ModelFacts:
         """The same of a method that chooses among the hidden states that enter a block of the vision encoder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...budget import Budget, round_half_up
@@ -64,7 +64,7 @@ class _ShareOfAverage(_Stage):
 
     Args:
         shares: falling, of all stages, in proportion.
-        passed: share of the layers that each stage's tokens pass; with the rest of the layers they add up to 1.
+        passed: share of the layers, from the first stage's on, that each stage's tokens pass; they add up to 1.
         stage: which of the stages it is.
     """
 
@@ -72,8 +72,10 @@ class _ShareOfAverage(_Stage):
     passed: tuple[float, ...] = (1.0,)
     stage: int = 0
 
-    def at_layers(self, starts: Sequence[int], layers: int) -> Budget:
-        return replace(self, passed=_layer_shares(starts, layers))
+    def at_layers(self, starts: Mapping[int, int], layers: int) -> Budget:
+        left = list(starts)
+        shares, passed = tuple(self.shares[stage] for stage in left), _layer_shares(list(starts.values()), layers)
+        return replace(self, shares=shares, passed=passed, stage=left.index(self.stage))
 
     def count(self, tokens: int) -> int:
         if tokens <= 0 or self.by_content:
@@ -89,18 +91,40 @@ class _ShareOfAverage(_Stage):
 
 
 def layer_average(budget: Budget, starts: Sequence[int], shares: Sequence[float], layers: int) -> list[Budget]:
-    """The budgets of stages at the layers `starts`, the first 0, whose average over a model's `layers` is `budget`.
+    """The budgets of stages at the rising layers `starts` whose average over a model's `layers` is `budget`.
 
-    What they leave is in proportion to `shares`, which fall; where the first would leave more than there is, it leaves
-    all, and the others more. Counts are rounded.
+    The average is over the layers from the first stage's on: all of them where that is 0, else all but those below it,
+    which all tokens pass whatever is kept, so that one stage alone leaves just its budget. What the stages leave is in
+    proportion to `shares`, which fall; where the first would leave more than there is, it leaves all, and the others
+    more. Counts are rounded.
     """
     passed = _layer_shares(starts, layers)
     return [_ShareOfAverage(budget.keep, budget.scope, tuple(shares), passed, i) for i in range(len(starts))]
 
 
 def _layer_shares(starts: Sequence[int], layers: int) -> tuple[float, ...]:
-    """The share of a model's `layers` that lie behind each of the layers `starts`, up to the next of them."""
-    return tuple((end - start) / layers for start, end in zip(starts, [*starts[1:], layers], strict=True))
+    """Of the layers from the first of `starts` on, the share that lies behind each of them, up to the next."""
+    passed = layers - starts[0]
+    return tuple((end - start) / passed for start, end in zip(starts, [*starts[1:], layers], strict=True))
+
+
+def layers_like(known: Mapping[int, Sequence[int]], layers: int) -> tuple[int, ...]:
+    """Rising layers in a model of so many `layers`, as they lie in models of other depths.
+
+    Examples:
+        >>> from foveate.methods.toolkit import layers_like
+        >>> layers_like({32: (8, 10, 13)}, 28), layers_like({32: (8, 10, 13)}, 4)
+        ((7, 8, 11), (1, 2, 3))
+
+    Args:
+        known: rising layers by the depth of a model; those of the nearest depth are scaled and rounded down.
+        layers: of the language model; with fewer than there are stages, some of what is returned lie behind the last.
+    """
+    depth = min(known, key=lambda one: abs(one - layers))
+    found: list[int] = []
+    for layer in known[depth]:
+        found.append(max(layer * layers // depth, found[-1] + 1 if found else 1))
+    return tuple(found)
 
 
 def geometric(budget: Budget, stages: int) -> list[Budget]:

@@ -43,12 +43,21 @@ def relevance_of(tokens: VisualTokens, sign: Sign, measure: Callable[[Tensor, Te
     return out
 
 
-def attention_of_text(tokens: VisualTokens) -> Tensor:
+def mean_over_heads(attention: Tensor, valid: Tensor) -> Tensor:
+    """(B, N, M) float32: attention (B, N, H, M) as the mean over heads; 0 where a token is not valid (B, N)."""
+    return torch.where(valid[..., None], attention.float().mean(2), 0.0)
+
+
+def attention_of_text(tokens: VisualTokens, cue: Cue = Cue.LLM_TEXT_ATTENTION) -> Tensor:
     """(B, N) float32: the attention that the text behind an image pays to each token in the LLM layer below.
 
     The mean over heads and text; zero on padding, and everywhere where no text follows.
+
+    Args:
+        tokens: with the cue.
+        cue: LLM_TEXT_ATTENTION, or LLM_TEXT_ATTENTION_HERE for the layer whose input is shortened.
     """
-    attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
+    attention, follows = tokens.cue(cue), tokens.text_follows
     out = torch.zeros(attention.shape[:2], dtype=torch.float32, device=attention.device)
     for row, size in enumerate(tokens.sizes):
         if follows[row].any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...errors import MethodError
 from ...tokens import VisualTokens
 from .base import ModelFacts
@@ -14,6 +16,12 @@ def check_layer_of(method: str, layer: int, facts: ModelFacts, low: int = 1, fie
             f"{method}: {field}={layer}, but {facts.label} has {facts.layers} layers; "
             f"use a layer in [{low}, {facts.layers - 1}]."
         )
+
+
+def check_layers_of(method: str, layers: Sequence[int], facts: ModelFacts) -> None:
+    """Raise MethodError unless the model has all the layers to prune at."""
+    for layer in layers:
+        check_layer_of(method, layer, facts, field="layers")
 
 
 def check_undropped(method: str, tokens: VisualTokens) -> None:

@@ -22,7 +22,7 @@ from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.constraints import Layer
 from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.text_relevance import mean_over_heads
+from .toolkit.text_relevance import mean_of_rows, mean_over_heads
 from .toolkit.top_k import TopK
 from .toolkit.validation import check_layer_of
 
@@ -92,5 +92,5 @@ class PriorTR(TopK):
 
 def _share(attention: Tensor, rows: Tensor) -> Tensor:
     """(B, N): the mean of some rows (B, M) of the attention (B, N, M), as shares of the image."""
-    total = torch.where(rows[:, None], attention, 0.0).sum(-1) / rows.sum(1, keepdim=True).clamp_min(1)
+    total = mean_of_rows(attention, rows)
     return total / (total.sum(1, keepdim=True) + _TINY)

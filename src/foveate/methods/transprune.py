@@ -26,7 +26,7 @@ from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
 from .toolkit.constraints import Layers, Proportions, Share
 from .toolkit.registry import register_method
 from .toolkit.schedules import layer_average, layers_like
-from .toolkit.text_relevance import attention_of_text
+from .toolkit.text_relevance import mean_of_rows, mean_over_heads
 from .toolkit.top_k import TopK
 from .toolkit.validation import check_falling, check_layers_of
 
@@ -97,7 +97,9 @@ class TransPrune(TopK):
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32; 0 on padding."""
         changes = transition_variation(tokens.cue(Cue.LLM_TRANSITIONS), tokens.valid)
-        return self.balance * changes + (1 - self.balance) * attention_of_text(tokens, Cue.LLM_TEXT_ATTENTION_HERE)
+        attention = mean_over_heads(tokens.cue(Cue.LLM_TEXT_ATTENTION_HERE), tokens.valid)
+        seen = mean_of_rows(attention, tokens.text_follows)
+        return self.balance * changes + (1 - self.balance) * seen
 
 
 def transition_variation(transitions: Tensor, valid: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
 | hyperparameters that go together | `check_falling`, `check_layer_of`, `check_layers_of` |
 | what is compared | `cues_of`, `features_of`, `centre` |
-| the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_over_heads`, `mean_of` |
+| the prompt's text | `by_image`, `relevance_of`, `attention_of_text`, `mean_over_heads`, `mean_of_rows`, `mean_of` |
 | parts of an image | `largest_remainder`, `region_of`, `full_windows`, `rank_within`, `check_undropped` |
 | how many to keep | `count_distinct` |
 | choosing | `TopK`, `peaks`, `RunningMoments`, `greedy_coverage`, and the selectors in `foveate.selection` |
@@ -40,7 +40,7 @@ from .published import published
 from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
 from .schedules import geometric, layer_average, layers_like, proportional
-from .text_relevance import attention_of_text, by_image, mean_of, mean_over_heads, relevance_of
+from .text_relevance import attention_of_text, by_image, mean_of, mean_of_rows, mean_over_heads, relevance_of
 from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
 from .validation import check_falling, check_layer_of, check_layers_of, check_undropped
@@ -97,6 +97,7 @@ __all__ = [
     "layer_average",
     "layers_like",
     "mean_of",
+    "mean_of_rows",
     "mean_over_heads",
     "method_names",
     "nearest",

@@ -48,16 +48,17 @@ def mean_over_heads(attention: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid[..., None], attention.float().mean(2), 0.0)
 
 
-def attention_of_text(tokens: VisualTokens, cue: Cue = Cue.LLM_TEXT_ATTENTION) -> Tensor:
+def mean_of_rows(attention: Tensor, rows: Tensor) -> Tensor:
+    """(B, N) float32: the mean of those rows (B, M) of the attention (B, N, M) that count; 0 where none does."""
+    return torch.where(rows[:, None], attention, 0.0).sum(-1) / rows.sum(1, keepdim=True).clamp_min(1)
+
+
+def attention_of_text(tokens: VisualTokens) -> Tensor:
     """(B, N) float32: the attention that the text behind an image pays to each token in the LLM layer below.
 
     The mean over heads and text; zero on padding, and everywhere where no text follows.
-
-    Args:
-        tokens: with the cue.
-        cue: LLM_TEXT_ATTENTION, or LLM_TEXT_ATTENTION_HERE for the layer whose input is shortened.
     """
-    attention, follows = tokens.cue(cue), tokens.text_follows
+    attention, follows = tokens.cue(Cue.LLM_TEXT_ATTENTION), tokens.text_follows
     out = torch.zeros(attention.shape[:2], dtype=torch.float32, device=attention.device)
     for row, size in enumerate(tokens.sizes):
         if follows[row].any():

@@ -47,3 +47,5 @@ def test_refusals() -> None:
     with pytest.raises(MethodError, match="must fall, one for each of 3 layers"):
         get_method("v2drop", shares=(0.5, 0.25))
     assert len(get_method("v2drop", layers=(2, 5), shares=(2.0, 1.0)).stages(8, Budget(0.5))) == 2
+    halves = get_method("v2drop", layers=(2, 4, 6, 8)).stages(10, Budget(0.1))
+    assert [stage.budget.count(3200) for stage in halves] == [683, 341, 171, 85]  # 320 on average over eight layers

@@ -29,13 +29,13 @@ from ..budget import Budget
 from ..tokens import Cue, Grid, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
 from .toolkit.constraints import Above, Layers, Proportions
-from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like
+from .toolkit.schedules import layer_average, layers_like, shares_like
 from .toolkit.top_k import TopK
 from .toolkit.validation import check_falling, check_layers_of, check_undropped
 
 _LAYERS = {28: (1, 10, 19), 32: (1, 11, 21), 36: (1, 13, 24)}
+_SHARES = {28: (0.57, 0.36, 0.098), 32: (330.0, 210.0, 62.0)}
 
 
 @register_method("clse")
@@ -46,7 +46,8 @@ class Clse(TopK):
     Args:
         layers: zero-based layers whose input is shortened; None: 1, 11 and 21 of 32, 1, 10 and 19 of 28, 1, 13 and 24
             of 36, in proportion of other depths.
-        shares: what is left behind each stage, falling, in proportion.
+        shares: what is left behind each stage, falling, in proportion; None: the published ones, at another number of
+            layers each half of the one before.
         cutoff: width of the filter, as a share of half the image's shorter side.
         temperature: of the factor; the lower it is, the more a place has to stand out.
     """
@@ -74,12 +75,13 @@ class Clse(TopK):
     refusals = ("clse reads whole grids, but tokens were dropped before it; let it prune first.",)
 
     layers: Layers | None = None
-    shares: Proportions = published((330.0, 210.0, 62.0), qwen2_vl=(0.57, 0.36, 0.098))
+    shares: Proportions | None = None
     cutoff: Annotated[float, Above(0)] = 0.1
     temperature: Annotated[float, Above(0)] = 0.1
 
     def validate(self) -> None:
-        check_falling("clse", self.shares, 3 if self.layers is None else len(self.layers))
+        if self.shares is not None:
+            check_falling("clse", self.shares, 3 if self.layers is None else len(self.layers))
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -92,7 +94,7 @@ class Clse(TopK):
     def stages(self, layers: int, budget: Budget) -> list[Stage]:
         at = self._layers(layers)
         methods: list[Method] = [self, *(ByAttention() for _ in at[1:])]
-        parts = layer_average(budget, at, self.shares, layers)
+        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
         return [Stage.inside_llm(*stage) for stage in zip(methods, at, parts, strict=True)]
 
     def _layers(self, layers: int) -> tuple[int, ...]:

@@ -25,12 +25,13 @@ from ..tokens import Cue, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
 from .toolkit.constraints import Layers, Proportions, Share
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like
+from .toolkit.schedules import layer_average, layers_like, shares_like
 from .toolkit.text_relevance import mean_of_rows, mean_over_heads
 from .toolkit.top_k import TopK
 from .toolkit.validation import check_falling, check_layers_of
 
 _LAYERS = {32: (8, 10, 13)}
+_SHARES = {32: (0.875, 0.625, 0.125)}
 
 
 @register_method("transprune")
@@ -40,7 +41,8 @@ class TransPrune(TopK):
 
     Args:
         layers: zero-based layers whose input is shortened; None: 8, 10 and 13 of 32, in proportion.
-        shares: what is left behind each stage, falling, in proportion.
+        shares: what is left behind each stage, falling, in proportion; None: the published ones, at another number of
+            layers each half of the one before.
         balance: weight of the changes against the attention of the text (the paper's alpha).
     """
 
@@ -69,11 +71,12 @@ class TransPrune(TopK):
     )
 
     layers: Layers | None = None
-    shares: Proportions = (0.875, 0.625, 0.125)
+    shares: Proportions | None = None
     balance: Share = 0.5
 
     def validate(self) -> None:
-        check_falling("transprune", self.shares, 3 if self.layers is None else len(self.layers))
+        if self.shares is not None:
+            check_falling("transprune", self.shares, 3 if self.layers is None else len(self.layers))
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -88,7 +91,7 @@ class TransPrune(TopK):
         stages = [
             TransPruneStage(self.layers, self.shares, self.balance, tuple(range(at[0] - 1, layer))) for layer in at
         ]
-        parts = layer_average(budget, at, self.shares, layers)
+        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
         return [Stage.inside_llm(*stage) for stage in zip(stages, at, parts, strict=True)]
 
     def _layers(self, layers: int) -> tuple[int, ...]:

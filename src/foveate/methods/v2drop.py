@@ -19,13 +19,13 @@ from ..budget import Budget
 from ..tokens import Cue, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage
 from .toolkit.constraints import Layers, Proportions
-from .toolkit.published import published
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like
+from .toolkit.schedules import layer_average, layers_like, shares_like
 from .toolkit.top_k import TopK
 from .toolkit.validation import check_falling, check_layers_of
 
 _LAYERS = {28: (3, 16, 22), 32: (3, 17, 22)}
+_SHARES = {28: (0.25, 0.0125, 1e-6), 32: (0.5, 0.25, 1e-6)}
 
 
 @register_method("v2drop")
@@ -36,7 +36,8 @@ class V2Drop(TopK):
     Args:
         layers: zero-based layers whose input is shortened; None: 3, 17 and 22 of 32, 3, 16 and 22 of 28, in proportion
             of other depths.
-        shares: what is left behind each stage, falling, in proportion; at least one token of an image is.
+        shares: what is left behind each stage, falling, in proportion; None: the published ones, at another number of
+            layers each half of the one before. At least one token of an image is left.
     """
 
     provenance = Provenance(
@@ -60,10 +61,11 @@ class V2Drop(TopK):
     )
 
     layers: Layers | None = None
-    shares: Proportions = published((0.5, 0.25, 1e-6), qwen2_vl=(0.25, 0.0125, 1e-6))
+    shares: Proportions | None = None
 
     def validate(self) -> None:
-        check_falling("v2drop", self.shares, 3 if self.layers is None else len(self.layers))
+        if self.shares is not None:
+            check_falling("v2drop", self.shares, 3 if self.layers is None else len(self.layers))
 
     def load(self, facts: ModelFacts) -> Method:
         check_layers_of("v2drop", self._layers(facts.layers), facts)
@@ -71,7 +73,7 @@ class V2Drop(TopK):
 
     def stages(self, layers: int, budget: Budget) -> list[Stage]:
         at = self._layers(layers)
-        parts = layer_average(budget, at, self.shares, layers)
+        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
         return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, parts, strict=True)]
 
     def _layers(self, layers: int) -> tuple[int, ...]:

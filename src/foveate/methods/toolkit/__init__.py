@@ -7,7 +7,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
 | around another method | `Wrapper`, `Transparent` |
-| budgets of several stages | `proportional`, `geometric`, `layer_average`, `layers_like` |
+| budgets of several stages | `proportional`, `geometric`, `layer_average`, `layers_like`, `shares_like` |
 | types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
 | hyperparameters that go together | `check_falling`, `check_layer_of`, `check_layers_of` |
@@ -39,7 +39,7 @@ from .notes import Note
 from .published import published
 from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
-from .schedules import geometric, layer_average, layers_like, proportional
+from .schedules import geometric, layer_average, layers_like, proportional, shares_like
 from .text_relevance import attention_of_text, by_image, mean_of, mean_of_rows, mean_over_heads, relevance_of
 from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
@@ -108,4 +108,5 @@ __all__ = [
     "region_of",
     "register_method",
     "relevance_of",
+    "shares_like",
 ]

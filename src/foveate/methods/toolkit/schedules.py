@@ -120,11 +120,24 @@ def layers_like(known: Mapping[int, Sequence[int]], layers: int) -> tuple[int, .
         known: rising layers by the depth of a model; those of the nearest depth are scaled and rounded down.
         layers: of the language model; with fewer than there are stages, some of what is returned lie behind the last.
     """
-    depth = min(known, key=lambda one: abs(one - layers))
+    depth = _nearest(known, layers)
     found: list[int] = []
     for layer in known[depth]:
         found.append(max(layer * layers // depth, found[-1] + 1 if found else 1))
     return tuple(found)
+
+
+def shares_like(known: Mapping[int, Sequence[float]], layers: int, stages: int) -> tuple[float, ...]:
+    """What so many stages leave in a model of so many `layers`, in proportion: as in that of the nearest depth.
+
+    Of another number of stages than is known there, each leaves half of what the one before left.
+    """
+    shares = known[_nearest(known, layers)]
+    return tuple(shares) if len(shares) == stages else tuple(0.5**stage for stage in range(stages))
+
+
+def _nearest(known: Mapping[int, object], layers: int) -> int:
+    return min(known, key=lambda depth: abs(depth - layers))
 
 
 def geometric(budget: Budget, stages: int) -> list[Budget]:

@@ -193,9 +193,10 @@ class EvidenceScorer(nn.Module):
         try:
             with safe_open(str(file), framework="pt") as opened:
                 about = (opened.metadata() or {}).get(_FORMAT)
-                tensors = {} if about is None else {name: opened.get_tensor(name) for name in opened.keys()}
+                names = list(opened.keys())
+                tensors = {} if about is None else {name: opened.get_tensor(name) for name in names}
             if about is None:
-                kind = "an importance scorer" if set(tensors) >= set(KEYS) else "no evidence scorer"
+                kind = "an importance scorer" if set(names) >= set(KEYS) else "no evidence scorer"
                 raise MethodError(
                     f"evidence scorer {path}: {file.name} holds {kind}; give one that `foveate train evidence` wrote."
                 )

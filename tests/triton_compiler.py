@@ -17,7 +17,7 @@ def kernels(blocks: Sequence[int], tiles: Sequence[int], depths: Sequence[int]) 
         tiles: of the similarities.
         depths: features per token for the similarities; width of a head for attention.
     """
-    from foveate.importance.attention_triton import _logits_kernel
+    from foveate.importance.attention_triton import _logits_kernel, _normaliser_kernel, _shares_kernel
     from foveate.selection.triton import gram, greedy
 
     counts_and_keep = {"counts": _LONGS, "keep": _BYTES}
@@ -54,6 +54,13 @@ def kernels(blocks: Sequence[int], tiles: Sequence[int], depths: Sequence[int]) 
     for kind in (_FLOATS, "*bf16"):
         types = {"query": kind, "key": kind, "logits": _FLOATS, "scaling": _FLOAT, **numbers}
         yield f"attention_logits, {kind}", _logits_kernel, (types, {"GROUP": 7, "KEYS": 64, "DEPTH": 128}), 1024
+
+    strides = (f"{kind}_{axis}" for kind in ("query", "key") for axis in ("image", "head", "row"))
+    types = {"scale": _FLOAT, **dict.fromkeys(("queries", "keys", "depth", *strides), _INT)}
+    types |= {"query": "*bf16", "key": "*bf16", "normaliser": _FLOATS, "shares": _FLOATS}
+    constants = {"GROUP": 1, "MANY": 128, "FEW": 64, "DEPTH": 128}
+    yield "attention_shares, normaliser", _normaliser_kernel, (types, constants), 2048
+    yield "attention_shares", _shares_kernel, (types, constants), 2048
 
 
 def compile_for(capability: int, kernel: Any, arguments: tuple[dict[str, str], dict[str, Any]], block: int) -> Any:

@@ -4,7 +4,7 @@ one (`PYTHONPATH=src python -m pytest -m gpu tests/importance`)."""
 import pytest
 import torch
 
-from foveate.importance import attention_row
+from foveate.importance import attention_received, attention_row
 from foveate.importance.attention import attention_weights
 from triton_interpreter import interpreted
 
@@ -44,7 +44,37 @@ def compare():
     torch.testing.assert_close(attention_logits(query, by_depth, 1.0), attention_logits(query, by_depth.clone(), 1.0))
     assert attention_logits(query, by_depth[:, :, :0], 1.0).shape == (2, 4, 0)
     torch.library.opcheck(attention_logits, (query, by_depth, 1.0))
+    compare_shares()
     print("compared")
+
+
+# Images, query heads, key heads, queries, keys, width of a head.
+RECEIVED = ((1, 1, 1, 1, 1, 4), (2, 4, 2, 65, 70, 24), (1, 2, 2, 130, 130, 80), (1, 2, 1, 3, 200, 16))
+
+
+def packed(case, device="cpu", dtype=torch.float16):
+    """Queries and keys as they are split off one product, laid out by token."""
+    images, heads, kv_heads, queries, keys, depth = case
+    generator = torch.Generator().manual_seed(keys)
+    query = torch.randn(images, queries, heads, depth, generator=generator).to(device, dtype)
+    key = torch.randn(images, keys, kv_heads, depth, generator=generator).to(device, dtype)
+    return query.transpose(1, 2), key.transpose(1, 2)
+
+
+def received(query, key):
+    """The same in torch, by explicit softmax."""
+    keys = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return (query.float() @ keys.mT * 0.3).softmax(-1).mean((1, 2))
+
+
+def compare_shares():
+    from foveate.importance.attention_triton import attention_shares
+
+    for case in RECEIVED:  # the interpreter multiplies bfloat16 wrongly
+        query, key = packed(case)
+        found = attention_shares(query, key, 0.3).mean(1) / query.shape[2]
+        torch.testing.assert_close(found, received(query, key))
+    torch.library.opcheck(torch.ops.foveate.attention_shares.default, (query, key, 0.3))
 
 
 @pytest.mark.slow
@@ -66,6 +96,17 @@ def test_on_a_gpu(case, dtype):
     row = attention_row(query, key, 0.3, visible)
     torch.testing.assert_close(row, rows(query, key, visible))
     assert row.equal(attention_row(query, key, 0.3, visible))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("case", [*RECEIVED, (1, 16, 16, 5184, 5184, 80), (4, 8, 2, 577, 600, 64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_received_on_a_gpu(case, dtype):
+    query, key = packed(case, "cuda", dtype)
+    found = attention_received(query, key, 0.3)
+    torch.testing.assert_close(found, received(query, key), rtol=1e-4, atol=1e-8)
+    assert found.equal(attention_received(query, key, 0.3))
 
 
 @pytest.mark.gpu

@@ -132,8 +132,8 @@ def build(name: str, device: str, dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
 
 
-def prompt(model: Any, tokens: int, batch: int = 1) -> dict[str, Tensor]:
-    """`batch` prompts of `tokens` visual and `TEXT` text tokens each, as the model's processor would return them.
+def prompt(model: Any, tokens: int, batch: int = 1, images: int = 1) -> dict[str, Tensor]:
+    """`batch` prompts of `images` of `tokens` visual tokens and `TEXT` text tokens each, as the processor returns them.
 
     LLaVA sees images of 576 tokens each, of which a prompt has as many as come nearest to `tokens`.
     """
@@ -141,21 +141,21 @@ def prompt(model: Any, tokens: int, batch: int = 1) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     half = TEXT // 2 - 1
     llava = model.config.model_type == "llava"
-    images = max(1, round(tokens / LLAVA_TOKENS))
-    visual = [IMAGE] * (images * LLAVA_TOKENS if llava else tokens)
-    ids = [*range(3, 3 + half), START, *visual, END, *range(50, 50 + half)]
+    tiles = images * max(1, round(tokens / LLAVA_TOKENS))
+    visual = [START, *[IMAGE] * (tiles * LLAVA_TOKENS), END] if llava else [START, *[IMAGE] * tokens, END] * images
+    ids = [*range(3, 3 + half), *visual, *range(50, 50 + half)]
     input_ids = torch.tensor([ids] * batch, device=device)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if llava:
-        pixels = torch.randn(batch * images, 3, 336, 336, generator=generator)
+        pixels = torch.randn(batch * tiles, 3, 336, 336, generator=generator)
         return {**inputs, "pixel_values": pixels.to(device, dtype)}
     rows, columns = GRIDS[tokens]
-    pixels = torch.randn(batch * 4 * tokens, 3 * 2 * 14 * 14, generator=generator)
+    pixels = torch.randn(batch * images * 4 * tokens, 3 * 2 * 14 * 14, generator=generator)
     return {
         **inputs,
         "mm_token_type_ids": (input_ids == IMAGE).long(),
         "pixel_values": pixels.to(device, dtype),
-        "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]] * batch, device=device),
+        "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]] * (batch * images), device=device),
     }
 
 

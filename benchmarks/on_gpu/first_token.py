@@ -2,7 +2,9 @@
 
 Its weights are random and made on the device. Each row is the median of rounds in turn with the unpruned model. The
 time of a decoding step stands beside: a prefill cannot be much faster than that, since it reads the same weights and
-makes as many launches.
+makes as many launches. With one prompt, a prefill of transformers is little more than its launches, pruned or not; so
+several prompts at once come first, and the last column compares with what is possible: a prefill that takes its part
+of the FLOPs, but no less than a decoding step.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ import ttft
 
 import foveate
 
-from .records import Journal, SkippedCase
+from .records import Journal
 from .runner import Case
 from .timing import device_for
 
 _BLOCK = 8  # of the 32 of the vision encoder, at which half of the tokens leave
 _KEEPS = (0.25, 0.1)
+_FEW = min(_KEEPS)
 _SHARE_OF_FLOPS, _SELECTING = 0.85, 0.01
 
 
@@ -50,36 +53,59 @@ class Setting:
 _PLAIN = Setting("unpruned")
 
 
+@dataclass(frozen=True)
+class Load:
+    """What the model is asked at once, how often, and by which ways to prune."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    batch: int = 1
+    images: int = 1
+    rounds: int = 1
+
+    @property
+    def words(self) -> str:
+        """For tables and goals."""
+        if self.images > 1:
+            return f"one prompt of {self.images} images"
+        return f"{self.batch} prompts" if self.batch > 1 else "one prompt"
+
+
 def cases(dry: bool) -> Iterator[Case]:
-    """A method each, then several prompts at once."""
-    name, tokens, rounds = ("qwen2.5-vl-tiny", 576, 1) if dry else ("qwen2.5-vl-7b", 1296, 5)
-    measure = partial(_measure, name=name, tokens=tokens, rounds=rounds, device=device_for(dry))
-
-    def several(*settings: Setting, batch: int = 1) -> Any:
-        return lambda journal: measure(journal, settings=settings, batch=batch)
-
-    yield "divprune", several(*(_one("divprune", keep) for keep in (1.0, *_KEEPS)))
-    yield "idpruner", several(*(_one("idpruner", keep) for keep in _KEEPS))
-    yield "inside the encoder", lambda journal: _inside(measure, journal, 1 if dry else _BLOCK)
-    inside = foveate.get_method("d2pruner", debias=False)  # random weights have no attention prior
-    yield "d2pruner", several(*(Setting(f"d2pruner, debias=False, {keep:.0%}", (inside,), (keep,)) for keep in _KEEPS))
-    yield "four prompts", several(*(_one("divprune", keep) for keep in _KEEPS), batch=2 if dry else 4)
+    """Those of many tokens first: there FLOPs count more than launches."""
+    name, tokens = ("qwen2.5-vl-tiny", 576) if dry else ("qwen2.5-vl-7b", 1296)
+    measure = partial(_measure, name=name, tokens=tokens, device=device_for(dry))
+    for load in _loads_dry() if dry else _loads():
+        yield load.name, partial(measure, load=load)
 
 
 def _one(method: str, keep: float) -> Setting:
     return Setting(f"{method}, {keep:.0%}", (method,), (keep,))
 
 
-def _inside(measure: Any, journal: Journal, block: int) -> None:
-    make = getattr(foveate, "InEncoder", None)
-    if make is None:
-        raise SkippedCase("this version of foveate cannot prune inside the encoder")
-    settings = [
-        Setting(f"{base}@encoder:{block} 50%, then {after}, {keep:.0%}", (make(base, block=block), after), (0.5, keep))
-        for base, after in (("divprune", "idpruner"),)
-        for keep in _KEEPS
-    ]
-    measure(journal, settings=settings, batch=1)
+def _d2pruner(keep: float) -> Setting:
+    inside = foveate.get_method("d2pruner", debias=False)  # random weights have no attention prior
+    return Setting(f"d2pruner, debias=False, {keep:.0%}", (inside,), (keep,))
+
+
+def _inside(block: int, keep: float) -> Setting:
+    methods = (foveate.InEncoder("divprune", block=block), "idpruner")
+    return Setting(f"divprune@encoder:{block} 50%, then idpruner, {keep:.0%}", methods, (0.5, keep))
+
+
+def _loads() -> Iterator[Load]:
+    every = tuple(_one("divprune", keep) for keep in _KEEPS)
+    every += (_one("idpruner", _FEW), _d2pruner(_FEW), _inside(_BLOCK, _FEW))
+    yield Load("eight prompts", every, batch=8, rounds=2)
+    yield Load("four prompts", every, batch=4, rounds=3)
+    yield Load("four images", (*every[:2], _one("idpruner", _FEW)), images=4, rounds=3)
+    yield Load("one prompt", every, rounds=5)
+
+
+def _loads_dry() -> Iterator[Load]:
+    yield Load("two prompts", (_one("divprune", _FEW), _one("idpruner", _FEW), _inside(1, _FEW)), batch=2)
+    yield Load("two images", (_one("divprune", _FEW),), images=2)
+    yield Load("one prompt", (_d2pruner(_FEW),))
 
 
 @cache
@@ -107,21 +133,19 @@ class _Seen:
 def _measure(
     journal: Journal,
     *,
-    settings: Sequence[Setting],
-    batch: int,
+    load: Load,
     name: str,
     tokens: int,
-    rounds: int,
     device: torch.device,
 ) -> None:
     model = _model(name, device)
-    inputs = random_models.prompt(model, tokens, batch)
-    every = [_PLAIN, *settings]
+    inputs = random_models.prompt(model, tokens, load.batch, load.images)
+    every = [_PLAIN, *load.settings]
     seen: dict[str, list[_Seen]] = {one.name: [] for one in every}
     memory: dict[str, list[float]] = {one.name: [] for one in every}
     stages = ttft.Stages(model)
     try:
-        for turn in range(rounds + 1):  # the first one warms up
+        for turn in range(load.rounds + 1):  # the first one warms up
             for one in every:
                 with ttft.peak_memory(str(device), memory[one.name]), one.attach(model) as pruning:
                     found = _answer(stages, inputs, pruning)
@@ -132,7 +156,7 @@ def _measure(
         gc.collect()
     plain = seen[_PLAIN.name]
     for one in every:
-        _tell(journal, one, f"{name}, {tokens} tokens, batch {batch}", plain, seen[one.name], memory[one.name], batch)
+        _tell(journal, one, f"{name}, {tokens} tokens an image", load, plain, seen[one.name], memory[one.name])
 
 
 def _answer(stages: ttft.Stages, inputs: dict[str, torch.Tensor], pruning: Any) -> _Seen:
@@ -154,10 +178,10 @@ def _tell(
     journal: Journal,
     one: Setting,
     what: str,
+    load: Load,
     plain: Sequence[_Seen],
     seen: Sequence[_Seen],
     memory: Sequence[float],
-    batch: int,
 ) -> None:
     def middle(name: str) -> float:
         return statistics.median(getattr(answer, name) for answer in seen)
@@ -167,9 +191,10 @@ def _tell(
     first = statistics.median(p.first / s.first for p, s in pairs)
     encoder = statistics.median(p.encode / s.encode for p, s in pairs)
     text, vision = seen[0].text_ratio, seen[0].vision_ratio
-    selecting = middle("select") / statistics.median(p.prefill for p in plain)
+    prefill, step = (statistics.median(getattr(p, part) for p in plain) for part in ("prefill", "decode"))
+    selecting, possible = middle("select") / prefill, prefill / max(prefill / text, min(prefill, step))
     journal.row(
-        f"Time to the first token, ms: {what}",
+        f"Time to the first token, ms: {what}, {load.words}",
         method=one.name,
         encode=1e3 * middle("encode"),
         select=1e3 * middle("select"),
@@ -178,9 +203,10 @@ def _tell(
         **{"first token faster": first, "encoder faster": encoder, "its FLOPs ratio": vision},
         **{"prefill faster": faster, "FLOPs ratio": text, "share of it": faster / text},
         **{"selecting, of a prefill": f"{selecting:.2%}", "peak MiB": round(max(memory)) if memory else "-"},
+        **{"possible": possible, "share of the possible": faster / possible},
     )
     if not one.methods or min(one.keep) == 1:
         return
-    of = one.name if batch == 1 else f"{one.name}, {batch} prompts"
+    of = f"{one.name}, {load.words}"
     journal.goal(f"{of}: prefill faster, of its FLOPs ratio", faster / text, _SHARE_OF_FLOPS, at_least=True)
     journal.goal(f"{of}: selecting, of a prefill", selecting, _SELECTING)

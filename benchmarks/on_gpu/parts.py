@@ -19,7 +19,7 @@ PARTS = (
     Part("runtime", "six families with SDPA and FlashAttention: pruned equals computed by hand", 110, 60,
          _cases("runtime_oracles")),
     Part("selection", "times of the selectors beside the loop and the bound", 90, 60, _cases("selection_times")),
-    Part("first-token", "the time to the first token of a model of full size", 120, 90, _cases("first_token")),
+    Part("first-token", "the time to the first token of a model of full size", 160, 90, _cases("first_token")),
     Part("same-choice", "an image that is encoded again keeps the same tokens", 100, 60, _cases("same_choice")),
     Part("races", "compute-sanitizer's racecheck on the kernels", 90, 90, _cases("races")),
 )  # fmt: skip

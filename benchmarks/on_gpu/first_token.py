@@ -13,7 +13,7 @@ import contextlib
 import gc
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -40,17 +40,24 @@ class Setting:
     name: str
     methods: tuple[Any, ...] = ()
     keep: tuple[float, ...] = ()
+    windows: bool = False  # whether the encoder takes windows of one length in one call
 
-    def attach(self, model: Any) -> Any:
-        """The pruning, to be entered."""
-        if not self.methods:
-            return contextlib.nullcontext()
-        if len(self.methods) == 1:
-            return foveate.prune(model, self.methods[0], keep=self.keep[0])
-        return foveate.prune(model, list(self.methods), keep=list(self.keep))
+    @contextlib.contextmanager
+    def attach(self, model: Any) -> Iterator[Any]:
+        """Within it the model is pruned so; gives the pruning, or None."""
+        with foveate.batch_windows(model) if self.windows else contextlib.nullcontext():
+            if not self.methods:
+                yield None
+            elif len(self.methods) == 1:
+                with foveate.prune(model, self.methods[0], keep=self.keep[0]) as pruning:
+                    yield pruning
+            else:
+                with foveate.prune(model, list(self.methods), keep=list(self.keep)) as pruning:
+                    yield pruning
 
 
 _PLAIN = Setting("unpruned")
+_WINDOWS = Setting("unpruned, batched windows", windows=True)
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,23 @@ def _inside(block: int, keep: float) -> Setting:
     return Setting(f"divprune@encoder:{block} 50%, then idpruner, {keep:.0%}", methods, (0.5, keep))
 
 
+def _with_windows(one: Setting) -> Setting:
+    return replace(one, name=f"{one.name}, batched windows", windows=True)
+
+
 def _loads() -> Iterator[Load]:
     every = tuple(_one("divprune", keep) for keep in _KEEPS)
     every += (_one("idpruner", _FEW), _d2pruner(_FEW), _inside(_BLOCK, _FEW))
+    every += (_WINDOWS, _with_windows(every[1]), _with_windows(every[-1]))
     yield Load("eight prompts", every, batch=8, rounds=2)
     yield Load("four prompts", every, batch=4, rounds=3)
-    yield Load("four images", (*every[:2], _one("idpruner", _FEW)), images=4, rounds=3)
+    yield Load("four images", (*every[:3], _with_windows(every[1])), images=4, rounds=3)
     yield Load("one prompt", every, rounds=5)
 
 
 def _loads_dry() -> Iterator[Load]:
     yield Load("two prompts", (_one("divprune", _FEW), _one("idpruner", _FEW), _inside(1, _FEW)), batch=2)
-    yield Load("two images", (_one("divprune", _FEW),), images=2)
+    yield Load("two images", (_WINDOWS, _with_windows(_one("divprune", _FEW))), images=2)
     yield Load("one prompt", (_d2pruner(_FEW),))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
     from .runtime import Pruning, Report
+    from .runtime.batched_windows import batch_windows
     from .tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
     from .verification import CheckReport, check
 
@@ -52,6 +53,7 @@ _LAZY = {
     "VisualTokens": ".tokens",
     "Where": ".methods",
     "attach": ".api",
+    "batch_windows": ".runtime.batched_windows",
     "check": ".verification",
     "compose": ".api",
     "get_method": ".methods",
@@ -93,6 +95,7 @@ __all__ = [
     "Where",
     "__version__",
     "attach",
+    "batch_windows",
     "check",
     "compose",
     "get_method",

@@ -106,6 +106,10 @@ class Hooks:
         """See `AttentionObserver`."""
         self._removable.append(AttentionObserver(attention, function))
 
+    def add(self, attached: Any) -> None:
+        """Something with a ``remove()``."""
+        self._removable.append(attached)
+
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Give an object another attribute."""
         self._removable.append(_Attribute(owner, name, value))
@@ -121,17 +125,17 @@ class Hooks:
 class _WrappedConfig(Attached):
     """A view of a module's config with another kernel name."""
 
-    _attn_implementation = _NAME
-
-    def __init__(self, original: Any, around: Callable[..., Any]) -> None:
+    def __init__(self, original: Any, around: Callable[..., Any], name: str = _NAME) -> None:
         self._original = original
         self._around = around
+        self._attn_implementation = name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
-def _wrapped_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The kernel of a wrapped module, by the name of a view of its config."""
     return _kernel(module, module.config)(module, *args, **kwargs)
 
 
@@ -144,7 +148,12 @@ def _kernel(module: nn.Module, config: Any) -> Kernel:
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
 
 
-AttentionInterface.register(_NAME, _wrapped_attention)
+def is_wrapped(kernel: Kernel) -> bool:
+    """Whether what a wrapper was handed is another wrapper."""
+    return isinstance(kernel, functools.partial)
+
+
+AttentionInterface.register(_NAME, call_wrapped)
 
 
 class AttentionWrapper:
@@ -153,9 +162,9 @@ class AttentionWrapper:
     A module may have several; the latest is the outermost, and they may be removed in any order.
     """
 
-    def __init__(self, module: nn.Module, around: Callable[..., Any]) -> None:
+    def __init__(self, module: nn.Module, around: Callable[..., Any], name: str = _NAME) -> None:
         self._module = module
-        self._config = _WrappedConfig(module.config, torch.compiler.disable(around))
+        self._config = _WrappedConfig(module.config, torch.compiler.disable(around), name)
         module.config = self._config  # type: ignore[assignment]
 
     def remove(self) -> None:

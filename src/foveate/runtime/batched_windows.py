@@ -62,8 +62,8 @@ def batch_windows(model: nn.Module) -> WindowBatches:
         ModelError: where the encoder has no such layers, or FlashAttention is in use, which needs none of this.
 
     Examples:
-        >>> model = foveate.testbed.load("testbed-qwen2.5-vl").model
-        >>> with foveate.batch_windows(model), foveate.prune(model, "divprune", keep=0.25):
+        >>> qwen, processor = foveate.testbed.load_shipped("testbed-qwen2.5-vl")
+        >>> with foveate.batch_windows(qwen), foveate.prune(qwen, "divprune", keep=0.25):
         ...     pass
     """
     vision = adapter_of(model).vision

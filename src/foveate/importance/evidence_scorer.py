@@ -75,6 +75,7 @@ class EvidenceScorer(nn.Module):
         if base is not None and (shape.base, shape.hidden_size) != tuple(base.q_weight.shape):
             raise MethodError(f"the scorer {base.source} does not fit {shape}.")
         self.shape, self.source = shape, source
+        self._elsewhere: dict[torch.device, EvidenceScorer] = {}
         width = shape.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -108,6 +109,16 @@ class EvidenceScorer(nn.Module):
             return None
         q_weight, q_bias, k_weight, k_bias = self.base
         return LearnedScorer(q_weight, q_bias, k_weight, k_bias, self.source)
+
+    def on(self, device: torch.device) -> EvidenceScorer:
+        """The scorer on a device: itself, or a copy that is made once; for scorers that no longer learn."""
+        if device == self.order.device:
+            return self
+        if device not in self._elsewhere:
+            copy = EvidenceScorer(self.shape, source=self.source)
+            copy.load_state_dict(self.state_dict())
+            self._elsewhere[device] = copy.to(device, torch.float32).requires_grad_(False).eval()
+        return self._elsewhere[device]
 
     def check(self, hidden_size: int, model: str = "the model") -> None:
         """Raise MethodError unless the scorer reads features of width `hidden_size`, the width of `model`."""

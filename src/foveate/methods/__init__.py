@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .divprune import DivPrune as DivPrune
     from .divrandom import DivRandom as DivRandom
     from .eadp import Eadp as Eadp
+    from .evidence import Evidence as Evidence
     from .evs import Evs as Evs
     from .fastervlm import FasterVlm as FasterVlm
     from .fastmmoe import FastMMoE as FastMMoE

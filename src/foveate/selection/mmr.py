@@ -18,7 +18,12 @@ from .ops import COUNT, register, split_count
 
 @full_precision
 def mmr(
-    features: Tensor, importance: Tensor, count: int | Tensor, balance: float = 0.5, valid: Tensor | None = None
+    features: Tensor,
+    importance: Tensor,
+    count: int | Tensor,
+    balance: float = 0.5,
+    valid: Tensor | None = None,
+    normalise: bool = True,
 ) -> Tensor:
     """Pick the most important token, then again and again the one that is important and unlike the picked.
 
@@ -32,6 +37,7 @@ def mmr(
         count: int, or int tensor (B,); between 1 and the number of valid tokens (0 only where a row has none).
         balance: from 0 (diversity alone, after the first pick) to 1 (importance alone).
         valid: bool (N,) or (B, N), true on real tokens; all are when None.
+        normalise: whether the importance is min-max normalised first; without, its own scale counts.
 
     Returns:
         Bool keep mask shaped like the importance, exactly `count` true per row.
@@ -46,28 +52,31 @@ def mmr(
         [True, False, True]
     """
     if torch.compiler.is_compiling():
-        keep: Tensor = torch.ops.foveate.mmr(features, importance, *split_count(count), balance, valid)
+        keep: Tensor = torch.ops.foveate.mmr(features, importance, *split_count(count), balance, valid, normalise)
         return keep
     if not 0 <= balance <= 1:
         raise SelectionError(f"balance must be between 0 and 1, got {balance}.")
 
     def choose(batch: TokenBatch) -> Tensor:
         if batch.valid.is_cuda:
-            return reference(batch, balance)
-        first, scaled = _scale_importance(batch)
+            return reference(batch, balance, normalise)
+        first, scaled = _scale_importance(batch, normalise)
         return select_mmr(batch, int(first), balance * scaled[0], 1 - balance)
 
     return prepare_batch(count, valid, features=features, scores=importance).select(choose)
 
 
-def reference(batch: TokenBatch, balance: float) -> Tensor:
+def reference(batch: TokenBatch, balance: float, normalise: bool = True) -> Tensor:
     """The keep mask (B, N), step by step; every path picks the same."""
-    first, scaled = _scale_importance(batch)
+    first, scaled = _scale_importance(batch, normalise)
     return greedy_mmr(batch, batch.cosines(), first, balance * scaled, 1 - balance)
 
 
-def _scale_importance(batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """The most important token (B,) and the importance (B, N) from 0 to 1 over the valid tokens."""
+def _scale_importance(batch: TokenBatch, normalise: bool) -> tuple[Tensor, Tensor]:
+    """The most important token (B,) and the importance (B, N), from 0 to 1 over the valid tokens if wanted."""
+    if not normalise:
+        ranked = batch.scores.masked_fill(~batch.valid, -torch.inf) if batch.padded else batch.scores
+        return ranked.argmax(-1), batch.scores
     if batch.padded:
         lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
         highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
@@ -78,4 +87,4 @@ def _scale_importance(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     return ranked.argmax(-1), scaled
 
 
-register(mmr, f"Tensor features, Tensor importance, {COUNT}, float balance, Tensor? valid")
+register(mmr, f"Tensor features, Tensor importance, {COUNT}, float balance, Tensor? valid, bool normalise=True")

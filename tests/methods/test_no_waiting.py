@@ -18,6 +18,7 @@ WAIT = {
     "dart": TEXT,
     "eadp": TEXT,
     "fastmmoe": "the number of groups, and the counts, which it reads back",
+    "flashvid": "the number of segments, which depends on what a clip shows",
     "ivcprune": TEXT,
     "litelvlm": TEXT,
     "mmgvid": "the number of segments, which depends on what a clip shows",

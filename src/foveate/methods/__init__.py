@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .fastervlm import FasterVlm as FasterVlm
     from .fastmmoe import FastMMoE as FastMMoE
     from .fastv import FastV as FastV
+    from .flashvid import FlashVid as FlashVid
     from .flowcut import FlowCut as FlowCut
     from .geoprune import GeoPrune as GeoPrune
     from .hawk import Hawk as Hawk

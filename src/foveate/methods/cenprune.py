@@ -75,14 +75,14 @@ class CenPrune(Wrapper):
             seed = inner.select(tokens, one).keep
             weight = distinctiveness(tokens.features, valid).masked_fill(seed, 2.0)
             batch = prepare_batch(count, valid, scores=weight, features=features)
-            return Selection(batch.select(_weighted_maxmin))
+            return Selection(batch.select(weighted_maxmin))
         cues = dict(tokens.cues)
         if Cue.ENCODER_FEATURES in cues:
             cues[Cue.ENCODER_FEATURES] = centre(cues[Cue.ENCODER_FEATURES], valid, self.standardise)
         return inner.select(replace(tokens, features=features, cues=cues), count)
 
 
-def _weighted_maxmin(batch: TokenBatch) -> Tensor:
+def weighted_maxmin(batch: TokenBatch) -> Tensor:
     """First the highest weight, then always argmax of ``weight * distance to the nearest picked``."""
     cosines = Cosines(batch.unit())
     left, order = batch.valid.clone(), batch.counts.new_zeros(len(batch.valid), batch.steps)

@@ -163,14 +163,15 @@ def _mix(
     joined = nearest(values[None], others[None], ~keep[None], [(count - carriers, len(rest))])
     target = torch.maximum(joined, identity_targets(others[None]))
     share = 1 / group_size(target)[0]
-    weights = values.new_zeros(len(values), len(values))
-    weights.scatter_(0, target.clamp_min(0), torch.where(target >= 0, share, 0.0))
+    place = (keep.cumsum(0) - 1).clamp_min(0)  # of a kept token among the kept ones
+    weights = values.new_zeros(count, len(values))
+    weights.scatter_(0, place[target.clamp_min(0)], torch.where(target >= 0, share, 0.0))
     if by == "raster":
         last = last.sort().values
-    flat = weights.view(-1)
-    flat.scatter_add_(0, last * len(values) + last, torch.full_like(share[:carriers], own))
-    flat.scatter_add_(0, last * len(values) + basis[:carriers], torch.full_like(share[:carriers], 1 - own))
-    return keep, weights.index_select(0, kept.sort().values)
+    flat, rows = weights.view(-1), place[last] * len(values)
+    flat.scatter_add_(0, rows + last, torch.full_like(share[:carriers], own))
+    flat.scatter_add_(0, rows + basis[:carriers], torch.full_like(share[:carriers], 1 - own))
+    return keep, weights
 
 
 def farthest_points(values: Tensor, count: int, start: int) -> Tensor:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for editors and type checkers
     from .dart import Dart as Dart
     from .divprune import DivPrune as DivPrune
     from .divrandom import DivRandom as DivRandom
+    from .duet import Duet as Duet
     from .eadp import Eadp as Eadp
     from .evidence import Evidence as Evidence
     from .evs import Evs as Evs

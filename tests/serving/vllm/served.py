@@ -42,6 +42,7 @@ def served_methods(width: int = WIDTH) -> dict[str, Method]:
             "idpruner, scorer": {"scorer": _scorer(width)},
             "visionselector, scorer": {"scorer": _scorer(width)},
             "apet, first stage": {"inside": False},
+            "duet, first stage": {"inside": False},
             "agilepruner, erank": {"erank": 90.0},
         }.items():
             name = label.partition(",")[0]

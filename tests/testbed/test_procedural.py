@@ -247,3 +247,30 @@ def test_without_its_extra_the_way_to_install_it_is_named(monkeypatch: pytest.Mo
     photos.cache_clear()
     with pytest.raises(TestbedError, match=r"foveate\[testbed\]\); run: pip install scikit-image"):
         generate("test", 0, 0, "objects")
+
+
+def test_hard_scenes_are_full_of_small_print_and_many_like_things() -> None:
+    hard = [generate("hard", 7, index, kind) for kind in ("objects", "page", "chart") for index in range(25)]
+    again = generate("hard", 7, 3, "objects")
+    assert (again.items, again.questions) == (hard[3].items, hard[3].questions)
+    assert again.items != generate("test", 7, 3, "objects").items
+    assert {scene.photo for scene in hard} - {""} <= set(sources.photo_names("test"))
+    assert all(scene.image.size == (112, 112) for scene in hard)
+    usual = [generate("test", 7, index, "objects", (112, 112)) for index in range(25)]
+    things = [np.mean([len(scene.items) for scene in drawn]) for drawn in (usual, hard[:25])]
+    kinds = [
+        np.mean([len({(i.noun, i.colour) for i in scene.items}) for scene in drawn]) for drawn in (usual, hard[:25])
+    ]
+    assert things[1] > 1.3 * things[0] and kinds[1] / things[1] < kinds[0] / things[0]
+    for scene in hard:
+        small = [item for item in scene.items if item.noun not in ("sign", "line", "bar")]
+        assert all(item.box[2] - item.box[0] < 15 for item in small)
+        assert all(
+            len(item.text) >= 7 and item.box[3] - item.box[1] == 9 for item in scene.items if item.noun == "line"
+        )
+        assert not {item.text for item in scene.items if item.text.isalpha()} - set(words("test"))
+        for question in scene.questions:
+            assert question.family != "counting" or int(question.answer) == len(question.boxes[0]) >= 2
+            assert question.family != "reading" or len(question.answer) >= 3
+    with pytest.raises(TestbedError, match="no clips"):
+        generate("hard", 7, 0, "clip")

@@ -53,3 +53,9 @@ def test_the_same_numbers_give_the_same_samples() -> None:
 def test_unknown_families_are_refused() -> None:
     with pytest.raises(TestbedError, match=r"unknown family 'chart'.*charts"):
         samples(per_family=1, families=("chart",))
+
+
+def test_one_question_about_each_scene() -> None:
+    found = samples("hard", 1, per_family=6, per_scene=1)
+    assert len({sample.group for sample in found}) == len(found)
+    assert set(Counter(sample.family for sample in found).values()) == {6}

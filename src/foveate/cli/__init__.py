@@ -23,6 +23,7 @@ from .leaderboard import leaderboard
 from .methods import methods
 from .models import models
 from .train import train
+from .tune import tune
 from .view import view
 
 _NARROW = 72  # columns: in fewer, the boxes of help would cut off the names of options
@@ -53,7 +54,7 @@ def options(
     """Prune the visual tokens of multimodal language models: keep the few that matter."""
 
 
-for command in (demo, ask, batch, view, methods, models, check, calibrate, leaderboard):
+for command in (demo, ask, batch, view, methods, models, check, calibrate, tune, leaderboard):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("app")(show_page)

@@ -37,7 +37,8 @@ ALL, KEEPS = "all", "50%,25%,10%,5%"
 def evaluate(
     model: MODEL = DEFAULT,
     suite: Annotated[
-        str | None, typer.Option(help="testbed: generated scenes; scenes: those of `foveate demo`.")
+        str | None,
+        typer.Option(help="testbed or testbed-hard: generated scenes; scenes: those of `foveate demo`."),
     ] = None,
     dataset: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
@@ -133,7 +134,7 @@ def evaluate(
         require_methods(parts(methods, "--methods"))
     require_budgets(parts(KEEPS if keep is None else keep, "--keep"))
     if (dataset is None) == (suite is None):
-        raise InputError("give either --suite (testbed or scenes) or --dataset FILE, a JSONL file or its folder.")
+        raise InputError("give either --suite (such as testbed) or --dataset FILE, a JSONL file or its folder.")
     if dataset is not None:
         samples_file(dataset)  # refuses what is missing before torch is loaded; its lines are read later
 
@@ -141,6 +142,7 @@ def evaluate(
 
     from ..data.askable import askable
     from ..evaluation.advice import advice
+    from ..evaluation.gate import QUESTIONS
     from ..evaluation.html_report import write_html
     from ..evaluation.plots import require_extra, require_formats, write_report
     from ..evaluation.ray_workers import RayWorkers
@@ -164,18 +166,20 @@ def evaluate(
     budgets: Sequence[Any] = parts(KEEPS if keep is None else keep, "--keep") if given is None else given.budgets
     keeps = tuple(dict.fromkeys(map(format_keep, budgets)))
     named = ALL if methods is None and given is None else methods
-    chosen, unable = _methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
+    chosen, unable = choose_methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     wanted = parts(families, "--families") if families else None
-    own = _dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
+    own = read_dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
     session = load(model, options)
     if str(named).strip() != ALL:  # of all, those that cannot run are listed
         _require_attachable(session, chosen, keeps)
     if own is not None and dataset is not None:
         left, bad = askable(session.processor, own.samples, own.skipped, dataset, skip_bad)
         own = replace(own, samples=tuple(left), skipped=tuple(bad))
-    asked = own or _suite(str(suite), questions, seed, wanted, gate, session)
+    if questions is None and gate:
+        questions = QUESTIONS
+    asked = own or choose_suite(str(suite), questions, seed, wanted, session)
     evaluation = Evaluation(
         asked, session.label, chosen, keeps, seed, random_seeds, batch, max_new_tokens, workers, unable
     )
@@ -236,7 +240,7 @@ def pair(name: str, options: LoadOptions) -> tuple[Any, Any]:
     return session.model, session.processor
 
 
-def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], tuple[tuple[str, str], ...]]:
+def choose_methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], tuple[tuple[str, str], ...]]:
     """The methods, and of all that there are those which lack something, with the sentence that says what.
 
     Raises:
@@ -257,7 +261,7 @@ def _methods(names: str, settings: Sequence[str]) -> tuple[tuple[Method, ...], t
     return tuple(made), tuple(unable)
 
 
-def _dataset(
+def read_dataset(
     name: str | None,
     folder: Path | None,
     questions: int | None,
@@ -287,14 +291,20 @@ def _dataset(
     return None
 
 
-def _suite(
-    name: str, questions: int | None, seed: int, families: Sequence[str] | None, gate: bool, session: LoadedModel
+def choose_suite(
+    name: str,
+    questions: int | None,
+    seed: int,
+    families: Sequence[str] | None,
+    session: LoadedModel,
+    per_scene: int | None = None,
 ) -> Suite:
-    """Raises EvaluationError for an unknown family."""
-    from ..evaluation.gate import QUESTIONS
+    """The questions of a suite that the model can be asked.
+
+    Raises:
+        EvaluationError: for an unknown family.
+    """
     from ..evaluation.suites import suite
     from ..models import adapter_of
 
-    if questions is None and gate:
-        questions = QUESTIONS
-    return suite(name, questions, seed, families, "video" in adapter_of(session.model).modalities)
+    return suite(name, questions, seed, families, "video" in adapter_of(session.model).modalities, per_scene)

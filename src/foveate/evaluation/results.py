@@ -115,14 +115,14 @@ class Results:
         refused = [{"label": label, "keep": keep, "why": why} for label, keep, why in unable]
         for run in runs:
             own = list(compress(outcomes[run.key], asked))
-            why = _obstacle(samples, own)
+            why = find_obstacle(samples, own)
             if why is not None:
                 refused.append({"label": run.label, "keep": run.keep, "why": why})
                 continue
             answers = [str(one.text) for one in own]
             right = [int(is_right(sample, answer)) for sample, answer in zip(samples, answers, strict=True)]
             entry: dict[str, Any] = {"label": run.label, "keep": run.keep, "seed": run.seed}
-            done.append(entry | {"answers": answers, "right": right, "costs": _means(own)})
+            done.append(entry | {"answers": answers, "right": right, "costs": mean_costs(own)})
             times[run.key] = _medians(own)
             if any(one.kept for one in own):
                 kept[run.key] = [one.kept for one in own]
@@ -197,7 +197,7 @@ class Results:
         )
 
 
-def _obstacle(samples: Sequence[Sample], own: Sequence[Outcome]) -> str | None:
+def find_obstacle(samples: Sequence[Sample], own: Sequence[Outcome]) -> str | None:
     """Why a run has no row, or None: it was refused, or some questions failed that others could be asked."""
     if refusals := [one.cell.refused for one in own if one.cell.refused is not None]:
         return refusals[0]
@@ -216,7 +216,7 @@ def _drop_folders(why: str, sample: Sample) -> str:
     return why
 
 
-def _means(own: Sequence[Outcome]) -> dict[str, float]:
+def mean_costs(own: Sequence[Outcome]) -> dict[str, float]:
     """Of the questions; where not all of a batch count, each of them as much as the batch's mean."""
     parts = [(cell, used / answered) for cell, used, answered in _cells(own)]
     return {name: sum(cell.costs[name] * share for cell, share in parts) / len(own) for name in COSTS}

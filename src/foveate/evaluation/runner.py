@@ -92,36 +92,15 @@ def evaluate(
         EvaluationError: when the folder holds answers of another model or of other settings, when another process is
             at work in it, and when no question can be asked.
     """
-    model, processor = loaded or load()
-    adapter = adapter_of(model)
-    if "video" not in adapter.modalities and any(sample.video for sample in evaluation.suite.samples):
-        raise ModelError(f"{adapter.class_name} sees images only, but some questions are about clips; leave those out.")
+    pair = loaded or load()
+    require_clips_seen(evaluation, pair[0])
     runs, samples = evaluation.runs, evaluation.suite.samples
     keys = question_keys(samples)
     split = batches(samples, evaluation.batch)
-    described = configuration(evaluation, model, processor)
+    described = configuration(evaluation, *pair)
     with lock_folder(folder):
         journal = Journal(folder, described, [[keys[place] for place in batch] for batch in split])
-        work, number_batches = _remaining_work(evaluation, journal, split, keys)
-        report_progress = advance or (lambda done, whole: None)
-        whole = len(samples) * len(runs)
-        done = whole - sum(len(work.batches[number]) * len(asked) for number, asked in work.todo)
-        report_progress(done, whole)
-        failed = 0  # questions that the unpruned model could not be asked, before any that it could
-        if answer is None:
-            examinee = Examinee(model, processor, evaluation.max_new_tokens)
-            cells: Iterable[Cell] = answer_all(work, examinee, load, processes(evaluation, model))
-        else:
-            cells = answer(work, load)
-        for cell in cells:
-            journal.add(replace(cell, batch=number_batches[cell.batch]))
-            done += len(work.batches[cell.batch])
-            report_progress(done, whole)
-            if cell.run == UNPRUNED:
-                answered = len(cell.failed) < len(work.batches[cell.batch])
-                failed = -len(samples) if answered else failed + len(cell.failed)
-                if _HOPELESS <= failed < len(samples):
-                    raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
+        ask(evaluation, runs, journal, split, keys, pair, load, advance, answer)
         others, partial = _other_runs(journal, runs, keys)
         runs = sorted([*runs, *others], key=lambda run: _place(run, journal.configuration["keep"]))
         journal.finish(runs)
@@ -137,8 +116,63 @@ def evaluate(
     return results
 
 
+def require_clips_seen(evaluation: Evaluation, model: nn.Module) -> None:
+    """Raise ModelError where some questions are about clips and the model sees images only, or has no adapter."""
+    adapter = adapter_of(model)
+    if "video" not in adapter.modalities and any(sample.video for sample in evaluation.suite.samples):
+        raise ModelError(f"{adapter.class_name} sees images only, but some questions are about clips; leave those out.")
+
+
+def ask(
+    evaluation: Evaluation,
+    runs: Sequence[Run],
+    journal: Journal,
+    split: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    pair: tuple[Any, Any],
+    load: Loader,
+    advance: Advance | None = None,
+    answer: Answer | None = None,
+) -> None:
+    """Ask what the journal has no answer to, and write it there.
+
+    Args:
+        evaluation: whose questions, and how they are asked.
+        runs: in which to ask.
+        journal: of the answers.
+        split: places of the questions to ask, in batches.
+        keys: of all questions of the suite.
+        pair: the model and its processor.
+        load, advance, answer: as for `evaluate`.
+
+    Raises:
+        EvaluationError: when none of the first questions can be asked of the unpruned model.
+    """
+    work, number_batches = _remaining_work(evaluation, runs, journal, split, keys)
+    report_progress = advance or (lambda done, whole: None)
+    asked = sum(map(len, split))
+    whole = asked * len(runs)
+    done = whole - sum(len(work.batches[number]) * len(own) for number, own in work.todo)
+    report_progress(done, whole)
+    failed = 0  # questions that the unpruned model could not be asked, before any that it could
+    if answer is None:
+        examinee = Examinee(*pair, evaluation.max_new_tokens)
+        cells: Iterable[Cell] = answer_all(work, examinee, load, processes(evaluation, pair[0]))
+    else:
+        cells = answer(work, load)
+    for cell in cells:
+        journal.add(replace(cell, batch=number_batches[cell.batch]))
+        done += len(work.batches[cell.batch])
+        report_progress(done, whole)
+        if cell.run == UNPRUNED:
+            answered = len(cell.failed) < len(work.batches[cell.batch])
+            failed = -asked if answered else failed + len(cell.failed)
+            if _HOPELESS <= failed < asked:
+                raise EvaluationError(f"none of the first {failed} questions could be asked. {cell.failed[0][1]}")
+
+
 def _remaining_work(
-    evaluation: Evaluation, journal: Journal, split: Sequence[Sequence[int]], keys: Sequence[str]
+    evaluation: Evaluation, runs: Sequence[Run], journal: Journal, split: Sequence[Sequence[int]], keys: Sequence[str]
 ) -> tuple[Work, list[int]]:
     """The runs and questions that are not answered yet, and the numbers of their batches in the journal.
 
@@ -147,12 +181,12 @@ def _remaining_work(
     samples, outcomes = evaluation.suite.samples, journal.outcomes()
     missing: dict[tuple[int, ...], list[Run]] = {}
     for batch in split:
-        for run in evaluation.runs:
+        for run in runs:
             places = tuple(place for place in batch if not _done(outcomes.get((run.key, keys[place]))))
             if places:
                 missing.setdefault(places, []).append(run)
     described = [[_describe_question(samples[place], keys[place]) for place in places] for places in missing]
-    todo = tuple((number, tuple(runs)) for number, runs in enumerate(missing.values()))
+    todo = tuple((number, tuple(own)) for number, own in enumerate(missing.values()))
     return Work(samples, tuple(missing), todo, evaluation.max_new_tokens), journal.number_batches(described)
 
 

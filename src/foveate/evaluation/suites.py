@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import random
@@ -9,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..data.loading import TESTBED
 from ..data.samples import BadLine, Metric, Sample, usable_samples
 from ..errors import FoveateError, near_miss
 from ..testbed import scenes
-from ..testbed.questions import FAMILIES, families_seen
+from ..testbed.questions import FAMILIES, STILL_FAMILIES, families_seen
+from ..testbed.sources import HARD
 from ..testbed.suite import sample as asked_about
 from ..testbed.suite import samples as generate_samples
 
@@ -59,7 +62,12 @@ class Suite:
 
 
 def suite(
-    name: str, questions: int | None = None, seed: int = 0, families: Sequence[str] | None = None, clips: bool = False
+    name: str,
+    questions: int | None = None,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    clips: bool = False,
+    per_scene: int | None = None,
 ) -> Suite:
     """A suite that comes with foveate.
 
@@ -69,13 +77,14 @@ def suite(
         seed: of the scenes, or of the choice among questions that are given.
         families: only these.
         clips: whether to ask about clips, too, where families are not named.
+        per_scene: of generated scenes, at most so many questions about one; None: three of each family.
 
     Raises:
         EvaluationError: for an unknown suite or family.
     """
     if name not in SUITES:
         raise EvaluationError(f"unknown suite {name!r}{near_miss(name, SUITES)}")
-    return SUITES[name](questions, seed, families, clips)
+    return SUITES[name](questions, seed, families, clips, per_scene)
 
 
 def dataset(
@@ -131,7 +140,9 @@ def choose_samples(
     return tuple(left)
 
 
-def _scenes(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
+def _scenes(
+    questions: int | None, seed: int, families: Sequence[str] | None, clips: bool, per_scene: int | None
+) -> Suite:
     samples = [
         asked_about(question, scene.frames, str(place), number)
         for place, scene in enumerate(scenes())
@@ -141,21 +152,33 @@ def _scenes(questions: int | None, seed: int, families: Sequence[str] | None, cl
     return Suite("scenes", "The twelve drawn scenes that come with foveate.", left)
 
 
-def _testbed(questions: int | None, seed: int, families: Sequence[str] | None, clips: bool) -> Suite:
-    asked = tuple(families or families_seen(clips))
+def _testbed(
+    questions: int | None,
+    seed: int,
+    families: Sequence[str] | None,
+    clips: bool,
+    per_scene: int | None,
+    split: str = "test",
+    name: str = TESTBED,
+    about: str = "Generated scenes",
+) -> Suite:
+    asked = tuple(families or (STILL_FAMILIES if split == HARD else families_seen(clips)))
     for family in asked:
         if family not in FAMILIES:
             raise EvaluationError(f"unknown family {family!r}{near_miss(family, FAMILIES)}")
     wanted = TESTBED_QUESTIONS if questions is None else questions
-    made = generate_samples("test", seed, math.ceil(wanted / len(asked)), asked)
+    made = generate_samples(split, seed, math.ceil(wanted / len(asked)), asked, per_scene)
     return Suite(
-        "testbed",
-        f"Generated scenes of seed {seed}; none of their photographs, handwriting and words were seen in training.",
+        name,
+        f"{about} of seed {seed}; none of their photographs, handwriting and words were seen in training.",
         choose_samples(made, wanted, seed, None),
     )
 
 
-SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None, bool], Suite]] = {
-    "testbed": _testbed,
+SUITES: dict[str, Callable[[int | None, int, Sequence[str] | None, bool, int | None], Suite]] = {
+    TESTBED: _testbed,
+    "testbed-hard": functools.partial(
+        _testbed, split=HARD, name="testbed-hard", about="Generated scenes of small print and many like things,"
+    ),
     "scenes": _scenes,
 }

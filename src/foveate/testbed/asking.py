@@ -15,6 +15,7 @@ from .lexicon import COLOURS, NOUNS, PHRASES, SHAPES, SIDES, SIGN, TILE, article
 from .questions import Question, write_box
 
 MOST_COUNTED = 4
+_MANY = 2  # things, at least, that a hard question asks to count
 _APART = 8  # pixels, at least, between two things in both directions, for a relation to be asked
 _LOCATED = 12  # pixels, the shorter side at least, for a box to be asked: coordinates come in steps of 4
 
@@ -83,6 +84,10 @@ class _Asker:
         many, found = matches[number][self.one_of(matches[number])]
         return self.question("counting", "count", str(number), found, many=many)
 
+    def count_many(self) -> Question | None:
+        asked = self.count()
+        return asked if asked is not None and int(asked.answer) >= _MANY else None
+
     def existence(self) -> Question | None:
         item = self.items[self.one_of(self.items)]
         there = self.rng.random() < 0.5
@@ -116,7 +121,12 @@ class _Asker:
         return self.question("relation", "corner", _side(across, down), [item], a=name)
 
     def reading(self) -> Question | None:
-        noun = (TILE, SIGN)[self.one_of((TILE, SIGN))]
+        return self.reading_on((TILE, SIGN)[self.one_of((TILE, SIGN))])
+
+    def reading_sign(self) -> Question | None:
+        return self.reading_on(SIGN)
+
+    def reading_on(self, noun: str) -> Question | None:
         item = self.some(self.having(noun=noun))
         if item is None or len(self.having(noun, item.colour)) > 1:
             return None
@@ -194,15 +204,39 @@ _LESSONS: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...
 }
 
 
+# What is asked instead where it is to be hard: what takes many tokens to answer.
+_HARD: dict[str, tuple[tuple[Callable[[_Asker], Question | None], float], ...]] = {
+    "objects": (
+        (_Asker.attribute, 3.0),
+        (_Asker.count_many, 6.0),
+        (_Asker.existence, 2.0),
+        (_Asker.relation, 8.0),
+        (_Asker.reading_sign, 3.0),
+        (_Asker.localisation, 3.0),
+    ),
+    "chart": ((_Asker.value, 1.0), (_Asker.extreme, 1.0)),
+}
+
+
 def ask(
-    rng: np.random.Generator, kind: str, items: Sequence[Item], size: tuple[int, int], wanted: int, lessons: bool
+    rng: np.random.Generator,
+    kind: str,
+    items: Sequence[Item],
+    size: tuple[int, int],
+    wanted: int,
+    lessons: bool,
+    hard: bool = False,
 ) -> tuple[Question, ...]:
-    """Up to `wanted` different questions about what a drawing of a (height, width) shows; `lessons` are easier ones."""
+    """Up to `wanted` different questions about what a drawing of a (height, width) shows.
+
+    `lessons` adds easier ones; `hard` asks what takes many tokens to answer.
+    """
     height, width = size
     asker = _Asker(rng, tuple(item for item in items if item.noun != PATTERN), width, height)
     if not asker.items:
         return ()
-    makers, weights = zip(*_ASKED[kind], *(_LESSONS.get(kind, ()) if lessons else ()), strict=True)
+    usual = _HARD.get(kind, _ASKED[kind]) if hard else _ASKED[kind]
+    makers, weights = zip(*usual, *(_LESSONS.get(kind, ()) if lessons else ()), strict=True)
     chances = np.cumsum(weights) / np.sum(weights)
     found: dict[tuple[str, tuple[tuple[Box, ...], ...]], Question] = {}
     for draw in rng.random(4 * wanted):

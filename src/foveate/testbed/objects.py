@@ -10,6 +10,9 @@ from .layout import PATTERN, Drawing, Item, free_place, rectangle
 from .lexicon import COLOURS, DIGITS, LETTERS, SHAPES, SIGN, TILE, words
 
 LETTER_PITCH = 9  # pixels, at least, from letter to letter
+_MANY = (14, 22)  # things on a picture of full size, where most are alike
+_SMALL = 15  # pixels, which the side of a small thing is shorter than
+_LONG = 4  # characters, at least, of a sign among small things
 
 
 def objects(rng: np.random.Generator, split: str, height: int, width: int, crowded: bool = False) -> Drawing:
@@ -35,6 +38,22 @@ def objects(rng: np.random.Generator, split: str, height: int, width: int, crowd
     return Drawing((drawing.as_image(canvas),), tuple(items), photo)
 
 
+def many_like(rng: np.random.Generator, split: str, height: int, width: int) -> Drawing:
+    """A photograph of the split with many small things on it, of few kinds and colours, so that most are alike."""
+    canvas, photo = drawing.backdrop(rng, split, height, width)
+    palette = rng.permutation(list(COLOURS))[: rng.integers(3, 5)].tolist()
+    shapes = rng.permutation(list(SHAPES))[: rng.integers(2, 4)].tolist()
+    nouns = [SIGN, TILE, *shapes, *shapes]
+    items: list[Item] = []
+    taken: list[Box] = []
+    for _ in range(round(rng.uniform(*_MANY) * height * width / 112**2)):
+        noun, colour = nouns[rng.integers(len(nouns))], palette[rng.integers(len(palette))]
+        if item := draw(rng, canvas, split, noun, colour, taken, small=True):
+            items.append(item)
+            taken.append(item.box)
+    return Drawing((drawing.as_image(canvas),), tuple(items), photo)
+
+
 def _noun(rng: np.random.Generator, items: list[Item], crowded: bool) -> str:
     if items and rng.random() < (0.0 if crowded else 0.3) and (noun := items[rng.integers(len(items))].noun) != PATTERN:
         return noun  # so that there is something to count
@@ -43,14 +62,23 @@ def _noun(rng: np.random.Generator, items: list[Item], crowded: bool) -> str:
 
 
 def draw(
-    rng: np.random.Generator, canvas: drawing.Canvas, split: str, noun: str, colour: str, taken: list[Box]
+    rng: np.random.Generator,
+    canvas: drawing.Canvas,
+    split: str,
+    noun: str,
+    colour: str,
+    taken: list[Box],
+    small: bool = False,
 ) -> Item | None:
-    """Draw a thing where there is room for it; None where there is not."""
+    """Draw a thing where there is room for it; None where there is not. `small`: no larger than most things are."""
     area = (canvas.shape[1], canvas.shape[0])
     if noun == SIGN:
         text = sign_text(rng, split)
+        while small and len(text) < _LONG:
+            text = sign_text(rng, split)
         return _draw_sign(rng, canvas, colour, text, taken)
-    size = _size(rng, smallest=10 if noun == TILE else 8)
+    smallest = 10 if noun == TILE else 8
+    size = int(rng.integers(smallest, _SMALL)) if small else _size(rng, smallest)
     place = free_place(rng, taken, area, (size, size))
     if place is None:
         return None

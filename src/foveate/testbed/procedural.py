@@ -12,9 +12,9 @@ from .asking import ask
 from .clips import clip
 from .documents import chart, page
 from .layout import Drawing, Item
-from .objects import objects
+from .objects import many_like, objects
 from .questions import LARGEST, Question
-from .sources import SPLITS, TestbedError, check_split
+from .sources import HARD, SPLITS, TestbedError, source_of
 
 DATA_VERSION = 1  # raised whenever a scene would come out differently
 CELL = 8  # pixels: the side of what one visual token covers in both models
@@ -22,6 +22,7 @@ KINDS = ("objects", "page", "chart", "clip")
 _CHANCES = (0.66, 0.17, 0.17)  # of the stills
 _SHORTEST = {"objects": (3, 3), "page": (3, 6), "chart": (6, 7), "clip": (6, 6)}  # (rows, columns) in cells
 _LONGEST_CLIP = 8  # cells
+_HARD_CHANCES = (0.5, 0.3, 0.2)  # likewise, of hard ones
 _QUESTIONS = 16  # of a scene, at most
 
 
@@ -62,7 +63,9 @@ def generate(
     """Scene number `index` of a split.
 
     Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``; they share no photograph, handwriting or listed word.
+        split: ``"train"``, ``"validation"`` or ``"test"``; they share no photograph, handwriting or listed word. Or
+            ``"hard"``: pictures full of small print and many like things, made of what the test split is made of, and
+            questions about many of them.
         seed: scenes of different seeds have nothing to do with each other.
         index: which of the seed's scenes.
         kind: one of `KINDS`; chance decides among the stills if not given.
@@ -74,22 +77,28 @@ def generate(
     Raises:
         TestbedError: for an unknown split or kind, or when scikit-image, scikit-learn or matplotlib is missing.
     """
-    check_split(split)
-    rng = np.random.default_rng((DATA_VERSION, SPLITS.index(split), seed, index))
-    kind = kind or KINDS[int(np.searchsorted(np.cumsum(_CHANCES), rng.random()))]
+    source, hard = source_of(split), split == HARD
+    rng = np.random.default_rng((DATA_VERSION, (*SPLITS, HARD).index(split), seed, index))
+    kind = kind or KINDS[int(np.searchsorted(np.cumsum(_HARD_CHANCES if hard else _CHANCES), rng.random()))]
     if kind not in KINDS:
         raise TestbedError(f"kind {kind!r} must be one of {', '.join(KINDS)}.")
-    height, width = size or draw_size(rng, kind)
-    drawn = _draw(rng, kind, split, height, width, crowded)
-    asked = ask(rng, kind, drawn.items, (height, width), wanted, lessons)
+    if hard and kind == "clip":
+        raise TestbedError("the hard split has no clips; generate them of another.")
+    height, width = size or ((LARGEST, LARGEST) if hard else draw_size(rng, kind))
+    drawn = _draw(rng, kind, source, height, width, crowded, hard)
+    asked = ask(rng, kind, drawn.items, (height, width), wanted, lessons, hard)
     return Scene(kind, drawn.frames, drawn.items, asked, drawn.photo)
 
 
-def _draw(rng: np.random.Generator, kind: str, split: str, height: int, width: int, crowded: bool) -> Drawing:
+def _draw(
+    rng: np.random.Generator, kind: str, split: str, height: int, width: int, crowded: bool, hard: bool
+) -> Drawing:
     if kind == "objects":
-        return objects(rng, split, height, width, crowded)
-    draw: Callable[..., Drawing] = {"page": page, "chart": chart, "clip": clip}[kind]
-    return draw(rng, split, height, width)
+        return many_like(rng, split, height, width) if hard else objects(rng, split, height, width, crowded)
+    if kind == "clip":
+        return clip(rng, split, height, width)
+    draw: Callable[..., Drawing] = {"page": page, "chart": chart}[kind]
+    return draw(rng, split, height, width, hard)
 
 
 def draw_size(rng: np.random.Generator, kind: str, full_share: float = 0.45) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from ..errors import FoveateError
 from .lexicon import DIGITS
 
 SPLITS = ("train", "validation", "test")
+HARD = "hard"  # the split of small print and many like things, made of what the test split is made of
 _PHOTOS = {
     "train": [
         "astronaut",
@@ -45,10 +46,15 @@ class TestbedError(FoveateError):
     __test__ = False  # not a test, whatever pytest thinks of its name
 
 
-def check_split(split: str) -> None:
-    """Raise TestbedError unless `split` is one of `SPLITS`."""
-    if split not in SPLITS:
-        raise TestbedError(f"split {split!r} must be one of {', '.join(SPLITS)}.")
+def source_of(split: str) -> str:
+    """Which of `SPLITS` a split takes photographs, handwriting and words from: ``"hard"`` from ``"test"``.
+
+    Raises:
+        TestbedError: for an unknown split.
+    """
+    if split not in (*SPLITS, HARD):
+        raise TestbedError(f"split {split!r} must be one of {', '.join((*SPLITS, HARD))}.")
+    return "test" if split == HARD else split
 
 
 _ALL = "scikit-image scikit-learn matplotlib"

@@ -17,12 +17,17 @@ _CLIP_EVERY = 5  # scenes, where clips are wanted among others
 
 
 def samples(
-    split: str = "test", seed: int = 0, per_family: int = 250, families: Sequence[str] = STILL_FAMILIES
+    split: str = "test",
+    seed: int = 0,
+    per_family: int = 250,
+    families: Sequence[str] = STILL_FAMILIES,
+    per_scene: int | None = None,
 ) -> list[Sample]:
     """Exactly `per_family` questions of each family, those of a scene behind each other.
 
     The same arguments give the same samples. A sample's group is its scene, and its boxes tell where the things asked
-    about are. Where a box is asked for, the answer is written in steps of 4 pixels.
+    about are. Where a box is asked for, the answer is written in steps of 4 pixels. With `per_scene`, at most so many
+    questions are about one scene, those first whose families lack most; else at most three of each family.
 
     Raises:
         TestbedError: for an unknown family, or when scikit-image, scikit-learn or matplotlib is missing.
@@ -36,7 +41,13 @@ def samples(
     while any(missing.values()):
         scene = generate(split, seed, index, _kind(missing, index))
         taken: dict[str, list[Question]] = {}
-        for question in scene.questions:
+        asked = list(scene.questions)
+        if per_scene is not None:
+            asked.sort(key=lambda question: -missing.get(question.family, 0))
+        before = len(found)
+        for question in asked:
+            if len(found) - before == per_scene:
+                break
             of_family = taken.setdefault(question.family, [])
             known = any(question.boxes == other.boxes and question.answer == other.answer for other in of_family)
             if missing.get(question.family, 0) and len(of_family) < _PER_SCENE and not known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -107,6 +108,20 @@ def test_inside_the_encoder_and_with_gradients(packed: zoo_module.Zoo) -> None:
     with foveate.batch_windows(model):
         (batched,) = torch.autograd.grad(model(**given).logits.sum(), weight)
     torch.testing.assert_close(batched, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(packed: zoo_module.Zoo, dtype: torch.dtype) -> None:
+    model, given = copy.deepcopy(packed.model).to("cuda", dtype), _prompts(packed)
+    given = {name: one.to("cuda", dtype if one.is_floating_point() else one.dtype) for name, one in given.items()}
+    with torch.no_grad():
+        expected = model(**given).logits
+        with foveate.batch_windows(model):
+            found = model(**given).logits
+    near = 1e-4 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(found, expected, rtol=near, atol=near * float(expected.abs().max()))
 
 
 def test_what_needs_none_of_it_is_refused(llava: zoo_module.Zoo) -> None:

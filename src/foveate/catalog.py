@@ -14,7 +14,7 @@ from typing import Any
 
 from .budget import Budget
 from .errors import MethodError
-from .methods import Method, ModelFacts, Where, get_method, method_names
+from .methods import Method, Where, get_method, method_names
 from .methods.toolkit import constraints
 from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
@@ -219,7 +219,7 @@ def _published_refusals(name: str) -> list[str]:
     """What published settings of some families need that vLLM cannot give."""
     method, refused = get_method(name), dict[str, list[str]]()
     for row in supported_models():
-        bound = method.bind(ModelFacts("", 1, _LAYERS, row.lineage))
+        bound = method.published_for(row.lineage)  # what it would load is not there
         for cue in sorted(bound.needs - method.needs, key=lambda cue: cue.name):
             if cue.not_in_vllm:
                 refused.setdefault(cues_in_words([cue]), []).append(row.class_name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .api import attach, compose, prune, prune_inputs
     from .budget import Budget, Conversation
     from .config import PruningConfig
+    from .methods.anchored import Anchored
     from .methods.toolkit.at_layer import AtLayer
     from .methods.toolkit.base import Method, Provenance, Stage, Where
     from .methods.toolkit.in_encoder import InEncoder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .verification import CheckReport, check
 
 _LAZY = {
+    "Anchored": ".methods",
     "AtLayer": ".methods.toolkit",
     "Budget": ".budget",
     "CheckReport": ".verification",
@@ -68,6 +70,7 @@ _LAZY = {
 _ROOMS = {"data", "evaluation", "importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
 
 __all__ = [
+    "Anchored",
     "AtLayer",
     "Budget",
     "BudgetError",

@@ -33,11 +33,10 @@ class Anchored(Transparent):
     """A method that keeps coordinate tokens beside what another chooses; of several stages, in each.
 
     Examples:
-        >>> method = foveate.methods.Anchored("idpruner")
-        >>> with foveate.prune(model, method, keep=0.5) as pruning:
+        >>> with foveate.prune(model, foveate.Anchored("idpruner"), keep=64) as pruning:
         ...     output = model.generate(**inputs, max_new_tokens=4)
         >>> pruning.report().tokens
-        8
+        64
 
     Args:
         base: the method that chooses the rest, by name or with its hyperparameters; it prunes before the LLM or inside.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import foveate
+import tiny_families
 import tiny_models as zoo_module
 from foveate.methods import Method, Stage, Where
 from foveate.methods.toolkit.at_layer import AtLayer
@@ -120,6 +121,13 @@ def test_behind_stages_they_are_of_what_is_left(zoo: Zoo) -> None:
                 before, after = (layers[column][f"{name}{end}"][row] for end in ("", " out"))
                 ratio = (after.norm(dim=-1) / before.norm(dim=-1))[here.clamp_min(0)].masked_fill(here < 0, 0)
                 torch.testing.assert_close(tokens.llm_transitions[row, : len(span), column, which, 0], ratio)
+
+
+def test_experts_that_give_the_tokens_of_all_prompts_in_one_row() -> None:
+    z = tiny_families.llama4()
+    tokens = shown(z, pair(z), Reading(wants=frozenset({Cue.LLM_TRANSITIONS})))
+    ratio, cosine = tokens.llm_transitions[tokens.valid].unbind(-1)
+    assert (ratio > 0).all() and (cosine.abs() <= 1).all() and ratio.shape[1:] == (2, 2)
 
 
 def test_keys_of_the_layer_below(zoo: Zoo) -> None:

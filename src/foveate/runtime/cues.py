@@ -344,8 +344,9 @@ class LanguageModelCues:
         if state is None or stack.replaying or not any(groups_of(stage, state).drops for stage in self._changing):
             return
         given: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+        made: Tensor = output[0] if isinstance(output, tuple) else output
         with torch.no_grad():
-            change = transition(given, output[0] if isinstance(output, tuple) else output)
+            change = transition(given, made.view(given.shape))  # experts may give the tokens of all prompts in one row
             readings: _Readings = state.slots[self]
             readings.transitions.setdefault(layer, []).append(state.by_span(change, layer + 1))
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.test_report import made
+from evaluation.test_report import made, with_downsampling
 from foveate.data.samples import Sample
 from foveate.evaluation import html_report
-from foveate.evaluation.html_report import PAGE, build_html, embed, join_tiles, write_html
+from foveate.evaluation.html_report import PAGE, build_html, embed, join_tiles, summarize, write_html
 from foveate.evaluation.inference import pack_mask, unpack_mask
 from foveate.evaluation.palette import style_of
 from foveate.evaluation.report import Report
@@ -141,6 +141,7 @@ def test_figures_are_those_of_the_report(results: Results, page: Reader) -> None
     rows = {(row["label"], row["keep"]): row for row in summary["rows"]}
     difference = report.bootstrap.difference(*(report.at(name, "5%") or 0 for name in ("divprune", "idpruner")))
     assert rows["divprune", "5%"]["minus"][0] == pytest.approx(100 * difference.value, abs=1e-3)
+    assert rows["divprune", "5%"]["failing"] == {} and "down-sampling was not run" in summary["failing_note"]
     assert rows["idpruner", "5%"]["minus"] is None and rows["unpruned", ""]["kept"][0] == 100
     styles = {one["name"]: (one["colour"], one["marker"]) for one in summary["labels"]}
     assert styles == {row.label: (style_of(row.label).colour, style_of(row.label).marker) for row in report.rows}
@@ -261,3 +262,15 @@ def test_a_picture_is_shown_as_the_model_sees_it(tmp_path: Path) -> None:
     assert image.width == image.height <= 320  # padded to a square, as this processor does
     picture.unlink()
     assert html_report.encode_picture(picture, processor, 320, 82) is None
+
+
+def test_the_page_tells_how_right_methods_are_where_down_sampling_fails() -> None:
+    report = Report(with_downsampling())
+    summary = summarize(report)
+    assert summary["failing"] == {"25%": report.failing("25%").questions, "5%": 0}
+    for place, row in enumerate(summary["rows"]):
+        score = report.failing_score(place, "25%")
+        assert (score is None) == (row["keep"] == "5%")
+        if score is not None:
+            told = [100 * one for one in (score.value, score.low, score.high)]
+            assert row["failing"] == {"25%": pytest.approx(told, abs=1e-3)}

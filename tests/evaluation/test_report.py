@@ -127,8 +127,56 @@ def test_the_table_says_what_is_so(report: Report) -> None:
     blind = macro("blind", "")
     above = 100 * (macro("divprune") - blind) / (macro("unpruned", "") - blind)
     assert divprune[6].startswith(f"{above:.1f} [")
-    assert divprune[7].startswith(f"**{macro('divprune') - macro('idpruner'):+.1f}** [")
-    assert rows[3][7] == "" and not rows[0][7].startswith("**-")
+    assert divprune[8].startswith(f"**{macro('divprune') - macro('idpruner'):+.1f}** [")
+    assert rows[3][8] == "" and not rows[0][8].startswith("**-")
+
+
+def with_downsampling() -> Results:
+    """The same, with a smaller picture at 25 %, right about the easier questions and, by luck, a hard one."""
+    results = made()
+    difficulty = np.random.default_rng(0).random(QUESTIONS)
+    right = (difficulty < 0.4).astype(int)
+    right[int(difficulty.argmax())] = 1
+    run = results.runs[-1] | {"label": "downsample", "keep": "25%", "right": right.tolist()}
+    refused = [*results.refused, {"label": "downsample", "keep": "5%", "why": "tiles."}]
+    return dataclasses.replace(results, runs=[*results.runs, run], refused=refused)
+
+
+def test_methods_are_judged_where_down_sampling_fails() -> None:
+    report = Report(with_downsampling())
+    right = {(run["label"], run["keep"]): np.array(run["right"]) for run in report.results.runs}
+    wrong = right["downsample", "25%"] == 0
+    head, _, *rows = cells(report.accuracy("25%"))
+    assert head[7] == f"where down-sampling fails ({wrong.sum()})" and head[8] == "minus idpruner"
+    told = {row[0]: row[7] for row in rows}
+    for label, keep in (("divprune", "25%"), ("idpruner", "25%"), ("unpruned", ""), ("blind", "")):
+        name = f"*{label}*" if keep == "" else label
+        assert told[name].startswith(f"{100 * right[label, keep][wrong].mean():.1f} [")
+    assert told["*downsample*"] == "0.0 [0.0, 0.0]"
+    images = sorted({n // 3 for n in np.flatnonzero(wrong)})
+    low, high = (float(one) for one in re.findall(r"[\d.]+", told["divprune"])[1:])
+    times = np.random.default_rng(1).multinomial(len(images), [1 / len(images)] * len(images), 4000)
+    sums, sizes = (
+        np.array([sum(values[n] for n in np.flatnonzero(wrong) if n // 3 == image) for image in images])
+        for values in (right["divprune", "25%"], np.ones(QUESTIONS))
+    )
+    assert np.quantile(times @ sums / (times @ sizes), [0.025, 0.975]) * 100 == pytest.approx([low, high], abs=1.5)
+    overview = dict(report.overview(intervals=False))
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d / –", overview["divprune"][3]) and overview["fastv"][3] == "– / –"
+    assert report.failing_heading() == f"where down-sampling fails ({wrong.sum()} / –)"
+
+
+def test_no_down_sampling_is_a_dash_and_a_reason() -> None:
+    report = Report(with_downsampling())
+    head, _, *rows = cells(report.accuracy("5%"))
+    assert head[7] == "where down-sampling fails" and {row[7] for row in rows} == {"–"}
+    assert "A dash at 5%: down-sampling could not run (tiles)." in report.text()
+    assert "A dash at 25%, 5%: down-sampling was not run." in Report(made()).text()
+    runs = [run | {"keep": "auto" if run["keep"] == "25%" else run["keep"]} for run in made().runs]
+    assert "A dash at auto: the size of the smaller" in Report(dataclasses.replace(made(), runs=runs)).text()
+    perfect = with_downsampling()
+    perfect.runs[-1]["right"] = [1] * QUESTIONS
+    assert "A dash at 25%: down-sampling answers every question rightly." in Report(perfect).text()
 
 
 def test_budgets_may_be_given_in_any_order(report: Report) -> None:

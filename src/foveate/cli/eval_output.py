@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from ..evaluation.report import Report
     from ..evaluation.runner import Evaluation
@@ -83,28 +84,51 @@ class Estimate:
 
 
 def show(report: Report, console: Console) -> None:
-    """Macro accuracy by method and budget: a table, or where it would not fit a line for each budget."""
-    from rich.table import Table
+    """Macro accuracy by method and budget, and accuracy where down-sampling fails.
+
+    One table; where it would not fit, the latter in a table of its own; where that would not, a line for each budget.
+    """
     from rich.text import Text
 
     rows = report.overview(intervals=False)
-    table = Table(title=TITLE, title_justify="left")
+    failing = report.failing_heading()
+    both = _table(TITLE, report, ["visual tokens", failing], rows)
+    if _fits(both, console):
+        console.print(both)
+        return
+    apart = [
+        _table(TITLE, report, ["visual tokens"], [(label, cells[:-1]) for label, cells in rows]),
+        _table(f"The same, {failing}", report, [], [(label, cells[-1].split(" / ")) for label, cells in rows]),
+    ]
+    if all(_fits(one, console) for one in apart):
+        for one in apart:
+            console.print(one)
+        return
+    console.print(Text(f"{TITLE}, visual tokens, and the same {failing}"))
+    for label, cells in rows:
+        tokens = [*cells[-2].split(" / "), *[""] * len(report.keeps)]
+        console.print(Text(label, style="bold"))
+        for keep, value, spent, fails in zip(report.keeps, cells, tokens, cells[-1].split(" / "), strict=False):
+            if value:
+                console.print(Text(f"  {keep}: {value}" + (f" ({spent})" if spent else "") + f"; {fails}"))
+
+
+def _table(title: str, report: Report, further: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
     for keep in report.keeps:
         table.add_column(keep, justify="right", no_wrap=True)
-    table.add_column("visual tokens", justify="right")
+    for heading in further:
+        table.add_column(heading, justify="right")
     for label, cells in rows:
         table.add_row(label, *cells)
-    if console.measure(table, options=console.options.update(width=_WIDE)).minimum <= console.width:
-        console.print(table)
-        return
-    console.print(Text(f"{TITLE}, and visual tokens"))
-    for label, cells in rows:
-        tokens = [*cells[-1].split(" / "), *[""] * len(report.keeps)]
-        console.print(Text(label, style="bold"))
-        for keep, value, spent in zip(report.keeps, cells, tokens, strict=False):
-            if value:
-                console.print(Text(f"  {keep}: {value}" + (f" ({spent})" if spent else "")))
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    return console.measure(table, options=console.options.update(width=_WIDE)).minimum <= console.width
 
 
 def left_out(report: Report) -> list[str]:

@@ -121,6 +121,8 @@ def summarize(report: Report) -> dict[str, Any]:
         "columns": list(boot.columns),
         "keeps": report.keeps,
         "reference": report.reference,
+        "failing": {keep: report.failing(keep).questions for keep in report.keeps},
+        "failing_note": report.failing_note().replace("*", ""),
         "rows": [_row(report, place) for place in range(len(report.rows))],
         "labels": [
             {
@@ -159,6 +161,9 @@ def _row(report: Report, place: int) -> dict[str, Any]:
         "times": [_round(1e3 * row.times[name], 3) for name in TIMES] if row.times else None,
         "scores": [_interval(boot.score(place, column)) for column in boot.columns],
         "kept": None if full is None else _interval(boot.retention(place, full)),
+        "failing": {
+            keep: _interval(score) for keep in report.keeps if (score := report.failing_score(place, keep)) is not None
+        },
         "minus": None if other is None or other == place else _interval(boot.difference(place, other)),
     }
 

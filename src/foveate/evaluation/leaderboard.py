@@ -29,10 +29,10 @@ READING = """\
 Every answer behind these tables is in the folder `{folder}/`. `foveate leaderboard` makes this page from it, and
 `foveate eval` makes such results with your own model and questions.
 
-Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. The last
-column has the cost of each budget: visual tokens, as the mean over the language model's layers. Methods that prune
-inside the model keep all tokens in the layers before theirs, so they spend more at the same percentage. Compare
-methods at equal tokens, as the plots do."""
+Accuracy is the mean over families of questions, in percent, with 95 % intervals of a bootstrap over images. Visual
+tokens are what each budget costs, as the mean over the language model's layers. Methods that prune inside the model
+keep all tokens in the layers before theirs, so they spend more at the same percentage. Compare methods at equal tokens,
+as the plots do."""
 
 AGREEMENT = """\
 ## Do models agree?
@@ -115,7 +115,8 @@ def _section(report: Report, place: str) -> str:
             f"## Model {facts['model']}, suite {facts['suite']}",
             report.preface(tables=False),
             f"![Accuracy against tokens]({place}/accuracy_tokens.png)",
-            table(["method", *report.keeps, "visual tokens"], rows),
+            table(["method", *report.keeps, "visual tokens", report.failing_heading()], rows),
+            report.failing_note(),
             *([f"lmms-eval's own figures:\n\n{figures}"] if (figures := report.figures()) else []),
             f"Families, costs, paired differences and what could not run: [the whole report]({place}/{REPORT}).",
         ]

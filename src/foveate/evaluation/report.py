@@ -1,23 +1,32 @@
-"""The report of an evaluation: tables in Markdown, plots beside them."""
+"""The report of an evaluation: tables in Markdown, plots beside them.
+
+Every table has one more column, *where down-sampling fails*: plain down-sampling answers many questions as rightly as
+any method, and these say nothing about methods. VTC-Bench (arXiv 2510.07143) therefore judges a method on the questions
+that the down-sampled run at the same budget answers wrongly.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from ..budget import Budget
 from ..files import COMMENT
 from .inference import TIMES
 from .results import Results, Row
 from .runs import BASELINES, BLIND, DOWNSAMPLE, ORACLE, REFERENCES, UNPRUNED
-from .statistics import MACRO, Bootstrap, Estimate
+from .statistics import MACRO, Bootstrap, Estimate, bootstrap
 from .suites import EvaluationError
 
 REPORT = "report.md"
 FIGURES = "figures"  # of a configuration: what another program than foveate says of the same answers
 PREFERRED = "idpruner"
+FAILING = "where down-sampling fails"  # the column
 _FEW = 30  # images
 ABOUT = {
     UNPRUNED: "all visual tokens",
@@ -28,6 +37,26 @@ ABOUT = {
     "avgpool": "means of near-square cells",
     DOWNSAMPLE: "a smaller picture of as many tokens (in the corner of a blank one, where a tower takes one size only)",
 }
+
+
+@dataclass(frozen=True)
+class Failing:
+    """The questions that the down-sampled run at a budget answers wrongly, and how right others are on them.
+
+    Attributes:
+        questions: how many.
+        why: there is none, a clause; empty where there are some.
+        scores: of the rows by place, with one column; none where there is no question.
+    """
+
+    questions: int = 0
+    why: str = ""
+    scores: Mapping[int, Estimate] = field(default_factory=dict)
+
+    @property
+    def heading(self) -> str:
+        """Of the column."""
+        return f"{FAILING} ({self.questions})" if self.scores else FAILING
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,53 @@ class Report:
         found = (self.at(label, keep) for keep in self.keeps)
         return [place for place in found if place is not None]
 
+    def failing(self, keep: str) -> Failing:
+        """What is told of the questions that down-sampling to a budget answers wrongly."""
+        return self._failing_at[keep]
+
+    @cached_property
+    def _failing_at(self) -> dict[str, Failing]:
+        return {keep: self._find_failing(keep) for keep in self.keeps}
+
+    def _find_failing(self, keep: str) -> Failing:
+        small = self.at(DOWNSAMPLE, keep)
+        if small is None:
+            refused = (one for one in self.results.refused if one["label"] == DOWNSAMPLE and one["keep"] in ("", keep))
+            if (one := next(refused, None)) is not None:
+                return Failing(why=f"down-sampling could not run ({one['why'].rstrip('.')})")
+            if Budget(keep).by_content:
+                return Failing(why="the size of the smaller picture would have to be known before it is seen")
+            return Failing(why="down-sampling was not run")
+        questions = np.flatnonzero(self.rows[small].scores < 1)
+        if not len(questions):
+            return Failing(why="down-sampling answers every question rightly")
+        samples = [self.results.samples[one] for one in questions]
+        places = [place for place, row in enumerate(self.rows) if row.keep in ("", keep)]
+        found = bootstrap(
+            np.stack([self.rows[place].scores[questions] for place in places]),
+            [str(sample["image"]) for sample in samples],
+            [FAILING] * len(samples),
+            seed=self.results.configuration["seed"],
+        )
+        return Failing(len(samples), scores={place: found.score(one) for one, place in enumerate(places)})
+
+    def failing_score(self, place: int, keep: str) -> Estimate | None:
+        """The share of right answers of a row on these questions, images resampled; None where there are none."""
+        return self.failing(keep).scores.get(place)
+
+    def failing_note(self) -> str:
+        """What the column is, and why it has dashes where it has some."""
+        told = (
+            f"*{FAILING[0].upper()}{FAILING[1:]}* is the share of right answers among the questions (their number in "
+            "brackets) that the down-sampled run at the same budget answers wrongly: what a smaller picture would not "
+            "do as well (VTC-Bench, arXiv 2510.07143)."
+        )
+        reasons: dict[str, list[str]] = {}
+        for keep in self.keeps:
+            if why := self.failing(keep).why:
+                reasons.setdefault(why, []).append(keep)
+        return told + "".join(f" A dash at {', '.join(keeps)}: {why}." for why, keeps in reasons.items())
+
     def text(self, pictures: Sequence[Path] = ()) -> str:
         """The whole report."""
         parts = [COMMENT, f"# Evaluation of {self.results.configuration['model']}", self.preface()]
@@ -106,7 +182,12 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def overview(self, intervals: bool) -> list[tuple[str, list[str]]]:
-        """Macro accuracy at each budget and the tokens that it took, the best method at the smallest budget first."""
+        """A row a method, the best at the smallest budget first.
+
+        Returns:
+            Names with cells: macro accuracy at each budget, the tokens that it took, and accuracy where down-sampling
+            fails, of the latter two all budgets in one cell.
+        """
         fixed = [label for label in (*REFERENCES, ORACLE) if self._place(label, self.keeps[0]) is not None]
         others = [label for label in self.labels if label != ORACLE]
         others.sort(key=lambda label: -self._macro(label, self.keeps[-1]))
@@ -117,8 +198,21 @@ class Report:
             cells = ["" if place is None else format_score(self.bootstrap.score(place)) for place in places]
             tokens = ["–" if place is None else f"{self.rows[place].costs['visual_tokens']:.0f}" for place in places]
             shown_tokens = tokens[:1] if label in REFERENCES else tokens
-            found.append((f"*{label}*" if label in ABOUT and intervals else label, [*cells, " / ".join(shown_tokens)]))
+            fails = [
+                self._failing_cell(place, keep, format_score) for place, keep in zip(places, self.keeps, strict=True)
+            ]
+            told = [*cells, " / ".join(shown_tokens), " / ".join(fails)]
+            found.append((f"*{label}*" if label in ABOUT and intervals else label, told))
         return found
+
+    def failing_heading(self) -> str:
+        """Of the last column of `overview`."""
+        numbers = [str(one.questions) if (one := self.failing(keep)).scores else "–" for keep in self.keeps]
+        return f"{FAILING} ({' / '.join(numbers)})"
+
+    def _failing_cell(self, place: int | None, keep: str, format_score: Callable[[Estimate], str]) -> str:
+        score = None if place is None else self.failing_score(place, keep)
+        return "–" if score is None else format_score(score)
 
     def _macro(self, label: str, keep: str) -> float:
         place = self.at(label, keep)
@@ -151,6 +245,7 @@ class Report:
             "over images. *Of unpruned* is macro as a share of the unpruned model's, *above blind* the same counted "
             "from the accuracy without any picture."
         )
+        text += f" {self.failing_note()}"
         if self.reference:
             text += (
                 f" The last column is the paired difference to {self.reference} in points, in bold where its interval "
@@ -167,6 +262,7 @@ class Report:
         others.sort(key=lambda i: -boot.point[i, -1])
         families = [column for column in boot.columns if column != MACRO]
         head = ["method", "visual tokens", *families, "macro", "of unpruned", "above blind"]
+        head += [self.failing(keep).heading]
         head += [f"minus {self.reference}"] if self.reference else []
         return table(head, (self._accuracy_row(place, keep, families) for place in [*fixed, *others]))
 
@@ -181,6 +277,7 @@ class Report:
         cells.append(percent(boot.score(place)))
         cells.append("" if full is None else percent(boot.retention(place, full)))
         cells.append("" if full is None or blind is None else percent(boot.retention(place, full, blind=blind)))
+        cells.append(self._failing_cell(place, keep, percent))
         if self.reference:
             other = self.at(self.reference, keep)
             same = other is None or other == place

@@ -44,6 +44,7 @@ function setUpTable() {
     { name: "macro", interval: (row) => row.scores[last], always: true },
     ...summary.columns.slice(0, last).map((name, n) => ({ name, interval: (row) => row.scores[n] })),
     { name: "of unpruned", interval: (row) => row.kept, always: true },
+    { name: "where down-sampling fails", interval: failing, always: true, without: "–" },
     ...(summary.reference
       ? [{ name: `minus ${summary.reference}`, interval: (row) => row.minus, always: true, signed: true }] : []),
     { name: "GFLOPs", value: (row) => row.gflops, text: (row) => figure(row.gflops) },
@@ -54,6 +55,11 @@ function setUpTable() {
   let sorted = { column: 3, down: true };
   options(byId("table-keep"), [["", "all"], ...summary.keeps.map((keep) => [keep, keep])]);
   byId("table-keep").value = summary.keeps.at(-1) ?? "";
+
+  // A row without a budget, such as the unpruned one, is measured by the questions of the budget that is looked at.
+  function failing(row) {
+    return row.failing[row.keep || byId("table-keep").value] ?? null;
+  }
 
   function keepRank(keep) {
     return keep ? summary.keeps.length - summary.keeps.indexOf(keep) : summary.keeps.length + 1;
@@ -93,7 +99,7 @@ function setUpTable() {
   function cell(column, row, interval) {
     if (!column.interval) return element("td", {}, column.text(row));
     const found = column.interval(row);
-    if (!found || found[0] === null) return element("td", {}, "");
+    if (!found || found[0] === null) return element("td", {}, column.without ?? "");
     const sign = (one) => (column.signed && one > 0 ? "+" : "") + one.toFixed(1);
     const sure = column.signed && found[1] !== null && (found[1] > 0 || found[2] < 0);
     return element("td", { class: sure ? "sure" : null }, sign(found[0]),
@@ -208,6 +214,8 @@ function setUpNotes() {
   const notes = [];
   const facts = Object.entries(summary.facts).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ");
   notes.push(["Evaluated", facts + (summary.machine ? `; measured on ${summary.machine}` : "")], ["Costs", summary.costs]);
+  const numbers = summary.keeps.map((keep) => `${summary.failing[keep] || "none"} at ${keep}`).join(", ");
+  notes.push(["Where down-sampling fails", `${summary.failing_note} Questions: ${numbers}.`]);
   for (const one of summary.labels) if (one.about) notes.push([one.name, one.about]);
   for (const one of summary.refused) notes.push([`Could not run: ${one.method} ${one.keep}`, one.why]);
   for (const one of summary.left_out) notes.push([`${one.what === "failed" ? "Failed" : "Skipped"}: ${one.where}`, one.why]);

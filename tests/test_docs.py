@@ -250,6 +250,7 @@ def test_the_quickstart_runs_offline(
         "concepts.md",
         "guides/choose_a_method.md",
         "guides/fine_tune.md",
+        "guides/guided.md",
         "guides/conversations.md",
         "guides/threads_and_servers.md",
         "guides/quantised_and_spread.md",

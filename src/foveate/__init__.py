@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .methods.anchored import Anchored
     from .methods.toolkit.at_layer import AtLayer
     from .methods.toolkit.base import Method, Provenance, Stage, Where
+    from .methods.toolkit.guided import guided
     from .methods.toolkit.in_encoder import InEncoder
     from .methods.toolkit.registry import get_method, method_names, register_method
     from .models import register_model, supported_models
@@ -59,6 +60,7 @@ _LAZY = {
     "check": ".verification",
     "compose": ".api",
     "get_method": ".methods",
+    "guided": ".methods.toolkit",
     "method_names": ".methods",
     "prune": ".api",
     "prune_inputs": ".api",
@@ -102,6 +104,7 @@ __all__ = [
     "check",
     "compose",
     "get_method",
+    "guided",
     "method_names",
     "prune",
     "prune_inputs",

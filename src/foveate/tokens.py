@@ -28,6 +28,7 @@ class Source(enum.Enum):
     STATES = "the hidden states of lower LLM layers"
     LAYER = "the LLM layer whose input is shortened"
     ROUTER = "the router of experts in that layer"
+    GUIDE = "a smaller model that reads the prompt first"
 
     @property
     def not_in_vllm(self) -> str | None:
@@ -36,6 +37,8 @@ class Source(enum.Enum):
             return None
         if self is Source.PROMPT:
             return "vLLM encodes an image once for all prompts that hold it"
+        if self is Source.GUIDE:
+            return "the plugin runs no second model"
         return "the plugin does nothing inside the LLM"
 
 
@@ -246,6 +249,9 @@ class Cue(enum.Enum):
 
     ROUTER_LOGITS = "logits of the router of experts in the same LLM layer", Source.ROUTER, "N E", Kind.VECTOR
     """What the router of the layer whose input is shortened makes of that input, passed through the norm before it."""
+
+    GUIDE_ATTENTION = "attention of a smaller model's prompt to the visual tokens", Source.GUIDE, "N"
+    """Mean over the heads, and over the layers and the queries that the method's `guide` names."""
 
     @classmethod
     def of(cls, *sources: Source) -> frozenset[Cue]:

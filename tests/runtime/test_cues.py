@@ -40,7 +40,7 @@ def declare(monkeypatch: pytest.MonkeyPatch) -> Declare:
 
 def test_every_cue_is_read_in_one_place_of_its_source() -> None:
     below, here = (list(itertools.chain(*readers)) for readers in (BELOW_LAYER, AT_LAYER))
-    read = [*READERS, *below, *here]
+    read = [*READERS, *below, *here, Cue.GUIDE_ATTENTION]  # the last in runtime/guide.py
     assert sorted(read, key=lambda cue: cue.name) == sorted(Cue, key=lambda cue: cue.name)
     assert READERS.keys() == Cue.of(Source.ENCODER) and set(below) == Cue.of(Source.LAYER_BELOW)
 

@@ -20,7 +20,6 @@ give a number of tokens that is larger than any image, such as ``keep=10**6``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,18 +31,6 @@ from .toolkit.constraints import AtLeast, Share
 from .toolkit.interventions import ExpertSkip, SkipRule
 from .toolkit.registry import register_method
 from .toolkit.wrapper import Transparent
-
-
-class _Threshold:
-    """A number of at least 0; infinity is one."""
-
-    def check(self, label: str, value: Any, whole: bool) -> None:
-        """Raise MethodError, which begins with `label`, unless the value fits."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
-            raise MethodError(f"{label}={value!r} must be a number of {self}.")
-
-    def __str__(self) -> str:
-        return "at least 0"
 
 
 @register_method("modes")
@@ -58,7 +45,7 @@ class Modes(Transparent):
     Args:
         base: the method that chooses the tokens, by name or with its hyperparameters.
         rule: ``"threshold"`` (MoDES) or ``"ratio"`` (the Mixture Compressor's ODP).
-        text: threshold of text; None: the calibrated one.
+        text: threshold of text, such as 0.02; a large one, such as 1e9, skips all. None: the calibrated one.
         visual: threshold of visual tokens; None: the calibrated one.
         weights: alpha, or mu where the rule is the ratio, of each decoder layer, those without experts included; None:
             the calibrated ones, and where only thresholds are given, 1 in all layers.
@@ -100,8 +87,8 @@ class Modes(Transparent):
 
     base: str | Method = "divprune"
     rule: SkipRule = "threshold"
-    text: Annotated[float, _Threshold()] | None = None
-    visual: Annotated[float, _Threshold()] | None = None
+    text: Annotated[float, AtLeast(0)] | None = None
+    visual: Annotated[float, AtLeast(0)] | None = None
     weights: tuple[Annotated[float, AtLeast(0)], ...] | None = None
     protected: Share = 0.02
     calibration: str | Path | ExpertCalibration | None = None
@@ -109,6 +96,8 @@ class Modes(Transparent):
     def validate(self) -> None:
         if self.inner.experts is not None:
             raise MethodError(f"modes: {self.inner.name} cuts the experts itself; wrap one that leaves them alone.")
+        if self.weights == ():
+            raise MethodError("modes: weights=() must have one for each layer of the model.")
         if self.rule == "ratio" and (self.text is not None or self.visual is not None):
             raise MethodError("modes: rule='ratio' has no thresholds; give weights=(...), the ratio of each layer.")
 

@@ -18,7 +18,7 @@ from .moe import MoeBlock, moe_block
 
 # What any model gives that runs in transformers, so no adapter lists it; servers ask adapters, too, and encode images
 # without knowing the prompt.
-EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS, Source.STATES)
+EVERY_MODEL = (Source.PROMPT, Source.WEIGHTS, Source.STATES, Source.GUIDE)
 
 # Where no CLS token's row is read, attention is averaged over the queries of an image or frame: over all of them, as
 # the authors of the methods do, but never over more than this, evenly spread, because the time grows with the square of

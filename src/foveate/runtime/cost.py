@@ -92,14 +92,30 @@ class CostModel:
 
         `again` tells how often attention is computed once more in a layer, for edits of it or to read it.
         """
-        total = 0.0
-        for layer, (weights, row) in enumerate(zip(self._layer_weights, lengths, strict=True)):
-            if (state := self._adapter.recurrent_state(layer)) is not None:
-                total += sum(2.0 * (weights + 3 * state.recurrent) * n for n in row)
-                continue
-            attention = 2.0 * self._per_pair[layer] * (1 + (again or {}).get(layer, 0))
-            total += sum(2.0 * weights * n + attention * n * n for n in row)
+        layers, times = enumerate(zip(self._layer_weights, lengths, strict=True)), again or {}
+        total = sum(self._layer_flops(layer, weights, row, times.get(layer, 0)) for layer, (weights, row) in layers)
         return total + 2.0 * self._head_weights * len(lengths[0])
+
+    def flops_through(self, layer: int, lengths: Sequence[int]) -> float:
+        """FLOPs of the layers up to and with `layer` for prompts of these lengths, without logits."""
+        weights = self._layer_weights[: layer + 1]
+        return sum(self._layer_flops(one, each, lengths, 0) for one, each in enumerate(weights))
+
+    def _layer_flops(self, layer: int, weights: int, lengths: Sequence[int], again: float) -> float:
+        if (state := self._adapter.recurrent_state(layer)) is not None:
+            return sum(2.0 * (weights + 3 * state.recurrent) * n for n in lengths)
+        attention = 2.0 * self._per_pair[layer] * (1 + again)
+        return sum(2.0 * weights * n + attention * n * n for n in lengths)
+
+    def weights_per_visual_token(self, layers: int, vision: bool) -> float:
+        """Multiply-adds with weights for each visual token in so many layers, and with `vision` in the encoder."""
+        total = float(sum(self._layer_weights[:layers]))
+        if vision:
+            outside, blocks, each = self._vision_weights
+            grid = Grid(4, 4)
+            positions = self._adapter.entering(grid) / len(grid)
+            total += positions * (outside + sum(blocks)) + sum(weights for _, weights in each)
+        return total
 
     def vision_flops(self, grids: Sequence[Grid], kept: Mapping[int, Sequence[Tensor]] | None = None) -> float:
         """FLOPs of the vision encoder and projector for these images.

@@ -249,7 +249,8 @@ class LanguageModelCues:
 
     def __init__(self, stages: Iterable[Stage], adapter: ModelAdapter) -> None:
         self._adapter, self._attention = adapter, adapter.attention_layers
-        self._stages = {stage.layer: stage for stage in stages if stage.method.needs - Cue.of(Source.ENCODER)}
+        before = Cue.of(Source.ENCODER, Source.GUIDE)
+        self._stages = {stage.layer: stage for stage in stages if stage.method.needs - before}
         self._keeps_embeds = any(stage.method.needs & Cue.of(Source.PROMPT) for stage in self._stages.values())
         self._above = {
             layer - 1: stage for layer, stage in self._stages.items() if Cue.STATES_BELOW in stage.method.needs

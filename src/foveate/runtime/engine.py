@@ -25,6 +25,7 @@ from .cache import CacheState, mark, state_of
 from .compat import cache_of, cache_of_output, warn_if_untested
 from .cost import CostModel
 from .cues import EncoderCues
+from .guide import guide_of
 from .hooks import Attached, Checkpointing, Hooks, device_of, forget_compiled
 from .labels import ShortenedLoss, check_labels
 from .logits import check_logits_to_keep, keep_logits, place_logits_to_keep
@@ -32,7 +33,7 @@ from .masks import check_last_row, check_length, custom_mask, is_packed, read_bi
 from .prompt import locate, modalities_in
 from .report import Report, StageReport, build_report
 from .seams.attention import AttentionBias, AttentionEdits, bias_of, edits_of
-from .seams.base import Seam
+from .seams.base import Seam, groups_of
 from .seams.before_encoder import BeforeEncoder
 from .seams.before_llm import BeforeLlm, Positions
 from .seams.deepstack import DeepStackRows
@@ -72,13 +73,14 @@ class Pruning:
         methods = [stage.method for stage in stages]
         check_routers(adapter, stages)
         self._edits = edits_of(methods, adapter)
-        self._experts = experts_of(methods, adapter)
+        self._experts, self._guide = experts_of(methods, adapter), guide_of(methods, adapter)
         bias = bias_of(methods, adapter.text)
         self._seams = self._build_seams(bias, positions)
         behind = [one.method for one in self._stages if one.where in (Where.BEFORE_LLM, Where.INSIDE_LLM)]
         inside = [seam.reader for seam in self._seams if isinstance(seam, InsideEncoder)]
         self._encoder = EncoderCues(adapter, behind, inside)
         # Whether layers run otherwise than they would on what enters the language model.
+        self._guided_stages = [stage for stage in stages if stage.method.guide is not None]
         asked = bool(self._edits or bias or self._experts)
         self._deep = asked or any(stage.where is not Where.BEFORE_LLM for stage in stages)
         try:
@@ -199,6 +201,8 @@ class Pruning:
         hooks.before(adapter.text, self._enter_language_model)
         hooks.after(adapter.text, self._leave_language_model)
         self._encoder.install(hooks, stack)
+        if self._guide is not None:
+            self._guide.install(hooks)
         for seam in self._seams:
             seam.install(hooks, stack)
         for index, layer in enumerate(adapter.text.layers):
@@ -236,6 +240,8 @@ class Pruning:
             call.prompt, call.length = self._prompt_length(ids, cache_of(kwargs)), ids.shape[1]
             if ids.shape[1] > 1:  # a decoding step holds no image; not looking saves it a wait for the GPU
                 call.spans = self._spans(call, ids, kwargs)
+                if self._guide is not None and call.spans:
+                    call.inputs = {**kwargs, "input_ids": ids}
         elif self._stages and not _length_of(cache_of(kwargs)):
             raise RuntimeStateError(
                 "pruning needs input_ids to know where the images are; pass input_ids, "
@@ -353,6 +359,9 @@ class Pruning:
             self._check(state, kwargs)
             state.selection_watch.start()
             state.encoder_cues = self._encoder.read(call.passes, call.spans)
+            if self._guide is not None and any(groups_of(one, state).drops for one in self._guided_stages):
+                generation = stack.generations[-1] if stack.generations else None
+                state.encoder_cues = {**state.encoder_cues, **self._guide.read(state, generation)}
             state.encoder_kept = self._encoder.kept(call.passes, call.spans)
             state.selection_watch.stop()
         stack.forward = state

@@ -248,7 +248,7 @@ def probe_attention(layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Atten
     cache = cache_of(kwargs)
     kwargs = with_cache(kwargs, None if cache is None else _ReadOnlyCache(cache)) | {"attention_mask": None}
     kwargs.pop("hidden_states", None)
-    twin = _without_hooks(layer)
+    twin = without_hooks(layer)
     twin.self_attn.config = _WrappedConfig(_innermost(layer.self_attn.config), _stop_at_kernel)
     device = device_of(layer.self_attn, hidden.device)  # accelerate's own hooks would have moved all of it
     hidden, kwargs = hidden.to(device), {name: _moved(value, device) for name, value in kwargs.items()}
@@ -291,15 +291,19 @@ def _innermost(config: Any) -> Any:
     return config
 
 
-def _without_hooks(module: nn.Module) -> Any:
-    """A module that shares parameters with `module` but not its hooks, nor those of the modules inside."""
+def without_hooks(module: nn.Module, foreign: bool = False) -> Any:
+    """A module that shares parameters with `module` but not its hooks, nor those of the modules inside.
+
+    With `foreign` it keeps those that are not foveate's, such as those by which transformers collects hidden states.
+    """
     twin: Any = object.__new__(type(module))  # not copy.copy, as FSDP makes classes that cannot be made so
     vars(twin).update(vars(module))
     children = {name: child for name, child in module._modules.items() if child is not None}
     state = vars(twin)
-    state["_modules"] = {**module._modules, **{name: _without_hooks(child) for name, child in children.items()}}
+    state["_modules"] = {**module._modules, **{name: without_hooks(child, foreign) for name, child in children.items()}}
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
-        state[kind] = OrderedDict()
+        held = state[kind].items() if foreign else ()
+        state[kind] = OrderedDict((key, hook) for key, hook in held if not isinstance(hook, Hook))
     if children:
         state.pop("forward", None)  # of offloading, bound to the module itself; those of its leaves load weights
     return twin

@@ -21,6 +21,7 @@ from ..methods.toolkit.registry import counting_methods
 from ..models import ModelAdapter
 from ..tokens import Cue, Source
 from .cues import BEFORE_LLM
+from .guide import guide_of
 from .seams.before_llm import Positions
 
 _ONE_METHOD = "hyperparameters go with one method name; with several, pass foveate.get_method(...) instances."
@@ -45,11 +46,17 @@ class Composition:
             )
         return budget
 
-    def stages(self, methods: Sequence[Method], facts: ModelFacts, budget: Budget) -> list[Stage]:
+    def stages(self, methods: Sequence[Method], facts: ModelFacts, budget: Budget, beside: float = 0.0) -> list[Stage]:
         """The stages of the bound `methods` in a model, in order, with their shares of the budget.
 
         Where a method prunes does not depend on how much it keeps. So the methods are asked for their stages as if all
         were kept, and each stage gets its budget here.
+
+        Args:
+            methods: bound to the model.
+            facts: of the model.
+            budget: of all together.
+            beside: what else is paid of it, a fraction of the unpruned tokens: the pass of a smaller model.
 
         Raises:
             BudgetError: for a budget that no share of the first stage gives.
@@ -60,7 +67,13 @@ class Composition:
         if budget.keeps_all:
             return stages
         starts = [stage.first_layer for stage in stages]
-        first = self.first_share(float(budget.keep), starts, layers)
+        keep = float(budget.keep)
+        if beside >= keep:
+            raise BudgetError(
+                f"keep={keep:.4g} is too little for {self}: the small model's pass alone costs as much as "
+                f"{beside:.4g} of the tokens; give more, read lower layers of it, or give it without foveate.compose."
+            )
+        first = self.first_share(keep - beside, starts, layers)
         shares = [first * self.ratio**index for index in range(len(stages))]
         return [replace(stage, budget=Budget(share, budget.scope)) for stage, share in zip(stages, shares, strict=True)]
 
@@ -229,7 +242,9 @@ def _plan_stages(
             raise MethodError(_ONE_METHOD)
         parts = [get_method(part, **hyperparameters) for part in method.methods]
         methods = [_bind_method(adapter, facts, part, whole) for part in parts]
-        return _check_stages(adapter, facts, scope, method.stages(methods, facts, whole))
+        guide = guide_of(methods, adapter)
+        share = 0.0 if guide is None else guide.share
+        return _check_stages(adapter, facts, scope, method.stages(methods, facts, whole, share))
     pairs = pair_methods(method, keep)
     if len(pairs) > 1 and hyperparameters:
         raise MethodError(_ONE_METHOD)
@@ -380,7 +395,7 @@ def _check_block(adapter: ModelAdapter, facts: ModelFacts, stage: Stage, scope: 
 
 def _check_layer(method: Method, where: Where, layer: int, layers: int) -> None:
     # Before the language model there is nothing to read but encoder and text; at its layer 0 nothing from below.
-    there = Cue.of(Source.ENCODER, Source.LAYER) if where is Where.INSIDE_LLM else Cue.of(Source.ENCODER)
+    there = Cue.of(Source.ENCODER, Source.GUIDE, *[Source.LAYER] * (where is Where.INSIDE_LLM))
     first = 1 if method.needs - there - BEFORE_LLM else 0
     if not first <= layer < layers:
         raise MethodError(

@@ -131,6 +131,9 @@ class Report:
     FLOPs count the whole prefill, text and vision tower included (see `foveate.runtime.cost`); KV bytes count real
     tokens. Seconds are of the encoder, of selecting, and of the language model's forward without selecting. Stages tell
     what each was asked to keep of the unpruned images. `experts` is there where a method sends tokens past experts.
+    Where a smaller model reads the prompt first, `guide_flops` and `guide_seconds` are of its pass, and `guide_tokens`
+    is how many visual tokens cost as much in all layers of this model, by its weights; the sums of FLOPs, of seconds
+    and the average of visual tokens contain them.
     """
 
     images: list[ImageReport]
@@ -148,6 +151,9 @@ class Report:
     prefill_seconds: float
     stages: tuple[StageReport, ...] = ()
     experts: ExpertReport | None = None
+    guide_tokens: float = 0.0
+    guide_flops: float = 0.0
+    guide_seconds: float = 0.0
 
     @property
     def tokens_before(self) -> int:
@@ -161,8 +167,11 @@ class Report:
 
     @property
     def average_visual_tokens(self) -> float:
-        """Mean over the layers, so that pruning late is not taken for pruning early at the same ratio."""
-        return sum(self.visual_tokens_per_layer) / len(self.visual_tokens_per_layer)
+        """Mean over the layers, so that pruning late is not taken for pruning early at the same ratio.
+
+        What the pass of a smaller model costs is added, as so many tokens.
+        """
+        return sum(self.visual_tokens_per_layer) / len(self.visual_tokens_per_layer) + self.guide_tokens
 
     @property
     def flops_before(self) -> float:
@@ -172,12 +181,12 @@ class Report:
     @property
     def flops(self) -> float:
         """Floating-point operations of text and vision with pruning."""
-        return self.text_flops + self.vision_flops
+        return self.text_flops + self.vision_flops + self.guide_flops
 
     @property
     def seconds(self) -> float:
         """All that was measured: encoding, selecting, and the language model's forward."""
-        return self.encoder_seconds + self.selection_seconds + self.prefill_seconds
+        return self.encoder_seconds + self.selection_seconds + self.prefill_seconds + self.guide_seconds
 
     def factors(self, unpruned: Report | None = None) -> dict[str, float]:
         """How many times less the prefill costs than without pruning: 4.0 is a quarter, 1.0 nothing saved.
@@ -193,10 +202,9 @@ class Report:
         Raises:
             RuntimeStateError: where `unpruned` is of other prompts, or was pruned.
         """
-        layers = len(self.visual_tokens_per_layer)
         pairs: dict[str, tuple[float, float]] = {
             "tokens": (self.tokens_before, self.tokens),
-            "average_visual_tokens": (self.tokens_before * layers, sum(self.visual_tokens_per_layer)),
+            "average_visual_tokens": (float(self.tokens_before), self.average_visual_tokens),
             "prompt_tokens": (sum(self.prompt_tokens_before), sum(self.prompt_tokens)),
             "text_flops": (self.text_flops_before, self.text_flops),
             "flops": (self.flops_before, self.flops),
@@ -234,16 +242,17 @@ class Report:
         def row(name: str, before: float, after: float, shown: str) -> tuple[str, ...]:
             return name, format(before, shown), format(after, shown), f"{after / before:.0%}" if before else ""
 
-        layers = len(self.visual_tokens_per_layer)
         rows = [
             ("", "before", "after", "left"),
             row("visual tokens", self.tokens_before, self.tokens, ".0f"),
-            row("average over layers", self.tokens_before, sum(self.visual_tokens_per_layer) / layers, ".4g"),
+            row("average over layers", self.tokens_before, self.average_visual_tokens, ".4g"),
             row("prompt tokens", sum(self.prompt_tokens_before), sum(self.prompt_tokens), ".0f"),
             row("text GFLOPs", self.text_flops_before / 1e9, self.text_flops / 1e9, ".3g"),
             *self._expert_rows(row),
             row("vision GFLOPs", self.vision_flops_before / 1e9, self.vision_flops / 1e9, ".3g"),
+            *([("small model GFLOPs", "", f"{self.guide_flops / 1e9:.3g}", "")] if self.guide_flops else []),
             row("KV cache MB", self.kv_bytes_before / 1e6, self.kv_bytes / 1e6, ".3g"),
+            *([("small model ms", "", f"{self.guide_seconds * 1e3:.3g}", "")] if self.guide_flops else []),
             ("encoder ms", "", f"{self.encoder_seconds * 1e3:.3g}", ""),
             ("selection ms", "", f"{self.selection_seconds * 1e3:.3g}", ""),
             ("prefill ms", "", f"{self.prefill_seconds * 1e3:.3g}", ""),
@@ -267,6 +276,7 @@ class Report:
 
     def __str__(self) -> str:
         experts = "" if self.experts is None else f"{self.experts.skipped:.0%} of the experts skipped; "
+        guide = f"small model {self.guide_seconds * 1e3:.3g} ms, " if self.guide_flops else ""
         return (
             f"{_several(len(self.images))}: "
             f"{self.tokens_before} -> {self.tokens} visual tokens "
@@ -274,7 +284,7 @@ class Report:
             f"{experts}prefill {self.flops_before / 1e9:.3g} -> {self.flops / 1e9:.3g} GFLOPs "
             f"(vision {self.vision_flops / 1e9:.3g}); "
             f"KV cache {self.kv_bytes_before / 1e6:.3g} -> {self.kv_bytes / 1e6:.3g} MB; "
-            f"encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "
+            f"{guide}encoder {self.encoder_seconds * 1e3:.3g} ms, selection {self.selection_seconds * 1e3:.3g} ms, "
             f"prefill {self.prefill_seconds * 1e3:.3g} ms"
         )
 
@@ -335,7 +345,17 @@ def build_report(
         state.prefill_watch.seconds,
         tuple(stages),
         skipped,
+        **guided_costs(state),
     )
+
+
+def guided_costs(state: ForwardState) -> dict[str, float]:
+    """What the pass of a smaller model cost, as fields of a report."""
+    one = state.guided
+    if one is None:
+        return {}
+    tokens = one.share * sum(len(span.grid) for span in state.spans)
+    return {"guide_tokens": tokens, "guide_flops": one.flops, "guide_seconds": one.watch.seconds}
 
 
 def _alive(span: Span, place: Tensor | None) -> Tensor:

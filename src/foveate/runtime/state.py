@@ -87,6 +87,7 @@ class Generation:
     prompt: Tensor | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     passes: list[EncoderPass] = field(default_factory=list)
+    guided: Any = None  # what a smaller model read of the prompt, once for all forwards of it
 
 
 Under = tuple["ForwardState | None", "EncoderPass | None", "EncoderPass | None"]
@@ -111,6 +112,7 @@ class Call:
     mask: Any = None
     passes: list[EncoderPass] = field(default_factory=list)
     reached: bool = False
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # of the call, for a smaller model that reads them first
     logits_to_keep: Any = None  # as the caller asked for them, and where these tokens have gone
     logits_places: Tensor | None = None
     outer: Under = (None, None, None)  # what this thread was in the middle of; a hook of the user's may call the model
@@ -157,6 +159,7 @@ class ForwardState:
         self.inside: dict[int, TokenIndex] = {}  # by stage: which of the L tokens are left from its layer on
         # By layer with experts how many of them real tokens went past, (2,): text and visual tokens.
         self.skipped_experts: dict[int, Tensor] = {}
+        self.guided: Any = None  # what a smaller model read of the prompt
         self.slots: dict[Any, Any] = {}  # what each seam keeps of this forward
         self.encoder_watches = [one.watch for one in call.passes]
         self.selection_watches = [one.selection_watch for one in call.passes]
@@ -340,7 +343,7 @@ class CallStack(threading.local):
             call = self.calls.pop()
             self.forward, self.encoding, self.latest_encoding = call.outer
             # Reports keep a forward, and with it its call, but not the pixels that its passes were given.
-            call.outer, call.passes = (None, None, None), []
+            call.outer, call.passes, call.inputs = (None, None, None), [], {}
 
     @property
     def preparing(self) -> Call | None:

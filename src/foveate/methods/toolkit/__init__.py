@@ -7,6 +7,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
 | where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
 | around another method | `Wrapper`, `Transparent` |
+| a smaller model that reads first | `Guided`, `Guide` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average`, `layers_like`, `shares_like` |
 | types of hyperparameters | `Share`, `PositiveShare`, `Cosine`, `Layer`, `Layers`, `Proportions` |
 | and constraints of them | `Between`, `AtLeast`, `Above`, `Rising` |
@@ -31,8 +32,9 @@ from .contract import check_contract
 from .density_peaks import RunningMoments, peaks
 from .distinct import count_distinct
 from .feature_source import cues_of, features_of
+from .guided import Guided, guided
 from .in_encoder import InEncoder
-from .interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
+from .interventions import AttentionEdit, ExpertCut, ExpertSkip, Guide, LogitBias
 from .max_coverage import greedy_coverage
 from .merging import Mixture, group_size, identity_targets, nearest
 from .notes import Note
@@ -55,6 +57,8 @@ __all__ = [
     "Cosine",
     "ExpertCut",
     "ExpertSkip",
+    "Guide",
+    "Guided",
     "HybridMethod",
     "InEncoder",
     "Layer",
@@ -92,6 +96,7 @@ __all__ = [
     "get_method",
     "greedy_coverage",
     "group_size",
+    "guided",
     "identity_targets",
     "largest_remainder",
     "layer_average",

@@ -21,7 +21,7 @@ from ...errors import MethodError, near_miss
 from ...importance.attention_prior import short_name
 from ...tokens import Cue, EncoderReading, Grid, Kind, Selection, Source, VisualTokens
 from .constraints import check_fields
-from .interventions import AttentionEdit, ExpertCut, ExpertSkip, LogitBias
+from .interventions import AttentionEdit, ExpertCut, ExpertSkip, Guide, LogitBias
 from .notes import Note
 from .published import Published, unset_settings
 
@@ -310,6 +310,11 @@ class Method(ABC):
     @property
     def experts(self) -> ExpertCut | ExpertSkip | None:
         """Which experts tokens go past, for methods in an LLM that has them; None: none."""
+        return None
+
+    @property
+    def guide(self) -> Guide | None:
+        """The smaller model that reads each prompt first, for methods that read what it attends to; None: none."""
         return None
 
     @final

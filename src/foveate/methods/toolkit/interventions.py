@@ -1,9 +1,9 @@
-"""What a method may ask of the language model beside dropping tokens: other attention, or fewer experts."""
+"""What a method may ask beside dropping tokens: other attention, fewer experts, a second model that reads first."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ...budget import round_half_up
 
@@ -88,7 +88,7 @@ class ExpertSkip:
         rule: one of these.
         weights: v of each decoder layer, 0 or above; those of dense layers are not read.
         text: threshold of text, 0 or above.
-        visual: threshold of visual tokens, 0 or above; infinity skips all.
+        visual: threshold of visual tokens, 0 or above, which may be infinite.
         protected: share in [0, 1] of a prompt's tokens, rounded up.
     """
 
@@ -102,3 +102,21 @@ class ExpertSkip:
         """Whether it can skip anything in this layer."""
         weight = self.weights[layer]
         return weight > 0 if self.rule == "ratio" else max(self.text, self.visual) > 0
+
+
+Queries = Literal["last", "text"]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A smaller model reads each prompt first; the cue GUIDE_ATTENTION is what it attends to.
+
+    Args:
+        small: the model.
+        layers: zero-based, whose attention is averaged; None: all that attend.
+        queries: whose attention it is, that of the ``"last"`` token of the prompt, or the mean over its ``"text"``.
+    """
+
+    small: Any = field(repr=False)
+    layers: tuple[int, ...] | None = None
+    queries: Queries = "last"

@@ -12,7 +12,7 @@ from ...budget import Budget
 from ...errors import MethodError
 from ...tokens import Cue, EncoderReading, Grid, Selection, VisualTokens
 from .base import Method, ModelFacts, Provenance, Stage, Where, in_words
-from .interventions import AttentionEdit, LogitBias
+from .interventions import AttentionEdit, Guide, LogitBias
 from .notes import Note
 from .registry import get_method
 
@@ -43,6 +43,10 @@ class Wrapper(Method):
     @property
     def llm_readings(self) -> tuple[int, ...]:
         return self.inner.llm_readings
+
+    @property
+    def guide(self) -> Guide | None:
+        return self.inner.guide
 
     @property
     def note(self) -> Note | None:

@@ -116,8 +116,9 @@ class EvidenceScorer(nn.Module):
             return self
         if device not in self._elsewhere:
             copy = EvidenceScorer(self.shape, source=self.source)
-            copy.load_state_dict(self.state_dict())
-            self._elsewhere[device] = copy.to(device, torch.float32).requires_grad_(False).eval()
+            moved = {name: value.to(device, non_blocking=True) for name, value in self.state_dict().items()}
+            copy.load_state_dict(moved, assign=True)
+            self._elsewhere[device] = copy.requires_grad_(False).eval()
         return self._elsewhere[device]
 
     def check(self, hidden_size: int, model: str = "the model") -> None:

@@ -101,7 +101,15 @@ def test_behind_another_stage(llava: Zoo, earlier: str) -> None:
     assert not behind.cue(Cue.LLM_VALUES)[~behind.valid].any() and behind.cue(Cue.LLM_VALUES)[behind.valid].any()
 
 
-@pytest.mark.parametrize("make", [*tiny_families.MAKERS, *zoo_module.MAKERS], ids=lambda make: make.__name__)
+# Tables by kind of layer, of complex numbers, and of three axes for positions of one.
+UNLIKE = {"gemma4", "llama4", "minicpmv4_6", "llava", "qwen2_5_vl"}
+FAMILIES = [
+    pytest.param(make, id=make.__name__, marks=() if make.__name__ in UNLIKE else pytest.mark.slow)
+    for make in (*tiny_families.MAKERS, *zoo_module.MAKERS)
+]
+
+
+@pytest.mark.parametrize("make", FAMILIES)
 def test_before_the_llm_every_family_gives_the_same_as_inside(make: Any) -> None:
     z = make()
     inputs = zoo_module.inputs(z, [[zoo_module.picture(84, 112, 0)]], TEXTS[:1])

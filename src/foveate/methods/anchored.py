@@ -3,6 +3,10 @@
 By the paper, others find their own places by the tokens whose rotary angles have the largest mean cosine or the
 largest mean sine, whatever these show. Of an image of N tokens ``coordinates * N`` of either kind stay, but at most a
 quarter of the budget of either; the wrapped method chooses the rest of the budget among the other tokens.
+
+The paper measures this at about half of the tokens, and above all where a model is asked for boxes. On `testbed-llava`
+they gain nothing: of 280 questions `divprune` answers 93.6, 88.6 and 79.3 % correctly at 50, 25 and 10 %, and with
+coordinate tokens 93.2, 86.8 and 63.6 %.
 """
 
 from __future__ import annotations

@@ -267,3 +267,12 @@ def test_ctrl_c_is_a_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert result.stderr.splitlines()[-1] == "foveate: stopped; the same command goes on from here."
     monkeypatch.setattr("foveate.cli.eval.announce", stopped)
     assert evaluated(folder, tmp_path / "out").stderr.splitlines()[-1] == "foveate: stopped."
+
+
+def test_methods_that_read_no_text_have_no_second_form(folder: Path, tmp_path: Path) -> None:
+    refused = evaluated(folder, tmp_path / "new", "--methods", "divprune", "--without-question")
+    assert_one_sentence(refused, "divprune reads no text, so it is the same without the question")
+    result = evaluated(folder, tmp_path, "--methods", "trim", "--without-question")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "results.json").read_text())
+    assert {"trim", "trim without question"} <= {run["label"] for run in told["runs"]}

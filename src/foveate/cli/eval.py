@@ -56,6 +56,13 @@ def evaluate(
     keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas.", show_default=KEEPS)] = None,
     settings: SETTINGS = None,
     config: CONFIG = None,
+    without_question: Annotated[
+        bool,
+        typer.Option(
+            "--without-question",
+            help="Run methods that read the prompt's text a second time, in which they do not see the question.",
+        ),
+    ] = False,
     questions: Annotated[
         int | None,
         typer.Option(
@@ -151,6 +158,7 @@ def evaluate(
     from ..evaluation.runner import evaluate as run
     from ..evaluation.runs import BASELINES, format_keep
     from ..evaluation.storage import require_evaluation
+    from ..evaluation.unasked import Unasked, reads_text
 
     require_extra()  # before hours are spent
     plots = list(dict.fromkeys(parts(formats.lower(), "--format")))
@@ -167,6 +175,9 @@ def evaluate(
     keeps = tuple(dict.fromkeys(map(format_keep, budgets)))
     named = ALL if methods is None and given is None else methods
     chosen, unable = choose_methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
+    if without_question:
+        readers = [one for one in chosen if reads_text(one) or str(named).strip() != ALL]
+        chosen = (*chosen, *(Unasked(one) for one in readers))
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
     wanted = parts(families, "--families") if families else None

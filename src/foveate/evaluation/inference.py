@@ -26,6 +26,7 @@ from ..tokens import Grid
 from .baselines import downsample, enlarge_box
 from .encoder_cache import EncoderCache
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
+from .unasked import Unasked
 
 COSTS = ("visual_tokens", "text_flops", "vision_flops", "kv_bytes")
 TIMES = ("encode", "select", "prefill", "decode")
@@ -165,6 +166,8 @@ class Examinee:
             from ..testbed.oracle import Oracle
 
             method = Oracle(boxes=tuple(sample.boxes for sample in samples))
+        elif isinstance(method, Unasked):
+            method = method.about(self.processor, samples)
         elif run.label == DOWNSAMPLE:
             inputs, method, budget, factors = downsample(self.model, self.processor, prompts, inputs, budget)
         with silence_notes(), prune(self.model, method, budget) as pruning:  # batch after batch the same

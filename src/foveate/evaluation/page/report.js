@@ -37,6 +37,7 @@ function options(select, choices) {
 function setUpTable() {
   const last = summary.columns.length - 1;
   const known = (row, key) => row[key] !== null;
+  const numbers = summary.keeps.map((keep) => summary.failing[keep] || "–").join(" / ");  // of questions
   const columns = [
     { name: "method", value: (row) => row.label.toLowerCase() },
     { name: "keep", value: (row) => -keepRank(row.keep) },
@@ -44,7 +45,7 @@ function setUpTable() {
     { name: "macro", interval: (row) => row.scores[last], always: true },
     ...summary.columns.slice(0, last).map((name, n) => ({ name, interval: (row) => row.scores[n] })),
     { name: "of unpruned", interval: (row) => row.kept, always: true },
-    { name: "where down-sampling fails", interval: failing, always: true, without: "–" },
+    { name: `where down-sampling fails (${numbers})`, interval: failing, always: true, without: "–" },
     ...(summary.reference
       ? [{ name: `minus ${summary.reference}`, interval: (row) => row.minus, always: true, signed: true }] : []),
     { name: "GFLOPs", value: (row) => row.gflops, text: (row) => figure(row.gflops) },

@@ -69,7 +69,18 @@ _LAZY = {
     "supported_models": ".models",
 }
 
-_ROOMS = {"data", "evaluation", "importance", "methods", "models", "runtime", "selection", "testbed", "visualize"}
+_ROOMS = {
+    "companions",
+    "data",
+    "evaluation",
+    "importance",
+    "methods",
+    "models",
+    "runtime",
+    "selection",
+    "testbed",
+    "visualize",
+}
 
 __all__ = [
     "Anchored",

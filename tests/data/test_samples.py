@@ -53,6 +53,20 @@ def test_a_file_is_read(folder: Path) -> None:
     assert read_samples(folder) == read_samples(path)
 
 
+def test_boxes_are_read_for_each_picture(folder: Path) -> None:
+    path = write(
+        folder,
+        ONE | {"boxes": [[1, 2, 3.5, 4], [0, 0, 8, 6]]},
+        ONE | {"boxes": [[[1, 2, 3, 4]]]},
+        ONE | {"boxes": []},
+        ONE | {"image": ["a.png", "b.png"], "boxes": [[], [[1, 2, 3, 4]]]},
+        {"video": "clip", "question": "Where?", "answer": "there", "boxes": [[[1, 2, 3, 4]], []]},
+    )
+    box = (1.0, 2.0, 3.0, 4.0)
+    wanted = [(((1, 2, 3.5, 4), (0, 0, 8, 6)),), ((box,),), ((),), ((), (box,)), ((box,), ())]
+    assert [sample.boxes for sample in read_samples(path)] == wanted
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
@@ -71,6 +85,12 @@ def test_a_file_is_read(folder: Path) -> None:
         (ONE | {"metric": "exakt"}, "did you mean 'exact'"),
         (ONE | {"metric": "iou", "answer": "here"}, "four numbers"),
         (ONE | {"id": True}, '"id" must be'),
+        (ONE | {"boxes": [1, 2, 3, 4]}, '"boxes" must be a list of [left, top, right, bottom]'),
+        (ONE | {"boxes": [[3, 1, 3, 4]]}, "left below right"),
+        (ONE | {"boxes": [[1, 1, 3, "4"]]}, '"boxes" must be'),
+        (ONE | {"boxes": [[1, 1, 3, float("inf")]]}, '"boxes" must be'),
+        (ONE | {"image": ["a.png", "b.png"], "boxes": [[1, 2, 3, 4]]}, "of 2 pictures, one list of boxes for each"),
+        ({"video": "clip", "question": "?", "answer": "1", "boxes": [[[1, 2, 3, 4]]]}, "for each frame"),
         (ONE | {"image": "x" * 5000}, "too long"),
         (ONE | {"question": "What \ud800?"}, '"question" holds half a character (What ??)'),
         (ONE | {"answer": ["this", "\udfff"]}, '"answer" holds half a character'),

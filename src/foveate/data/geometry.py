@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from .boxes import Box
 from .images import to_rgb
 from .limits import padding_size
 
@@ -25,24 +26,43 @@ def visible_part(image: Image.Image, processor: Any) -> Image.Image:
             Without a centre crop the whole picture is resized, and reaches the model whole.
     """
     image = to_rgb(image)
-    if (room := padding_size(processor)) is not None:  # at the right and at the bottom, once the picture fits
-        image = _moderate(image)
-        scale = min(1.0, room[0] / image.width, room[1] / image.height)
-        return image.crop((0, 0, round(room[0] / scale), round(room[1] / scale)))
-    if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
-        image = _moderate(image)
-        side = max(image.size)
-        left, top = (side - image.width) // 2, (side - image.height) // 2
-        image = image.crop((-left, -top, side - left, side - top))
-    if not getattr(processor, "do_center_crop", False):
+    edges = visible_edges(image.size, processor)
+    if edges == (0, 0, *image.size):
         return image
-    width, height = _size_after_resize(image.size, processor)
-    crop = _sides(processor.crop_size)
-    # transformers crops at whole pixels of the resized picture; the edges go back to the picture's own scale.
-    left, top = (width - crop[0]) // 2, (height - crop[1]) // 2
-    across, down = image.width / width, image.height / height
-    edges = (left * across, top * down, (left + crop[0]) * across, (top + crop[1]) * down)
-    return image.crop((round(edges[0]), round(edges[1]), round(edges[2]), round(edges[3])))
+    if not getattr(processor, "do_center_crop", False):  # padding can only enlarge it
+        width = image.width
+        image = _moderate(image)
+        edges = tuple(edge * image.width / width for edge in edges)  # type: ignore[assignment]
+    left, top, right, bottom = map(round, edges)
+    return image.crop((left, top, right, bottom))
+
+
+def visible_edges(size: tuple[int, int], processor: Any) -> Box:
+    """Left, top, right and bottom of the part of a picture that its token grid covers, in pixels of the picture.
+
+    Where the processor pads, they lie outside the picture.
+
+    Args:
+        size: width and height of the picture.
+        processor: as for `visible_part`.
+    """
+    if (room := padding_size(processor)) is not None:  # at the right and at the bottom, once the picture fits
+        scale = min(1.0, room[0] / size[0], room[1] / size[1])
+        return 0, 0, room[0] / scale, room[1] / scale
+    left, top = 0, 0
+    if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
+        side = max(size)
+        left, top = (side - size[0]) // 2, (side - size[1]) // 2
+        size = side, side
+    edges: Box = (0, 0, *size)
+    if getattr(processor, "do_center_crop", False):
+        width, height = _size_after_resize(size, processor)
+        crop = _sides(processor.crop_size)
+        # transformers crops at whole pixels of the resized picture; the edges go back to the picture's own scale.
+        x, y = (width - crop[0]) // 2, (height - crop[1]) // 2
+        across, down = size[0] / width, size[1] / height
+        edges = x * across, y * down, (x + crop[0]) * across, (y + crop[1]) * down
+    return edges[0] - left, edges[1] - top, edges[2] - left, edges[3] - top
 
 
 def _moderate(image: Image.Image) -> Image.Image:

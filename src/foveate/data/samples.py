@@ -6,10 +6,13 @@ A file of samples is JSONL, one object a line::
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "answer": "the first"}
     {"video": "clips/7", "question": "Which way does it move?", "answer": "left", "family": "motion"}
     {"image": "photos/1.jpg", "question": "Where is the car?", "answer": "12 30 80 64", "metric": "iou"}
+    {"image": "photos/1.jpg", "question": "What does the sign say?", "answer": "stop", "boxes": [[40, 8, 72, 40]]}
 
 `image` and `video` are paths relative to the file; a video is a folder of frames in the order of their names, or a list
 of frames. Optional are `id` (the line's number), `family` (what is reported alone; "questions"), `group` (which samples
-hang together, for intervals; those of the same pictures), and `metric`: see `foveate.data.metrics`.
+hang together, for intervals; those of the same pictures), `metric`: see `foveate.data.metrics`, and `boxes`: where what
+is asked about lies, ``[left, top, right, bottom]`` in pixels of the picture; of several images, or of the frames of a
+clip, a list of such lists, one for each.
 
 A line that cannot be used, or whose pictures cannot be read, is told by its number, with all others like it.
 """
@@ -17,6 +20,7 @@ A line that cannot be used, or whose pictures cannot be read, is told by its num
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +38,7 @@ from .images import image_files, open_image, to_rgb
 Metric = Literal["exact", "contains", "iou"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _SHOWN = 5  # lines that cannot be used, in an error
-_KEYS = ("image", "video", "question", "answer", "family", "id", "group", "metric")
+_KEYS = ("image", "video", "question", "answer", "family", "id", "group", "metric", "boxes")
 
 
 class SampleError(FoveateError, ValueError):
@@ -246,7 +250,35 @@ def _sample(line: str, number: str, folder: Path, default: Metric) -> Sample:
         family=_text(entry, "family", "questions"),
         group=_text(entry, "group", "\n".join(map(str, pictures))),
         metric=metric,
+        boxes=_boxes(entry, len(pictures)),
     )
+
+
+def _boxes(entry: dict[str, Any], pictures: int) -> tuple[tuple[Box, ...], ...]:
+    """The boxes of each picture; of a single one, they may be given without a list around them."""
+    value = entry.get("boxes")
+    if value is None:
+        return ()
+    several = isinstance(value, list) and all(isinstance(one, list) and not _is_box(one) for one in value)
+    each = value if several and value else [value]
+    if len(each) != pictures or not all(isinstance(one, list) and all(map(_is_box, one)) for one in each):
+        each_one = "frame" if "video" in entry else "image"
+        more = f"; of {pictures} pictures, one list of boxes for each {each_one}" if pictures > 1 else ""
+        raise SampleError(
+            '"boxes" must be a list of [left, top, right, bottom] in pixels, left below right and top below bottom'
+            f"{more}."
+        )
+    return tuple(tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in one) for one in each)
+
+
+def _is_box(value: object) -> bool:
+    """Whether this is a box that holds something."""
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    if not all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in value):
+        return False
+    left, top, right, bottom = value
+    return bool(left < right and top < bottom and math.isfinite(right - left) and math.isfinite(bottom - top))
 
 
 def _text(entry: dict[str, Any], key: str, default: str | None = None) -> str:

@@ -114,6 +114,7 @@ def dataset(
     samples, bad = usable_samples(
         path, metric, suffix, skip_bad, lambda read: choose_samples(read, questions, seed, families) if read else ()
     )
+    samples = [replace(sample, boxes=()) for sample in samples]  # they are for training; answers alone are judged
     name = path.resolve().name
     about = f"The questions of {name}" + (f", each with “{suffix}” behind it." if suffix else ".")
     return Suite(name, about, tuple(samples), tuple(bad))

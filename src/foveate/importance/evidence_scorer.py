@@ -187,8 +187,8 @@ class EvidenceScorer(nn.Module):
     def save(self, path: Path) -> None:
         """Write the weights and the shape to a ``.safetensors`` file."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        metadata = {"format": "pt", _FORMAT: json.dumps(asdict(self.shape))}
-        write_bytes(path, save(tensors, metadata=metadata))
+        about = {_FORMAT: json.dumps(asdict(self.shape))}  # of two entries, the order would differ from run to run
+        write_bytes(path, save(tensors, metadata=about))
 
     @classmethod
     def load(cls, path: str | Path) -> EvidenceScorer:
@@ -263,3 +263,7 @@ def _stretch(scores: Tensor, valid: Tensor) -> Tensor:
 def _copies(base: LearnedScorer) -> list[nn.Parameter]:
     tensors = (base.q_weight, base.q_bias, base.k_weight, base.k_bias)
     return [nn.Parameter(tensor.detach().float().clone()) for tensor in tensors]
+
+
+# What the names of a scorer's tensors begin with; no weights of a model that foveate serves do.
+PARTS = frozenset(name.partition(".")[0] for name in EvidenceScorer(EvidenceShape(1, 1, 1, 1, 1)).state_dict())

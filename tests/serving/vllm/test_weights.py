@@ -11,6 +11,8 @@ import torch
 
 from foveate.data import shipped_models
 from foveate.data.shipped import DEFAULT
+from foveate.importance import LearnedScorer
+from foveate.importance.evidence_scorer import SHIPPED, EvidenceScorer, EvidenceShape
 
 pytestmark = pytest.mark.vllm
 
@@ -20,7 +22,7 @@ class Loader:
         return {name for name, _ in weights}
 
 
-def test_only_the_models_own_tensors_are_loaded() -> None:
+def test_only_the_models_own_tensors_are_loaded(tmp_path: Path) -> None:
     model = pytest.importorskip("foveate.serving.vllm.model")
 
     class Pruned(model.PrunesImages, Loader):  # type: ignore[misc, name-defined]
@@ -33,6 +35,10 @@ def test_only_the_models_own_tensors_are_loaded() -> None:
         return {name: tensor for path in paths for name, tensor in files.load_file(path).items()}
 
     folder = shipped_models()[DEFAULT]
-    every, own = tensors(folder.glob("*.safetensors")), tensors([folder / "model.safetensors"])
-    assert len(every) == len(own) + 5  # two maps with their biases, and a prior
+    evidence = tmp_path / SHIPPED
+    EvidenceScorer(EvidenceShape(128), LearnedScorer.load(folder)).save(evidence)
+    names = {"model.safetensors", "foveate-scorer.safetensors", "foveate-prior-layer2.safetensors", SHIPPED}
+    assert names - {SHIPPED} <= {path.name for path in folder.glob("*.safetensors")} <= names
+    every, own = tensors([*folder.glob("*.safetensors"), evidence]), tensors([folder / "model.safetensors"])
+    assert len(every) == len(own) + 5 + len(tensors([evidence]))  # two maps with their biases, a prior, and all of it
     assert Pruned().load_weights(every.items()) == set(own)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.multimodal.utils import copy_mm_embedding_modality
 
+from ...importance.evidence_scorer import PARTS
 from ...importance.scorer_files import KEYS
 from .config import ServingConfig
 from .family import Family, field
@@ -22,6 +23,11 @@ from .request import PruneRequest
 
 _OF_FOVEATE = {*KEYS, "map"}  # tensors of a scorer and of an attention prior
 _TOWER, _WITHIN = "vision_tower.", "vision_model"
+
+
+def is_of_foveate(name: str) -> bool:
+    """Whether a tensor is one of a scorer, an evidence scorer or a prior, which lie beside a model's own."""
+    return name in _OF_FOVEATE or name.partition(".")[0] in PARTS
 
 
 class PrunesImages:
@@ -50,11 +56,11 @@ class PrunesImages:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *args: Any, **kwargs: Any) -> Any:
         """Load weights, by which an encoder that is loaded again makes other features.
 
-        vLLM reads every safetensors file of a folder that has no index: a scorer and a prior beside the model, too.
+        vLLM reads every safetensors file of a folder that has no index: scorers and a prior beside the model, too.
         """
         if self._pruner is not None:
             self._pruner.features.clear()
-        own = ((self._published_name(name), tensor) for name, tensor in weights if name not in _OF_FOVEATE)
+        own = ((self._published_name(name), tensor) for name, tensor in weights if not is_of_foveate(name))
         return super().load_weights(own, *args, **kwargs)  # type: ignore[misc]
 
     def _published_name(self, name: str) -> str:

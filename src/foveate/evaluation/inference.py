@@ -21,10 +21,10 @@ from ..methods.toolkit.notes import silence_notes
 from ..models import adapter_of
 from ..runtime import Report
 from ..runtime.cost import CostModel
+from ..runtime.encoder_cache import EncoderCache
 from ..runtime.planner import KeepLike
 from ..tokens import Grid
 from .baselines import downsample, enlarge_box
-from .encoder_cache import EncoderCache
 from .runs import BLIND, DOWNSAMPLE, ORACLE, UNPRUNED, Run
 from .unasked import Unasked
 

@@ -11,9 +11,9 @@ import torch
 
 import foveate
 import tiny_models as zoo_module
-from foveate.evaluation import encoder_cache
-from foveate.evaluation.encoder_cache import EncoderCache
 from foveate.models import adapter_of
+from foveate.runtime import encoder_cache
+from foveate.runtime.encoder_cache import EncoderCache
 
 METHODS = (
     "stride",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..models import ModelAdapter
-from ..runtime.hooks import device_of
-from ..runtime.timing import Stopwatch
+from .hooks import device_of
+from .timing import Stopwatch
 
 LIMIT = 2 * 1024**3  # bytes of cached outputs, on the encoder's device
 

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.loading import TESTBED, LoadedModel, LoadOptions, load, require_model
+from ..data.loading import TESTBED, LoadOptions, load, require_model
 from .errors import going_on
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
+from .training_options import (
+    DATA,
+    MICRO_BATCH,
+    OUTPUT,
+    SAMPLES,
+    SAVE_EVERY,
+    SKIP_BAD,
+    count,
+    fingerprint,
+    generate_samples,
+    read_data,
+    step_bar,
+)
 
 if TYPE_CHECKING:
-    from ..data.samples import Sample
-    from ..training import ImitationLog, ScorerRecipe, StepLog
+    from ..training import ScorerRecipe
 
 
 def scorer(
     model: MODEL,
-    data: Annotated[
-        str, typer.Option(metavar="FILE|testbed", help="A JSONL file of samples, its folder, or generated scenes.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", file_okay=False, help="Folder of the scorer, the log and the checkpoint."),
-    ],
+    data: DATA,
+    output: OUTPUT,
     keep: Annotated[str, typer.Option(help="What the soft mask sums to: a percentage, a fraction or a count.")] = "20%",
     scope: Annotated[str, typer.Option(help="What has a budget of its own: image, frame or prompt.")] = "image",
     gate: Annotated[
@@ -38,7 +41,7 @@ def scorer(
     ] = "attention",
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Questions a step, over all processes.")] = 128,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Questions in one forward: as many as fit.")] = 1,
+    micro_batch: MICRO_BATCH = 1,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 5e-5,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.03,
     constraint: Annotated[
@@ -57,12 +60,10 @@ def scorer(
     width: Annotated[
         int | None, typer.Option(min=1, help="Width of queries and keys.", show_default="half the embeddings'")
     ] = None,
-    samples: Annotated[int, typer.Option(min=8, help="Questions of --data testbed, at least.")] = 16_000,
+    samples: SAMPLES = 16_000,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order and generated scenes.")] = 42,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines of --data that cannot be used, and count them.")
-    ] = False,
+    save_every: SAVE_EVERY = 50,
+    skip_bad: SKIP_BAD = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
     device_map: DEVICE_MAP = None,
@@ -73,7 +74,6 @@ def scorer(
     require_model(model)
 
     from ..data.askable import askable
-    from ..data.samples import usable_samples
     from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
 
     recipe = ScorerRecipe(
@@ -91,20 +91,20 @@ def scorer(
         teacher=teacher,
     )
     require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
-    read, bad = ([], []) if data == TESTBED else usable_samples(Path(data), skip_bad=skip_bad)
+    read, bad = read_data(data, skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = load(model, options)
     if read:
         read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
-    questions = read or _generate_samples(session, samples, seed)
+    questions = read or generate_samples(session, samples, seed)
 
     steps = recipe.steps(len(questions))
-    size = f"{len(questions)} questions in {steps} step{'s' * (steps != 1)}"
+    size = f"{len(questions)} questions in {count(steps, 'step')}"
     if accelerator.is_main_process:
         for one in bad:
             typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
         typer.echo(f"{size}.", err=True)
-    with going_on(), _bar(accelerator.is_main_process) as show:
+    with going_on(), step_bar(accelerator.is_main_process) as show:
         train_scorer(
             session.model,
             functools.partial(example_of, session.processor),
@@ -131,39 +131,3 @@ def _use(recipe: ScorerRecipe, path: str) -> str:
     there = f"foveate.get_method('visionselector', scorer={path!r})"
     methods = f"[foveate.InEncoder({there}, block={recipe.block}), 'idpruner']"
     return f"foveate.prune(model, {methods}, keep=[{recipe.keep}, {float(recipe.keep) / 2:g}])"
-
-
-def _generate_samples(session: LoadedModel, count: int, seed: int) -> list[Sample]:
-    """Scenes that no test of the testbed shows, with equally many questions of each family that the model can see."""
-    from ..models import adapter_of
-    from ..testbed.questions import families_seen
-    from ..testbed.suite import samples
-
-    families = families_seen("video" in adapter_of(session.model).modalities)
-    return samples("train", seed, math.ceil(count / len(families)), families)
-
-
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """What tells this data from other data: a hash of the questions, their answers and their pictures' names."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        names = [one.name if isinstance(one, Path) else "" for one in sample.pictures]
-        digest.update(repr((sample.id, sample.question, sample.answers[0], names)).encode())
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _bar(visible: bool) -> Iterator[Callable[[StepLog | ImitationLog], None]]:
-    """A progress bar on stderr with the latest step's figures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    figures = TextColumn("{task.fields[figures]}")
-    with Progress(*columns, figures, console=Console(stderr=True), disable=not visible) as progress:
-        task = progress.add_task("Training", total=None, figures="")
-
-        def show(log: StepLog | ImitationLog) -> None:
-            progress.update(task, total=log.steps, completed=log.step + 1, figures=str(log))
-
-        yield show

@@ -79,7 +79,9 @@ class Evidence(Method):
             )
         scorer.check(facts.hidden_size, facts.label)
         bound = replace(self, scorer=scorer)
-        object.__setattr__(bound, "_learned", float(scorer.diversity))  # once, as reading it makes a GPU's host wait
+        object.__setattr__(
+            bound, "_learned", float(scorer.diversity.detach())
+        )  # once, as reading it makes a GPU's host wait
         return bound
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -77,17 +77,32 @@ def batch_of(examples: Sequence[Example], padding: int) -> tuple[dict[str, Any],
 
 
 def answer_losses(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
-    """Mean cross-entropy over each prompt's answer, (B,) float32, differentiable.
+    """Mean cross-entropy over each prompt's answer, (B,) float32, differentiable; arguments as `judge_answers`."""
+    return judge_answers(model, inputs, labels)[0]
+
+
+def judge_answers(
+    model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, all_logits: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What a model makes of answers.
 
     Args:
         model: a model, run without a cache and without ``labels``.
         inputs: the inputs of `batch_of`, on the model's device.
         labels: its labels (B, A).
+        all_logits: whether to ask the model for the logits of whole prompts, which takes memory; needed where a picture
+            that is pruned lies among the last A + 1 tokens.
+
+    Returns:
+        the mean cross-entropy over each prompt's answer, (B,) float32, differentiable; and whether each of the answer's
+        tokens is the most probable one, (B,) bool.
     """
-    logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+    length = labels.shape[1] + 1
+    logits = model(**inputs, use_cache=False, logits_to_keep=0 if all_logits else length).logits[:, -length:-1].float()
     labels = labels.to(logits.device)
-    losses = nn.functional.cross_entropy(logits.float().mT, labels, ignore_index=_IGNORED, reduction="none")
-    return losses.sum(-1) / (labels != _IGNORED).sum(-1)
+    losses = nn.functional.cross_entropy(logits.mT, labels, ignore_index=_IGNORED, reduction="none")
+    right = (logits.argmax(-1) == labels) | (labels == _IGNORED)
+    return losses.sum(-1) / (labels != _IGNORED).sum(-1), right.all(-1)
 
 
 def _append_answer(example: Example) -> dict[str, Any]:

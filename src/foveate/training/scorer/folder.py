@@ -6,15 +6,13 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from ...files import appending, write_text
-from ...importance import LearnedScorer
 from ..checkpoint import TrainingError, load_checkpoint, require_own, save_checkpoint
-from .imitation import ImitationLog
-from .model import TrainableScorer
 
 
 @dataclass(frozen=True)
@@ -36,21 +34,44 @@ class StepLog:
         return f"answers {self.answer_loss:.3f}, constraint {self.constraint:.3f}, hard {self.agreement:.0%}"
 
 
+class Scorer(Protocol):
+    """A module that learns, and is saved as methods read it."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+    def save(self, path: Path) -> None: ...
+
+
+class Log(Protocol):
+    """What is told of one of the steps; a dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
 class ScorerFolder:
-    """``scorer.safetensors``, ``log.jsonl`` (a log of a step a line), ``training.json`` and ``checkpoint.pt``.
+    """The scorer's file, ``log.jsonl`` (a log of a step a line), ``training.json`` and ``checkpoint.pt``.
 
     Args:
         path: the folder; made when something is written.
         settings: names and plain values of everything that decides the result.
+        name: of the scorer's file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], name: str = "scorer.safetensors") -> None:
         self._path, self._settings = path, json.loads(json.dumps(settings))
-        self._scorer, self._card = path / "scorer.safetensors", path / "training.json"
+        self.scorer, self._card = path / name, path / "training.json"
         self._log, self._checkpoint = path / "log.jsonl", path / "checkpoint.pt"
         self._started = time.monotonic()
 
-    def resume(self, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, scorer: Scorer, optimizer: torch.optim.Optimizer) -> int:
         """Load the checkpoint, where there is one, into both, and return how many steps are done.
 
         Raises:
@@ -77,9 +98,7 @@ class ScorerFolder:
             lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self._log, "".join(lines[:step]))
 
-    def record(
-        self, entry: StepLog | ImitationLog, scorer: TrainableScorer, optimizer: torch.optim.Optimizer, save_every: int
-    ) -> None:
+    def record(self, entry: Log, scorer: Scorer, optimizer: torch.optim.Optimizer, save_every: int) -> None:
         """Add a step to the log, and write the checkpoint after every so many steps and after the last."""
         with appending(self._log) as file:
             file.write(json.dumps(asdict(entry)) + "\n")
@@ -87,20 +106,16 @@ class ScorerFolder:
         if done % save_every == 0 or done == entry.steps:
             self.save(done, scorer, optimizer)
 
-    def save(self, step: int, scorer: TrainableScorer, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, scorer: Scorer, optimizer: torch.optim.Optimizer) -> None:
         """Write the checkpoint of a training of which `step` steps are done."""
         done = {"settings": self._settings, "step": step, "seconds": self._seconds}
         save_checkpoint(self._checkpoint, {**done, "scorer": scorer.state_dict(), "optimizer": optimizer.state_dict()})
 
-    def finish(self, scorer: TrainableScorer) -> None:
+    def finish(self, scorer: Scorer) -> None:
         """Write the result, and its settings beside it."""
-        scorer.save(self._scorer)
+        scorer.save(self.scorer)
         card = {**self._settings, "seconds": round(self._seconds, 1), "torch": torch.__version__}
         write_text(self._card, json.dumps(card, indent=2) + "\n")
-
-    def load_result(self) -> LearnedScorer:
-        """The result, as methods load it."""
-        return LearnedScorer.load(self._scorer)
 
     @property
     def _seconds(self) -> float:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .data import Example
-from .model import TrainableScorer
 
 S = TypeVar("S")
 
@@ -23,7 +22,7 @@ class Learner(ABC, Generic[S]):
     figures: ClassVar[int]  # that `compare` sums and `log` tells
 
     model: nn.Module
-    scorer: TrainableScorer
+    scorer: nn.Module
     encode: Callable[[S], Example]
     padding: int
     micro_batch: int
@@ -37,14 +36,15 @@ class Learner(ABC, Generic[S]):
         """
         mine = samples[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(self.figures, device=self.accelerator.device)
-        for parameter in self.scorer.parameters():
+        learned = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
+        for parameter in learned:
             parameter.grad = torch.zeros_like(parameter)
         for start in range(0, len(mine), self.micro_batch):
             examples = [self.encode(sample) for sample in mine[start : start + self.micro_batch]]
             for loss, figures in self.compare(examples, weight):
                 (loss / len(samples)).backward()
                 sums += figures
-        for parameter in self.scorer.parameters():
+        for parameter in learned:
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
 

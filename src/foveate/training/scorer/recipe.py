@@ -108,11 +108,17 @@ class ScorerRecipe:
 
     def picks(self, step: int, samples: int) -> list[int]:
         """Which samples a step learns from: each epoch goes through all, in an order of its own."""
-        places = range(step * self.batch, (step + 1) * self.batch)
-        orders = {epoch: self._order(epoch, samples) for epoch in {place // samples for place in places}}
-        return [orders[place // samples][place % samples] for place in places]
+        return picks_of_step(step, self.batch, samples, self.seed)
 
-    def _order(self, epoch: int, samples: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order: list[int] = torch.randperm(samples, generator=generator).tolist()
-        return order
+
+def picks_of_step(step: int, batch: int, samples: int, seed: int) -> list[int]:
+    """Which of so many samples a step learns from: each epoch goes through all, in an order of its own."""
+    places = range(step * batch, (step + 1) * batch)
+    orders = {epoch: _order(epoch, samples, seed) for epoch in {place // samples for place in places}}
+    return [orders[place // samples][place % samples] for place in places]
+
+
+def _order(epoch: int, samples: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(samples, generator=generator).tolist()
+    return order

@@ -88,7 +88,7 @@ def train_scorer(
     if accelerator.is_main_process:
         folder.begin(done)
     given = scorer, encode, padding, micro_batch, accelerator
-    with _freeze(model), _learn(model, recipe, *given) as learner:
+    with freeze(model), _learn(model, recipe, *given) as learner:
         for entry in _train_steps(learner, optimizer, recipe, samples, done):
             if accelerator.is_main_process:
                 folder.record(entry, scorer, optimizer, save_every)
@@ -97,7 +97,7 @@ def train_scorer(
     if accelerator.is_main_process:
         folder.finish(scorer)
     accelerator.wait_for_everyone()
-    return folder.load_result()
+    return LearnedScorer.load(folder.scorer)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:
 
 
 @contextmanager
-def _freeze(model: nn.Module) -> Iterator[None]:
+def freeze(model: nn.Module) -> Iterator[None]:
     """No gradients for any weight of the model, and no dropout; both as before on exit."""
     wanted, training = {p: p.requires_grad for p in model.parameters()}, model.training
     model.requires_grad_(False).eval()

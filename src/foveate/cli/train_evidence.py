@@ -1,0 +1,124 @@
+"""``foveate train evidence``: a scorer of what a question asks about, by which the method evidence then prunes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..data.loading import TESTBED, LoadOptions, load, require_model
+from .errors import going_on
+from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
+from .paths import require_folder
+from .training_options import (
+    DATA,
+    MICRO_BATCH,
+    OUTPUT,
+    SAMPLES,
+    SAVE_EVERY,
+    SKIP_BAD,
+    count,
+    fingerprint,
+    generate_samples,
+    read_data,
+    step_bar,
+)
+
+
+def evidence(
+    model: MODEL,
+    data: DATA,
+    output: OUTPUT,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="What the first stage learns from: boxes of the data, or what the model tells of itself by attention "
+            "or gradient; answers: only what the second stage does, too."
+        ),
+    ] = "answers",
+    label_steps: Annotated[int, typer.Option(min=0, help="Steps of the first stage; none by answers.")] = 1200,
+    answer_steps: Annotated[int, typer.Option(min=0, help="Steps of the second stage, by answers.")] = 20_000,
+    batch: Annotated[int, typer.Option(min=1, help="Questions a step, over all processes.")] = 64,
+    micro_batch: MICRO_BATCH = 1,
+    draws: Annotated[int, typer.Option(min=2, help="Sets of tokens drawn for each question by answers.")] = 16,
+    shares: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LEAST MOST", help="What the sets keep of an image, drawn between two shares."),
+    ] = (0.04, 0.125),
+    positives: Annotated[
+        float, typer.Option(help="Share of the tokens that are evidence, by attention or gradient.")
+    ] = 0.05,
+    blind: Annotated[float, typer.Option(help="Share of questions that the scorer is not shown.")] = 0.3,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of AdamW, of both stages.")] = 1e-3,
+    width: Annotated[int, typer.Option(min=1, help="Width of the scorer's layers.")] = 96,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of attention.")] = 2,
+    heads: Annotated[int, typer.Option(min=1, help="Heads in each; they divide the width.")] = 4,
+    samples: SAMPLES = 16_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order, draws and generated scenes.")] = 0,
+    save_every: SAVE_EVERY = 50,
+    skip_bad: SKIP_BAD = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    device_map: DEVICE_MAP = None,
+    max_pixels: MAX_PIXELS = None,
+) -> None:
+    """Train a scorer of what questions ask about for a model. Run the same command again to resume."""
+    options = LoadOptions(device, dtype, device_map, max_pixels)
+    require_model(model)
+
+    from ..data.askable import askable
+    from ..training import EvidenceRecipe, TrainingError, evidence_example_of, make_accelerator, train_evidence
+
+    recipe = EvidenceRecipe(
+        labels=labels,  # type: ignore[arg-type]  # checked there
+        label_steps=label_steps,
+        answer_steps=answer_steps,
+        batch=batch,
+        draws=draws,
+        shares=shares,
+        positives=positives,
+        blind=blind,
+        learning_rate=learning_rate,
+        width=width,
+        layers=layers,
+        heads=heads,
+        seed=seed,
+    )
+    require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
+    read, bad = read_data(data, skip_bad)
+    boxes = labels == "boxes"
+    if boxes and (without := [sample.where for sample in read if not sample.boxes]):
+        raise TrainingError(
+            f"{data}, {without[0]}: no boxes, as {count(len(without), 'line')} of {len(read)}; give them to all, or "
+            "--labels answers, attention or gradient."
+        )
+    accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
+    session = load(model, options)
+    if read:
+        read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
+    questions = read or generate_samples(session, samples, seed)
+
+    size = f"{len(questions)} questions in {count(recipe.steps, 'step')}"
+    if accelerator.is_main_process:
+        for one in bad:
+            typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
+        typer.echo(f"{size}.", err=True)
+    with going_on(), step_bar(accelerator.is_main_process) as show:
+        train_evidence(
+            session.model,
+            functools.partial(evidence_example_of, session.processor, boxes=boxes),
+            questions,
+            recipe,
+            output,
+            facts={"model": session.label, "data": fingerprint(questions, boxes)},
+            padding=session.processor.tokenizer.pad_token_id or 0,
+            micro_batch=micro_batch,
+            save_every=save_every,
+            on_step=show,
+            accelerator=accelerator,
+        )
+    if accelerator.is_main_process:
+        typer.echo(f"Trained on {size}: {output / 'evidence.safetensors'}")
+        typer.echo(f'Use it with: foveate.prune(model, "evidence", keep=0.1, scorer={str(output)!r})')

@@ -182,7 +182,9 @@ def test_commands_and_their_options_exist(page: Path) -> None:
                 assert option in options(known[name]) | HELP, f"{name_of(page)}: foveate {line}"
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "guides/evaluate.md", "guides/train_a_scorer.md"])
+@pytest.mark.parametrize(
+    "page", ["quickstart.md", "guides/evaluate.md", "guides/train_a_scorer.md", "guides/train_evidence.md"]
+)
 def test_options_alone_exist(page: str) -> None:
     known = set().union(*(options(command) for command in commands().values()))
     spans = SPAN.findall(FENCED.sub("", (DOCS / page).read_text(encoding="utf-8")))

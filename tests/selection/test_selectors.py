@@ -159,3 +159,23 @@ def test_baselines():
 
 def test_everything_is_exported():
     assert set(selection.__all__) == set(SELECTORS)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_mmr_may_leave_the_importance_on_its_own_scale(padded):
+    """Against the rule, step by step, of importances far from 0 to 1; scaling both terms alike changes nothing."""
+    x, w = data(40, seed=3)
+    w = 7 * w - 3
+    valid = torch.arange(40) % 5 != 0 if padded else torch.ones(40, dtype=torch.bool)
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    for balance in (0.0, 0.2, 0.5, 1.0):
+        value, picked = w.double().masked_fill(~valid, -torch.inf), []
+        while len(picked) < 15:
+            similar = (unit @ unit[picked].T).amax(1) if picked else 0
+            gain = balance * value - (1 - balance) * similar if picked else value.clone()
+            gain[~valid] = -torch.inf
+            gain[picked] = -torch.inf
+            picked.append(int(gain.argmax()))
+        keep = mmr(x, w, 15, balance, valid if padded else None, normalise=False)
+        assert keep.nonzero()[:, 0].tolist() == sorted(picked)
+    assert not torch.equal(mmr(x, w, 15, 0.2, valid), mmr(x, w, 15, 0.2, valid, normalise=False))

@@ -51,7 +51,7 @@ class Evidence(Method):
     scorer: str | Path | EvidenceScorer | None = None
     question: bool = True
     diversity: Annotated[float, AtLeast(0)] | None = None
-    _learned: float = field(default=0.0, init=False, repr=False, compare=False)
+    _learned: float | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def needs(self) -> frozenset[Cue]:
@@ -86,6 +86,8 @@ class Evidence(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         diversity = self._learned if self.diversity is None else self.diversity
+        if diversity is None:  # not bound, where a loaded scorer was given
+            diversity = float(self._loaded.diversity.detach())
         balance = 1 / (1 + diversity)  # score - diversity * similarity, divided by 1 + diversity
         scores = self.scores(tokens)
         return Selection(mmr(tokens.features, scores, count, balance=balance, valid=tokens.valid, normalise=False))

@@ -79,9 +79,8 @@ class Evidence(Method):
             )
         scorer.check(facts.hidden_size, facts.label)
         bound = replace(self, scorer=scorer)
-        object.__setattr__(
-            bound, "_learned", float(scorer.diversity.detach())
-        )  # once, as reading it makes a GPU's host wait
+        # Once, as reading it makes a GPU's host wait.
+        object.__setattr__(bound, "_learned", float(scorer.diversity.detach()))
         return bound
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..models import ModelAdapter, adapter_of
+from .prompts import FRAMES_A_SECOND
 
 _KINDS = {"image": 1, "video": 2}  # as Qwen-VL reads its 3-D positions off ``mm_token_type_ids``
 
@@ -152,5 +153,5 @@ class FallbackProcessor:
         media = {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(shapes)}
         if self._adapter.model_type == "qwen2_5_vl":
             # transformers' own ones are as many as the longest prompt has tokens: too few for many short prompts
-            media["second_per_grid_ts"] = torch.ones(len(shapes))
+            media["second_per_grid_ts"] = torch.full((len(shapes),), shared / FRAMES_A_SECOND)
         return media

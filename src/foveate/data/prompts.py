@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..errors import FoveateError, ModelError
 from .limits import check_question, explain_failure, fit_picture
 
+FRAMES_A_SECOND = 2.0  # of every clip, whose frames come without their times
+
 
 class Prompt(NamedTuple):
     """What is asked about which pictures: images, the frames of a clip, or none at all.
@@ -94,6 +96,10 @@ def encode_one(processor: Any, prompt: Prompt) -> dict[str, Any]:
 def _process(processor: Any, prompt: Prompt) -> dict[str, Any]:
     messages = prompt.conversation()
     if getattr(processor, "chat_template", None):
+        # Unless told, processors take frames for those of a film of 24 a second: they leave some out, and place the
+        # rest so near to each other that a model cannot tell one from the next.
+        told = {"do_sample_frames": False, "video_metadata": [describe_clip(len(prompt.pictures))]}
+        clip = {"processor_kwargs": {"videos_kwargs": told}} if prompt.video else {}
         return dict(
             processor.apply_chat_template(
                 messages,
@@ -101,12 +107,19 @@ def _process(processor: Any, prompt: Prompt) -> dict[str, Any]:
                 add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
+                **clip,
             )
         )
     if prompt.video:
         raise ModelError("this model's processor takes images, not clips; ask a Qwen-VL model about clips.")
     text = write_plainly(processor, messages)
     return dict(processor(images=list(prompt.pictures) or None, text=[text], return_tensors="pt"))
+
+
+def describe_clip(frames: int) -> dict[str, Any]:
+    """The times of a clip's frames, as transformers' and vLLM's processors are told them."""
+    known = {"total_num_frames": frames, "fps": FRAMES_A_SECOND, "duration": frames / FRAMES_A_SECOND}
+    return known | {"frames_indices": list(range(frames))}
 
 
 def write_plainly(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:

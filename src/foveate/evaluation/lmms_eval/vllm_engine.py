@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...budget import Budget
 from ...data.limits import check_question, fit_picture, limit_pixels
-from ...data.prompts import Prompt, write_plainly
+from ...data.prompts import Prompt, describe_clip, write_plainly
 from ...errors import ConfigError, MethodError, ModelError, near_miss
 from ...tokens import Grid
 from ..baselines import shrink_grid
@@ -188,10 +188,9 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _clip(frames: Sequence[Image.Image]) -> tuple[Any, dict[str, Any]]:
-    """Frames (T, H, W, 3) as vLLM takes them, two a second."""
-    known = {"fps": 2.0, "duration": len(frames) / 2, "total_num_frames": len(frames)}
-    places = {"frames_indices": list(range(len(frames))), "video_backend": "opencv", "do_sample_frames": False}
-    return np.stack([np.asarray(frame) for frame in frames]), {**known, **places}
+    """Frames (T, H, W, 3) as vLLM takes them, at the times of `describe_clip`."""
+    known = {**describe_clip(len(frames)), "video_backend": "opencv", "do_sample_frames": False}
+    return np.stack([np.asarray(frame) for frame in frames]), known
 
 
 def _counted() -> float:

@@ -20,6 +20,7 @@ from foveate.importance.evidence_scorer import (
 )
 from foveate.methods import get_method
 from foveate.tokens import Grid, VisualTokens
+from tiny_models import Zoo
 
 D = 12
 
@@ -149,3 +150,8 @@ def test_shapes_that_cannot_be() -> None:
         EvidenceScorer(EvidenceShape(D, 16, 1, 2, 5), learned())
     with pytest.raises(MethodError, match=f"width {D}, but the model has width 7"):
         EvidenceScorer(EvidenceShape(D, 16, 1, 2)).check(7)
+
+
+def test_its_tensors_are_named_as_no_model_names_its_own(zoo: Zoo) -> None:
+    """So that servers, which read every file beside a model, can leave them out."""
+    assert not PARTS & {name.partition(".")[0] for name in zoo.model.state_dict()}

@@ -24,7 +24,7 @@ from foveate.training.scorer.gates import apply_gate
 from tiny_models import Zoo, inputs, picture
 
 RECIPE = EvidenceRecipe(
-    labels="boxes", label_steps=3, answer_steps=3, batch=4, draws=3, shares=(0.2, 0.4), width=16, heads=2
+    labels="boxes", label_steps=3, answer_steps=3, batch=2, draws=3, shares=(0.2, 0.4), width=16, heads=2
 )
 
 
@@ -52,7 +52,7 @@ def whole(llava: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("last", [2, 4])
+@pytest.mark.parametrize("last", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_killed_and_resumed_equals_uninterrupted(llava: Zoo, whole: Path, tmp_path: Path, last: int) -> None:
     def die(log) -> None:
         if log.step == last:

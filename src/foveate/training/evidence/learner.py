@@ -149,12 +149,11 @@ class AnswerLearner(EvidenceLearner[S]):
                 scores = self.scorer(features, valid, coordinates, text, words & ~blind)
                 drawn, kept = self._draw(scores, features, valid, counts, asked[0].drawn.seed)
             losses, right = _judge(frozen, kept, draws)
-        with torch.enable_grad():
-            rewards = _RIGHT * right.float() - losses.clamp_max(_WORST)
-            better = (rewards - rewards.mean(1, keepdim=True)) * draws / (draws - 1)  # than the mean of the others
-            total = counts.new_zeros(len(asked)).index_add(0, shown.prompts, counts)
-            together = drawn.new_zeros(len(asked), draws).index_add(0, shown.prompts, drawn)
-            loss = -(better * together / total[:, None] ** 0.5).mean(1).sum()
+        rewards = _RIGHT * right.float() - losses.clamp_max(_WORST)
+        better = (rewards - rewards.mean(1, keepdim=True)) * draws / (draws - 1)  # than the mean of the others
+        total = counts.new_zeros(len(asked)).index_add(0, shown.prompts, counts)
+        together = drawn.new_zeros(len(asked), draws).index_add(0, shown.prompts, drawn)
+        loss = -(better * together / total[:, None] ** 0.5).mean(1).sum()
         figures = (losses.mean(1), right.float().mean(1), rewards.std(1))
         yield loss, torch.stack([figure.sum() for figure in figures])
 

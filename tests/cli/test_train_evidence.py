@@ -24,20 +24,21 @@ FEW = ("--batch", 4, "--micro-batch", 2, "--draws", 3, "--label-steps", 1, "--an
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight questions about two of the scenes, with boxes."""
+    """Eight questions about two of the scenes, with boxes, and one without."""
     folder, lines = tmp_path_factory.mktemp("data"), []
     for number, scene in enumerate(scenes()[:2]):
         scene.image.save(folder / f"{number}.png")
         image = {"image": f"{number}.png", "boxes": [[8, 8, 40, 40]]}
         lines += [{**image, "question": q.text, "answer": q.answer} for q in scene.questions[:4]]
-    return written(folder, lines)
+    return written(folder, [*lines, {"image": "0.png", "question": "Where?", "answer": "nobody knows"}])
 
 
 def test_a_scorer_for_a_shipped_model(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "evidence"
     arguments = ("train", "evidence", "--model", "testbed-llava", "--data", data, "-o", out, *FEW)
-    result = run(*arguments, "--labels", "boxes")
+    result = run(*arguments, "--labels", "boxes", "--skip-bad")
     assert result.exit_code == 0, result.output
+    assert "Left out: line 9 (it has no boxes" in result.stderr
     assert "8 questions in 2 steps" in result.stdout
     told = result.stdout.replace("\n", "").partition("Use it with: ")[2]
     session = load("testbed-llava")
@@ -76,7 +77,10 @@ def test_the_recipe_for_qwen_at_tiny_size(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("--labels", "mouse"), "labels='mouse' is unknown; use 'boxes' or"),
-        (("--labels", "boxes"), "line 1: no boxes, as 1 line of 1; give them to all, or --labels"),
+        (
+            ("--labels", "boxes"),
+            "line 1: it has no boxes; give it some, or learn by --labels answers",
+        ),
         (("--blind", 2), "must be shares"),
         (("--heads", 5), "heads must divide the width"),
         (("--shares", (0.5, 0.1)), "shares in rising order"),
@@ -100,8 +104,20 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
     scores = []
     for name, how in (("one", []), ("two", launcher)):
-        options = ("--model", "testbed-llava", "--data", data, "-o", tmp_path / name, "--labels", "boxes", *FEW)
-        command = [sys.executable, *how, "-m", "foveate", "train", "evidence", *map(str, options), "--micro-batch", "1"]
+        options = (
+            "--model",
+            "testbed-llava",
+            "--data",
+            data,
+            "-o",
+            tmp_path / name,
+            "--labels",
+            "boxes",
+            "--skip-bad",
+            *FEW,
+        )
+        command = [sys.executable, *how, "-m", "foveate", "train", "evidence", *map(str, options)]
+        command += ["--labels", "boxes", "--micro-batch", "1"]
         subprocess.run(command, check=True, capture_output=True)
         torch.manual_seed(0)
         features, valid = torch.randn(1, 196, 128), torch.ones(1, 196, dtype=torch.bool)

@@ -26,6 +26,8 @@ from .training_options import (
     step_bar,
 )
 
+_NO_BOXES = "it has no boxes; give it some, or learn by --labels answers, attention or gradient."
+
 
 def evidence(
     model: MODEL,
@@ -69,7 +71,8 @@ def evidence(
     require_model(model)
 
     from ..data.askable import askable
-    from ..training import EvidenceRecipe, TrainingError, evidence_example_of, make_accelerator, train_evidence
+    from ..data.samples import BadLine, in_order, unusable
+    from ..training import EvidenceRecipe, evidence_example_of, make_accelerator, train_evidence
 
     recipe = EvidenceRecipe(
         labels=labels,  # type: ignore[arg-type]  # checked there
@@ -89,11 +92,10 @@ def evidence(
     require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
     read, bad = read_data(data, skip_bad)
     boxes = labels == "boxes"
-    if boxes and (without := [sample.where for sample in read if not sample.boxes]):
-        raise TrainingError(
-            f"{data}, {without[0]}: no boxes, as {count(len(without), 'line')} of {len(read)}; give them to all, or "
-            "--labels answers, attention or gradient."
-        )
+    if boxes and (without := [BadLine(one.where, _NO_BOXES) for one in read if not one.boxes]):
+        read, bad = [one for one in read if one.boxes], in_order([*bad, *without])
+        if not (skip_bad and read):
+            raise unusable(Path(data), bad, skip_bad)
     accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
     session = load(model, options)
     if read:

@@ -52,17 +52,21 @@ def whole(llava: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("last", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_killed_and_resumed_equals_uninterrupted(llava: Zoo, whole: Path, tmp_path: Path, last: int) -> None:
+@pytest.mark.parametrize(("last", "save_every"), [pytest.param(2, 2, marks=pytest.mark.slow), (3, 3)])
+def test_killed_and_resumed_equals_uninterrupted(
+    llava: Zoo, whole: Path, tmp_path: Path, last: int, save_every: int
+) -> None:
+    """Within the first stage, and exactly between the two."""
+
     def die(log) -> None:
         if log.step == last:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(llava, tmp_path, on_step=die)
+        train(llava, tmp_path, on_step=die, save_every=save_every)
     steps = []
-    train(llava, tmp_path, on_step=lambda log: steps.append(log.step))
-    assert steps == list(range(2 * ((last + 1) // 2), 6))
+    train(llava, tmp_path, on_step=lambda log: steps.append(log.step), save_every=save_every)
+    assert steps == list(range(save_every * ((last + 1) // save_every), 6))
     for name in ("evidence.safetensors", "log.jsonl"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 

@@ -39,7 +39,7 @@ def _is_linear(module: nn.Module) -> bool:
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
-def _attention_sizes(config: Any) -> tuple[int, int]:
+def _attention_sizes(config: Any, layer: Any) -> tuple[int, int]:
     """What a layer of attention keeps of a token, in numbers, and its multiply-adds for a pair of query and key."""
     heads: int = config.num_attention_heads
     if (latent := getattr(config, "kv_lora_rank", None)) is not None:
@@ -48,7 +48,9 @@ def _attention_sizes(config: Any) -> tuple[int, int]:
         return latent + rotary, heads * (rotary + plain + config.v_head_dim)
     kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * kv_heads * width, 2 * heads * width
+    # Heads may have been taken out of some layers (foveate.companions), and a config has one number for all.
+    left: int = getattr(getattr(layer, "self_attn", None), "kv_heads_left", kv_heads)
+    return 2 * left * width, 2 * (heads * left // kv_heads) * width
 
 
 class CostModel:
@@ -58,7 +60,7 @@ class CostModel:
         self._adapter = adapter
         config, layers = adapter.model.config.get_text_config(), range(len(adapter.text.layers))
         by_layer = getattr(config, "per_layer_config", None) or [config for _ in layers]
-        sizes = [_attention_sizes(by_layer[layer]) for layer in layers]
+        sizes = [_attention_sizes(by_layer[layer], adapter.text.layers[layer]) for layer in layers]
         # A layer that takes the keys and values of a lower one keeps none.
         self._kept = [sizes[layer][0] * (adapter.source_of_keys(layer) == layer) for layer in layers]
         self._per_pair = [pair for _, pair in sizes]

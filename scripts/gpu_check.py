@@ -42,7 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run what was asked for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [part.name for part in parts.PARTS]
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything together (default: 8.5)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.5,
+        help="for all parts together; parts may take longer where there are more (default: 8.5)",
+    )
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of {', '.join(names)}")
     default = os.environ.get("OUT") or str(ROOT / "build" / "gpu-check")
     parser.add_argument("--out", type=Path, default=Path(default), help="folder of the results (default: $OUT)")
@@ -94,13 +99,13 @@ def run(
             return 2
         _keep_log(folder, parts.MACHINE, out)
         results.write()
-        for part in chosen:
+        for number, part in enumerate(chosen):
             left = deadline - time.monotonic()
             if left < _LEAST:
                 outcome = Outcome(part.name, part.title, "not run", f"no time is left of {minutes:g} minutes")
             else:
                 print(f"{part.name}: {part.title} ...", flush=True)
-                outcome = one(part, min(part.seconds, left))
+                outcome = one(part, _seconds_for(chosen[number:], left))
                 _keep_log(folder, part, out)
             results.put(outcome)
             words = f"{outcome.status}{outcome.reason and ': '}{outcome.reason}"
@@ -108,6 +113,15 @@ def run(
     print(results.markdown())
     print(f"\nWritten: {out / MARKDOWN}")
     return 0 if results.passed else 1
+
+
+def _seconds_for(parts: list[Part], left: float) -> float:
+    """How long the first of the parts that are still to be run may take: its own limit, and more where there is more.
+
+    What is left is enough for all limits or not: if it is, they grow alike; if not, what comes first is worth most.
+    """
+    first = parts[0].seconds
+    return min(left, first * max(1.0, left / sum(part.seconds for part in parts)))
 
 
 def _environment(cache: Path, dry: bool) -> dict[str, str]:

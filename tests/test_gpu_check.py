@@ -121,6 +121,17 @@ def test_what_no_time_is_left_for_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert "no time is left of 1 minutes" in page
 
 
+@pytest.mark.parametrize(
+    ("seconds", "left", "expected"),
+    [((90,), 600, 600), ((90,), 60, 60), ((180, 90), 200, 180), ((180, 90), 540, 360), ((180, 90), 100, 100)],
+    ids=str,
+)
+def test_minutes_are_split_by_the_limits_of_the_parts(seconds: Any, left: float, expected: float) -> None:
+    """More than enough is given to all alike, and of too little the first one gets its own limit."""
+    parts = [part("good", limit) for limit in seconds]
+    assert CHECK["run"].__globals__["_seconds_for"](parts, left) == pytest.approx(expected)
+
+
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.start("outer")

@@ -65,8 +65,7 @@ class IdSelection(Method):
         return Selection(prepare_batch(count, tokens.valid, scores=attention, features=features).select(self._keep))
 
     def _keep(self, batch: TokenBatch) -> Tensor:
-        low = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
-        high = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
+        low, high = batch.score_range()
         original = (batch.scores - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
         cosines = Cosines(batch.unit())
         left, value = batch.valid.clone(), original.clone()

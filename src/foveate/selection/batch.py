@@ -100,10 +100,19 @@ class TokenBatch:
         known = None if frames is None or self.sizes is None else tuple(frames)
         return replace(self, data={**self.data, "coordinates": coordinates}, frames=known)
 
+    def score_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest score of each image, over its valid tokens: (B, 1) both."""
+        if not self.padded:
+            lowest, highest = self.scores.aminmax(dim=-1, keepdim=True)
+            return lowest, highest
+        hidden = ~self.valid
+        lowest = self.scores.masked_fill(hidden, torch.inf).amin(-1, keepdim=True)
+        return lowest, self.scores.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True)
+
     def unit(self) -> Tensor:
         """(B, N, d) float32, the features at unit length, zero on padding."""
         unit = self.features.float() / self.norms[..., None]
-        return unit.masked_fill_(~self.valid[..., None], 0) if unit.is_cuda else unit
+        return unit.masked_fill_(~self.valid[..., None], 0) if unit.is_cuda and self.padded else unit
 
     def cosines(self) -> Cosines:
         """Of the tokens. On a GPU features of 16 bits are multiplied as they came, many times as fast as in float32."""
@@ -246,7 +255,10 @@ def _check_norms(features: Tensor, valid: Tensor | None) -> Tensor:
     norms = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
     # The norm is finite exactly when all of a token is, so that the features need not be read twice.
     _require_finite(
-        norms, valid, "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)"
+        norms,
+        valid,
+        "features must be finite (no NaN or infinity, nor a norm beyond the range of float32)",
+        signed=False,
     )
     return norms + EPSILON
 
@@ -269,11 +281,12 @@ def require(good: Tensor, message: str) -> None:
         raise SelectionError(f"{message}: see row {row}, token {token}.")
 
 
-def _require_finite(values: Tensor, valid: Tensor | None, message: str) -> None:
+def _require_finite(values: Tensor, valid: Tensor | None, message: str, *, signed: bool = True) -> None:
+    """Raise as `require` does unless all are finite. `signed`: whether some may be below 0."""
     if values.is_cuda:
         if values.numel():  # the highest is NaN where one is; `isfinite` would be four launches
             real = values if valid is None else values.masked_fill(~valid.view_as(values), 0)
-            torch._assert_async(real.abs().amax() < torch.inf, message)
+            torch._assert_async((real.abs() if signed else real).amax() < torch.inf, message)
         return
     if valid is None and math.isfinite(float(values.sum())):
         return  # the sum of any that is not finite is not finite either
@@ -372,6 +385,8 @@ def _counts_tensor(given: int | Tensor, counts: list[int], device: torch.device)
         return given
     if device.type == "cpu":
         return torch.tensor(counts, dtype=torch.long, device=device)
+    if len(set(counts)) == 1:
+        return torch.full((len(counts),), counts[0], dtype=torch.long, device=device)
     filled = torch.empty(len(counts), dtype=torch.long, device=device)
     start = 0
     for count, run in itertools.groupby(counts):

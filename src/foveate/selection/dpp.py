@@ -63,8 +63,7 @@ def dpp(features: Tensor, relevance: Tensor, count: int | Tensor, valid: Tensor 
 
 def scale_relevance(batch: TokenBatch) -> Tensor:
     """(B, N) float32, from 1e-6 to 1 over the valid tokens; all 1 where they are equal."""
-    lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
-    highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
+    lowest, highest = batch.score_range()
     return (batch.scores - lowest + 1e-6) / (highest - lowest + 1e-6)
 
 

@@ -77,11 +77,7 @@ def _scale_importance(batch: TokenBatch, normalise: bool) -> tuple[Tensor, Tenso
     if not normalise:
         ranked = batch.scores.masked_fill(~batch.valid, -torch.inf) if batch.padded else batch.scores
         return ranked.argmax(-1), batch.scores
-    if batch.padded:
-        lowest = batch.scores.masked_fill(~batch.valid, torch.inf).amin(-1, keepdim=True)
-        highest = batch.scores.masked_fill(~batch.valid, -torch.inf).amax(-1, keepdim=True)
-    else:
-        lowest, highest = batch.scores.aminmax(dim=-1, keepdim=True)
+    lowest, highest = batch.score_range()
     scaled = (batch.scores - lowest) / (highest - lowest + 1e-6)
     ranked = scaled.masked_fill(~batch.valid, -torch.inf) if batch.padded else scaled
     return ranked.argmax(-1), scaled

@@ -20,18 +20,23 @@ from .gram import gram
 __all__ = ["gram", "greedy_coverage", "greedy_dpp", "greedy_independent_set", "greedy_maxmin", "greedy_mmr"]
 
 
+# A kernel writes its mask once, at the end, from what it marked as picked: so it needs neither zeros before it nor a
+# store at each pick.
+
+
 @triton.jit
 def _pick_on(square, own_bonus, pick, count, keep, width, penalty, token, inside):  # type: ignore[no-untyped-def]
     """The loop of `greedy_mmr` for one image, from its first pick on; `square` are its cosines, `keep` its mask."""
     value = tl.where(own_bonus == float("-inf"), float("-inf"), float("inf"))
     step = count * 0
     while step < count:
-        tl.store(keep + pick, 1)
         row = tl.load(square + pick * width + token, mask=inside, other=0.0)
         value = tl.minimum(value, own_bonus - penalty * row)
         value = tl.where(token == pick, float("-inf"), value)
         pick = tl.argmax(value, axis=0, tie_break_left=True).to(tl.int64)
         step += 1
+    picked = (value == float("-inf")) & (own_bonus != float("-inf"))
+    tl.store(keep + token, picked.to(tl.int8), mask=inside)
 
 
 @triton.jit
@@ -96,11 +101,12 @@ def _independent_set_kernel(edges, key, counts, keep, width, BLOCK: tl.constexpr
     step = count * 0
     while step < count:
         pick = tl.argmin(rank, axis=0, tie_break_left=True).to(tl.int64)
-        tl.store(keep + image * width + pick, 1)
         near = tl.load(edges + (image * width + pick) * width + token, mask=inside, other=0) != 0
         rank = tl.where(near & (rank < width), rank + width, rank)
         rank = tl.where(token == pick, excluded, rank)
         step += 1
+    picked = (rank == excluded) & (tl.load(key + image * width + token, mask=inside, other=excluded) != excluded)
+    tl.store(keep + image * width + token, picked.to(tl.int8), mask=inside)
 
 
 @triton.jit
@@ -122,10 +128,12 @@ def _coverage_kernel(cosines, weight, gains, counts, keep, width, BLOCK: tl.cons
             bound = tl.where(token == pick, tl.minimum(bound, gain), bound)
             refreshed = tl.where(token == pick, step.to(tl.int32), refreshed)
         else:
-            tl.store(keep + image * width + pick, 1)
             covered = tl.maximum(covered, row)
             bound = tl.where(token == pick, float("-inf"), bound)
             step += 1
+    before = tl.load(gains + image * width + token, mask=inside, other=float("-inf"))
+    picked = (bound == float("-inf")) & (before != float("-inf"))
+    tl.store(keep + image * width + token, picked.to(tl.int8), mask=inside)
 
 
 @triton.jit
@@ -158,7 +166,6 @@ def _dpp_kernel(  # type: ignore[no-untyped-def]
         adds = (left > spanned) & (growth > exhausted)
         value = tl.where(open_, tl.where(adds, growth, scale - 4.0), float("-inf"))
         pick = tl.argmax(value, axis=0, tie_break_left=True).to(tl.int64)
-        tl.store(keep + image * width + pick, 1)
         here = token == pick
         open_ = open_ & (token != pick)
         if step < rank:
@@ -180,6 +187,8 @@ def _dpp_kernel(  # type: ignore[no-untyped-def]
         else:
             left = left * 0.0
         step += 1
+    real = tl.load(valid + image * width + token, mask=inside, other=0) != 0
+    tl.store(keep + image * width + token, (real & (open_ == 0)).to(tl.int8), mask=inside)
 
 
 def _mask_like_second(first: Tensor, second: Tensor, *rest: object) -> Tensor:
@@ -206,7 +215,7 @@ def greedy_mmr(cosines: Tensor, bonus: Tensor, first: Tensor, counts: Tensor, pe
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros_like(bonus, dtype=torch.bool)
+    keep = torch.empty_like(bonus, dtype=torch.bool)
     if bonus.numel():
         width, mask = bonus.shape[1], keep.view(torch.int8)
         _mmr_kernel[(len(bonus),)](cosines, bonus, first, counts, mask, width, penalty, **_shape(width))
@@ -225,7 +234,7 @@ def greedy_maxmin(cosines: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros_like(valid)
+    keep = torch.empty_like(valid)
     if valid.numel():
         batch, width = valid.shape
         highest, real, shape = cosines.new_empty(batch, width), valid.view(torch.int8), _shape(width)
@@ -248,7 +257,7 @@ def greedy_independent_set(edges: Tensor, key: Tensor, counts: Tensor) -> Tensor
     Returns:
         (B, N) bool, the picks.
     """
-    keep = torch.zeros_like(key, dtype=torch.bool)
+    keep = torch.empty_like(key, dtype=torch.bool)
     if key.numel():
         width = key.shape[1]
         edge_bytes, mask = edges.view(torch.int8), keep.view(torch.int8)
@@ -269,7 +278,7 @@ def greedy_coverage(cosines: Tensor, weight: Tensor, gains: Tensor, counts: Tens
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros_like(gains, dtype=torch.bool)
+    keep = torch.empty_like(gains, dtype=torch.bool)
     if gains.numel():
         width = gains.shape[1]
         mask = keep.view(torch.int8)
@@ -294,7 +303,7 @@ def greedy_dpp(
     Returns:
         (B, N) bool keep mask.
     """
-    keep = torch.zeros_like(valid, dtype=torch.bool)
+    keep = torch.empty_like(valid)
     if valid.numel():
         batch, width = valid.shape
         factor = cosines.new_empty(batch, rank, width)

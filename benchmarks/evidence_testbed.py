@@ -5,6 +5,8 @@ first: features of the visual tokens, the text, positions and the answer. Traini
 model, on the few tokens that are drawn for each question. The shipped scorers saw 420 scenes of each of the seeds 142,
 143, 144 and 145; five trainings shared one H100 and 16 cores, each with 20 s of labels and 97 s of answers. As the
 schedule follows the clock there, results differ from run to run; with --steps alone they do not, on one machine.
+The scorer of testbed-qwen2.5-vl was trained when recordings gave all frames of a clip one place in time; they no longer
+do.
 
 An answer counts as right where each of its tokens is the likeliest behind those before it, which is when a model that
 always takes the likeliest writes it. Evaluation is told with the question and without it; accuracy is the mean over

@@ -62,7 +62,7 @@ def test_mistakes_are_told_before_torch_is_loaded() -> None:
 
 def test_the_names_are_those_of_the_registry() -> None:
     assert set(foveate.method_names()) <= set(known_methods())
-    assert set(complete_method("idpruner,div")) == {"idpruner,divprune"}
+    assert set(complete_method("idpruner,divp")) == {"idpruner,divprune"}
 
 
 def test_help_is_whole_in_a_narrow_terminal() -> None:

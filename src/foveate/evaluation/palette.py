@@ -31,7 +31,7 @@ _LATER_METHODS = (
     ("priortr", "otprune", "clse", "hawk", "ivcprune", "apet"),
     ("anchored", "agilepruner", "v2drop", "transprune", "vlmpruner", "duet"),
     ("flowcut", "flashvid", "litelvlm", "geoprune", "cosine", "divrandom"),
-    ("modes", "odp", "guided"),
+    ("modes", "evidence", "guided"),
 )
 _DASHES: tuple[tuple[float, ...], ...] = ((5, 1.5), (4, 1.5, 1, 1.5), (2, 1.5))
 

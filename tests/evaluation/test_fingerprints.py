@@ -6,6 +6,7 @@ import torch
 
 from foveate.evaluation.fingerprints import hash_learned, hash_weights
 from foveate.importance import AttentionPrior, LearnedScorer
+from foveate.importance.evidence_scorer import EvidenceScorer, EvidenceShape
 from foveate.methods import get_method
 from foveate.methods.toolkit.base import ModelFacts
 
@@ -33,3 +34,16 @@ def test_what_was_learned_counts_where_it_is_read() -> None:
     assert d2pruner(1.0) == d2pruner(1.0) and set(d2pruner(1.0)) == {"d2pruner"}
     assert d2pruner(1.0) != d2pruner(2.0) and idpruner(0.0) != idpruner(1.0)
     assert hash_learned([get_method("d2pruner"), get_method("idpruner")], FACTS) == {}  # cannot run; has none
+
+
+def test_an_evidence_scorer_counts_too() -> None:
+    scorer = EvidenceScorer(EvidenceShape(4, width=8, heads=2))
+
+    def learned() -> dict[str, str]:
+        return hash_learned([get_method("evidence", scorer=scorer)], FACTS)
+
+    before = learned()
+    assert before.keys() == {"evidence"} and learned() == before
+    with torch.no_grad():
+        scorer.spread += 1
+    assert learned() != before

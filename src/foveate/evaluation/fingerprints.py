@@ -87,9 +87,11 @@ def _hash_tensors(tensors: Any) -> str:
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Those that a dataclass was made with, however deep, with their names."""
+    """Those that a dataclass was made with, however deep, and those of modules, with their names."""
     if isinstance(value, Tensor):
         yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{key}", tensor) for key, tensor in value.state_dict().items())
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             if field.init:

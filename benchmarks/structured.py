@@ -30,6 +30,7 @@ from foveate.training.scorer.data import answer_losses, batch_of, example_of
 
 _CHANCE = 2  # seeds of the random choice, whose right answers are averaged
 _AT_ONCE = 32
+_KINDS = ("heads", "neurons")
 
 
 def run(model: Any, processor: Any, asked: Sequence[Sample]) -> list[float]:
@@ -73,45 +74,49 @@ def main() -> None:
         "projective": [ippro.projective_scores(measured)],
         "magnitude": [ippro.magnitude_scores(structures)],
         "taylor": [ippro.taylor_scores(measured)],
+        "projective, lam x 0.1": [ippro.projective_scores(measured, 1e-3)],
+        "projective, lam x 10": [ippro.projective_scores(measured, 1e-1)],
         "chance": [
             {one.name: torch.rand(one.count, generator=generator) for one in structures} for _ in range(_CHANCE)
         ],
     }
-    rows: list[tuple[str, str, str, float, float]] = [("unpruned", "", "", 0.0, 0.0)]
+    whole_sizes = [float(sum(one.count for one in structures if one.kind == kind)) for kind in _KINDS]
+    whole_sizes.append(float(sum(p.numel() for p in model.parameters())))
+    rows: list[tuple[str, str, str, list[float]]] = [("unpruned", "", "", whole_sizes)]
     rights = [run(model, processor, asked)]
     smallest: Any = None
     for share in map(float, arguments.shares.split(",")):
         for within in ("model", "layer"):
             for name, all_scores in scores.items():
+                if within == "layer" and "lam" in name:
+                    continue
                 found, facts = [], []
                 for own in all_scores:
                     smaller = copy.deepcopy(model)
                     kept = ippro.choose(model, structures, own, share, inputs, within)  # type: ignore[arg-type]
                     ippro.shrink(smaller, kept)
                     found.append(run(smaller, processor, asked))
-                    heads = sum(len(index) for key, index in kept.items() if key.endswith("heads"))
-                    weights = sum(p.numel() for p in smaller.parameters())
-                    facts.append((heads, weights))
+                    left = [sum(len(kept[one.name]) for one in structures if one.kind == kind) for kind in _KINDS]
+                    facts.append((*left, sum(p.numel() for p in smaller.parameters())))
                     if name == "taylor" and within == "model" and smallest is None:
                         smallest = smaller
-                heads, weights = (sum(column) / len(facts) for column in zip(*facts, strict=True))
-                rows.append((name, f"{100 * share:.0f} %", within, heads, weights))
+                means = [sum(column) / len(facts) for column in zip(*facts, strict=True)]
+                rows.append((name, f"{100 * share:.0f} %", within, means))
                 rights.append(np.mean(found, 0).tolist())
     whole = bootstrap(np.array(rights), [one.group for one in asked], [one.family for one in asked])
     print(f"{arguments.model}; {len(asked)} questions; {len(examples)} calibration prompts; macro accuracy, points")
-    print("| criterion | FLOPs out | within | heads left | weights | right | against unpruned | projective minus it |")
-    print("|---|---|---|---:|---:|---:|---:|---:|")
-    for index, (name, share_out, within, heads, weights) in enumerate(rows):
-        right = f"{100 * whole.score(index).value:.1f}"
-        if not index:
-            total = sum(one.count for one in structures if one.kind == "heads")
-            print(f"| {name} | | | {total} | {sum(p.numel() for p in model.parameters()):,} | {right} | | |")
-            continue
-        own = next(at for at, row in enumerate(rows) if row[:3] == ("projective", share_out, within))
-        against = "" if own == index else told(whole.difference(own, index))
+    head = ("criterion", "FLOPs out", "within", *(f"{kind} left" for kind in _KINDS), "weights", "right")
+    print(f"| {' | '.join(head)} | against unpruned | projective minus it |")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for index, (name, share_out, within, (heads, neurons, weights)) in enumerate(rows):
+        own = next((at for at, row in enumerate(rows) if row[:3] == ("projective", share_out, within)), index)
+        differences = (
+            told(whole.difference(index, 0)) if index else "",
+            told(whole.difference(own, index)) if own != index else "",
+        )
         print(
-            f"| {name} | {share_out} | {within} | {heads:.1f} | {weights:,.0f} | {right} | "
-            f"{told(whole.difference(index, 0))} | {against} |"
+            f"| {name} | {share_out} | {within} | {heads:.1f} | {neurons:,.0f} | {weights:,.0f} | "
+            f"{100 * whole.score(index).value:.1f} | {' | '.join(differences)} |"
         )
 
     def flat(of: dict[str, torch.Tensor]) -> np.ndarray[Any, Any]:
@@ -123,7 +128,7 @@ def main() -> None:
         print(f"rank correlation of projective scores, lam x {factor:g}: {spearmanr(base, other).statistic:.3f}")
     for name in ("magnitude", "taylor"):
         print(f"rank correlation with {name}: {spearmanr(base, flat(scores[name][0])).statistic:.3f}")
-    for kind in ("heads", "neurons"):
+    for kind in _KINDS:
         own = torch.cat([scores["projective"][0][one.name] for one in structures if one.kind == kind])
         print(f"projective scores of {kind}: {own.min():.4f} to {own.max():.4f}, standard deviation {own.std():.5f}")
     with foveate.prune(smallest, "idpruner", keep=0.25):

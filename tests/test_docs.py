@@ -250,6 +250,7 @@ def test_the_quickstart_runs_offline(
     [
         "index.md",
         "concepts.md",
+        "companions/ippro.md",
         "guides/choose_a_method.md",
         "guides/fine_tune.md",
         "guides/guided.md",
@@ -259,9 +260,10 @@ def test_the_quickstart_runs_offline(
         "reference/data.md",
     ],
 )
-def test_the_guides_run(page: str) -> None:
+def test_the_guides_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the model of the quickstart; what only other models can do is left out."""
     quickstart = next(block for block in python_blocks(DOCS / "quickstart.md") if "shipped_models" in block)
+    monkeypatch.chdir(tmp_path)
     blocks = [block for block in python_blocks(DOCS / page) if "pixelprune" not in block]
     assert blocks
     result = run_blocks([quickstart, *blocks])

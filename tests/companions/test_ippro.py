@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,16 @@ def test_what_cannot_be_is_refused_before_anything_changes(tiny: Zoo) -> None:
 
 def _magnitude(zoo: Zoo, batch: dict[str, Any], flops: float, kinds: Any, within: Any = "model") -> None:
     ippro.remove_structures(zoo.model, flops, batch, criterion="magnitude", kinds=kinds, within=within)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = Path(__file__).parents[2] / "benchmarks" / "structured.py"
+    monkeypatch.setattr("sys.argv", [str(command), "--questions", "7", "--batches", "1", "--shares", "0.2"])
+    runpy.run_path(str(command), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.startswith("testbed-llava; 7 questions; 8 calibration prompts")
+    assert said.count("| 20 % |") == 10 and "idpruner at 25 % of the tokens" in said
 
 
 def test_models_that_are_built_otherwise_are_refused() -> None:

@@ -39,7 +39,7 @@ class Evidence(Method):
 
     provenance = Provenance(
         paper="none, foveate's own",
-        licence="Apache-2.0",
+        licence="foveate's own",
         read="docs/notes/evidence.md tells how it was found, what each part earns, and where it fails.",
         evidence=("tests/methods/test_evidence.py", "tests/training/evidence/test_policy.py"),
         cost="O(N d) for reading the tokens, and two layers of attention of the scorer's width over N + 64 tokens.",

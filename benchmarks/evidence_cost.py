@@ -32,7 +32,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     grid, words, hidden = Grid(36, 36), 32, 3584
-    importance = LearnedScorer(*(torch.randn(*size) / hidden**0.5 for size in 2 * ((hidden // 2, hidden), (hidden // 2,))))
+    sizes = 2 * ((hidden // 2, hidden), (hidden // 2,))
+    importance = LearnedScorer(*(torch.randn(*size) / hidden**0.5 for size in sizes))
     facts = ModelFacts("", hidden, 28)
     scorer = EvidenceScorer(EvidenceShape(hidden, base=hidden // 2), importance).requires_grad_(False)
     scorer.out.weight.normal_()

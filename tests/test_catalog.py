@@ -28,6 +28,7 @@ from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.config import ServingConfig
 from foveate.serving.vllm.family import Family
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
+from scorers import evidence_scorer
 
 
 class LlavaFamily(Family):
@@ -95,7 +96,7 @@ def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
     config = zoo.llava().model.config
     scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
-    fields = {"visionselector": {"scorer": scorer}}.get(name, {})
+    fields = {"visionselector": {"scorer": scorer}, "evidence": {"scorer": evidence_scorer(64)}}.get(name, {})
     config = SimpleNamespace(**{**config.__dict__, "get_text_config": config.get_text_config, "foveate": None})
     config.foveate = {"hyperparameters": {name: fields}}
     server = ServingConfig(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))

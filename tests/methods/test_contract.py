@@ -8,13 +8,13 @@ import torch
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.importance import AttentionPrior, LearnedScorer
-from foveate.importance.evidence_scorer import EvidenceScorer, EvidenceShape
 from foveate.methods import ModelFacts, Where, get_method, method_names
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import counting_methods, method_class
 from foveate.methods.toolkit.two_stage import HybridMethod
 from foveate.tokens import Cue, Grid, Kind, VisualTokens
+from scorers import evidence_scorer
 
 FACTS = ModelFacts("toy", 8, 4)
 CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
@@ -26,19 +26,12 @@ SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "K": 1
 POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 
-def _evidence() -> EvidenceScorer:
-    """An evidence scorer whose evidence is not the same everywhere."""
-    scorer = EvidenceScorer(EvidenceShape(8, width=8, layers=1, heads=2)).requires_grad_(False)
-    scorer.out.weight.copy_(torch.linspace(-2, 2, 8)[None])
-    return scorer
-
-
 def make(name):
     torch.manual_seed(1)
     scorer = LearnedScorer(torch.randn(4, 8), torch.randn(4), torch.randn(4, 8), torch.randn(4))
     extra = {
         "visionselector": {"scorer": scorer},
-        "evidence": {"scorer": _evidence()},
+        "evidence": {"scorer": evidence_scorer(8)},
         "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p")},
         "modes": {"text": 0.1, "visual": 0.1},
     }

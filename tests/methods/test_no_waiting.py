@@ -17,7 +17,6 @@ WAIT = {
     "cdpruner": TEXT,
     "dart": TEXT,
     "eadp": TEXT,
-    "evidence": "its weights, which are copied to the device at its first choice",
     "fastmmoe": "the number of groups, and the counts, which it reads back",
     "flashvid": "the number of segments, which depends on what a clip shows",
     "ivcprune": TEXT,

@@ -17,6 +17,7 @@ import tiny_models as zoo
 from foveate.catalog import facts_of
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import get_method, method_names
+from scorers import evidence_scorer
 from tiny_models import Zoo
 
 KEEP = foveate.Budget(0.3)
@@ -51,6 +52,8 @@ def _method(name: str) -> Any:
     torch.manual_seed(1)
     if name == "visionselector":
         return get_method(name, scorer=LearnedScorer(*(torch.randn(s) for s in ((4, 64), (4,), (4, 64), (4,)))))
+    if name == "evidence":
+        return get_method(name, scorer=evidence_scorer(64))
     if name == "d2pruner":
         return get_method(name, prior=AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p"))
     return get_method(name, **({"text": 0.4, "visual": 0.5} if name == "modes" else {}))

@@ -15,6 +15,7 @@ from foveate.methods import get_method, method_names
 from foveate.methods.toolkit import AtLayer
 from foveate.runtime.compat import cache_of_output
 from runtime.helpers import cache_bytes, cached, gap, generate, logits, pair, single
+from scorers import evidence_scorer
 from tiny_models import Zoo
 
 CLOSE = 5e-4  # chunks of the linear attention begin elsewhere on sequences of another length
@@ -22,6 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "d2pruner": {"debias": False},
     "modes": {"text": 0.1, "visual": 0.1},
     "adatp": {"start": 4, "end": 4},
+    "evidence": {"scorer": evidence_scorer(64)},
 }
 REFUSED = {"visipruner", "evs", "visionselector"}
 EARLY = AtLayer(get_method("divprune"), 2)  # before the first layer with attention

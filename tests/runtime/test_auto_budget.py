@@ -22,6 +22,7 @@ from foveate.methods.divprune import DivPrune
 from foveate.methods.sms import Sms, knee
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
+from scorers import evidence_scorer
 from tiny_models import Zoo
 
 from .helpers import assert_generates_alike, logits, pair, single
@@ -215,6 +216,8 @@ def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> Non
     method: Any = name
     if name == "visionselector":
         method = foveate.get_method(name, scorer=LearnedScorer(*(2 * [torch.ones(4, 64), torch.ones(4)])))
+    if name == "evidence":
+        method = foveate.get_method(name, scorer=evidence_scorer(64))
     if name == "evs":
         pytest.skip("compares the frames of clips")
     if name == "modes":

@@ -101,7 +101,7 @@ class Evidence(Method):
         if not tokens.features.is_cpu:
             return scorer(*given, text, words)
         # Each image alone and without its padding, so that its neighbours do not matter, not even by rounding.
-        scores = torch.zeros(tokens.features.shape[:2], dtype=torch.float32)
+        scores = torch.zeros(tokens.features.shape[:2], dtype=torch.float32, device=tokens.features.device)
         for row, size in enumerate(tokens.sizes):
             one = [tensor[row : row + 1, :size] for tensor in given]
             asked = None if text is None else tokens.text(row)[None]

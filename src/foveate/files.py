@@ -34,6 +34,14 @@ class BusyError(FoveateError, RuntimeError):
     """Another process is at work in a folder."""
 
 
+def expand(path: str | Path) -> Path:
+    """A path with a leading ``~`` replaced by the home folder; as it is where that is nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from working in a folder, which is made, until the block or this process ends.

@@ -141,6 +141,17 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "y.safetensors", {"foveate-evidence": '{"hidden_size": 4}'})
     with pytest.raises(MethodError, match="is damaged"):
         EvidenceScorer.load(tmp_path / "y.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "z.safetensors", {"foveate-evidence": '{"hidden_size": -1}'})
+    with pytest.raises(MethodError, match=r"z\.safetensors is damaged"):
+        EvidenceScorer.load(tmp_path / "z.safetensors")
+    diverged = EvidenceScorer(EvidenceShape(D, 16, 1, 2))
+    with torch.no_grad():
+        diverged.spread.fill_(torch.nan)
+    diverged.save(tmp_path / "nan.safetensors")
+    with pytest.raises(MethodError, match="spread holds values not finite"):
+        EvidenceScorer.load(tmp_path / "nan.safetensors")
+    with pytest.raises(MethodError, match="no such file"):
+        EvidenceScorer.load("~nobody-at-all/x")
 
 
 def test_shapes_that_cannot_be() -> None:

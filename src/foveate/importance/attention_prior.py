@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import MethodError
-from ..files import MARK, write_bytes
+from ..files import MARK, expand, write_bytes
 from ..tokens import Grid
 from .checkpoints import checkpoint_folder, weights_fingerprint
 
@@ -109,7 +109,7 @@ def cache_folder() -> Path:
     That one is ``$XDG_CACHE_HOME`` where it is set to an absolute path, and ``~/.cache`` where it is not.
     """
     if home := os.environ.get("FOVEATE_HOME"):
-        return Path(home).expanduser()
+        return expand(home)
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "foveate"
 

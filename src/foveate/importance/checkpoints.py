@@ -10,6 +10,8 @@ from typing import IO
 
 from huggingface_hub import try_to_load_from_cache
 
+from ..files import expand
+
 _WHOLE = 64 * 2**20  # bytes of a file that is read from end to end; of larger ones samples are
 _SAMPLE = 64  # bytes, read three times of every tensor
 _BLOCKS = 512  # samples of a file that does not say where its tensors lie
@@ -27,7 +29,7 @@ def checkpoint_folder(name_or_path: str, revision: str = "") -> Path | None:
     """Where a checkpoint lies on this disk: the folder itself, or the hub's cache of a revision; None where nowhere."""
     if not name_or_path:
         return None
-    folder = Path(name_or_path).expanduser()
+    folder = expand(name_or_path)
     if folder.is_dir():
         return folder
     try:

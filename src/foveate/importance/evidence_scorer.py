@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..devices import full_precision
 from ..errors import MethodError
-from ..files import write_bytes
+from ..files import expand, write_bytes
 from .learned_scorer import LearnedScorer
 from .scorer_files import KEYS
 
@@ -197,7 +197,7 @@ class EvidenceScorer(nn.Module):
         Raises:
             MethodError: when there is none, or the file is something else.
         """
-        file = Path(path).expanduser()
+        file = expand(path)
         if file.is_dir():
             file = file / SHIPPED if (file / SHIPPED).is_file() else file / "evidence.safetensors"
         if not file.is_file():
@@ -207,23 +207,26 @@ class EvidenceScorer(nn.Module):
                 about = (opened.metadata() or {}).get(_FORMAT)
                 names = list(opened.keys())
                 tensors = {} if about is None else {name: opened.get_tensor(name) for name in names}
-            if about is None:
-                kind = "an importance scorer" if set(names) >= set(KEYS) else "no evidence scorer"
-                raise MethodError(
-                    f"evidence scorer {path}: {file.name} holds {kind}; give one that `foveate train evidence` wrote."
-                )
+        except (SafetensorError, OSError) as error:
+            raise MethodError(f"evidence scorer {path}: {file.name} is damaged ({type(error).__name__}).") from error
+        if about is None:
+            kind = "an importance scorer" if set(names) >= set(KEYS) else "no evidence scorer"
+            raise MethodError(
+                f"evidence scorer {path}: {file.name} holds {kind}; give one that `foveate train evidence` wrote."
+            )
+        if broken := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+            raise MethodError(f"evidence scorer {path}: {file.name} is damaged ({broken} holds values not finite).")
+        try:
             scorer = cls(EvidenceShape(**json.loads(about)), source=str(path))
             scorer.load_state_dict(tensors)
-        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, MethodError):
-                raise
+        except (ValueError, TypeError, RuntimeError) as error:  # MethodError, of a shape that cannot be, is one of them
             raise MethodError(f"evidence scorer {path}: {file.name} is damaged ({type(error).__name__}).") from error
         return scorer.requires_grad_(False).eval()
 
 
 def find_evidence(model_name_or_path: str) -> EvidenceScorer | None:
     """The evidence scorer in a model's own folder, ``foveate-evidence.safetensors``; None where there is none."""
-    path = Path(model_name_or_path).expanduser() / SHIPPED
+    path = expand(model_name_or_path) / SHIPPED
     return EvidenceScorer.load(path) if model_name_or_path and path.is_file() else None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..devices import full_precision, places_of
 from ..errors import MethodError
+from ..files import expand
 from .scorer_files import KEYS, read_tensors, shipped_name
 
 
@@ -124,5 +125,5 @@ def find_scorer(model_name_or_path: str, at: str = "") -> LearnedScorer | None:
     Raises:
         MethodError: when the file is not a scorer.
     """
-    path = Path(model_name_or_path).expanduser() / shipped_name(at)
+    path = expand(model_name_or_path) / shipped_name(at)
     return LearnedScorer.load(path) if model_name_or_path and path.is_file() else None

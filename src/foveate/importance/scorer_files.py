@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import MethodError
+from ..files import expand
 
 KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 SHIPPED = "foveate-scorer.safetensors"  # the scorer that lies in a model's own folder
@@ -80,7 +81,7 @@ def _read_file(source: str, file: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def _find_files(name: str, revision: str | None, at: str) -> list[Path]:
     """The files that hold the scorer, fetched where `name` is a hub id."""
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise MethodError(f"scorer {name}: only .safetensors files are read; convert it first.")

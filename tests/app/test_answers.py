@@ -41,7 +41,7 @@ def test_what_the_model_refuses_says_why(desk: Desk) -> None:
     choices = choices_for(desk.session.model)
     assert sorted(choice.name for choice in choices) == sorted(method_names())
     refused = {choice.name: choice.refusal for choice in choices if choice.refusal}
-    assert set(refused) == {"evs", "fastmmoe", "pixelprune"}
+    assert set(refused) == {"evs", "fastmmoe", "modes", "pixelprune"}
     for name in ("fastmmoe", "pixelprune"):
         with pytest.raises(FoveateError, match=re.escape(refused[name])):
             foveate.prune(desk.session.model, name)

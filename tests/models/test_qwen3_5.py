@@ -24,6 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "modes": {"text": 0.1, "visual": 0.1},
     "adatp": {"start": 4, "end": 4},
     "evidence": {"scorer": evidence_scorer(64)},
+    "flashvid": {"layer": 8},  # by default behind the last layer that can be read
 }
 REFUSED = {"visipruner", "evs", "visionselector"}
 EARLY = AtLayer(get_method("divprune"), 2)  # before the first layer with attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,8 +33,10 @@ AttentionInterface.register("counted", _counted)
 
 
 @pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def packed(request: pytest.FixtureRequest) -> zoo_module.Zoo:
-    return getattr(zoo_module, request.param)()
+def packed(request: pytest.FixtureRequest) -> Iterator[zoo_module.Zoo]:
+    z = getattr(zoo_module, request.param)()
+    yield z
+    z.model.set_attn_implementation("sdpa")  # others are handed the same model
 
 
 def _prompts(z: zoo_module.Zoo) -> dict[str, torch.Tensor]:

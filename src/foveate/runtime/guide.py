@@ -297,7 +297,7 @@ def _check_files(small: ModelAdapter, large: ModelAdapter) -> None:
     names = [str(getattr(one.model, "name_or_path", "") or "") for one in (small, large)]
     if small.text is large.text or (names[0] and names[0] == names[1]):
         return
-    words = [_vocabulary(name) for name in names]
+    words = [vocabulary_of(name) for name in names]
     if words[0] is None or words[1] is None:
         sizes = [one.model.config.get_text_config().vocab_size for one in (small, large)]
         if sizes[0] != sizes[1]:
@@ -312,7 +312,7 @@ def _check_files(small: ModelAdapter, large: ModelAdapter) -> None:
                 raise ModelError(_differ(small, large, name, mine, theirs))
 
 
-def _vocabulary(name: str) -> dict[str, int] | None:
+def vocabulary_of(name: str) -> dict[str, int] | None:
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer, name)

@@ -262,6 +262,7 @@ class AttentionMapping(Attached):
         valid = torch.ones(len(ids), width, dtype=torch.bool, device=ids.device) if mask is None else mask.bool()
         self._forward = _Forward(prompt, cache, past, ids.shape[1], valid)
         self._run_small(given)
+        given = {name: value for name, value in given.items() if name not in ("past_key_values", "cache")}
         return (), {**given, _cache_name(self._takes): cache, "use_cache": True}
 
     def _prompt_of(self, cache: Any, past: int, length: int) -> _Prompt:
@@ -540,7 +541,7 @@ def _shortened(kwargs: Mapping[str, Any], own: int, past: int, new: int) -> dict
 
 
 def _cache_name(takes: Sequence[str]) -> str:
-    return "past_key_values" if "past_key_values" in takes else "cache"
+    return "cache" if "cache" in takes else "past_key_values"  # 5.24 takes both, and warns of the latter
 
 
 def _bytes(tensor: Tensor | None) -> int:

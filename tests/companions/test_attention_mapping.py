@@ -279,6 +279,8 @@ def test_calls_that_cannot_be_mapped_are_refused(large: Any, small: Any) -> None
     with map_attention(large, small, (2, 4), entry=4):
         with pytest.raises(RuntimeStateError, match="without beams"):
             _generate(large, ids, num_beams=2)
+        with pytest.raises(RuntimeStateError, match="without an assistant"):
+            _generate(large, ids, assistant_model=_model(layers=1, seed=5))
         with pytest.raises(RuntimeStateError, match="plain DynamicCache"):
             _generate(large, ids, cache_implementation="static")
         with pytest.raises(RuntimeStateError, match="both models in step"):

@@ -251,6 +251,7 @@ def test_the_quickstart_runs_offline(
         "index.md",
         "concepts.md",
         "companions/ippro.md",
+        "companions/symbiosis.md",
         "guides/choose_a_method.md",
         "guides/fine_tune.md",
         "guides/guided.md",

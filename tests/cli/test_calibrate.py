@@ -78,6 +78,7 @@ def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, m
     assert_one_sentence(run(*ask, "m"), "no attention prior")
 
 
+@pytest.mark.slow
 def test_experts_are_calibrated_on_questions(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
     folder = checkpoints.qwen(tmp_path / "moe", zoo_module.qwen3_vl_moe())

@@ -91,6 +91,7 @@ def test_the_leaderboard_is_made_of_results(done: Path, tmp_path: Path) -> None:
     assert_one_sentence(run("leaderboard", tmp_path / "none", "-o", page), "there are no results", "foveate eval")
 
 
+@pytest.mark.slow
 def test_the_gate(tmp_path: Path) -> None:
     """One that was not trained answers at random."""
     model = tmp_path / "untrained"
@@ -211,6 +212,7 @@ def test_a_question_that_fails_shows_in_the_exit_code(
     assert "1 of the questions failed" in said and "line 7 (the question holds '<image>'" in said
 
 
+@pytest.mark.slow
 def test_it_grows_and_is_judged_anew(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert evaluated(folder, out, "--methods", "divprune").exit_code == 0

@@ -45,6 +45,7 @@ def test_pairs_counted_by_hand() -> None:
     assert found.value == pytest.approx(2 * np.mean(alike) - 1) and found.low <= found.value <= found.high
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_order_of_endless_questions() -> None:
     """Too few questions blur an order, and drawing them anew blurs it once more: plain percentiles lie too low."""
     shares = np.linspace(0.35, 0.6, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -110,6 +111,7 @@ def test_an_encoder_that_runs_whole() -> None:
 def sharp(request: pytest.FixtureRequest) -> Zoo:
     """A tower whose attention is concentrated, so that much leaves at each block."""
     z = zoo_module.internvl() if request.param == "rows" else zoo_module.qwen3_vl()
+    z = replace(z, model=copy.deepcopy(z.model))  # others are handed the same model
     with torch.no_grad():
         for module in adapter_of(z.model).attention_modules().values():
             for weight in (part.weight for name, part in module.named_modules() if name in ("q_proj", "k_proj", "qkv")):

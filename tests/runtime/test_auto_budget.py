@@ -220,8 +220,6 @@ def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> Non
         method = foveate.get_method(name, scorer=evidence_scorer(64))
     if name == "evs":
         pytest.skip("compares the frames of clips")
-    if name == "flowcut":
-        pytest.skip("counts those that its cuts inside the encoder have left")
     if name == "modes":
         pytest.skip("needs experts, and keeps what another method does")
     report = report_of(llava, alike_and_not(llava), method, "auto")

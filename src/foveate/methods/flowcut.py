@@ -115,15 +115,15 @@ class FlowCut(Method):
         chosen = attending if within_windows else attending[_EVERY - 1 :: _EVERY]
         return (*chosen, *(() if attending[-1] in chosen else attending[-1:]))
 
-    def _last_cut(self) -> _Cut:
-        return _Cut(self._read(), self._attending()[-1], self.smoothing)
+    def _last_cut(self) -> _Last:
+        return _Last(self._read(), self._attending()[-1], self.smoothing)
 
     def stages(self, layers: int, budget: Budget) -> list[Stage]:
         read = self._read()
         behind = [block for block in read[:-1] if block + 1 < self._cuttable()] if self.inside_encoder else []
         found = []
         for index, block in enumerate(behind):
-            cut = _Cut(read[: index + 1], block, self.smoothing, len(behind) + 1 - index, budget)
+            cut = _Cut(read[: index + 1], block, self.smoothing, left=len(behind) + 1 - index, goal=budget)
             found.append(Stage.inside_encoder(cut, block + 1, _ByEntropy(budget.keep, budget.scope)))
         return [*found, Stage.before_llm(replace(self._last_cut(), note=self._told()), budget)]
 
@@ -172,15 +172,13 @@ class _ByEntropy(Budget):
 
 
 @dataclass(frozen=True)
-class _Cut(Method):
-    """One place where tokens leave.
+class _Last(Method):
+    """Behind the encoder, where exactly what is asked for stays.
 
     Args:
         read: the blocks that were read so far.
         deepest: the deepest block that could be.
         smoothing: how much what was read before counts.
-        left: how many cuts there are from here on.
-        goal: what is asked for in the end.
     """
 
     name = "flowcut"
@@ -189,8 +187,6 @@ class _Cut(Method):
     read: tuple[int, ...] = (0,)
     deepest: int = 0
     smoothing: float = 0.5
-    left: int = 1
-    goal: Budget | None = None
     note: Note | None = None  # type: ignore[assignment]
 
     @property
@@ -217,18 +213,31 @@ class _Cut(Method):
         there = torch.arange(columns.shape[1], device=columns.device) < from_host(tokens.sizes, columns.device)[:, None]
         return columns.masked_fill(~there[..., None], 0).unbind(-1)
 
+    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
+        return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut(_Last):
+    """On the way through the encoder, where the image decides how many leave.
+
+    Args:
+        left: how many cuts there are from here on.
+        goal: what is asked for in the end.
+    """
+
+    left: int
+    goal: Budget
+
     def counts(self, tokens: VisualTokens) -> Tensor:
         """(B,) long: how many go on, by how concentrated the attention of the last block that was read is."""
         valid = tokens.valid
         there = valid.sum(1)
         share = _shares(self._of_block(tokens, len(self.read) - 1)[0].masked_fill(~valid, 0))
         entropy = -torch.special.xlogy(share, share).sum(1) / there.clamp_min(2).float().log()
-        goal = from_host([0 if self.goal is None else self.goal.count(size) for size in tokens.sizes], valid.device)
+        goal = from_host([self.goal.count(size) for size in tokens.sizes], valid.device)
         leaving = (there - goal).clamp_min(0).float() / math.sqrt(self.left) * (1 - entropy.square()).clamp_min(0)
         return (there - leaving.round().long()).maximum(torch.minimum(goal, there))
-
-    def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
-        return Selection(topk(self.scores(tokens), count, valid=tokens.valid))
 
 
 def _shares(values: Tensor) -> Tensor:

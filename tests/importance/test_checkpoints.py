@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from foveate.importance import AttentionPrior, checkpoints, default_prior_path, find_prior
-from foveate.importance.attention_prior import cache_folder
 from foveate.importance.checkpoints import checkpoint_folder, weights_fingerprint
+from foveate.importance.measured import cache_folder
 
 
 def saved(folder: Path, seed: int = 0, **changed: torch.Tensor) -> Path:

@@ -81,7 +81,8 @@ def calibrate(
     from rich.console import Console
     from rich.progress import track
 
-    from ..importance.attention_prior import cache_folder, default_prior_path
+    from ..importance import default_prior_path
+    from ..importance.measured import cache_folder
     from ..runtime.calibration import measure_prior
 
     files = [] if images == TESTBED else image_files(Path(images))
@@ -126,7 +127,8 @@ def _calibrate_experts(
     from rich.progress import Progress
 
     from ..data.samples import usable_samples
-    from ..importance.expert_calibration import cache_folder, default_experts_path
+    from ..importance import default_experts_path
+    from ..importance.measured import cache_folder
     from ..runtime.expert_calibration import calibrate_experts
 
     if skip is not None and not 0 < skip < 1:

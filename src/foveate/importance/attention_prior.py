@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import MethodError
-from ..files import MARK, expand, write_bytes
+from ..files import MARK, write_bytes
 from ..tokens import Grid
-from .checkpoints import checkpoint_folder, weights_fingerprint
+from .measured import cache_folder, checkpoint_key, find_measured, may_be_same
 
 FORMAT = "foveate-prior"
 VERSION = "1"
@@ -86,11 +84,9 @@ class AttentionPrior:
     def measured_on(self, name_or_path: str) -> bool:
         """Whether this may be the prior of the model called so: false only where both have names that differ.
 
-        A model keeps the last part of its name wherever it lies, so ``owner/name``, a local copy ``.../name`` and the
-        hub's cache ``.../models--owner--name/snapshots/...`` are all one model.
+        See `foveate.importance.measured.may_be_same` for what names of one model may be.
         """
-        mine, theirs = short_name(self.model).lower(), short_name(name_or_path).lower()
-        return not mine or not theirs or mine == theirs
+        return may_be_same(self.model, name_or_path)
 
     def resize(self, grid: Grid) -> Tensor:
         """The prior of every token of an image: (N,) float32 > 0, same mean as the map, repeated for each frame."""
@@ -101,17 +97,6 @@ class AttentionPrior:
             out = interpolate(out[None, None], size, mode="bicubic", align_corners=False, antialias=True)[0, 0]
         out = out.clamp_min(torch.maximum(self.map.min(), _FLOOR * mean))
         return (out * (mean / out.mean())).flatten().repeat(grid.frames)
-
-
-def cache_folder() -> Path:
-    """Where foveate keeps what it measures: ``$FOVEATE_HOME``, or else ``foveate`` in the user's folder of caches.
-
-    That one is ``$XDG_CACHE_HOME`` where it is set to an absolute path, and ``~/.cache`` where it is not.
-    """
-    if home := os.environ.get("FOVEATE_HOME"):
-        return expand(home)
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "foveate"
 
 
 def default_prior_path(model: str, layer: int, revision: str = "") -> Path:
@@ -130,29 +115,8 @@ def default_prior_path(model: str, layer: int, revision: str = "") -> Path:
     return cache_folder() / "priors" / f"{checkpoint_key(model, revision)}-layer{layer}.safetensors"
 
 
-def checkpoint_key(model: str, revision: str = "") -> str:
-    """What files of measurements of a model are called by, see `default_prior_path`."""
-    folder = checkpoint_folder(model, revision)
-    key = weights_fingerprint(folder) if folder is not None else ""
-    if not key:
-        name = model if folder is None else str(folder.absolute())
-        key = re.sub(r"[^A-Za-z0-9._-]+", "--", f"{name}@{revision}" if revision else name).strip("-")
-    return key
-
-
 def find_prior(model_name_or_path: str, layer: int, revision: str = "") -> AttentionPrior | None:
     """The prior that was calibrated here, else the one that lies in the model's own folder, else None."""
-    if not model_name_or_path:
-        return None
-    calibrated = default_prior_path(model_name_or_path, layer, revision)
-    if calibrated.is_file():
-        return AttentionPrior.load(calibrated)
-    folder = checkpoint_folder(model_name_or_path, revision)
-    own = None if folder is None else folder / f"foveate-prior-layer{layer}.safetensors"
-    return AttentionPrior.load(own) if own is not None and own.is_file() else None
-
-
-def short_name(model: str) -> str:
-    """The last part of a model's name, without the folders it lies in or the owner it has on the hub."""
-    cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", model)
-    return cached[1] if cached else re.split(r"[/\\]", model.rstrip("/\\"))[-1]
+    kept = default_prior_path(model_name_or_path, layer, revision)
+    path = find_measured(kept, model_name_or_path, f"foveate-prior-layer{layer}.safetensors", revision)
+    return None if path is None else AttentionPrior.load(path)

@@ -11,8 +11,7 @@ from typing import Any
 
 from ..errors import MethodError
 from ..files import MARK, write_bytes
-from .attention_prior import cache_folder, checkpoint_key, short_name
-from .checkpoints import checkpoint_folder
+from .measured import cache_folder, checkpoint_key, find_measured, may_be_same
 
 FORMAT = "foveate-experts"
 VERSION = 1
@@ -84,8 +83,7 @@ class ExpertCalibration:
 
     def measured_on(self, name_or_path: str) -> bool:
         """Whether this may be of the model called so: false only where both have names that differ."""
-        mine, theirs = short_name(self.model).lower(), short_name(name_or_path).lower()
-        return not mine or not theirs or mine == theirs
+        return may_be_same(self.model, name_or_path)
 
 
 def default_experts_path(model: str, rule: str, revision: str = "") -> Path:
@@ -95,11 +93,6 @@ def default_experts_path(model: str, rule: str, revision: str = "") -> Path:
 
 def find_experts(model_name_or_path: str, rule: str, revision: str = "") -> ExpertCalibration | None:
     """What was calibrated here, else what lies in the model's own folder, else None."""
-    if not model_name_or_path:
-        return None
-    calibrated = default_experts_path(model_name_or_path, rule, revision)
-    if calibrated.is_file():
-        return ExpertCalibration.load(calibrated)
-    folder = checkpoint_folder(model_name_or_path, revision)
-    own = None if folder is None else folder / f"foveate-experts-{rule}.json"
-    return ExpertCalibration.load(own) if own is not None and own.is_file() else None
+    kept = default_experts_path(model_name_or_path, rule, revision)
+    path = find_measured(kept, model_name_or_path, f"foveate-experts-{rule}.json", revision)
+    return None if path is None else ExpertCalibration.load(path)

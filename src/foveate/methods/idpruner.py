@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..importance import LearnedScorer, find_scorer
-from ..importance.attention_prior import short_name
+from ..importance.measured import short_name
 from ..selection import mmr
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...budget import Budget
 from ...devices import full_precision
 from ...errors import MethodError, near_miss
-from ...importance.attention_prior import short_name
+from ...importance.measured import short_name
 from ...tokens import Cue, EncoderReading, Grid, Kind, Selection, Source, VisualTokens
 from .constraints import check_fields
 from .interventions import AttentionEdit, ExpertCut, ExpertSkip, Guide, LogitBias

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..devices import known_sizes, places_of
+from ..devices import places_of_each
 from ..tokens import Cue, VisualTokens
 from .toolkit.base import Provenance
 from .toolkit.constraints import AtLeast
@@ -59,10 +59,8 @@ class GeoPrune(TopK):
         """(B, N) float32: the lengths of the residuals; zero on padding."""
         features, valid = features_of(tokens, self.features), tokens.valid
         out = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
-        sizes = known_sizes(valid) or [None] * len(valid)
         # Row by row without padding, so that an image's scores cannot depend on its neighbours, not even by rounding.
-        for row, size in enumerate(sizes):
-            here = places_of(valid[row], size)
+        for row, here in enumerate(places_of_each(valid)):
             if len(here):
                 out[row, here] = residual(features[row, here].float(), self.directions, self.rounds).norm(dim=-1)
         return out

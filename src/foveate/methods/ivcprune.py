@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..budget import Budget
-from ..devices import from_host, known_sizes, places_of, to_host
+from ..devices import from_host, places_of, places_of_each, to_host
 from ..selection.batch import mask_from_order, order_by_score, prepare_batch
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
@@ -101,10 +101,8 @@ class IvcPrune(Method):
         """(B, N) float32: the mean of W over the rows of the question and of the seeds; 0 on padding."""
         valid, follows = tokens.valid, tokens.text_follows
         out = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
-        sizes, text = known_sizes(valid), known_sizes(tokens.text_valid)
-        for row, real in enumerate(valid):  # without padding, so that no choice depends on its neighbours
-            places = places_of(real, None if sizes is None else sizes[row])
-            words = places_of(tokens.text_valid[row], None if text is None else text[row])
+        there = zip(places_of_each(valid), places_of_each(tokens.text_valid), strict=True)
+        for row, (places, words) in enumerate(there):  # without padding, so that no choice depends on its neighbours
             image, prompt = tokens.cue(Cue.LLM_VALUES)[row, places], tokens.cue(Cue.TEXT_VALUES)[row, words]
             out[row, places] = self._score(image.float(), prompt.float(), follows[row, words])
         return out

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..devices import known_sizes, places_of, to_host
+from ..devices import places_of, places_of_each, to_host
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.constraints import Above, AtLeast, Layer, Share
@@ -90,9 +90,9 @@ class VlmPruner(Method):
         keep = torch.zeros_like(valid)
         target = torch.full(valid.shape, -1, dtype=torch.long, device=valid.device)
         weight = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
-        sizes = known_sizes(valid)
-        for row, (pool, wanted) in enumerate(zip(tokens.grids, to_host(count), strict=True)):
-            real = places_of(valid[row], None if sizes is None else sizes[row])
+        for row, (pool, wanted, real) in enumerate(
+            zip(tokens.grids, to_host(count), places_of_each(valid), strict=True)
+        ):
             if not wanted:
                 continue
             diagonals = [math.hypot(grid.rows, grid.columns) for grid in pool for _ in range(len(grid))]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...devices import known_sizes, places_of
+from ...devices import places_of_each
 
 
 def centre(features: Tensor, valid: Tensor, standardise: bool = False) -> Tensor:
@@ -19,7 +19,7 @@ def centre(features: Tensor, valid: Tensor, standardise: bool = False) -> Tensor
     """
     out = torch.zeros(features.shape, dtype=torch.float32, device=features.device)
     # Row by row without padding, so that a row's mean cannot depend on its neighbours, not even by rounding.
-    for row, real in enumerate(_real(valid)):
+    for row, real in enumerate(places_of_each(valid)):
         tokens = features[row, real].float()
         tokens = tokens - tokens.mean(0)
         if standardise:
@@ -40,7 +40,7 @@ def distinctiveness(features: Tensor, valid: Tensor) -> Tensor:
         (B, N) float32, zero elsewhere.
     """
     out = torch.zeros(valid.shape, dtype=torch.float32, device=features.device)
-    for row, real in enumerate(_real(valid)):
+    for row, real in enumerate(places_of_each(valid)):
         unit = normalize(features[row, real].float(), dim=-1)
         if len(unit):
             # One product with the sum of all; a token's cosine to itself, and the divisor, change no ranking.
@@ -48,9 +48,3 @@ def distinctiveness(features: Tensor, valid: Tensor) -> Tensor:
             span = alone.max() - alone.min()
             out[row, real] = torch.where(span > 0, (alone - alone.min()) / span, 1.0)
     return out
-
-
-def _real(valid: Tensor) -> list[Tensor]:
-    """For each row where it is valid; without waiting for a device where the sizes are known on the host."""
-    sizes = known_sizes(valid) or [None] * len(valid)
-    return [places_of(mask, size) for mask, size in zip(valid, sizes, strict=True)]

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...devices import known_sizes, places_of
+from ...devices import places_of_each
 from ...tokens import Cue, VisualTokens
 
 Sign = Literal["plus", "minus"]
@@ -29,9 +29,7 @@ def by_image(tokens: VisualTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
     Without padding, so that a pool's choice cannot depend on its neighbours, not even by rounding.
     """
-    sizes = known_sizes(tokens.valid)
-    for row, real in enumerate(tokens.valid):
-        places = places_of(real, None if sizes is None else sizes[row])
+    for row, places in enumerate(places_of_each(tokens.valid)):
         yield places, tokens.features[row, places].float(), tokens.text(row).float()
 
 

@@ -19,28 +19,25 @@ are 196, 131 and 65 tokens, with 208, 145 and 81 over all layers, as `Report.ave
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..budget import Budget
 from ..tokens import Cue, Grid, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
-from .toolkit.constraints import Above, Layers, Proportions
+from .toolkit.base import Method, Provenance, Where
+from .toolkit.constraints import Above
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like, shares_like
+from .toolkit.staged import StagedMethod
 from .toolkit.top_k import TopK
-from .toolkit.validation import check_falling, check_layers_of, check_undropped
-
-_LAYERS = {28: (1, 10, 19), 32: (1, 11, 21), 36: (1, 13, 24)}
-_SHARES = {28: (0.57, 0.36, 0.098), 32: (330.0, 210.0, 62.0)}
+from .toolkit.validation import check_undropped
 
 
 @register_method("clse")
 @dataclass(frozen=True)
-class Clse(TopK):
+class Clse(StagedMethod, TopK):
     """The highest attention where fine detail has changed, then the highest attention, at three layers.
 
     Args:
@@ -74,31 +71,18 @@ class Clse(TopK):
     )
     refusals = ("clse reads whole grids, but tokens were dropped before it; let it prune first.",)
 
-    layers: Layers | None = None
-    shares: Proportions | None = None
+    published_layers: ClassVar = {28: (1, 10, 19), 32: (1, 11, 21), 36: (1, 13, 24)}
+    published_shares: ClassVar = {28: (0.57, 0.36, 0.098), 32: (330.0, 210.0, 62.0)}
+
     cutoff: Annotated[float, Above(0)] = 0.1
     temperature: Annotated[float, Above(0)] = 0.1
-
-    def validate(self) -> None:
-        if self.shares is not None:
-            check_falling("clse", self.shares, 3 if self.layers is None else len(self.layers))
 
     @property
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.INPUT_EMBEDDINGS, Cue.LLM_ATTENTION})
 
-    def load(self, facts: ModelFacts) -> Method:
-        check_layers_of("clse", self._layers(facts.layers), facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[Stage]:
-        at = self._layers(layers)
-        methods: list[Method] = [self, *(ByAttention() for _ in at[1:])]
-        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
-        return [Stage.inside_llm(*stage) for stage in zip(methods, at, parts, strict=True)]
-
-    def _layers(self, layers: int) -> tuple[int, ...]:
-        return layers_like(_LAYERS, layers) if self.layers is None else self.layers
+    def methods_at(self, layers: Sequence[int]) -> list[Method]:
+        return [self, *(ByAttention() for _ in layers[1:])]
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32: attention times the factor; 0 on padding."""

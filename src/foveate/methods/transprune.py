@@ -15,28 +15,25 @@ paper's, with 0.44 of the tokens on average over all layers, as `Report.average_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..budget import Budget
 from ..tokens import Cue, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage, Where
-from .toolkit.constraints import Layers, Proportions, Share
+from .toolkit.base import Method, Provenance, Where
+from .toolkit.constraints import Share
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like, shares_like
+from .toolkit.staged import StagedMethod
 from .toolkit.text_relevance import mean_of_rows, mean_over_heads
 from .toolkit.top_k import TopK
-from .toolkit.validation import check_falling, check_layers_of
-
-_LAYERS = {32: (8, 10, 13)}
-_SHARES = {32: (0.875, 0.625, 0.125)}
 
 
 @register_method("transprune")
 @dataclass(frozen=True)
-class TransPrune(TopK):
+class TransPrune(StagedMethod, TopK):
     """The largest changes by attention and feed-forward, added up over layers, and the attention of the text.
 
     Args:
@@ -70,32 +67,18 @@ class TransPrune(TopK):
         "attention rows of all text to all tokens, by head.",
     )
 
-    layers: Layers | None = None
-    shares: Proportions | None = None
-    balance: Share = 0.5
+    published_layers: ClassVar = {32: (8, 10, 13)}
+    published_shares: ClassVar = {32: (0.875, 0.625, 0.125)}
 
-    def validate(self) -> None:
-        if self.shares is not None:
-            check_falling("transprune", self.shares, 3 if self.layers is None else len(self.layers))
+    balance: Share = 0.5
 
     @property
     def needs(self) -> frozenset[Cue]:
         return frozenset({Cue.LLM_TRANSITIONS, Cue.LLM_TEXT_ATTENTION_HERE})
 
-    def load(self, facts: ModelFacts) -> Method:
-        check_layers_of("transprune", self._layers(facts.layers), facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[Stage]:
-        at = self._layers(layers)
-        stages = [
-            TransPruneStage(self.layers, self.shares, self.balance, tuple(range(at[0] - 1, layer))) for layer in at
-        ]
-        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
-        return [Stage.inside_llm(*stage) for stage in zip(stages, at, parts, strict=True)]
-
-    def _layers(self, layers: int) -> tuple[int, ...]:
-        return layers_like(_LAYERS, layers) if self.layers is None else self.layers
+    def methods_at(self, layers: Sequence[int]) -> list[Method]:
+        read = [tuple(range(layers[0] - 1, layer)) for layer in layers]
+        return [TransPruneStage(self.layers, self.shares, self.balance, below) for below in read]
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32; 0 on padding."""

@@ -12,25 +12,20 @@ layers, as `Report.average_visual_tokens` tells.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..budget import Budget
 from ..tokens import Cue, VisualTokens
-from .toolkit.base import Method, ModelFacts, Provenance, Stage
-from .toolkit.constraints import Layers, Proportions
+from .toolkit.base import Provenance
 from .toolkit.registry import register_method
-from .toolkit.schedules import layer_average, layers_like, shares_like
+from .toolkit.staged import StagedMethod
 from .toolkit.top_k import TopK
-from .toolkit.validation import check_falling, check_layers_of
-
-_LAYERS = {28: (3, 16, 22), 32: (3, 17, 22)}
-_SHARES = {28: (0.25, 0.0125, 1e-6), 32: (0.5, 0.25, 1e-6)}
 
 
 @register_method("v2drop")
 @dataclass(frozen=True)
-class V2Drop(TopK):
+class V2Drop(StagedMethod, TopK):
     """The largest change of the hidden state in the layer below, at several layers.
 
     Args:
@@ -60,24 +55,8 @@ class V2Drop(TopK):
         cost="O(N d) at each stage, no attention.",
     )
 
-    layers: Layers | None = None
-    shares: Proportions | None = None
-
-    def validate(self) -> None:
-        if self.shares is not None:
-            check_falling("v2drop", self.shares, 3 if self.layers is None else len(self.layers))
-
-    def load(self, facts: ModelFacts) -> Method:
-        check_layers_of("v2drop", self._layers(facts.layers), facts)
-        return self
-
-    def stages(self, layers: int, budget: Budget) -> list[Stage]:
-        at = self._layers(layers)
-        parts = layer_average(budget, at, self.shares or shares_like(_SHARES, layers, len(at)), layers)
-        return [Stage.inside_llm(self, layer, part) for layer, part in zip(at, parts, strict=True)]
-
-    def _layers(self, layers: int) -> tuple[int, ...]:
-        return layers_like(_LAYERS, layers) if self.layers is None else self.layers
+    published_layers: ClassVar = {28: (3, 16, 22), 32: (3, 17, 22)}
+    published_shares: ClassVar = {28: (0.25, 0.0125, 1e-6), 32: (0.5, 0.25, 1e-6)}
 
     @property
     def needs(self) -> frozenset[Cue]:

@@ -5,7 +5,7 @@ Packages of your own may import everything that is listed here; it changes only 
 | for | use |
 |---|---|
 | a method | `Method`, `Provenance`, `ModelFacts`, `register_method`, `published` |
-| where it prunes | `Stage`, `Where`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
+| where it prunes | `Stage`, `Where`, `StagedMethod`, `HybridMethod`, `TwoStageMethod`, `AtLayer`, `InEncoder` |
 | around another method | `Wrapper`, `Transparent` |
 | a smaller model that reads first | `Guided`, `Guide` |
 | budgets of several stages | `proportional`, `geometric`, `layer_average`, `layers_like`, `shares_like` |
@@ -42,6 +42,7 @@ from .published import published
 from .regions import full_windows, rank_within, region_of
 from .registry import get_method, method_names, register_method
 from .schedules import geometric, layer_average, layers_like, proportional, shares_like
+from .staged import StagedMethod
 from .text_relevance import attention_of_text, by_image, mean_of, mean_of_rows, mean_over_heads, relevance_of
 from .top_k import TopK
 from .two_stage import HybridMethod, TwoStageMethod
@@ -75,6 +76,7 @@ __all__ = [
     "RunningMoments",
     "Share",
     "Stage",
+    "StagedMethod",
     "TopK",
     "Transparent",
     "TwoStageMethod",

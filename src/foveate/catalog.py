@@ -198,6 +198,8 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
     places = places_of(name)
     if Where.BEFORE_ENCODER in places:
         return "no: the plugin prunes behind the encoder"
+    if Where.INSIDE_ENCODER in places:
+        return "no: inside the encoder the plugin prunes by foveate.InEncoder alone"
     if Where.BEFORE_LLM not in places:
         return "no: all layers share one table of cache blocks"
     if Where.INSIDE_LLM in places:

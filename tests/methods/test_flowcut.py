@@ -15,7 +15,10 @@ from torch import Tensor
 import foveate
 import tiny_models as zoo_module
 from foveate.budget import Budget
+from foveate.catalog import facts_of
 from foveate.errors import MethodError
+from foveate.evaluation.inference import shows_all
+from foveate.evaluation.runs import Run
 from foveate.methods import ModelFacts, Where, get_method
 from foveate.models import adapter_of
 from foveate.tokens import Grid, VisualTokens
@@ -98,6 +101,8 @@ def test_where_it_cuts() -> None:
     assert depths == pytest.approx([*range(1, 23, 2), 22])
     with pytest.raises(MethodError, match=r"block 8 of the vision encoder.*choose among 7, 15, 23, 31"):
         cuts(WINDOWS, blocks=(7, 8))
+    assert facts_of("flowcut").facts["prunes"] == "inside the vision encoder and before the LLM"
+    assert not shows_all(Run("flowcut", "25%", get_method("flowcut")))  # so that nobody is told its encoder's time
 
 
 def test_an_encoder_that_runs_whole() -> None:

@@ -211,13 +211,18 @@ def test_generation_by_how_much_tokens_differ(zoo: Zoo, method: Any) -> None:
         assert_generates_alike(zoo)
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if "differ" in str(facts_of(name).facts.get(AUTO))])
+_BEFORE_LLM = [name for name in method_names() if "differ" in str(facts_of(name).facts.get(AUTO))]
+
+
+@pytest.mark.parametrize("name", [*_BEFORE_LLM, "flowcut"])
 def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> None:
     method: Any = name
     if name == "visionselector":
         method = foveate.get_method(name, scorer=LearnedScorer(*(2 * [torch.ones(4, 64), torch.ones(4)])))
     if name == "evidence":
         method = foveate.get_method(name, scorer=evidence_scorer(64))
+    if name == "flowcut":
+        method = foveate.get_method(name, inside_encoder=False)
     if name == "evs":
         pytest.skip("compares the frames of clips")
     if name == "modes":

@@ -100,8 +100,8 @@ class FlowCut(Method):
         return self._last_cut().encoder_readings
 
     def _attending(self) -> tuple[int, ...]:
-        """The blocks that attend to whole images; of an encoder that is not known yet, two."""
-        return (0,) if self.blocks is None else self.blocks
+        """The blocks that attend to whole images; of an encoder that is not known yet, as many as it takes to cut."""
+        return tuple(range(2 * _EVERY)) if self.blocks is None else self.blocks
 
     def _cuttable(self) -> int:
         """How many blocks there are before which tokens can leave."""

@@ -61,7 +61,8 @@ class BoundMethods:
             if Where.INSIDE_ENCODER in places:
                 raise MethodError(
                     f"{name} prunes inside the vision encoder, where only the server's own default does; use a method "
-                    "that prunes before the LLM, such as 'idpruner'."
+                    "that prunes before the LLM, such as 'idpruner', or run this one with foveate.prune in "
+                    "transformers."
                 )
             if Where.BEFORE_LLM not in places:
                 raise MethodError(f"{name} {_INSIDE}")

@@ -115,3 +115,24 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"{hint} Known: {', '.join(names)}."
+
+
+# What is not a method's name, but is taken for one.
+_NOT_NAMES = {
+    "guided": "guided has no name to be chosen by, as a loaded model goes with it: give foveate.guided(small=...) to "
+    "foveate.prune in Python; see docs/guides/guided.md.",
+}
+
+
+def explain_unknown_method(name: object, known: Iterable[str]) -> str:
+    """The sentence on a name that is not a method's: what was meant, as far as that can be told, and what lists them.
+
+    Examples:
+        >>> from foveate.errors import explain_unknown_method
+        >>> explain_unknown_method("divprun", ["divprune", "idpruner"])
+        "unknown method 'divprun'; did you mean 'divprune'? `foveate methods` lists all."
+    """
+    if str(name) in _NOT_NAMES:
+        return _NOT_NAMES[str(name)]
+    meant, _, _ = near_miss(str(name), known).partition(" Known:")  # which are dozens
+    return f"unknown method {name!r}{meant} `foveate methods` lists all."

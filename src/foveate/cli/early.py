@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..budget import Budget
-from ..errors import MethodError, near_miss
+from ..errors import MethodError, explain_unknown_method
 from .errors import InputError
 
 _METHODS = Path(__file__).parents[1] / "methods"  # not imported, as that loads torch
@@ -41,7 +41,7 @@ def require_methods(names: Iterable[str]) -> None:
     known = known_methods()
     for name in names:
         if name not in known:
-            raise MethodError(f"unknown method {name!r}{near_miss(name, known)}")
+            raise MethodError(explain_unknown_method(name, known))
 
 
 def require_budgets(keeps: Iterable[str], scope: str | None = None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..config import PruningConfig
     from ..methods import Method
 
+_FEW = 4  # methods that a message names
 SETTINGS = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter of the method; give the option again for more."),
@@ -109,7 +110,11 @@ def hyperparameters(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     for key in given:
         if key not in known:
             hint = near_miss(key, known) if known else ": there is none to set."
-            raise InputError(f"--set: {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no {key!r}{hint}")
+            whose = " and ".join(names)
+            if len(names) > _FEW:  # whose names and hyperparameters fill a page
+                whose = f"the {len(names)} methods"
+                hint = f"{hint.split(' Known:')[0]} `foveate methods NAME` lists those of a method."
+            raise InputError(f"--set: {whose} {'has' if len(names) == 1 else 'have'} no {key!r}{hint}")
     found: dict[str, dict[str, Any]] = {}
     for name, fields in hints.items():
         found[name] = {}

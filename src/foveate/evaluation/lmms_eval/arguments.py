@@ -12,7 +12,7 @@ from typing import Any
 
 from ...budget import Budget
 from ...config import PruningConfig
-from ...errors import ConfigError, MethodError, near_miss
+from ...errors import ConfigError, MethodError, explain_unknown_method, near_miss
 from ...methods import get_method, method_names
 from ...methods.toolkit.registry import method_class
 from ...methods.toolkit.settings import UnfitError, from_text, settable
@@ -68,7 +68,7 @@ def read_choice(given: Mapping[str, Any]) -> PruningChoice:
         return _read_baseline(str(method), given.get("keep"), rest)
     if not isinstance(method, str) or method not in method_names():
         known = [*method_names(), *_BASELINES]
-        raise MethodError(f"unknown method {method!r}{near_miss(str(method), known)}")
+        raise MethodError(explain_unknown_method(method, known))
     if "keep" not in given:
         raise ConfigError(f"method={method} needs a budget; give one, such as keep=0.25 or keep=64.")
     options: dict[str, Any] = {name: rest.pop(name) for name in ("scope", "positions") if name in rest}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from ...errors import MethodError, near_miss
+from ...errors import MethodError, explain_unknown_method, near_miss
 from .base import Method, Provenance
 from .notes import LOGGER
 
@@ -126,14 +126,14 @@ def method_class(name: str) -> type[Method]:
     """The class registered under `name`, imported on first use.
 
     Raises:
-        MethodError: for an unknown name, with the nearest known one.
+        MethodError: for an unknown name, with the nearest known ones.
     """
     if name not in _METHODS:
         _load_all()
     if name in _BROKEN:
         raise MethodError(_BROKEN[name])
     if name not in _METHODS:
-        raise MethodError(f"unknown method {name!r}{near_miss(name, _METHODS)}")
+        raise MethodError(explain_unknown_method(name, _METHODS))
     return _METHODS[name]
 
 

@@ -1,6 +1,7 @@
 """How far one method is ahead of others on the same questions, from stored results.
 
-    PYTHONPATH=src python benchmarks/paired.py results/testbed-llava results/evidence/testbed-llava --of evidence
+    PYTHONPATH=src python benchmarks/paired.py results/testbed-llava results/evidence/testbed-llava/with_question \\
+        --of evidence
 
 reads the answers in folders of ``foveate eval`` that asked the same questions, and prints for each budget the accuracy
 of one method and its difference to every other, with 95 % intervals of a bootstrap over images, the same draws for all.

@@ -274,7 +274,10 @@ def test_ctrl_c_is_a_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.
 def test_methods_that_read_no_text_have_no_second_form(folder: Path, tmp_path: Path) -> None:
     refused = evaluated(folder, tmp_path / "new", "--methods", "divprune", "--without-question")
     assert_one_sentence(refused, "divprune reads no text, so it is the same without the question")
-    result = evaluated(folder, tmp_path, "--methods", "trim", "--without-question")
+    refused = evaluated(folder, tmp_path / "new", "--methods", "divprune,fastv", "--without-question")
+    assert_one_sentence(refused, "none of divprune, fastv prunes before the LLM by the prompt's text", "'cdpruner'")
+    result = evaluated(folder, tmp_path, "--methods", "trim,stride", "--without-question")
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "results.json").read_text())
-    assert {"trim", "trim without question"} <= {run["label"] for run in told["runs"]}
+    labels = {run["label"] for run in told["runs"]}
+    assert {"trim", "trim without question", "stride"} <= labels and "stride without question" not in labels

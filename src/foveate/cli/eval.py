@@ -60,7 +60,8 @@ def evaluate(
         bool,
         typer.Option(
             "--without-question",
-            help="Run methods that read the prompt's text a second time, in which they do not see the question.",
+            help="Run methods that read the prompt's text a second time, in which they do not see the question, and "
+            "others once.",
         ),
     ] = False,
     questions: Annotated[
@@ -176,7 +177,9 @@ def evaluate(
     named = ALL if methods is None and given is None else methods
     chosen, unable = choose_methods(str(named), settings or ()) if given is None else ((_evaluable(given),), ())
     if without_question:
-        readers = [one for one in chosen if reads_text(one) or str(named).strip() != ALL]
+        readers = [one for one in chosen if reads_text(one)]
+        if not readers:
+            _refuse_unread(chosen)
         chosen = (*chosen, *(Unasked(one) for one in readers))
     if against is not None and against not in (*BASELINES, *(method.name for method in chosen)):
         raise InputError(f"--against {against} is not among the methods evaluated; name it in --methods, too.")
@@ -210,6 +213,18 @@ def evaluate(
     typer.echo(f"Every question with its picture, for a browser: {page}")
     passed = not gate or _passes_gate(report)
     raise typer.Exit(int(not passed or bool(results.failed)))
+
+
+def _refuse_unread(methods: Sequence[Method]) -> None:
+    """Raise FoveateError, which says why none of the methods has a form without the question."""
+    from ..evaluation.unasked import Unasked
+
+    if len(methods) == 1:
+        Unasked(methods[0])  # whose sentence says more
+    raise InputError(
+        f"--without-question: none of {', '.join(one.name for one in methods)} prunes before the LLM by the prompt's "
+        "text; add one that does, such as 'cdpruner', or leave the option out."
+    )
 
 
 def _require_attachable(session: LoadedModel, methods: Sequence[Method], keeps: Sequence[str]) -> None:

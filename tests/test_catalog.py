@@ -92,14 +92,19 @@ def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None
     assert "…" not in CliRunner().invoke(app, ["methods", "idpruner"]).stdout
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
+def server_with(name: str, fields: dict[str, Any]) -> ServingConfig:
+    """A server of a small LLaVA where a method has these hyperparameters."""
     config = zoo.llava().model.config
-    scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
-    fields = {"visionselector": {"scorer": scorer}, "evidence": {"scorer": evidence_scorer(64)}}.get(name, {})
     config = SimpleNamespace(**{**config.__dict__, "get_text_config": config.get_text_config, "foveate": None})
     config.foveate = {"hyperparameters": {name: fields}}
-    server = ServingConfig(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
+    return ServingConfig(LlavaFamily, SimpleNamespace(hf_config=config, model="toy"))
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
+    scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
+    fields = {"visionselector": {"scorer": scorer}, "evidence": {"scorer": evidence_scorer(64)}}.get(name, {})
+    server = server_with(name, fields)
     told = facts_of(name).facts["vLLM"]
     if "foveate_query" in told:
         asked = {"foveate_method": name, "foveate_keep": 0.5}
@@ -116,6 +121,18 @@ def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
     else:
         with pytest.raises(FoveateError, match=r"foveate\.prune"):
             server.resolve({"foveate_method": name, "foveate_keep": 0.5})
+
+
+def test_evidence_is_served_without_a_query_as_its_row_says() -> None:
+    told = facts_of("evidence").facts["vLLM"]
+    without = "where the request gives foveate_query, or with question=False among the server's hyperparameters"
+    assert told == f"yes: {without}"
+    assert "question" not in facts_of("cdpruner").facts["vLLM"]
+    asked = {"foveate_method": "evidence", "foveate_keep": 0.5}
+    server = server_with("evidence", {"scorer": evidence_scorer(64), "question": False})
+    assert server.resolve(asked) is not None
+    with pytest.raises(FoveateError, match="evidence chooses by the image alone; leave out foveate_query"):
+        server.resolve(asked | {"foveate_query": "prompt"})
 
 
 def test_docstrings_are_taken_apart(toy: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,9 +208,19 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
         return alone or "no: the plugin does nothing inside the LLM" + ("; with inside=False, yes" if hybrid else "")
     limits = ['but not keep="auto"'] if name in counting_methods() else []
     if any(cue.of_question for cue in needs):
-        limits += ["where the request gives foveate_query", *_published_refusals(name)]
+        limits += [f"where the request gives foveate_query{_unasked(name)}", *_published_refusals(name)]
     allowed = "yes: " + "; ".join(limits) if limits else "yes"
     return _lacked_by_vllm(needs) or allowed
+
+
+def _unasked(name: str) -> str:
+    """The switches by which a method that chooses by the question chooses without, as the end of a sentence."""
+    found = []
+    for field in dataclasses.fields(method_class(name)):
+        if field.init and isinstance(field.default, bool):
+            needs = _all_needs(get_method(name, **{field.name: not field.default}))
+            found += [] if any(cue.of_question for cue in needs) else [f"{field.name}={not field.default}"]
+    return f", or with {' or '.join(found)} among the server's hyperparameters" if found else ""
 
 
 def _lacked_by_vllm(needs: frozenset[Cue]) -> str | None:

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from foveate.methods import Method
+from foveate.methods import Method, get_method
 from foveate.methods.toolkit.base import Provenance
 from foveate.methods.toolkit.registry import _METHODS as REGISTERED
 from foveate.serving.vllm.memory import ChoiceMemory
 from foveate.tokens import Selection, VisualTokens
+from scorers import evidence_scorer
 
 from .engine import answers, engine, outputs, sampling
 from .inside import in_transformers, overrides_for
@@ -28,7 +29,7 @@ LANDSCAPE, PORTRAIT, SMALL = picture(84, 112, 0), picture(168, 56, 1), picture(5
 CLIP = clip(4, 84, 112, 3)
 
 
-def asked(keep: Any, method: str = "divprune", **more: Any) -> dict[str, Any]:
+def asked(keep: Any, method: str | Method = "divprune", **more: Any) -> dict[str, Any]:
     return {"foveate_keep": keep, "foveate_method": method, **more}
 
 
@@ -202,9 +203,19 @@ def test_server_default_preemption_and_requests_that_differ(folder: Path) -> Non
     path = saved("qwen2_5_vl", folder)
     oracle = Oracle("qwen2_5_vl", path)
     default = asked(0.25, "idpruner")
-    overrides = {"foveate": {"method": "idpruner", "keep": 0.25, "hyperparameters": {"idpruner": {"balance": 0.5}}}}
+    scorer = folder / "evidence.safetensors"
+    evidence_scorer(oracle.model.config.get_text_config().hidden_size).save(scorer)
+    unread = {"scorer": str(scorer), "question": False}  # which needs no query
+    hyperparameters = {"idpruner": {"balance": 0.5}, "evidence": unread}
+    overrides = {"foveate": {"method": "idpruner", "keep": 0.25, "hyperparameters": hyperparameters}}
     plain = [Case((picture(112, 140, seed),), asked=more) for seed in range(4) for more in ({}, asked(1.0))]
     expected = [oracle.answer(Case(case.images, case.text, asked=case.asked or default)) for case in plain]
+    by_evidence = [Case((picture(112, 140, seed),), asked=asked(0.25, "evidence")) for seed in range(2)]
+    for case in by_evidence:
+        there = asked(0.25, get_method("evidence", **unread))
+        expected.append(oracle.answer(Case(case.images, case.text, asked=there)))
+    assert all(one.logprobs != expected[2 * n].logprobs for n, one in enumerate(expected[-2:]))
+    plain += by_evidence
     few = {"num_gpu_blocks_override": 5, "max_model_len": 64}
     with engine(path, hf_overrides=overrides, disable_log_stats=False, **few) as llm:
         check(answers(llm, oracle, plain), expected)

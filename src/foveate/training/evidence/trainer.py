@@ -8,8 +8,7 @@ of short prompts; the vision encoder sees a picture once for all draws.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +22,7 @@ from ...models import adapter_of
 from ...runtime.planner import facts_of
 from ..checkpoint import TrainingError
 from ..scorer.folder import ScorerFolder
-from ..scorer.trainer import freeze, make_accelerator
+from ..scorer.trainer import freeze, make_accelerator, write_steps
 from .learner import AnswerLearner, EvidenceExample, EvidenceLearner, EvidenceLog, LabelLearner
 from .recipe import Draw, EvidenceRecipe
 
@@ -91,47 +90,25 @@ def train_evidence(
     learned = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, betas=(0.9, 0.99), weight_decay=0.0)
     done = folder.resume(scorer, optimizer)
-    if accelerator.is_main_process:
-        folder.begin(done)
 
     def encode_task(task: _Task[S]) -> EvidenceExample:
         return replace(encode(task.sample), drawn=task.drawn)
 
     given = model, scorer, encode_task, padding, micro_batch, accelerator
     by_labels, by_answers = LabelLearner(*given, recipe=recipe), AnswerLearner(*given, recipe=recipe)
-    with freeze(model):
+
+    def train_steps() -> Iterator[EvidenceLog]:
         for step in range(done, recipe.steps):
             if step == recipe.label_steps > 0:
                 _begin_answers(scorer, optimizer)
             picks = [samples[pick] for pick in recipe.picks(step, len(samples))]
             tasks = [_Task(sample, drawn) for sample, drawn in zip(picks, recipe.draw(step), strict=True)]
             learner: EvidenceLearner[_Task[S]] = by_labels if recipe.by_labels(step) else by_answers
-            entry = _do_step(learner, optimizer, recipe, tasks, step)
-            if accelerator.is_main_process:
-                folder.record(entry, scorer, optimizer, save_every)
-                if on_step is not None:
-                    on_step(entry)
-    if accelerator.is_main_process:
-        folder.finish(scorer)
-    accelerator.wait_for_everyone()
+            yield learner.step(optimizer, tasks, step, recipe.steps, 0.0, recipe.rate(step), recipe.max_norm)
+
+    with freeze(model):
+        write_steps(train_steps(), done, folder, scorer, optimizer, save_every, on_step, accelerator)
     return EvidenceScorer.load(folder.scorer)
-
-
-def _do_step(
-    learner: EvidenceLearner[S],
-    optimizer: torch.optim.Optimizer,
-    recipe: EvidenceRecipe,
-    tasks: Sequence[S],
-    step: int,
-) -> EvidenceLog:
-    means = learner.gradients(tasks, 0.0)
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], recipe.max_norm)
-    if not all(map(math.isfinite, (*means, float(norm)))):
-        raise TrainingError(f"the loss is not finite in step {step}; lower the learning rate.")
-    rate = recipe.rate(step)
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.step()
-    return learner.log(step, recipe.steps, means, 0.0, rate)
 
 
 @torch.no_grad()

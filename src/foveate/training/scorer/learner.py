@@ -1,7 +1,8 @@
-"""The gradients of one step of a scorer's training, whatever it learns from."""
+"""One step of a scorer's training, whatever it learns from."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import TrainingError
 from .data import Example
 
 S = TypeVar("S")
@@ -17,7 +19,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Learner(ABC, Generic[S]):
-    """Computes the scorer's gradients from the samples of a step; arguments as `train_scorer`."""
+    """Learns from the samples of a step; arguments as `train_scorer`."""
 
     figures: ClassVar[int]  # that `compare` sums and `log` tells
 
@@ -47,6 +49,29 @@ class Learner(ABC, Generic[S]):
         for parameter in learned:
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         return tuple((self.accelerator.reduce(sums, "sum") / len(samples)).tolist())
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        samples: Sequence[S],
+        number: int,
+        steps: int,
+        weight: float,
+        rate: float,
+        max_norm: float,
+    ) -> Any:
+        """Do a step, the `number`-th of `steps` from 0, at a learning rate, and return its line.
+
+        Raises:
+            TrainingError: when the loss or its gradients are no longer finite.
+        """
+        means = self.gradients(samples, weight)
+        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
+        if not all(map(math.isfinite, (*means, float(norm)))):
+            raise TrainingError(f"the loss is not finite in step {number}; lower the learning rate.")
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        return self.log(number, steps, means, weight, rate)
 
     @abstractmethod
     def compare(self, examples: Sequence[Example], weight: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,8 +11,7 @@ pool of its own (see `Budget`), where the reference takes all images of a batch 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from ...models import ModelAdapter, adapter_of
 from ...runtime.planner import facts_of
 from ..checkpoint import TrainingError
 from .data import Example, answer_losses, batch_of
-from .folder import ScorerFolder, StepLog
+from .folder import Log, Scorer, ScorerFolder, StepLog
 from .imitation import Imitation, ImitationLog, Imitator
 from .learner import Learner
 from .model import TrainableScorer
@@ -85,18 +84,10 @@ def train_scorer(
     scorer = TrainableScorer(facts_there.hidden_size, recipe.width, seed=recipe.seed).to(accelerator.device)
     optimizer = torch.optim.AdamW(scorer.parameters(), weight_decay=0.0)
     done = folder.resume(scorer, optimizer)
-    if accelerator.is_main_process:
-        folder.begin(done)
     given = scorer, encode, padding, micro_batch, accelerator
     with freeze(model), _learn(model, recipe, *given) as learner:
-        for entry in _train_steps(learner, optimizer, recipe, samples, done):
-            if accelerator.is_main_process:
-                folder.record(entry, scorer, optimizer, save_every)
-                if on_step is not None:
-                    on_step(entry)
-    if accelerator.is_main_process:
-        folder.finish(scorer)
-    accelerator.wait_for_everyone()
+        logs = _train_steps(learner, optimizer, recipe, samples, done)
+        write_steps(logs, done, folder, scorer, optimizer, save_every, on_step, accelerator)
     return LearnedScorer.load(folder.scorer)
 
 
@@ -131,14 +122,9 @@ def _train_steps(
     """Do all steps from `first` on; the log of each comes when it is done."""
     steps = recipe.steps(len(samples))
     for step in range(first, steps):
+        picked = [samples[pick] for pick in recipe.picks(step, len(samples))]
         weight, rate = recipe.weight(step, steps), recipe.rate(step, steps)
-        means = learner.gradients([samples[pick] for pick in recipe.picks(step, len(samples))], weight)
-        if not all(map(math.isfinite, means)):
-            raise TrainingError(f"the loss is not finite in step {step}; lower the learning rate.")
-        nn.utils.clip_grad_norm_(learner.scorer.parameters(), recipe.max_norm)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        yield learner.log(step, steps, means, weight, rate)
+        yield learner.step(optimizer, picked, step, steps, weight, rate, recipe.max_norm)
 
 
 @dataclass(frozen=True)
@@ -177,6 +163,40 @@ def make_accelerator() -> Any:
     except ImportError:
         raise TrainingError("training needs accelerate (foveate[train]); run: pip install accelerate.") from None
     return Accelerator()
+
+
+def write_steps(
+    logs: Iterable[Log],
+    done: int,
+    folder: ScorerFolder,
+    scorer: Scorer,
+    optimizer: torch.optim.Optimizer,
+    save_every: int,
+    on_step: Callable[[Any], None] | None,
+    accelerator: Any,
+) -> None:
+    """Do the steps of a training behind the first `done` ones, and keep its folder: what is told of each, the result.
+
+    Args:
+        logs: does a step each time it is asked for the next.
+        done: how many steps were done before.
+        folder: which only the main process writes to.
+        scorer: what learns.
+        optimizer: its.
+        save_every: as `train_scorer`.
+        on_step: likewise.
+        accelerator: of this process.
+    """
+    if accelerator.is_main_process:
+        folder.begin(done)
+    for entry in logs:
+        if accelerator.is_main_process:
+            folder.record(entry, scorer, optimizer, save_every)
+            if on_step is not None:
+                on_step(entry)
+    if accelerator.is_main_process:
+        folder.finish(scorer)
+    accelerator.wait_for_everyone()
 
 
 def _check_attention(recipe: ScorerRecipe, adapter: ModelAdapter) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.loading import TESTBED, LoadOptions, load, require_model
+from ..data.loading import TESTBED, LoadOptions, require_model
 from .errors import going_on
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
@@ -19,9 +19,11 @@ from .training_options import (
     SAMPLES,
     SAVE_EVERY,
     SKIP_BAD,
+    announce,
     count,
     fingerprint,
     generate_samples,
+    open_model,
     read_data,
     step_bar,
 )
@@ -70,9 +72,8 @@ def evidence(
     options = LoadOptions(device, dtype, device_map, max_pixels)
     require_model(model)
 
-    from ..data.askable import askable
     from ..data.samples import BadLine, in_order, unusable
-    from ..training import EvidenceRecipe, evidence_example_of, make_accelerator, train_evidence
+    from ..training import EvidenceRecipe, evidence_example_of, train_evidence
 
     recipe = EvidenceRecipe(
         labels=labels,  # type: ignore[arg-type]  # checked there
@@ -96,17 +97,11 @@ def evidence(
         read, bad = [one for one in read if one.boxes], in_order([*bad, *without])
         if not (skip_bad and read):
             raise unusable(Path(data), bad, skip_bad)
-    accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
-    session = load(model, options)
-    if read:
-        read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
+    accelerator, session, read, bad = open_model(model, options, data, read, bad, skip_bad)
     questions = read or generate_samples(session, samples, seed)
 
     size = f"{len(questions)} questions in {count(recipe.steps, 'step')}"
-    if accelerator.is_main_process:
-        for one in bad:
-            typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
-        typer.echo(f"{size}.", err=True)
+    announce(accelerator, size, bad)
     with going_on(), step_bar(accelerator.is_main_process) as show:
         train_evidence(
             session.model,

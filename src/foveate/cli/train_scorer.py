@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.loading import TESTBED, LoadOptions, load, require_model
+from ..data.loading import TESTBED, LoadOptions, require_model
 from .errors import going_on
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
@@ -19,9 +19,11 @@ from .training_options import (
     SAMPLES,
     SAVE_EVERY,
     SKIP_BAD,
+    announce,
     count,
     fingerprint,
     generate_samples,
+    open_model,
     read_data,
     step_bar,
 )
@@ -73,8 +75,7 @@ def scorer(
     options = LoadOptions(device, dtype, device_map, max_pixels)
     require_model(model)
 
-    from ..data.askable import askable
-    from ..training import ScorerRecipe, example_of, make_accelerator, train_scorer
+    from ..training import ScorerRecipe, example_of, train_scorer
 
     recipe = ScorerRecipe(
         keep=keep,
@@ -92,18 +93,12 @@ def scorer(
     )
     require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
     read, bad = read_data(data, skip_bad)
-    accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
-    session = load(model, options)
-    if read:
-        read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
+    accelerator, session, read, bad = open_model(model, options, data, read, bad, skip_bad)
     questions = read or generate_samples(session, samples, seed)
 
     steps = recipe.steps(len(questions))
     size = f"{len(questions)} questions in {count(steps, 'step')}"
-    if accelerator.is_main_process:
-        for one in bad:
-            typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
-        typer.echo(f"{size}.", err=True)
+    announce(accelerator, size, bad)
     with going_on(), step_bar(accelerator.is_main_process) as show:
         train_scorer(
             session.model,

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from ..data.loading import TESTBED, LoadedModel
+from ..data.loading import TESTBED, LoadedModel, LoadOptions, load
 
 if TYPE_CHECKING:
     from ..data.samples import BadLine, Sample
@@ -55,6 +55,28 @@ def generate_samples(session: LoadedModel, count: int, seed: int) -> list[Sample
 
     families = families_seen("video" in adapter_of(session.model).modalities)
     return samples("train", seed, math.ceil(count / len(families)), families)
+
+
+def open_model(
+    name: str, options: LoadOptions, data: str, read: list[Sample], bad: list[BadLine], skip_bad: bool
+) -> tuple[Any, LoadedModel, list[Sample], list[BadLine]]:
+    """This process's accelerator, the model on it, and of the lines of `read_data` those that it can be asked."""
+    from ..data.askable import askable
+    from ..training import make_accelerator
+
+    accelerator = make_accelerator()  # before the model is loaded: it tells this process which GPU is its own
+    session = load(name, options)
+    if read:
+        read, bad = askable(session.processor, read, bad, Path(data), skip_bad)
+    return accelerator, session, read, bad
+
+
+def announce(accelerator: Any, size: str, bad: Sequence[BadLine]) -> None:
+    """Tell, in the main process, which lines are left out and how much there is to do."""
+    if accelerator.is_main_process:
+        for one in bad:
+            typer.echo(f"Left out: {one.where} ({one.why.rstrip('.')}).", err=True)
+        typer.echo(f"{size}.", err=True)
 
 
 def fingerprint(samples: Sequence[Sample], boxes: bool = False) -> str:

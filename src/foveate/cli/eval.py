@@ -24,6 +24,7 @@ from .hyperparameters import CONFIG, SETTINGS, config_at, configure_methods, hyp
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .on_ray import ADDRESS
 from .paths import require_folder
+from .question_options import BATCH, DATASET, FAMILIES, MAX_NEW_TOKENS, METRIC, SKIP_BAD, SUFFIX
 
 if TYPE_CHECKING:
     from ..config import PruningConfig
@@ -40,9 +41,7 @@ def evaluate(
         str | None,
         typer.Option(help="testbed or testbed-hard: generated scenes; scenes: those of `foveate demo`."),
     ] = None,
-    dataset: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
-    ] = None,
+    dataset: DATASET = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -72,23 +71,11 @@ def evaluate(
             show_default="140 of the testbed, 2000 with --gate, else all",
         ),
     ] = None,
-    families: Annotated[
-        str | None, typer.Option(help="Only these kinds of question.", show_default="all that the model can be asked")
-    ] = None,
+    families: FAMILIES = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for generating scenes or sampling your questions.")] = 0,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="How answers of --dataset are judged, where a line does not say so: exact, contains or iou.",
-            show_default="exact",
-        ),
-    ] = None,
-    suffix: Annotated[
-        str, typer.Option(help='What every question of --dataset ends with, such as "Answer in one word."')
-    ] = "",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines of --dataset that cannot be used, and count them.")
-    ] = False,
+    metric: METRIC = None,
+    suffix: SUFFIX = "",
+    skip_bad: SKIP_BAD = False,
     output: Annotated[
         Path,
         typer.Option(
@@ -105,8 +92,8 @@ def evaluate(
     gate: Annotated[
         bool, typer.Option("--gate", help="Fail unless the model passes the gate of docs/notes/testbed.md.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    batch: BATCH = 32,
+    max_new_tokens: MAX_NEW_TOKENS = 32,
     random_seeds: Annotated[int, typer.Option(min=1, help="How many times random tokens are drawn.")] = 3,
     workers: Annotated[
         int | None,
@@ -148,7 +135,6 @@ def evaluate(
 
     from rich.console import Console
 
-    from ..data.askable import askable
     from ..evaluation.advice import advice
     from ..evaluation.gate import QUESTIONS
     from ..evaluation.html_report import write_html
@@ -189,8 +175,7 @@ def evaluate(
     if str(named).strip() != ALL:  # of all, those that cannot run are listed
         _require_attachable(session, chosen, keeps)
     if own is not None and dataset is not None:
-        left, bad = askable(session.processor, own.samples, own.skipped, dataset, skip_bad)
-        own = replace(own, samples=tuple(left), skipped=tuple(bad))
+        own = keep_askable(own, dataset, session, skip_bad)
     if questions is None and gate:
         questions = QUESTIONS
     asked = own or choose_suite(str(suite), questions, seed, wanted, session)
@@ -315,6 +300,18 @@ def read_dataset(
     if name not in SUITES:
         raise InputError(f"unknown suite {name!r}{near_miss(str(name), SUITES)}")
     return None
+
+
+def keep_askable(own: Suite, folder: Path, session: LoadedModel, skip_bad: bool) -> Suite:
+    """Of the questions of one's own those that the model can be asked.
+
+    Raises:
+        SampleError: for others, unless they may be left out.
+    """
+    from ..data.askable import askable
+
+    left, bad = askable(session.processor, own.samples, own.skipped, folder, skip_bad)
+    return replace(own, samples=tuple(left), skipped=tuple(bad))
 
 
 def choose_suite(

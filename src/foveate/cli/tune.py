@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +16,11 @@ from ..data.samples import samples_file
 from ..data.shipped import DEFAULT
 from .early import complete_method, parts, require_budgets, require_methods, require_settings
 from .errors import InputError, going_on
-from .eval import ALL, choose_methods, choose_suite, pair, read_dataset
+from .eval import ALL, choose_methods, choose_suite, keep_askable, pair, read_dataset
 from .hyperparameters import SETTINGS
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
+from .question_options import BATCH, DATASET, FAMILIES, MAX_NEW_TOKENS, METRIC, SKIP_BAD, SUFFIX
 from .tables import show
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ _TESTBED_QUESTIONS = 1000  # to draw from: most are never asked of most methods
 
 def tune(
     model: MODEL = DEFAULT,
-    dataset: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Your own questions: a JSONL file, or the folder of one.")
-    ] = None,
+    dataset: DATASET = None,
     suite: Annotated[str | None, typer.Option(help="Questions that come with foveate; see `foveate eval`.")] = None,
     floor: Annotated[str, typer.Option(help="The share of the unpruned accuracy to keep.")] = "99%",
     confidence: Annotated[str, typer.Option(help="With which what is chosen keeps it.")] = "95%",
@@ -58,9 +56,7 @@ def tune(
             min=1, help="Draw from at most this many questions.", show_default="1000 of the testbed, else all"
         ),
     ] = None,
-    families: Annotated[
-        str | None, typer.Option(help="Only these kinds of question.", show_default="all that the model can be asked")
-    ] = None,
+    families: FAMILIES = None,
     per_image: Annotated[
         int | None,
         typer.Option(
@@ -70,26 +66,16 @@ def tune(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the questions, and of generated scenes.")] = 0,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="How answers of --dataset are judged, where a line does not say so: exact, contains or iou.",
-            show_default="exact",
-        ),
-    ] = None,
-    suffix: Annotated[
-        str, typer.Option(help='What every question of --dataset ends with, such as "Answer in one word."')
-    ] = "",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines of --dataset that cannot be used, and count them.")
-    ] = False,
+    metric: METRIC = None,
+    suffix: SUFFIX = "",
+    skip_bad: SKIP_BAD = False,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="The folder of the choice and of all answers, which are not asked again."),
     ] = Path("foveate-tune"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    batch: BATCH = 32,
+    max_new_tokens: MAX_NEW_TOKENS = 32,
     workers: Annotated[int, typer.Option(min=1, help="Processes; each loads the model anew in every round.")] = 1,
     device: DEVICE = None,
     dtype: DTYPE = None,
@@ -117,7 +103,6 @@ def tune(
         samples_file(dataset)
     require_folder(output, "-o", [] if dataset is None else [dataset])
 
-    from ..data.askable import askable
     from ..evaluation.runner import Evaluation
     from ..evaluation.runs import format_keep
     from ..evaluation.storage import require_evaluation
@@ -130,8 +115,7 @@ def tune(
     own = read_dataset(suite, dataset, questions, seed, wanted, metric, suffix, skip_bad)
     session = load(model, options)
     if own is not None and dataset is not None:
-        left, bad = askable(session.processor, own.samples, own.skipped, dataset, skip_bad)
-        own = replace(own, samples=tuple(left), skipped=tuple(bad))
+        own = keep_askable(own, dataset, session, skip_bad)
     generated = str(suite).startswith(TESTBED)
     drawn = _TESTBED_QUESTIONS if questions is None and generated else questions
     asked = own or choose_suite(str(suite), drawn, seed, wanted, session, (per_image or 1) if generated else None)

@@ -70,9 +70,7 @@ def projective_score(filters: Tensor, gradients: Tensor, offsets: Tensor, step: 
         >>> projective_score(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([0.0]), 0.1)
         tensor(1.)
     """
-    above, below = _squares(filters, gradients, offsets, step)
-    ratio = (above / below).sqrt()
-    return torch.where((above == 0) & (below == 0), torch.ones_like(ratio), ratio)
+    return _tangent(*_squares(filters, gradients, offsets, step))
 
 
 def measure(
@@ -129,8 +127,8 @@ def measure(
         raise MethodError("no batches to measure with; give at least one.")
     parts: dict[str, list[Parts]] = {one.name: [] for one in structures}
     for one, member in members:
-        filters = member.filters(one.count, *_pair(member, [p.detach().float() for p in member.parameters()]))
-        summed = member.filters(one.count, *_pair(member, [sums[position[id(p)]] for p in member.parameters()]))
+        filters = member.filters(one.count)
+        summed = member.filters_of([sums[position[id(p)]] for p in member.parameters()], one.count)
         known = offset_sums.get(id(member))
         # Without an activation, psi(x) = x + (D - ||F||) x, and the derivative by D is that by F along F.
         offsets = (filters * summed).sum(-1) if known is None else known.reshape(one.count, -1)
@@ -156,8 +154,7 @@ def projective_scores(measured: Measurement, relative_step: float = 1e-2) -> Sco
     scores: Scores = {}
     for name, parts in measured.parts.items():
         pairs = [_squares(one.filters, one.gradients, one.offsets, step) for one in parts]
-        above, below = (torch.stack(each).sum(0) for each in zip(*pairs, strict=True))
-        scores[name] = torch.where((above == 0) & (below == 0), torch.ones_like(above), (above / below).sqrt())
+        scores[name] = _tangent(*(torch.stack(each).sum(0) for each in zip(*pairs, strict=True)))
     return scores
 
 
@@ -168,9 +165,7 @@ def magnitude_scores(structures: Sequence[Structures]) -> Scores:
         squares, numbers = torch.zeros(one.count), 0
         for member in one.members:
             if member.scored:
-                filters = member.filters(
-                    one.count, *_pair(member, [p.detach().float() for p in member.parameters()])
-                ).cpu()
+                filters = member.filters(one.count).cpu()
                 squares += filters.square().sum((1, 2))
                 numbers += filters[0].numel()
         scores[one.name] = (squares / numbers).sqrt()
@@ -188,13 +183,14 @@ def _squares(filters: Tensor, gradients: Tensor, offsets: Tensor, step: float | 
     return above, below
 
 
-def _pair(member: Member, values: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    return values[0], values[1] if len(values) == 2 else None
+def _tangent(above: Tensor, below: Tensor) -> Tensor:
+    """The root of the ratio of two squares; 1 where both are 0."""
+    return torch.where((above == 0) & (below == 0), 1.0, (above / below).sqrt())
 
 
 def _inject(stack: ExitStack, one: Structures, member: Member) -> Tensor:
     """Add offsets behind a member's activation, which change nothing; returns them, (rows,) with a gradient."""
-    weight = member.filters(one.count, *_pair(member, [p.detach().float() for p in member.parameters()]))
+    weight = member.filters(one.count)
     norms = weight.norm(dim=-1).flatten()
     offsets = norms.clone().requires_grad_(True)
 
@@ -211,8 +207,6 @@ def _change(one: Structures, gradients: list[Tensor], position: dict[int, int]) 
     total = torch.zeros(one.count)
     for member in one.members:
         if member.gives:
-            own = member.parameters()
-            values = member.filters(one.count, *_pair(member, [p.detach().float() for p in own]))
-            moved = member.filters(one.count, *_pair(member, [gradients[position[id(p)]] for p in own]))
-            total += (values * moved).sum((1, 2)).cpu()
+            moved = member.filters_of([gradients[position[id(p)]] for p in member.parameters()], one.count)
+            total += (member.filters(one.count) * moved).sum((1, 2)).cpu()
     return total

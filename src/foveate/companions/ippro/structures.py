@@ -41,11 +41,16 @@ class Member:
     activation: nn.Module | None = None
     scored: bool = True
 
-    def filters(self, count: int, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(count, filters of each structure, m), of this matrix or of anything of its shape, such as its gradient."""
+    def filters(self, count: int) -> Tensor:
+        """(count, filters of each structure, m) float32, of this matrix; without gradients."""
+        return self.filters_of([parameter.detach().float() for parameter in self.parameters()], count)
+
+    def filters_of(self, values: Sequence[Tensor], count: int) -> Tensor:
+        """The same of a tensor for each of `parameters`, such as their gradients."""
+        weight, *bias = values
         rows = weight if self.dim == 0 else weight.T
-        if self.dim == 0 and bias is not None:
-            rows = torch.cat([rows, bias[:, None]], 1)
+        if bias:
+            rows = torch.cat([rows, bias[0][:, None]], 1)
         return rows.reshape(count, -1, rows.shape[1])
 
     def parameters(self) -> list[nn.Parameter]:

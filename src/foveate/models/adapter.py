@@ -66,6 +66,12 @@ class AttentionCall:
         value = None if self.value is None else of(self.value)
         return replace(self, query=of(self.query), key=of(self.key), value=value)
 
+    def of_row(self, row: int) -> AttentionCall:
+        """The same call for one row of the batch, with its mask."""
+        one = slice(row, row + 1)
+        mask = None if self.mask is None else self.mask.expand(len(self.query), *self.mask.shape[1:])[one]
+        return replace(self.part(lambda tensor: tensor[one]), mask=mask)
+
 
 @dataclass(frozen=True)
 class DeepStack:

@@ -438,12 +438,10 @@ def _text_rows(state: ForwardState, layer: int, call: AttentionCall, valid: Tens
     out = []
     for row in range(len(valid)):  # one by one, because the attention to all keys is large
         at = state.locate(text.index[row], row, layer).clamp_min(0).to(valid.device)
-        one = slice(row, row + 1)
-        mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
-        alone = replace(call, query=call.query[one, :, at], key=call.key[one], value=None, mask=mask)
-        visible, first = visible_keys(replace(alone, query=call.query[one]), valid[one], past, at[None])
+        alone = call.of_row(row)
+        visible, first = visible_keys(alone, valid[row : row + 1], past, at[None])
         visible = visible & text.valid[row, None, :, None].to(valid.device)
-        weights = attention_weights(alone.query, alone.key, call.scaling, visible)
+        weights = attention_weights(alone.query[:, :, at], alone.key, call.scaling, visible)
         out.append(weights[0, ..., first : first + width].permute(2, 0, 1))
     return torch.stack(out)
 
@@ -486,16 +484,19 @@ def _keys(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
 
 def _keys_of_forward(below: LayerBelow) -> Tensor:
     """(B, K, W, c): the keys of the tokens of this forward."""
-    key, width = below.call.key, below.call.query.shape[2]
-    first = below.past - max(below.valid.shape[1] - key.shape[2], 0)
-    return key[:, :, first : first + width]
+    return _of_forward(below, below.call.key)
+
+
+def _of_forward(below: LayerBelow, cached: Tensor) -> Tensor:
+    """(B, K, W, c): of keys or values (B, K, S, c) those of the tokens of this forward."""
+    width = below.call.query.shape[2]
+    first = below.past - max(below.valid.shape[1] - cached.shape[2], 0)
+    return cached[:, :, first : first + width]
 
 
 @reads(BELOW_LAYER, Cue.LLM_VALUES, Cue.TEXT_VALUES)
 def _values(below: LayerBelow) -> tuple[list[Tensor], Tensor]:
-    value, width = below.call.values, below.call.query.shape[2]
-    first = below.past - max(below.valid.shape[1] - value.shape[2], 0)
-    values = value[:, :, first : first + width].transpose(1, 2)
+    values = _of_forward(below, below.call.values).transpose(1, 2)
     return below.by_span(values), below.state.by_text(values, below.layer)
 
 

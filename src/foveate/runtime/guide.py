@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -229,11 +229,8 @@ def mean_row(call: AttentionCall, valid: Tensor, queries: Tensor) -> Tensor:
     """
     out = []
     for row in range(len(valid)):  # one by one, because the attention to all keys is large
-        one = slice(row, row + 1)
-        at = queries[row].nonzero()[:, 0]
-        mask = None if call.mask is None else call.mask.expand(len(valid), *call.mask.shape[1:])[one]
-        alone = replace(call, query=call.query[one], key=call.key[one], value=None, mask=mask)
-        visible, _ = visible_keys(alone, valid[one], 0, at[None])
+        at, alone = queries[row].nonzero()[:, 0], call.of_row(row)
+        visible, _ = visible_keys(alone, valid[row : row + 1], 0, at[None])
         out.append(attention_weights(alone.query[:, :, at], alone.key, call.scaling, visible)[0].mean((0, 1)))
     return torch.stack(out)
 

@@ -201,14 +201,12 @@ def attention_by_later(call: AttentionCall, valid: Tensor, past: int) -> Tensor:
     real = valid[:, past:]
     out = []
     for row in range(batch):  # one by one, because the attention to all keys is large
-        one = slice(row, row + 1)
-        mask = None if call.mask is None else call.mask.expand(batch, *call.mask.shape[1:])[one]
+        alone = call.of_row(row)
         total = torch.zeros(width, device=call.key.device)
         for start in range(0, width, _QUERIES):
             at = torch.arange(start, min(start + _QUERIES, width), device=call.key.device)
-            alone = AttentionCall(call.query[one], call.key[one], call.scaling, None, mask, call.window)
-            visible, first = visible_keys(alone, valid[one], past, at[None])
-            visible = visible & real[one, at, None]
+            visible, first = visible_keys(alone, valid[row : row + 1], past, at[None])
+            visible = visible & real[row : row + 1, at, None]
             weights = attention_weights(alone.query[:, :, at], alone.key, call.scaling, visible)
             total += weights[0, :, :, first : first + width].sum(1).mean(0)
         out.append(total)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def calibrate_experts(
     runs = _Runs(adapter, inputs, step)
     layers = len(adapter.text.layers)
     if rule == "ratio":
-        quantile = _quantile(0.5 if skip is None else None, skip, [block.chosen for block in blocks.values()])
+        quantile = _quantile(skip, [block.chosen for block in blocks.values()])
         ratios = runs.weights(blocks, lambda layer, weight: _ratios(weight))
         values = {layer: _quantiles(torch.cat(found), [quantile])[0] for layer, found in ratios.items()}
         weights = tuple(values.get(layer, 0.0) for layer in range(layers))
@@ -160,7 +160,7 @@ class _Runs:
 
     def divergence_without(self, block: MoeBlock) -> float:
         """The mean divergence where all experts of a layer are skipped."""
-        with _hooked(block.experts.register_forward_hook(lambda module, args, output: torch.zeros_like(output))):
+        with block.experts.register_forward_hook(lambda module, args, output: torch.zeros_like(output)):
             found = [self._divergence(index, self._answer(one)) for index, one in enumerate(self._inputs)]
         self._step()
         return sum(found) / len(found)
@@ -175,8 +175,9 @@ class _Runs:
 
             return hear
 
-        handles = [block.experts.register_forward_pre_hook(listen(layer)) for layer, block in blocks.items()]
-        with _hooked(*handles):
+        with ExitStack() as hooks:
+            for layer, block in blocks.items():
+                hooks.enter_context(block.experts.register_forward_pre_hook(listen(layer)))
             for one in self._inputs:
                 self._answer(one)
         self._step()
@@ -226,26 +227,16 @@ class _Runs:
         return max(0.0, float((whole.exp() * (whole - answer.cpu())).nan_to_num(0.0).sum()))
 
 
-@contextmanager
-def _hooked(*handles: Any) -> Iterator[None]:
-    """Take hooks off at the end."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _ratios(weight: Tensor) -> Tensor:
     """The ratios of weights (T, k) to the largest of each token, without that one: (T * (k - 1),)."""
     ordered = weight.sort(-1, descending=True).values
     return (ordered[:, 1:] / ordered[:, :1]).flatten()
 
 
-def _quantile(quantile: float | None, skip: float | None, chosen: Sequence[int]) -> float:
+def _quantile(skip: float | None, chosen: Sequence[int]) -> float:
     """Which quantile of the ratios skips so much, where tokens go through so many experts in each layer."""
-    if quantile is not None or skip is None:
-        return 0.5 if quantile is None else quantile
+    if skip is None:
+        return 0.5
     most = sum(k - 1 for k in chosen) / sum(chosen)  # the best one always stays
     if skip > most:
         raise MethodError(f"skip={skip:.4g} is more than the {most:.4g} that rule='ratio' can skip at most.")

@@ -1,57 +1,27 @@
-"""IAM: layers of a large language model that take the attention of a small one of its family.
-
-Attention maps of models of one family are alike. Both models run in step on the same tokens. In a mapped layer of the
-large one each head is given the attention row of that head of the small one whose map was most like its own on the
-first tokens of the prompt. Such a layer projects no queries and no keys, and caches values alone.
-
-From IAM (2507.11953), of which a note and the abstract were read, but no code. `foveate.guided` is the same thought for
-pruning: tokens that a small model attends to are what the large one is given.
-"""
+"""Two models in step: a small one runs first, and mapped layers of the large one take its attention."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ..errors import ModelError, RuntimeStateError
-from ..importance.attention import attention_weights
-from ..models import adapter_of
-from ..models.adapter import AttentionCall
-from ..runtime.compat import cache_of
-from ..runtime.cues import visible_keys
-from ..runtime.engine import is_pruned
-from ..runtime.guide import vocabulary_of
-from ..runtime.hooks import Attached, Hooks, without_hooks
-
-Measure = Literal["cosine", "pearson"]
-
-# Language models whose attention is softmax(q k) v between the projections, as it was compared in tests.
-_SERVED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
-_FOREVER = 2**62
-_ROWS = 64  # of attention that are compared at a time
-
-
-@dataclass(frozen=True)
-class RankedLayer:
-    """A layer of the large model and how well its heads are matched.
-
-    Args:
-        layer: its index.
-        similarity: of its heads' attention to that of their best matches, mean over heads and prompts.
-    """
-
-    layer: int
-    similarity: float
+from ...errors import ModelError, RuntimeStateError
+from ...importance.attention import attention_weights
+from ...models.adapter import AttentionCall
+from ...runtime.compat import cache_of
+from ...runtime.cues import visible_keys
+from ...runtime.hooks import Attached, Hooks, without_hooks
+from .checks import check_models, decoder_of, refuse_pruned
+from .similarity import Measure, Similarity
+from .state import Forward, Prompt, ValuesLayer
 
 
 @dataclass(frozen=True)
@@ -86,103 +56,6 @@ class MappingReport:
         return 1 - (self.key_bytes + self.value_bytes + self.small_bytes) / self.unmapped_bytes
 
 
-class _ValuesLayer(DynamicLayer):
-    """The cache of a mapped layer: keys until its heads are matched, then values alone."""
-
-    def drop_keys(self) -> None:
-        assert self.keys is not None
-        self.keys = self.keys[:, :, :0].clone()  # a view would hold all of them
-
-    def append(self, values: Tensor) -> Tensor:
-        assert self.values is not None
-        self.values = together = torch.cat([self.values, values], dim=-2)
-        return together
-
-    def get_seq_length(self) -> int:
-        return 0 if self.values is None or self.values.ndim < 4 else self.values.shape[-2]
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        self._refuse()
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        self._refuse()
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._refuse()
-
-    def batch_select_indices(self, indices: Any) -> None:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise RuntimeStateError(
-            "a cache with mapped layers cannot be reordered, repeated or cut, because the small model's would not "
-            "follow; generate without beams and without an assistant."
-        )
-
-
-class _Similarity:
-    """Compares the maps of H heads to those of N heads, rows at a time: all that is kept are sums.
-
-    A map is the flattened square of attention, 0 above its diagonal, of which `visible_keys` leaves out padding.
-    """
-
-    def __init__(self) -> None:
-        self.products: Any = 0.0  # (B, H, N)
-        self.squares: list[Any] = [0.0, 0.0]  # (B, H) and (B, N), as are the sums
-        self.sums: list[Any] = [0.0, 0.0]
-
-    def add(self, mine: Tensor, theirs: Tensor, real: Tensor) -> None:
-        """Rows (B, H, M, S) and (B, N, M, S) of the same queries, `real` (B, M) of which count."""
-        for some in torch.arange(mine.shape[2], device=mine.device).split(_ROWS):  # in float64, so few at a time
-            counts = real[:, None, some, None]
-            pair = [rows[:, :, some].double().mul(counts).flatten(2) for rows in (mine, theirs)]
-            self.products = self.products + pair[0] @ pair[1].mT
-            for index, rows in enumerate(pair):
-                self.squares[index] = self.squares[index] + rows.square().sum(-1)
-                self.sums[index] = self.sums[index] + rows.sum(-1)
-
-    def matrix(self, measure: Measure, tokens: Tensor) -> Tensor:
-        """(B, H, N) by a measure, where the maps have `tokens` (B,) real rows and columns."""
-        products, (mine, theirs) = self.products, self.squares
-        if measure == "pearson":
-            entries = tokens.double().square()[:, None]
-            products = products - self.sums[0][..., None] * (self.sums[1] / entries)[:, None]
-            mine, theirs = (
-                square - total.square() / entries for square, total in zip((mine, theirs), self.sums, strict=True)
-            )
-        scale = (mine[..., None] * theirs[:, None]).clamp_min(0).sqrt()
-        return torch.where(scale > 0, products / scale, torch.zeros_like(products))
-
-
-@dataclass
-class _Prompt:
-    """What is known of one prompt; it hangs on the large model's cache, and is copied with it.
-
-    Args:
-        small_cache: of the small model.
-        until: how many tokens are read before heads are matched.
-    """
-
-    small_cache: Any
-    until: int
-    tokens: int = 0
-    similarities: dict[int, _Similarity] = field(default_factory=dict)
-    heads: dict[int, Tensor] = field(default_factory=dict)
-    best: dict[int, Tensor] = field(default_factory=dict)  # (B, H) similarity of each head to its match
-
-
-@dataclass
-class _Forward:
-    """The forward that is under way: tokens from before and of now, real ones (B, past + new), and the small rows."""
-
-    prompt: _Prompt
-    cache: Any
-    past: int
-    new: int
-    valid: Tensor
-    rows: Tensor | None = None  # (B, N, new, past + new)
-
-
 class AttentionMapping(Attached):
     """Two models in step; made by `map_attention`, and a context manager that detaches on exit."""
 
@@ -193,13 +66,13 @@ class AttentionMapping(Attached):
         self._large: Any = large
         self._small: Any = without_hooks(small, foreign=True) if small is large else small
         self._models: tuple[Any, Any] = (large, small)
-        self._text, self._small_text = _decoder(large), _decoder(self._small)
+        self._text, self._small_text = decoder_of(large), decoder_of(self._small)
         self._takes, self._small_takes = (
             tuple(inspect.signature(type(model).forward).parameters)[1:] for model in (large, self._small)
         )
         self._heads = self._small_text.config.num_attention_heads
-        self._forward: _Forward | None = None
-        self._asked: _Forward | None = None  # of the small model, while it runs
+        self._forward: Forward | None = None
+        self._asked: Forward | None = None  # of the small model, while it runs
         self._report: MappingReport | None = None
         self._hooks = Hooks()
         if not self.layers:
@@ -240,7 +113,7 @@ class AttentionMapping(Attached):
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Run the small model on what the large one is given."""
         self._forward = None  # of a call that failed
-        _refuse_pruned(*self._models)
+        refuse_pruned(*self._models)
         given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or given.get("inputs_embeds") is not None:
@@ -260,14 +133,14 @@ class AttentionMapping(Attached):
                 "the cache and each new one; pass such a mask or none."
             )
         valid = torch.ones(len(ids), width, dtype=torch.bool, device=ids.device) if mask is None else mask.bool()
-        self._forward = _Forward(prompt, cache, past, ids.shape[1], valid)
+        self._forward = Forward(prompt, cache, past, ids.shape[1], valid)
         self._run_small(given)
         given = {name: value for name, value in given.items() if name not in ("past_key_values", "cache")}
         return (), {**given, _cache_name(self._takes): cache, "use_cache": True}
 
-    def _prompt_of(self, cache: Any, past: int, length: int) -> _Prompt:
+    def _prompt_of(self, cache: Any, past: int, length: int) -> Prompt:
         """What is known of a cache's prompt; for an empty one, make its mapped layers hold values alone."""
-        known: _Prompt | None = getattr(cache, "_foveate_mapping", None)
+        known: Prompt | None = getattr(cache, "_foveate_mapping", None)
         if past:
             if known is None or known.tokens != past or known.small_cache.get_seq_length() != past:
                 raise RuntimeStateError(
@@ -285,9 +158,9 @@ class AttentionMapping(Attached):
                 "cache_implementation and past_key_values out."
             )
         for index in self.layers:
-            cache.layers[index] = _ValuesLayer()
+            cache.layers[index] = ValuesLayer()
         until = min(max(length, self.entry), self.longest)
-        cache._foveate_mapping = prompt = _Prompt(DynamicCache(config=self._small_text.config), until)
+        cache._foveate_mapping = prompt = Prompt(DynamicCache(config=self._small_text.config), until)
         return prompt
 
     @torch.no_grad()
@@ -339,7 +212,7 @@ class AttentionMapping(Attached):
         mine = _rows(call, forward, 0, own)
         real = forward.valid[:, forward.past : forward.past + own].to(mine.device)
         theirs = forward.rows[:, :, :own, : forward.past + own].to(mine.device)
-        forward.prompt.similarities.setdefault(layer, _Similarity()).add(mine, theirs, real)
+        forward.prompt.similarities.setdefault(layer, Similarity()).add(mine, theirs, real)
 
     def _attend(self, layer: int, itself: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
         """A mapped layer's attention: by itself until the heads are matched, then by rows of the small model."""
@@ -350,7 +223,7 @@ class AttentionMapping(Attached):
                 "the model that was given to map_attention."
             )
         prompt, past, new = forward.prompt, forward.past, forward.new
-        held: _ValuesLayer = forward.cache.layers[layer]
+        held: ValuesLayer = forward.cache.layers[layer]
         own = min(new, max(prompt.until - past, 0))
         parts: list[Tensor] = []
         weights: Any = None
@@ -433,8 +306,8 @@ def map_attention(
         RuntimeStateError: where one of them is pruned by foveate; and later, from a call that cannot be mapped: beams,
             an assistant, embeddings, caches that are not plain.
     """
-    _check_models(large, small)
-    count = len(_decoder(large).layers)
+    check_models(large, small)
+    count = len(decoder_of(large).layers)
     if any(not isinstance(layer, int) or not 0 <= layer < count for layer in layers):
         raise ModelError(f"layers={list(layers)} are not all layers of the large model; it has 0 to {count - 1}.")
     if not 1 <= entry <= longest:
@@ -444,74 +317,7 @@ def map_attention(
     return AttentionMapping(large, small, layers, entry, longest, measure)
 
 
-@torch.no_grad()
-def rank_layers(
-    large: nn.Module, small: nn.Module, prompts: Iterable[Mapping[str, Any]], *, measure: Measure = "cosine"
-) -> list[RankedLayer]:
-    """All layers of the large model, those that the small one matches best first.
-
-    Args:
-        large: see `map_attention`.
-        small: likewise.
-        prompts: inputs of the models, one mapping a batch; they are read whole, so a thousand tokens are enough.
-        measure: see `map_attention`.
-
-    Raises:
-        ModelError: without prompts, and as `map_attention` does.
-    """
-    count = len(_decoder(large).layers)
-    totals, rows = torch.zeros(count, dtype=torch.float64), 0
-    with map_attention(large, small, range(count), entry=1, longest=_FOREVER, measure=measure) as mapping:
-        for prompt in prompts:  # each is matched on all that it has
-            large(**prompt)
-            best = mapping.report().similarity
-            totals += torch.stack([best[layer].mean(1).sum().cpu() for layer in range(count)])
-            rows += len(best[0])
-    if not rows:
-        raise ModelError("layers are ranked by prompts, and there are none; give at least one.")
-    ranked = [RankedLayer(layer, total) for layer, total in enumerate((totals / rows).tolist())]
-    return sorted(ranked, key=lambda one: -one.similarity)
-
-
-def choose_layers(
-    large: nn.Module,
-    small: nn.Module,
-    prompts: Iterable[Mapping[str, Any]],
-    share: float,
-    *,
-    measure: Measure = "cosine",
-    untouched: float = 0.2,
-) -> tuple[int, ...]:
-    """The layers to map: of those that may be, the best matched ones, at most `share` of all layers.
-
-    The paper has lists for its models. They leave out the first fifth, in which mapping costs most; so does this.
-
-    Args:
-        large: see `map_attention`.
-        small: likewise.
-        prompts: see `rank_layers`.
-        share: of all layers of the large model, rounded down to whole layers.
-        measure: see `map_attention`.
-        untouched: the share of layers, from the first on, that are never mapped, rounded up.
-
-    Raises:
-        ModelError: for a share of more layers than may be mapped, and as `rank_layers` does.
-    """
-    count = len(_decoder(large).layers)
-    first = math.ceil(untouched * count - 1e-9)
-    wanted = math.floor(share * count + 1e-9)
-    if not 0 <= wanted <= count - first:
-        raise ModelError(
-            f"share={share} asks for {wanted} of {count} layers, and the first {first} are never mapped; give a share "
-            f"of 0 to {(count - first) / count:.2f}."
-        )
-    if not wanted:
-        return ()
-    ranked = [one.layer for one in rank_layers(large, small, prompts, measure=measure) if one.layer >= first]
-    return tuple(sorted(ranked[:wanted]))
-
-
-def _rows(call: AttentionCall, forward: _Forward, first: int, end: int) -> Tensor:
+def _rows(call: AttentionCall, forward: Forward, first: int, end: int) -> Tensor:
     """(B, H, end - first, S) float32: attention of some queries of a forward, 0 on what they do not see."""
     queries = torch.arange(first, end, device=call.query.device).expand(len(call.query), -1)
     valid = forward.valid[:, : forward.past + end].to(call.query.device)
@@ -546,59 +352,3 @@ def _cache_name(takes: Sequence[str]) -> str:
 
 def _bytes(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.numel() * tensor.element_size()
-
-
-def _decoder(model: Any) -> Any:
-    """The module with the layers of the language model."""
-    found = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if not hasattr(found, "layers"):
-        raise ModelError(f"{type(model).__name__} is not a causal language model of transformers; give one.")
-    return found
-
-
-def _check_models(large: Any, small: Any) -> None:
-    """Raise unless both are of one family, read the same tokens and attend as `_attend` does."""
-    for model in (large, small):
-        name, text = type(model).__name__, _decoder(model)
-        for layer in text.layers:
-            attention = getattr(layer, "self_attn", None)
-            parts = set() if attention is None else {part for part, _ in attention.named_children()}
-            if text.config.model_type not in _SERVED or not _PARTS - {"q_norm", "k_norm"} <= parts <= _PARTS:
-                raise ModelError(
-                    f"{name} attends in a way in which layers cannot be mapped; give models with language models of "
-                    "the families Llama, Mistral, Qwen2 or Qwen3, without experts."
-                )
-            if getattr(attention, "sliding_window", None) or getattr(text.config, "sliding_window", None):
-                raise ModelError(
-                    f"{name} has layers with a sliding window, which cannot be mapped; set sliding_window=None in its "
-                    "config if your prompts are shorter than the window."
-                )
-    kinds = [model.config.model_type for model in (small, large)]
-    if kinds[0] != kinds[1]:
-        raise ModelError(
-            f"a {kinds[0]} and a {kinds[1]} model are of different families, whose attention cannot be mapped; give "
-            "two sizes of one family."
-        )
-    names = [str(getattr(model, "name_or_path", "") or "") for model in (small, large)]
-    words = [None, None] if names[0] == names[1] else [vocabulary_of(name) for name in names]
-    sizes = [model.config.get_text_config().vocab_size for model in (small, large)]
-    if sizes[0] != sizes[1] if None in words else words[0] != words[1]:
-        raise ModelError(
-            f"the models read other tokens (vocabularies of {sizes[0]} and {sizes[1]}); give two sizes of one family "
-            "with the same tokenizer."
-        )
-    _refuse_pruned(large, small)
-
-
-def _refuse_pruned(*models: Any) -> None:
-    for model in models:
-        if hasattr(model, "get_placeholder_mask") or getattr(model.config, "vision_config", None) is not None:
-            try:
-                adapter = adapter_of(model)
-            except ModelError:  # what foveate cannot prune is not pruned
-                continue
-            if is_pruned(adapter):
-                raise RuntimeStateError(
-                    "one of the models is pruned by foveate, so that the other attends to tokens which it does not "
-                    "have; detach the pruning, or prune by a small model's attention with foveate.guided instead."
-                )

@@ -196,7 +196,7 @@ class AttentionMapping(Attached):
             bool(((one >= first) & (one < first + self._heads)).any()) for one in matched.values()
         ):
             return  # nobody takes a row of this layer
-        rows = _rows(call, forward, 0, forward.new)
+        rows = _rows(call, forward, forward.new)
         if forward.rows is None:
             count = self._heads * len(self._small_text.layers)
             forward.rows = rows.new_zeros(len(rows), count, *rows.shape[2:])
@@ -209,7 +209,7 @@ class AttentionMapping(Attached):
         if forward is None or forward.rows is None:
             return
         own = call.query.shape[2]
-        mine = _rows(call, forward, 0, own)
+        mine = _rows(call, forward, own)
         real = forward.valid[:, forward.past : forward.past + own].to(mine.device)
         theirs = forward.rows[:, :, :own, : forward.past + own].to(mine.device)
         forward.prompt.similarities.setdefault(layer, Similarity()).add(mine, theirs, real)
@@ -317,13 +317,13 @@ def map_attention(
     return AttentionMapping(large, small, layers, entry, longest, measure)
 
 
-def _rows(call: AttentionCall, forward: Forward, first: int, end: int) -> Tensor:
-    """(B, H, end - first, S) float32: attention of some queries of a forward, 0 on what they do not see."""
-    queries = torch.arange(first, end, device=call.query.device).expand(len(call.query), -1)
-    valid = forward.valid[:, : forward.past + end].to(call.query.device)
+def _rows(call: AttentionCall, forward: Forward, count: int) -> Tensor:
+    """(B, H, count, S) float32: attention of the first queries of a forward, 0 on what they do not see."""
+    queries = torch.arange(count, device=call.query.device).expand(len(call.query), -1)
+    valid = forward.valid[:, : forward.past + count].to(call.query.device)
     visible, _ = visible_keys(call, valid, forward.past, queries)
     seen = visible.any(-1, keepdim=True)  # rows of padding may see nothing, and must not become NaN
-    weights = attention_weights(call.query[:, :, first:end], call.key, call.scaling, visible | ~seen)
+    weights = attention_weights(call.query[:, :, :count], call.key, call.scaling, visible | ~seen)
     return weights * seen[:, None]
 
 

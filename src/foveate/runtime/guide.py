@@ -272,17 +272,17 @@ def check_alike(small: ModelAdapter, large: ModelAdapter) -> None:
             "and pictures differently; give a smaller model of the same family."
         )
     if small.token_ids() != large.token_ids():
-        raise ModelError(_differ(small, large, "placeholders of images", small.token_ids(), large.token_ids()))
+        raise ModelError(_differ(large, "placeholders of images", small.token_ids(), large.token_ids()))
     configs = [(one.model.config.vision_config, one.model.config) for one in (small, large)]
     for place, names in enumerate((_VISION, _MODEL)):
         for name in names:
             mine, theirs = (getattr(pair[place], name, None) for pair in configs)
             if mine != theirs:
-                raise ModelError(_differ(small, large, name, mine, theirs))
+                raise ModelError(_differ(large, name, mine, theirs))
     _check_files(small, large)
 
 
-def _differ(small: ModelAdapter, large: ModelAdapter, what: str, mine: Any, theirs: Any) -> str:
+def _differ(large: ModelAdapter, what: str, mine: Any, theirs: Any) -> str:
     return (
         f"the small model cannot guide this {large.class_name}: its {what} is {mine!r}, that of the large one "
         f"{theirs!r}; give a smaller model with the same tokenizer and processing of images."
@@ -298,15 +298,15 @@ def _check_files(small: ModelAdapter, large: ModelAdapter) -> None:
     if words[0] is None or words[1] is None:
         sizes = [one.model.config.get_text_config().vocab_size for one in (small, large)]
         if sizes[0] != sizes[1]:
-            raise ModelError(_differ(small, large, "size of the vocabulary", *sizes))
+            raise ModelError(_differ(large, "size of the vocabulary", *sizes))
     elif words[0] != words[1]:
-        raise ModelError(_differ(small, large, "tokenizer", names[0], names[1]))
+        raise ModelError(_differ(large, "tokenizer", names[0], names[1]))
     settings = [_processing(name) for name in names]
     if settings[0] is not None and settings[1] is not None:
         for name in _PROCESSING:
             mine, theirs = settings[0].get(name), settings[1].get(name)
             if mine != theirs:
-                raise ModelError(_differ(small, large, name, mine, theirs))
+                raise ModelError(_differ(large, name, mine, theirs))
 
 
 def vocabulary_of(name: str) -> dict[str, int] | None:

@@ -25,7 +25,7 @@ from ..hooks import Hooks
 from ..report import ExpertReport
 from ..state import CallStack, ForwardState
 from .base import Seam
-from .skip_experts import SkipExperts
+from .skip_experts import SkipExperts, count_routed
 
 _Routed = tuple[Tensor, Tensor, Tensor]  # hidden states (T, d), experts (T, k) and their weights (T, k)
 
@@ -81,16 +81,13 @@ class FewerExperts(Seam):
 
     def report(self, state: ForwardState, tokens: Sequence[int], visual: Sequence[int]) -> ExpertReport:
         """What a prefill skipped, from how many tokens and visual tokens pass each layer."""
-        layers = [(layer, block) for layer, block in enumerate(self._all) if block is not None]
         saved = sum(2.0 * self.spared_weights(block) * visual[layer] for layer, block in self._blocks.items())
         skipped = sum(
             (block.chosen - self._cut.count_kept(block.chosen)) * visual[layer]
             for layer, block in self._blocks.items()
             if self._cut.reading == "number"
         )
-        text = sum(block.chosen * (tokens[layer] - visual[layer]) for layer, block in layers)
-        seen = sum(block.chosen * visual[layer] for layer, block in layers)
-        return ExpertReport(text, seen, 0, skipped, saved)
+        return ExpertReport(*count_routed(self._all, tokens, visual), 0, skipped, saved)
 
     def attention_again(self) -> dict[int, float]:
         """Nothing: it reads no attention."""

@@ -67,19 +67,10 @@ class SkipExperts(Seam):
             tokens: that entered each layer, of all prompts together.
             visual: those of them that are visual.
         """
-        routed = [0, 0]
-        skipped = [0, 0]
-        saved = 0.0
-        for layer, block in enumerate(self._adapter.moe()):
-            if block is None:
-                continue
-            routed[0] += block.chosen * (tokens[layer] - visual[layer])
-            routed[1] += block.chosen * visual[layer]
-            if (counted := state.skipped_experts.get(layer)) is not None:
-                gone: list[int] = counted.tolist()
-                skipped = [skipped[0] + gone[0], skipped[1] + gone[1]]
-                saved += 2.0 * sum(gone) * block.weights_per_expert
-        return ExpertReport(routed[0], routed[1], skipped[0], skipped[1], saved)
+        gone: dict[int, list[int]] = {layer: counted.tolist() for layer, counted in state.skipped_experts.items()}
+        skipped = [sum(of_layer[kind] for of_layer in gone.values()) for kind in (0, 1)]
+        saved = sum(2.0 * sum(of_layer) * self._blocks[layer].weights_per_expert for layer, of_layer in gone.items())
+        return ExpertReport(*count_routed(self._adapter.moe(), tokens, visual), *skipped, saved)
 
     def attention_again(self) -> dict[int, float]:
         """By layer how much of its attention is computed once more: queries times keys are half of it."""
@@ -160,6 +151,16 @@ class SkipExperts(Seam):
         count = (self._skip.protected * real.sum(1) - 1e-6).ceil()  # whatever the last digit of the product
         rank = importance.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         return ((rank < count[:, None]) & real).flatten()
+
+
+def count_routed(blocks: Sequence[MoeBlock | None], tokens: Sequence[int], visual: Sequence[int]) -> tuple[int, int]:
+    """Pairs of a token and an expert that routers chose for it, over all layers: of text, and of visual tokens."""
+    each = [
+        (block.chosen * (every - seen), block.chosen * seen)
+        for block, every, seen in zip(blocks, tokens, visual, strict=True)
+        if block is not None
+    ]
+    return sum(text for text, _ in each), sum(seen for _, seen in each)
 
 
 def _first_of(mask: Tensor) -> Tensor:

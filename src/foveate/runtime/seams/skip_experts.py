@@ -68,9 +68,9 @@ class SkipExperts(Seam):
             visual: those of them that are visual.
         """
         gone: dict[int, list[int]] = {layer: counted.tolist() for layer, counted in state.skipped_experts.items()}
-        skipped = [sum(of_layer[kind] for of_layer in gone.values()) for kind in (0, 1)]
+        text, seen = (sum(of_layer[kind] for of_layer in gone.values()) for kind in (0, 1))
         saved = sum(2.0 * sum(of_layer) * self._blocks[layer].weights_per_expert for layer, of_layer in gone.items())
-        return ExpertReport(*count_routed(self._adapter.moe(), tokens, visual), *skipped, saved)
+        return ExpertReport(*count_routed(self._adapter.moe(), tokens, visual), text, seen, saved)
 
     def attention_again(self) -> dict[int, float]:
         """By layer how much of its attention is computed once more: queries times keys are half of it."""

@@ -31,6 +31,7 @@ the terminal, and [provenance](../provenance.md) has the test that compares each
 [how much the tokens of an image differ](../guides/documents.md); by rules of their own with {counting}.
 """
 COLUMNS = ("needs", "vLLM", "paper")
+# In this order; others, of which there are few methods, come behind them.
 PLACES = ("before the LLM", "inside the LLM", "before the LLM and inside it", "before the vision encoder")
 
 
@@ -89,7 +90,7 @@ def _index(known: Sequence[MethodFacts]) -> str:
     blocks = [
         INTRO.format(counting=", ".join(f"`{one.name}`" for one in known if one.facts.get('keep="auto"') == OWN_RULE))
     ]
-    for place in PLACES:
+    for place in dict.fromkeys((*PLACES, *(one.facts["prunes"] for one in known))):
         rows = [_row("method", "keeps", *COLUMNS), _row(*["---"] * (len(COLUMNS) + 2))]
         for one in known:
             if one.facts["prunes"] == place:

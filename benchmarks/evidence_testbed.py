@@ -8,16 +8,23 @@ schedule follows the clock there, results differ from run to run; with --steps a
 The scorer of testbed-qwen2.5-vl was trained when recordings gave all frames of a clip one place in time; they no longer
 do.
 
+`average` tells how much a choice that does not know the question could gain: it puts averages of the evidence over
+questions in the place of the learned word, over a bank of questions about other scenes, and over the very questions
+that are asked about the scene, which nothing but this test can know.
+
 An answer counts as right where each of its tokens is the likeliest behind those before it, which is when a model that
 always takes the likeliest writes it. Evaluation is told with the question and without it; accuracy is the mean over
 the families of questions.
 
 Usage: PYTHONPATH=src python benchmarks/evidence_testbed.py record --model testbed-llava --split train --seed 142
---scenes 420 --out train0.pt, and likewise --split test --seed 77 --per-family 60 --out dev.pt; then
+--scenes 420 --out train0.pt [--readings], and likewise --split test --seed 77 --per-family 60 --out dev.pt; then
 PYTHONPATH=src python benchmarks/evidence_testbed.py train --model testbed-llava --recordings train0.pt --seconds 97
---out scorer.safetensors [--labels boxes|answers] [--leave reading,counting] [--question-blind-share 0.3]; then
+--out scorer.safetensors [--labels boxes|attention|gradient|answers] [--leave reading,counting]
+[--question-blind-share 0.3]; then
 PYTHONPATH=src python benchmarks/evidence_testbed.py evaluate --model testbed-llava --recordings dev.pt
---scorer scorer.safetensors [--keep 10%,5%]
+--scorer scorer.safetensors [--keep 10%,5%]; and
+PYTHONPATH=src python benchmarks/evidence_testbed.py average --model testbed-llava --recordings scenes.pt
+--bank train0.pt, with scenes.pt from record --split test --seed 77 --scenes 80
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ from torch import Tensor, nn
 
 from foveate.data.prompts import move_to_model
 from foveate.data.samples import Sample
+from foveate.evaluation.statistics import bootstrap
 from foveate.importance import LearnedScorer
 from foveate.importance.evidence_scorer import EvidenceScorer, EvidenceShape
 from foveate.models import adapter_of
@@ -44,6 +52,7 @@ from foveate.testbed import generate, load_shipped, samples, shipped_models
 from foveate.testbed.oracle import rank_tokens
 from foveate.testbed.questions import families_seen
 from foveate.testbed.suite import sample
+from foveate.training.evidence.labels import largest, read_attention, read_gradient
 from foveate.training.evidence.learner import balanced_losses
 from foveate.training.evidence.policy import draw, pick
 from foveate.training.scorer.data import batch_of, example_of
@@ -52,6 +61,9 @@ BATCH, DRAWS, LABEL_STEPS, RATE = 64, 16, 1200, 1e-3
 LEAST, MOST = 0.04, 0.125  # shares of the tokens that are kept in training, even in their logarithm
 CLIP_EVERY = 5  # scenes of training, for models that read clips
 CHUNK = 2048  # prompts in one forward of the language model
+READINGS = {"attention": read_attention, "gradient": read_gradient}
+POSITIVES = 0.05  # share of the tokens that are evidence by a reading
+CHOICES = ("importance alone", "the learned word", "mean over a bank", "mean over what is asked")
 
 
 class _Stop(Exception):
@@ -68,8 +80,11 @@ def ask(split: str, seed: int, scenes: int, clips: bool) -> list[Sample]:
 
 
 @torch.no_grad()
-def record(name: str, asked: Sequence[Sample]) -> dict[str, Any]:
-    """What the language model reads of each question; the encoder sees each scene once."""
+def record(name: str, asked: Sequence[Sample], readings: bool = False) -> dict[str, Any]:
+    """What the language model reads of each question; the encoder sees each scene once.
+
+    With `readings` also what the model itself tells of its evidence, by attention and by gradients.
+    """
     model, processor = load_shipped(name)
     adapter, tokenizer, read = adapter_of(model), processor.tokenizer, {}
 
@@ -84,12 +99,13 @@ def record(name: str, asked: Sequence[Sample]) -> dict[str, Any]:
     for one in asked:
         scenes[one.group].append(one)
     made: dict[str, list[Any]] = {"features": [], "grids": [], "questions": []}
-    hook = adapter.text.register_forward_pre_hook(stop, with_kwargs=True)
     for of_scene in scenes.values():
         example = example_of(processor, of_scene[0])
         inputs = move_to_model(batch_of([example], tokenizer.pad_token_id or 0)[0], model)
+        hook = adapter.text.register_forward_pre_hook(stop, with_kwargs=True)
         with suppress(_Stop):
             model(**inputs, use_cache=False)
+        hook.remove()
         (span,) = locate(adapter, inputs["input_ids"], inputs)
         ids = inputs["input_ids"][0, : -len(example.answer)].tolist()
         question, after = encode(of_scene[0].question), int(span.index[-1]) + 1
@@ -104,9 +120,14 @@ def record(name: str, asked: Sequence[Sample]) -> dict[str, Any]:
             told |= {"positions": torch.cat([places[:, :after], behind], 1), "answer": len(answer)}
             told |= {"evidence": rank_tokens(span.grid, one.boxes), "family": one.family}
             made["questions"].append(told)
+        if readings:
+            examples = [example_of(processor, one) for one in of_scene]
+            for kind, read_labels in READINGS.items():
+                values = read_labels(model, examples, tokenizer.pad_token_id or 0)
+                for told, row in zip(made["questions"][-len(examples) :], values, strict=True):
+                    told[kind] = (row / row.max()).half()
         made["features"].append(read["inputs_embeds"][0, span.index].half())
         made["grids"].append((span.grid.frames, span.grid.rows, span.grid.columns))
-    hook.remove()
     return {"model": name, **made}
 
 
@@ -119,6 +140,7 @@ class Recordings:
             which are real; how many ids stand before the visual ones, are there in all, and belong to the answer.
         text_places, visual_places: positions (R, T, D) and (R, N, D), of one or of three dimensions.
         labels: (R, N) bool, which visual tokens show what is asked about.
+        attention, gradient: (R, N), what the model tells of that; empty where it was not recorded.
     """
 
     def __init__(self, name: str, files: Sequence[Path], device: str) -> None:
@@ -149,16 +171,28 @@ class Recordings:
         self.text_places = torch.zeros(count, longest, places, dtype=torch.long)
         self.visual_places = torch.zeros(count, self.features.shape[1], places, dtype=torch.short)
         self.labels = torch.zeros(count, self.features.shape[1], dtype=torch.bool)
+        read_too = all(kind in row for row in rows for kind in READINGS)
+        self.attention, self.gradient = (torch.zeros(self.labels.shape if read_too else 0) for _ in READINGS)
         for number, row in enumerate(rows):
             text = torch.ones(len(row["ids"]), dtype=torch.bool).index_fill(0, row["visual"], False)
             self.ids[number, : self.texts[number]] = row["ids"][text]
             self.text_places[number, : self.texts[number]] = row["positions"].T[text]
             self.visual_places[number, : len(row["visual"])] = row["positions"].T[row["visual"]]
             self.labels[number, row["evidence"]] = True
+            for kind in READINGS if read_too else ():
+                getattr(self, kind)[number, : len(row["visual"])] = row[kind][: len(row["visual"])]
         self.real = torch.arange(longest)[None] < self.texts[:, None]
         for key, value in list(vars(self).items()):
             if isinstance(value, Tensor):
                 setattr(self, key, value.to(device))
+
+    def evidence(self, kind: str, rows: Tensor, valid: Tensor) -> Tensor:
+        """Labels of some questions, (B, N) bool: by boxes, or the largest of what the model tells."""
+        if kind == "boxes":
+            return self.labels[rows][:, : valid.shape[1]]
+        if not len(getattr(self, kind)):
+            raise SystemExit(f"the recordings have no {kind}; make them with record --readings.")
+        return largest(getattr(self, kind)[rows][:, : valid.shape[1]], valid, POSITIVES)
 
     def shown(self, rows: Tensor, blind: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What a scorer reads of some questions; where `blind`, without their text."""
@@ -228,6 +262,41 @@ def evaluate(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, keep: flo
     return {family: 100 * sum(right) / len(right) for family, right in sorted(found.items())}
 
 
+@torch.no_grad()
+def average(
+    frozen: Frozen, scorer: EvidenceScorer, data: Recordings, bank: Recordings, keep: float, most: int
+) -> dict[str, Tensor]:
+    """Which questions are right, (R,) bool, by four choices of tokens for each scene, whatever is asked."""
+    drawn = torch.randperm(len(bank.scene))[:most]
+    of_bank = bank.shown(drawn, torch.zeros_like(drawn, dtype=torch.bool), frozen.embeddings)[3:]
+    scores = {name: torch.zeros(data.features.shape[:2]) for name in CHOICES}
+    for scene in range(len(data.sizes)):
+        rows = (data.scene == scene).nonzero()[:, 0]
+        one = data.shown(rows[:1], torch.zeros(1, dtype=torch.bool), frozen.embeddings)[:3]
+        asked = data.shown(rows, torch.zeros_like(rows, dtype=torch.bool), frozen.embeddings)[3:]
+        learned, size = scorer.evidence(*one), one[1].shape[1]
+        importance = scorer(*one) - learned
+        for name, evidence in zip(
+            CHOICES,
+            (torch.zeros_like(learned), learned, _average(scorer, one, of_bank), _average(scorer, one, asked)),
+            strict=True,
+        ):
+            scores[name][scene, :size] = (importance + evidence)[0]
+    valid = torch.arange(data.features.shape[1]) < data.sizes[:, None]
+    counts, found = count_of(keep, valid), {}
+    for name, each in scores.items():
+        picks = pick(each, data.features.float(), valid, counts, scorer.diversity, int(counts.max()))
+        found[name] = frozen.judge(data, torch.arange(len(data.scene)), picks[data.scene])[1]
+    return found
+
+
+def _average(scorer: EvidenceScorer, scene: Sequence[Tensor], questions: Sequence[Tensor]) -> Tensor:
+    """Evidence of a scene, averaged over questions as the logarithm of the mean of exponentials, (1, N)."""
+    count = len(questions[0])
+    evidence = scorer.evidence(*(one.expand(count, *one.shape[1:]) for one in scene), *questions)
+    return evidence.logsumexp(0, keepdim=True) - math.log(count)
+
+
 def train(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, given: Any) -> int:
     """Learn from labels, then from answers; returns the steps of the second stage."""
     device, out = data.scene.device, given.out
@@ -256,11 +325,11 @@ def train(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, given: Any) 
         optimizer.step()
 
     began = time.time()
-    if given.labels == "boxes":
+    if given.labels != "answers":
         optimizer = torch.optim.AdamW(learned, lr=RATE, weight_decay=0.01)
         for number in range(given.label_steps):
             rows, shown = next_batch()
-            labels = data.labels[rows][:, : shown[1].shape[1]]
+            labels = data.evidence(given.labels, rows, shown[1])
             each = balanced_losses(scorer.evidence(*shown), labels, shown[1], torch.arange(BATCH, device=device), BATCH)
             step(optimizer, each.mean(), number / given.label_steps)
             if number % 300 == 0:
@@ -270,7 +339,7 @@ def train(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, given: Any) 
             scorer.out.bias.zero_()
     optimizer = torch.optim.AdamW(learned, lr=RATE, weight_decay=0.0, betas=(0.9, 0.99))
     began, number = time.time(), 0
-    while (done := max(number / given.steps, (time.time() - began) / given.seconds)) < 1:
+    while given.steps and (done := max(number / given.steps, (time.time() - began) / given.seconds)) < 1:
         rows, shown = next_batch()
         scores, (features, valid) = scorer(*shown), shown[:2]
         shares = torch.exp(math.log(LEAST) + torch.rand(BATCH, device=device) * math.log(MOST / LEAST))
@@ -302,28 +371,34 @@ def begin(name: str, frozen: Frozen, device: str) -> EvidenceScorer:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    makes, trains, judges = (commands.add_parser(name) for name in ("record", "train", "evaluate"))
-    for one in (makes, trains, judges):
+    names = ("record", "train", "evaluate", "average")
+    makes, trains, judges, averages = (commands.add_parser(name) for name in names)
+    for one in (makes, trains, judges, averages):
         one.add_argument("--model", default="testbed-llava")
     makes.add_argument("--split", default="train", choices=("train", "validation", "test"))
     makes.add_argument("--seed", type=int, default=142)
     number = makes.add_mutually_exclusive_group(required=True)
     number.add_argument("--scenes", type=int, help="all questions about so many scenes, every fifth a clip")
     number.add_argument("--per-family", type=int, help="so many questions of each family, as the evaluation asks them")
+    makes.add_argument("--readings", action="store_true", help="record the model's attention and gradients, too")
     for one in (makes, trains):
         one.add_argument("--out", type=Path, required=True)
-    for one in (trains, judges):
+    for one in (trains, judges, averages):
         one.add_argument("--recordings", type=Path, nargs="+", required=True)
+    for one in (trains, judges):
         one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    trains.add_argument("--labels", default="boxes", choices=("boxes", "answers"), help="answers: no first stage")
+    trains.add_argument("--labels", default="boxes", choices=("boxes", *READINGS, "answers"))
     trains.add_argument("--label-steps", type=int, default=LABEL_STEPS)
-    trains.add_argument("--steps", type=int, default=20_000, help="of the second stage, at most")
+    trains.add_argument("--steps", type=int, default=20_000, help="of the second stage, at most; 0 for none")
     trains.add_argument("--seconds", type=float, default=math.inf, help="of the second stage, at most")
     trains.add_argument("--leave", default="", help="families that are not learned, with commas between")
     trains.add_argument("--question-blind-share", type=float, default=0.3)
     trains.add_argument("--seed", type=int, default=0)
-    judges.add_argument("--scorer", type=Path, help="of the model's own folder, if not given")
-    judges.add_argument("--keep", default="10%,5%")
+    for one in (judges, averages):
+        one.add_argument("--scorer", type=Path, help="of the model's own folder, if not given")
+        one.add_argument("--keep", default="10%,5%")
+    averages.add_argument("--bank", type=Path, required=True, help="recordings whose questions are averaged over")
+    averages.add_argument("--bank-size", type=int, default=64)
     return parser.parse_args(arguments)
 
 
@@ -332,24 +407,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.command == "record":
         clips = "clips" in (seen := families_seen(given.model == "testbed-qwen2.5-vl"))
         asked = samples(given.split, given.seed, given.per_family, seen) if given.per_family else None
-        made = record(given.model, asked or ask(given.split, given.seed, given.scenes, clips))
+        made = record(given.model, asked or ask(given.split, given.seed, given.scenes, clips), given.readings)
         torch.save(made, given.out)
         print(f"{len(made['questions'])} questions about {len(made['features'])} scenes", flush=True)
         return
     torch.manual_seed(getattr(given, "seed", 0))
-    frozen = Frozen(given.model, given.device)
-    data = Recordings(given.model, given.recordings, given.device)
+    device = getattr(given, "device", "cpu")
+    frozen = Frozen(given.model, device)
+    data = Recordings(given.model, given.recordings, device)
     if given.command == "train":
-        steps = train(frozen, begin(given.model, frozen, given.device), data, given)
+        steps = train(frozen, begin(given.model, frozen, device), data, given)
         print(f"{steps} steps of answers: {given.out}", flush=True)
         return
-    scorer = EvidenceScorer.load(given.scorer or shipped_models()[given.model]).to(given.device)
+    scorer = EvidenceScorer.load(given.scorer or shipped_models()[given.model]).to(device)
+    shares = {share.strip(): float(share.strip().rstrip("%")) / 100 for share in given.keep.split(",")}
+    if given.command == "average":
+        bank = Recordings(given.model, [given.bank], device)
+        for share, keep in shares.items():
+            rights = average(frozen, scorer, data, bank, keep, given.bank_size)
+            scores = torch.stack(list(rights.values())).double().numpy()
+            drawn = bootstrap(scores, [str(scene) for scene in data.scene.tolist()], data.families)
+            for run, name in enumerate(rights):
+                minus = drawn.difference(run, 0)
+                told = f"{100 * minus.value:+.1f} [{100 * minus.low:+.1f}, {100 * minus.high:+.1f}]"
+                reading = 100 * drawn.score(run, "reading").value if "reading" in drawn.columns else math.nan
+                whole = 100 * drawn.score(run).value
+                print(f"{share}, {name}: {whole:.1f}, {told} to {CHOICES[0]}; reading {reading:.1f}", flush=True)
+        return
     for blind in (False, True):
-        for share in given.keep.split(","):
-            found = evaluate(frozen, scorer, data, float(share.strip().rstrip("%")) / 100, blind)
+        for share, keep in shares.items():
+            found = evaluate(frozen, scorer, data, keep, blind)
             each = ", ".join(f"{family} {value:.1f}" for family, value in found.items())
             how = "without the question" if blind else "with the question"
-            print(f"{how}, {share.strip()}: {sum(found.values()) / len(found):.1f} ({each})", flush=True)
+            print(f"{how}, {share}: {sum(found.values()) / len(found):.1f} ({each})", flush=True)
 
 
 if __name__ == "__main__":

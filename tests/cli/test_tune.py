@@ -9,6 +9,8 @@ import pytest
 
 import foveate
 from cli.run_command import assert_one_sentence, run
+from foveate.cli.tune import _show
+from foveate.evaluation.tuner import Candidate, Tuning
 from foveate.testbed import scenes
 
 FAST = ("--max-new-tokens", "4", "--methods", "idpruner,evs", "--budgets", "50%")
@@ -48,14 +50,33 @@ def test_no_choice_is_an_exit_code(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "foveate_config.json").exists()
 
 
+def outcome(floor: float, *candidates: Candidate) -> Tuning:
+    """A search of one question in which nothing was sure."""
+    return Tuning(floor, 0.95, 1, 1, 2, 2, 1.0, candidates)
+
+
+def test_what_a_few_questions_cannot_show_is_not_called_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = Candidate("a", "50%", "hopeless", 1, 1.0, 0.5), Candidate("b", "25%", "hopeless", 1, 0.5, 0.25)
+    _show(outcome(0.99, good, bad), Path("out"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "100.0 % │ 1 │ too few questions" in said and "50.0 % │ 1 │ loses too much" in said
+    assert "Asked 1 of 1 question, 2 answers: 100% of those" in said and "hopeless" not in said
+    assert "a at 50% kept 100.0 % on 1 question, too few to be sure; give more questions, fewer --methods" in said
+    _show(outcome(1.0, good, bad), Path("out"))  # answers that are all alike never show a floor of 100 %
+    said = " ".join(capsys.readouterr().out.split())
+    assert "on 1 question, but only who answers better than the unpruned model is sure to; give a --floor such" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--suite", "testbed", "--floor", "101%"), "--floor 101% is not a share"),
+        (("--suite", "testbed", "--floor", " "), "--floor '' is not a share between 0 and 1; write it as 99% or 0.99."),
         (("--suite", "testbed", "--confidence", "100%"), "--confidence 100% is not a share"),
         ((), "give either --dataset FILE"),
         (("--suite", "testbed", "--methods", "nobody"), "unknown method 'nobody'"),
         (("--suite", "testbed", "--budgets", "100%"), "compares equal budgets below 100%"),
+        (("--suite", "testbed", "--budgets", "1.0"), "foveate: a budget of 1.0 keeps everything"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ..errors import near_miss
 from .errors import InputError
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS
 from .paths import FORCE, require_file
+from .tables import count
 from .view import default_prompt
 
 if TYPE_CHECKING:
@@ -95,16 +96,16 @@ def calibrate(
     session = load(model, options)
     asked = default_prompt(session) if prompt is None else prompt
     _check(files, lambda path: session.inputs([open_image(path)], asked), console)
-    count, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())
+    number, pictures = (len(files), map(open_image, files)) if files else (_SCENES, _scenes())
 
     def samples() -> Iterator[dict[str, Tensor]]:
-        for picture in track(pictures, description="Measuring the prior", total=count, console=console):
+        for picture in track(pictures, description="Measuring the prior", total=number, console=console):
             yield session.inputs([picture], asked)
 
     prior = measure_prior(session.model, samples(), layer, asked)
     path = output or default_prior_path(prior.model, layer, session.revision)
     replace(prior, model=session.label).save(path)
-    typer.echo(f"Averaged over {count} images: {path}")
+    typer.echo(f"Averaged over {count(number, 'image')}: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
     else:
@@ -154,7 +155,8 @@ def _calibrate_experts(
     path = output or default_experts_path(found.model, rule, session.revision)
     replace(found, model=session.label).save(path)
     shares = ", ".join(f"{share:.1%} of {kind}" for kind, share in found.skipped.items())
-    typer.echo(f"On {len(samples)} questions these experts are skipped: {shares} (divergence {found.divergence:.3g}).")
+    asked = count(len(samples), "question")
+    typer.echo(f"On {asked} these experts are skipped: {shares} (divergence {found.divergence:.3g}).")
     typer.echo(f"Saved: {path}")
     fields = [f"rule={rule!r}"] * (rule != "threshold") + [f"calibration={str(path)!r}"] * (output is not None)
     typer.echo(f"Use it with: foveate.prune({', '.join(['model', chr(34) + 'modes' + chr(34), 'keep=0.25', *fields])})")
@@ -162,8 +164,8 @@ def _calibrate_experts(
 
 def evenly(samples: Sequence[Sample], limit: int) -> list[Sample]:
     """At most so many samples, evenly spread."""
-    count = min(limit, len(samples))
-    return [samples[place * len(samples) // count] for place in range(count)]
+    some = min(limit, len(samples))
+    return [samples[place * len(samples) // some] for place in range(some)]
 
 
 class _Inputs(Sequence[Mapping[str, Any]]):

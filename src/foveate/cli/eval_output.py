@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .tables import count
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -28,7 +30,7 @@ def announce(evaluation: Evaluation) -> None:
     questions, runs = len(evaluation.suite.samples), len(evaluation.runs)
     skipped = f", {len(evaluation.suite.skipped)} skipped" if evaluation.suite.skipped else ""
     runs_are = f"{runs} runs (methods and baselines at each budget)"
-    typer.echo(f"{questions} questions{skipped}, {runs_are}: {questions * runs} answers.", err=True)
+    typer.echo(f"{count(questions, 'question')}{skipped}, {runs_are}: {questions * runs} answers.", err=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Tables that stay readable where the terminal is narrower than they can be."""
+"""What commands print: tables that stay readable in narrow terminals, and numbers of things."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def show(console: Console, table: Table) -> None:
         for heading, cells in zip(headings, others, strict=True):
             if cells[row].plain:
                 console.print(Padding(Text.assemble((f"{heading}: ", "dim"), cells[row]), (0, 0, 0, 2)))
+
+
+def count(number: int, one: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {one}{'s' * (number != 1)}"
 
 
 def _text(cell: object) -> Text:

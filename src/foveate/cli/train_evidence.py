@@ -12,6 +12,7 @@ from ..data.loading import TESTBED, LoadOptions, require_model
 from .errors import going_on
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
+from .tables import count
 from .training_options import (
     DATA,
     MICRO_BATCH,
@@ -20,7 +21,6 @@ from .training_options import (
     SAVE_EVERY,
     SKIP_BAD,
     announce,
-    count,
     fingerprint,
     generate_samples,
     open_model,
@@ -100,7 +100,7 @@ def evidence(
     accelerator, session, read, bad = open_model(model, options, data, read, bad, skip_bad)
     questions = read or generate_samples(session, samples, seed)
 
-    size = f"{len(questions)} questions in {count(recipe.steps, 'step')}"
+    size = f"{count(len(questions), 'question')} in {count(recipe.steps, 'step')}"
     announce(accelerator, size, bad)
     with going_on(), step_bar(accelerator.is_main_process) as show:
         train_evidence(

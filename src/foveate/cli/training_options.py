@@ -89,11 +89,6 @@ def fingerprint(samples: Sequence[Sample], boxes: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-def count(number: int, one: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {one}{'s' * (number != 1)}"
-
-
 @contextmanager
 def step_bar(visible: bool) -> Iterator[Callable[[Log], None]]:
     """A progress bar on stderr with the latest step's figures."""

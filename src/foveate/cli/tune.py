@@ -21,7 +21,7 @@ from .hyperparameters import SETTINGS
 from .model_options import DEVICE, DEVICE_MAP, DTYPE, MAX_PIXELS, MODEL
 from .paths import require_folder
 from .question_options import BATCH, DATASET, FAMILIES, MAX_NEW_TOKENS, METRIC, SKIP_BAD, SUFFIX
-from .tables import show
+from .tables import count, show
 
 if TYPE_CHECKING:
     from ..evaluation.tuner import Candidate, Tuning
@@ -149,7 +149,8 @@ def _share(text: str, option: str, whole: bool) -> float:
     except ValueError:
         found = -1.0
     if not (0 < found < 1 or (whole and found == 1)):
-        raise InputError(f"{option} {text} is not a share; write it as 99% or 0.99.")
+        given = text.strip() or "''"
+        raise InputError(f"{option} {given} is not a share between 0 and 1; write it as 99% or 0.99.")
     return found
 
 
@@ -174,7 +175,8 @@ def _show(found: Tuning, output: Path) -> None:
     show(Console(), table)
     for name, why in dict.fromkeys((one.method, one.why) for one in found.candidates if one.state == "refused"):
         typer.echo(f"Not in the table: {name} ({why.rstrip('.')}).")
-    asked = f"{found.asked} of {found.questions} questions, {found.answers} answers: {found.answers / found.grid:.0%}"
+    asked = f"{found.asked} of {count(found.questions, 'question')}, {found.answers} answers"
+    asked += f": {found.answers / found.grid:.0%}"
     typer.echo(f"Asked {asked} of those that all methods at all budgets would have needed.")
     if found.chosen is None:
         typer.echo(f"No budget keeps {floor} at {sure} confidence: keep all tokens. {_advice(found)}")
@@ -186,19 +188,30 @@ def _show(found: Tuning, output: Path) -> None:
 
 
 def _said(one: Candidate, found: Tuning) -> str:
-    return "chosen" if one == found.chosen else "not sure" if one.state == "asked" else one.state
+    if one == found.chosen:
+        return "chosen"
+    if one.state == "asked":
+        return "not sure"
+    if one.state == "hopeless":
+        return "too few questions" if _kept(one, found) else "loses too much"
+    return one.state
+
+
+def _kept(one: Candidate, found: Tuning) -> bool:
+    """Whether a candidate kept the floor on what it was asked, sure or not."""
+    return one.share is not None and one.share >= found.floor
 
 
 def _advice(found: Tuning) -> str:
     """What may help where nothing was shown."""
-    near = [one for one in found.candidates if one.share is not None and one.share >= found.floor]
+    near = [one for one in found.candidates if _kept(one, found)]
     if not near:
         return "Try larger --budgets, or a lower --floor."
     best = max(near, key=lambda one: (one.questions, one.share or 0))
-    return (
-        f"{best.method} at {best.keep} kept {100 * (best.share or 0):.1f} % on {best.questions} questions, too few to "
-        "be sure; give more questions, fewer --methods, larger --budgets, or a lower --floor."
-    )
+    seen = f"{best.method} at {best.keep} kept {100 * (best.share or 0):.1f} % on {count(best.questions, 'question')}"
+    if found.floor == 1:
+        return f"{seen}, but only who answers better than the unpruned model is sure to; give a --floor such as 99%."
+    return f"{seen}, too few to be sure; give more questions, fewer --methods, larger --budgets, or a lower --floor."
 
 
 @contextmanager
@@ -212,8 +225,8 @@ def _bar() -> Iterator[tuple[Callable[[int, int, int], None], Callable[[int, int
         task = progress.add_task("Asking", total=None)
 
         def on_round(asked: int, new: int, candidates: int) -> None:
-            ways = f"{candidates} way{'s' * (candidates != 1)} to prune"
-            progress.update(task, description=f"Questions {asked + 1} to {asked + new}, {ways}")
+            which = f"Questions {asked + 1} to {asked + new}" if new > 1 else f"Question {asked + 1}"
+            progress.update(task, description=f"{which}, {count(candidates, 'way')} to prune")
 
         def advance(done: int, whole: int) -> None:
             progress.update(task, completed=done, total=whole)

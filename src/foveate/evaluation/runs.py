@@ -94,6 +94,6 @@ def format_keep(keep: KeepLike) -> str:
     budget = Budget(keep)
     if budget.keeps_all:
         raise EvaluationError(
-            f"--keep {keep}: an evaluation compares equal budgets below 100%; give some, such as 25%."
+            f"a budget of {keep} keeps everything; an evaluation compares equal budgets below 100%, such as 25%."
         )
     return budget.label

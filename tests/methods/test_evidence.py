@@ -98,6 +98,8 @@ def test_without_a_scorer_it_says_how_to_get_one(tmp_path: Path) -> None:
         get_method("evidence").bind(ModelFacts("", D, 4))
     with pytest.raises(MethodError, match="for encoder:2"):
         get_method("evidence").bind(ModelFacts("", D, 4, vision_width=8).inside_encoder(2))
+    with pytest.raises(MethodError, match=r"none is trained for layer:2, only for what enters the language"):
+        foveate.AtLayer(get_method("evidence", scorer=made(), question=False), 2).bind(ModelFacts("", D, 4))
     with pytest.raises(MethodError, match="reads features of width 12"):
         get_method("evidence", scorer=made()).bind(ModelFacts("", 9, 4))
     with pytest.raises(MethodError, match="no such file"):

@@ -145,3 +145,51 @@ def test_notes_of_wrapped_and_of_equal_methods(caplog: pytest.LogCaptureFixture)
     with silence_notes():
         announce([wrapped.note])
     assert notes(caplog) == []
+
+
+def scorer(folder: Path, name: str = "scorer.safetensors", card: str = "") -> Path:
+    """A scorer of width 8 in a file of its own, with what its training wrote beside it."""
+    folder.mkdir(exist_ok=True)
+    save_file({key.rpartition("scorer.")[2]: tensor for key, tensor in weights().items()}, folder / name)
+    if card:
+        (folder / "training.json").write_text(card)
+    return folder / name
+
+
+@pytest.mark.parametrize("method", ["idpruner", "visionselector"])
+def test_a_scorer_is_used_where_it_was_trained_for(method: str, tmp_path: Path) -> None:
+    facts = ModelFacts("", 8, 4, vision_width=8)
+    encoder, other, layer = facts.inside_encoder(1), facts.inside_encoder(2), facts.inside_llm(2)
+    assert facts.inside_llm(0) == facts
+    before = scorer(tmp_path / "before", card='{"gate": "attention"}')
+    inside = scorer(tmp_path / "inside", card='{"gate": "attention", "at": "encoder:1"}')
+    named = scorer(tmp_path / "named", "foveate-scorer-encoder-1.safetensors")
+    unknown = scorer(tmp_path / "unknown", card='{"answers": 3}')
+    for path, place in [(before, facts), (inside, encoder), (named, encoder), (unknown, facts), (unknown, encoder)]:
+        get_method(method, scorer=path).bind(place)
+    everything, llm = "what enters the language model", "use it there"
+    for path, place, of, fix in [
+        (before, encoder, everything, "--at encoder:1"),
+        (inside, facts, "encoder:1", llm),
+        (inside, other, "encoder:1", "--at encoder:2"),
+        (named, facts, "encoder:1", llm),
+        (before, layer, everything, llm),
+        (unknown, layer, everything, llm),
+    ]:
+        with pytest.raises(MethodError, match=f"was trained for {of}, not for {place.at or everything}; .*{fix}"):
+            get_method(method, scorer=path).bind(place)
+    own = LearnedScorer(torch.ones(4, 8), torch.ones(4), torch.ones(4, 8), torch.ones(4), at="layer:2")
+    foveate.AtLayer(get_method(method, scorer=own), 2).bind(facts)
+    with pytest.raises(MethodError, match=r"was trained for layer:2, not for layer:1"):
+        foveate.AtLayer(get_method(method, scorer=own), 1).bind(facts)
+
+
+def test_a_models_own_scorer_is_not_taken_for_one_of_its_layers(tmp_path: Path) -> None:
+    scorer(tmp_path, "foveate-scorer.safetensors")
+    facts = ModelFacts(str(tmp_path), 8, 4)
+    assert get_method("idpruner").bind(facts).scorer is not None  # type: ignore[attr-defined]
+    note = foveate.AtLayer("idpruner", 2).bind(facts).note
+    assert note is not None and note.level == logging.WARNING
+    assert note.text.endswith("scorers are trained for what enters the language model, so use the method there.")
+    with pytest.raises(MethodError, match=r"at layer:2 comes without one; scorers are trained for what enters"):
+        foveate.AtLayer("visionselector", 2).bind(facts)

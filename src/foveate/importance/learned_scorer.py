@@ -22,7 +22,9 @@ from .scorer_files import KEYS, read_tensors, shipped_name
 
 @dataclass(frozen=True, eq=False)
 class LearnedScorer:
-    """Two biased linear maps, weights (h, d) and biases (h), and where they came from.
+    """Two biased linear maps, weights (h, d) and biases (h), where they came from, and for where they were trained.
+
+    The last, `at`, is a place as `ModelFacts.at` has it; None where nothing tells.
 
     Raises:
         MethodError: when the shapes do not belong together.
@@ -33,6 +35,7 @@ class LearnedScorer:
     k_weight: Tensor
     k_bias: Tensor
     source: str = "memory"
+    at: str | None = None
     _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,20 +59,30 @@ class LearnedScorer:
             MethodError: when nothing is found there, or the tensors are not those of a scorer.
         """
         source = str(path_or_hub_id)
-        q_weight, q_bias, k_weight, k_bias = read_tensors(source, revision, at)
-        return cls(q_weight, q_bias, k_weight, k_bias, source)
+        (q_weight, q_bias, k_weight, k_bias), trained_for = read_tensors(source, revision, at)
+        return cls(q_weight, q_bias, k_weight, k_bias, source, trained_for)
 
     @property
     def hidden_size(self) -> int:
         """Width d of the features that this scorer reads."""
         return self.q_weight.shape[1]
 
-    def check(self, hidden_size: int, model: str = "the model") -> None:
-        """Raise MethodError unless the scorer reads features of width `hidden_size`, the width of `model`."""
+    def check(self, hidden_size: int, model: str = "the model", at: str | None = None) -> None:
+        """Raise MethodError unless the scorer reads features of width `hidden_size`, the width of `model`.
+
+        Where a place `at` is given, as `ModelFacts.at` has it, it must have been trained for that place. One of which
+        nothing tells for where is taken to be, but not at layers of the language model, whose width all have.
+        """
         if hidden_size != self.hidden_size:
             raise MethodError(
                 f"the scorer {self.source} reads features of width {self.hidden_size}, but {model} has width "
                 f"{hidden_size}; use a scorer trained for this model."
+            )
+        if at is not None and self.at != at and (self.at is not None or at.startswith("layer:")):
+            fix = f"make one with `foveate train scorer --at {at}`" if at.startswith("encoder:") else "use it there"
+            raise MethodError(
+                f"the scorer {self.source} was trained for {self.at or 'what enters the language model'}, not for "
+                f"{at or 'what enters the language model'}; {fix}."
             )
 
     def scores(self, features: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ not, in which they lie under ``...importance_scorer.``, as training leaves them.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -18,6 +19,7 @@ from ..files import expand
 
 KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 SHIPPED = "foveate-scorer.safetensors"  # the scorer that lies in a model's own folder
+_NAMED = r"foveate-scorer(-(?P<part>encoder|layer)-(?P<number>\d+))?\.safetensors"
 
 
 def shipped_name(at: str = "") -> str:
@@ -35,8 +37,10 @@ _MODULE = "importance_scorer."  # the scorer's name inside a whole checkpoint
 _INDEX = "*.safetensors.index.json"
 
 
-def read_tensors(source: str, revision: str | None = None, at: str = "") -> list[Tensor]:
+def read_tensors(source: str, revision: str | None = None, at: str = "") -> tuple[list[Tensor], str | None]:
     """The tensors `KEYS` of a scorer in a ``.safetensors`` file, a folder that holds one, or a repository on the hub.
+
+    With them comes the place that it was trained for, see `ModelFacts.at`, or None where nothing tells.
 
     In a model's own folder it is that which was trained for the place `at`, see `shipped_name`. Of a sharded checkpoint
     on the hub only the shards that hold the scorer are fetched.
@@ -46,7 +50,8 @@ def read_tensors(source: str, revision: str | None = None, at: str = "") -> list
     """
     tensors: dict[str, Tensor] = {}
     strays: list[str] = []
-    for file in _find_files(source, revision, at):
+    files = _find_files(source, revision, at)
+    for file in files:
         found, others = _read_file(source, file)
         tensors |= found
         strays += others
@@ -58,7 +63,18 @@ def read_tensors(source: str, revision: str | None = None, at: str = "") -> list
             f"scorer {source}: it must hold exactly {', '.join(KEYS)} (a common prefix is fine); "
             f"missing: {_format_keys(missing)}; unexpected: {_format_keys(extra)}."
         )
-    return [tensors[key] for key in wanted]
+    return [tensors[key] for key in wanted], "" if _MODULE in prefix else _trained_for(files[0])
+
+
+def _trained_for(file: Path) -> str | None:
+    """The place that a scorer was trained for, by its file's name or by what its training wrote beside it."""
+    if named := re.fullmatch(_NAMED, file.name):
+        return f"{named['part']}:{named['number']}" if named["part"] else ""
+    try:
+        card = json.loads((file.parent / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(card.get("at", "")) if isinstance(card, dict) and "gate" in card else None
 
 
 def _format_keys(keys: list[str]) -> str:

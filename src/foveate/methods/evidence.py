@@ -65,16 +65,20 @@ class Evidence(Method):
         return Note(f"evidence: by the trained scorer {self.scorer.source}, which {form}.")
 
     def load(self, facts: ModelFacts) -> Method:
+        if facts.at:
+            raise MethodError(
+                f"evidence: needs a trained scorer, and none is trained for {facts.at}, only for what enters the "
+                "language model; use it there, or another method."
+            )
         if isinstance(self.scorer, EvidenceScorer):
             scorer: EvidenceScorer | None = self.scorer
         elif self.scorer is None:
-            scorer = None if facts.at else find_evidence(facts.name_or_path)
+            scorer = find_evidence(facts.name_or_path)
         else:
             scorer = EvidenceScorer.load(self.scorer)
         if scorer is None:
-            where = f" for {facts.at}" if facts.at else ""
             raise MethodError(
-                f"evidence: needs a trained scorer, and {facts.label} comes without one{where}; give scorer=<file or "
+                f"evidence: needs a trained scorer, and {facts.label} comes without one; give scorer=<file or "
                 "folder>, make one with `foveate train evidence`, or use 'idpruner', which does without."
             )
         scorer.check(facts.hidden_size, facts.label)

@@ -161,14 +161,15 @@ def bind_scorer(
         source = _require_published(method, facts, published) if scorer == PUBLISHED else scorer
         loaded = LearnedScorer.load(source, revision, facts.at)
     if loaded is not None:
-        loaded.check(facts.hidden_size, f"the vision encoder of {facts.label}" if facts.at else facts.label)
+        inside = facts.at.startswith("encoder:")
+        loaded.check(facts.hidden_size, f"the vision encoder of {facts.label}" if inside else facts.label, facts.at)
     return loaded
 
 
 def published_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str | None:
     """The hub id of the scorer that was published for a model, which keeps the last part of its name anywhere.
 
-    None was published for what enters a block of an encoder.
+    None was published for what enters a block of an encoder or a layer of a language model.
     """
     if facts.at:
         return None
@@ -180,15 +181,24 @@ def _require_published(method: str, facts: ModelFacts, published: Mapping[str, s
     found = published_scorer(facts, published)
     if found is None:
         raise MethodError(
-            f"{method}: no scorer is published for {_place(facts)}, only for {', '.join(published)}; make one with "
-            f"`{_training(facts)}` and give scorer=<file, folder or hub id>."
+            f"{method}: no scorer is published for {_place(facts)}, only for {', '.join(published)}; {_made(facts)}."
         )
     return found
+
+
+_NO_PLACE = "scorers are trained for what enters the language model, so use the method there"
 
 
 def _training(facts: ModelFacts) -> str:
     """The command that trains a scorer for the place where a method chooses."""
     return "foveate train scorer" + (f" --at {facts.at}" if facts.at else "")
+
+
+def _made(facts: ModelFacts) -> str:
+    """How to have a scorer for the place where a method chooses; there is none for layers of a language model."""
+    if facts.at.startswith("layer:"):
+        return _NO_PLACE
+    return f"make one with `{_training(facts)}` and give scorer=<file, folder or hub id>"
 
 
 def _place(facts: ModelFacts) -> str:
@@ -198,8 +208,7 @@ def _place(facts: ModelFacts) -> str:
 
 def explain_how_to_get_scorer(facts: ModelFacts, published: Mapping[str, str]) -> str:
     """The end of a sentence that says where to get a scorer for a model."""
-    made = f"make one with `{_training(facts)}` and give scorer=<file, folder or hub id>"
-    found = published_scorer(facts, published)
+    made, found = _made(facts), published_scorer(facts, published)
     return made if found is None else f"scorer='{PUBLISHED}' downloads {found}, or {made}"
 
 
@@ -207,10 +216,9 @@ def explain_missing_scorer(method: str, facts: ModelFacts, published: Mapping[st
     """The message, without the full stop, for a model without a scorer where none was given."""
     found = published_scorer(facts, published)
     instead = "" if found is None else f"scorer='{PUBLISHED}' to download {found}, or "
-    return (
-        f"{method}: needs a trained scorer, and {_place(facts)} comes without one; give {instead}scorer=<file, folder "
-        f"or hub id>, make one with `{_training(facts)}`"
-    )
+    given = f"give {instead}scorer=<file, folder or hub id>, make one with `{_training(facts)}`"
+    fix = _NO_PLACE if facts.at.startswith("layer:") else given
+    return f"{method}: needs a trained scorer, and {_place(facts)} comes without one; {fix}"
 
 
 def scorer_note(method: str, scorer: LearnedScorer) -> Note:

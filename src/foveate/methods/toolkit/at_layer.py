@@ -43,4 +43,4 @@ class AtLayer(MovedMethod):
 
     def load(self, facts: ModelFacts) -> Method:
         check_layer_of(self.name, self.layer, facts, low=0)
-        return super().load(facts)
+        return super().load(facts.inside_llm(self.layer))

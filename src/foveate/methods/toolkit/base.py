@@ -189,8 +189,9 @@ class ModelFacts:
         vision_width: of the hidden states of the vision encoder; 0 where it is not known.
         blocks: of the vision encoder, before whose input a method can prune; 0 where there are none such.
         attending_blocks: those of the blocks that attend to whole images, so that their attention can be read.
-        at: where a method is to choose, if not among what enters the language model or its layers: ``"encoder:8"`` is
-            the input of the encoder's block 8. `hidden_size` is then the width of what it sees there.
+        at: where a method is moved to that would choose among what enters the language model: ``"encoder:8"`` is the
+            input of the encoder's block 8, ``"layer:2"`` that of the language model's layer 2. `hidden_size` is then
+            the width of what it sees there.
         heads: that queries have in the attention of the language model; 0 where it is not known.
     """
 
@@ -209,6 +210,10 @@ class ModelFacts:
     def inside_encoder(self, block: int) -> ModelFacts:
         """The same of a method that chooses among the hidden states that enter a block of the vision encoder."""
         return dataclasses.replace(self, hidden_size=self.vision_width, at=f"encoder:{block}")
+
+    def inside_llm(self, layer: int) -> ModelFacts:
+        """The same of a method that chooses among the hidden states that enter a layer of the language model."""
+        return dataclasses.replace(self, at=f"layer:{layer}") if layer else self
 
     def readable_layer(self, layer: int, method: Method) -> int:
         """The first layer from `layer` on where the model gives the attention that a method reads.

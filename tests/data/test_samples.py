@@ -87,6 +87,7 @@ def test_boxes_are_read_for_each_picture(folder: Path) -> None:
         (ONE | {"id": True}, '"id" must be'),
         (ONE | {"boxes": [1, 2, 3, 4]}, '"boxes" must be a list of [left, top, right, bottom]'),
         (ONE | {"boxes": [[3, 1, 3, 4]]}, "left below right"),
+        (ONE | {"boxes": [[0, 0, 10**400, 4]]}, "left below right"),
         (ONE | {"boxes": [[1, 1, 3, "4"]]}, '"boxes" must be'),
         (ONE | {"boxes": [[1, 1, 3, float("inf")]]}, '"boxes" must be'),
         (ONE | {"image": ["a.png", "b.png"], "boxes": [[1, 2, 3, 4]]}, "of 2 pictures, one list of boxes for each"),

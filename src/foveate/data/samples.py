@@ -277,7 +277,10 @@ def _is_box(value: object) -> bool:
         return False
     if not all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in value):
         return False
-    left, top, right, bottom = value
+    try:
+        left, top, right, bottom = map(float, value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
     return bool(left < right and top < bottom and math.isfinite(right - left) and math.isfinite(bottom - top))
 
 

@@ -82,6 +82,7 @@ def test_the_recipe_for_qwen_at_tiny_size(tmp_path: Path) -> None:
             "line 1: it has no boxes; give it some, or learn by --labels answers",
         ),
         (("--blind", 2), "must be shares"),
+        (("--positives", 0), "foveate: positives=0.0 must lie between 0 and 1, such as 0.05."),
         (("--heads", 5), "heads must divide the width"),
         (("--shares", (0.5, 0.1)), "shares in rising order"),
     ],

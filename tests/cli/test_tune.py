@@ -64,7 +64,7 @@ def test_what_a_few_questions_cannot_show_is_not_called_bad(capsys: pytest.Captu
     assert "a at 50% kept 100.0 % on 1 question, too few to be sure; give more questions, fewer --methods" in said
     _show(outcome(1.0, good, bad), Path("out"))  # answers that are all alike never show a floor of 100 %
     said = " ".join(capsys.readouterr().out.split())
-    assert "on 1 question, but only who answers better than the unpruned model is sure to; give a --floor such" in said
+    assert "on 1 question, but 100 % is shown only by answering better than unpruned; give a --floor such" in said
 
 
 @pytest.mark.parametrize(

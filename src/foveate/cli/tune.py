@@ -210,7 +210,7 @@ def _advice(found: Tuning) -> str:
     best = max(near, key=lambda one: (one.questions, one.share or 0))
     seen = f"{best.method} at {best.keep} kept {100 * (best.share or 0):.1f} % on {count(best.questions, 'question')}"
     if found.floor == 1:
-        return f"{seen}, but only who answers better than the unpruned model is sure to; give a --floor such as 99%."
+        return f"{seen}, but 100 % is shown only by answering better than unpruned; give a --floor such as 99%."
     return f"{seen}, too few to be sure; give more questions, fewer --methods, larger --budgets, or a lower --floor."
 
 

@@ -91,12 +91,14 @@ class EvidenceRecipe:
         if self.draws < 2:
             raise TrainingError(f"draws={self.draws}: give at least 2, as each is compared with the others.")
         least, most = self.shares
-        if not 0 < least <= most < 1 or not 0 < self.positives < 1:
-            raise TrainingError(
-                f"shares={self.shares} and positives={self.positives} must lie between 0 and 1, shares in rising order."
-            )
-        if not 0 <= self.blind <= 1 or not 0 <= self.warmup < 1:
-            raise TrainingError(f"blind={self.blind} and warmup={self.warmup} must be shares, warmup below 1.")
+        if not 0 < least <= most < 1:
+            raise TrainingError(f"shares={self.shares} must lie between 0 and 1; give shares in rising order.")
+        if not 0 < self.positives < 1:
+            raise TrainingError(f"positives={self.positives} must lie between 0 and 1, such as 0.05.")
+        if not 0 <= self.blind <= 1:
+            raise TrainingError(f"blind={self.blind}: values must be shares from 0 to 1, such as 0.3.")
+        if not 0 <= self.warmup < 1:
+            raise TrainingError(f"warmup={self.warmup} must be a share below 1.")
 
     @property
     def steps(self) -> int:

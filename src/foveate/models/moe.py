@@ -40,8 +40,10 @@ class MoeBlock:
 def weights_per_expert(experts: Any) -> int:
     """Multiply-adds of one token in one of the experts whose weights are stacked in a module.
 
-    Those of 8 bits have scales beside them, which are no multiply-adds of their own.
+    Those of 8 bits have scales beside them, which are no multiply-adds of their own. Packed ones tell it themselves.
     """
+    if isinstance(told := getattr(experts, "weights_per_expert", None), int):
+        return told
     named = experts.named_parameters()
     return sum(weight.numel() for name, weight in named if "scale" not in name) // experts.num_experts
 

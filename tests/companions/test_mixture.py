@@ -20,12 +20,14 @@ from foveate.companions.mixture import (
     BitPlan,
     CompressionError,
     compress,
+    load,
     measure_experts,
     pack,
     plan_bits,
     plan_model,
     restore_weight,
     round_weight,
+    save,
     simulate,
     stored_bytes,
     uniform_plan,
@@ -302,3 +304,61 @@ def test_what_cannot_be_compressed_is_refused(llava: Any) -> None:
         compress(packed, uniform_plan(mixtral(), 2))
     with pytest.raises(CompressionError, match="no token"):
         measure_experts(mixtral(), [])
+
+
+@pytest.mark.parametrize("make", [compress, simulate])
+def test_weights_that_cannot_be_rounded_leave_the_model_as_it_was(make: Any) -> None:
+    model = copy.deepcopy(mixtral())
+    plan = uniform_plan(model, 2)
+    model.model.layers[1].mlp.experts.down_proj.data[4, 0, 0] = 1e6  # of the last layer
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(CompressionError, match="too large"):
+        make(model, plan)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+# -- files
+
+
+@pytest.mark.parametrize("vision", [False, True], ids=["mixtral", "qwen3_vl_moe"])
+def test_a_compressed_model_is_what_it_was_when_it_is_read(vision: bool, tmp_path: Path) -> None:
+    model = copy.deepcopy(zoo_module.qwen3_vl_moe().model if vision else mixtral())
+    inputs = pair(zoo_module.qwen3_vl_moe()) if vision else text()
+    for weight in model.parameters():  # as `from_pretrained` does it: rotary frequencies stay in 32 bits
+        weight.data = weight.data.bfloat16()
+    compress(model, uniform_plan(model, 3, group=24))
+    save(model, tmp_path / "smaller")
+    read = load(tmp_path / "smaller")
+    assert type(read) is type(model) and not read.training and stored_bytes(read) == stored_bytes(model)
+    assert {n: w.dtype for n, w in read.named_parameters()} == {n: w.dtype for n, w in model.named_parameters()}
+    with torch.no_grad():
+        assert torch.equal(read(**inputs).logits, model(**inputs).logits)
+
+
+def test_tied_embeddings_are_tied_when_they_are_read(tmp_path: Path) -> None:
+    model = copy.deepcopy(mixtral())
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    compress(model, uniform_plan(model, 2))
+    save(model, tmp_path)
+    read = load(tmp_path)
+    assert read.lm_head.weight is read.model.embed_tokens.weight
+    assert torch.equal(read.lm_head.weight, model.lm_head.weight) and stored_bytes(read) == stored_bytes(model)
+
+
+def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match="not packed"):
+        save(mixtral(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    packed = copy.deepcopy(mixtral())
+    compress(packed, uniform_plan(packed, 2))
+    save(packed, tmp_path)
+    uniform_plan(mixtral(), 3).save(tmp_path / "bit_plan.json")
+    with pytest.raises(CompressionError, match="does not fit"):
+        load(tmp_path)
+    (tmp_path / "packed.safetensors").unlink()
+    with pytest.raises(CompressionError, match="has no packed"):
+        load(tmp_path)
+    with pytest.raises(CompressionError, match="not a plan of bits"):
+        load(tmp_path / "nowhere")

@@ -44,10 +44,10 @@ def plan_bits(
         (3, 1, 2)
     """
     table = np.asarray(costs, dtype=np.float64)
+    if not set(required) <= set(choices) or len(set(choices)) < len(choices) or min(choices, default=0) < 1:
+        raise CompressionError(f"choices={tuple(choices)} must be different bits, all of {tuple(required)} among them.")
     if table.ndim != 2 or table.shape[1] != len(choices) or not np.isfinite(table).all():
         raise CompressionError(f"costs must be finite numbers (experts, {len(choices)}), one column a choice of bits.")
-    if not set(required) <= set(choices) or len(set(choices)) < len(choices) or min(choices) < 1:
-        raise CompressionError(f"choices={tuple(choices)} must be different bits, all of {tuple(required)} among them.")
     experts, wanted = len(table), sorted(set(required))
     least = (sum(wanted) + (experts - len(wanted)) * min(choices)) if experts >= len(wanted) else None
     if least is None or budget < least:
@@ -120,8 +120,8 @@ class BitPlan:
         object.__setattr__(self, "bits", tuple(tuple(layer) for layer in self.bits))
         if not any(self.bits) or not all(isinstance(b, int) and 1 <= b <= 8 for layer in self.bits for b in layer):
             raise CompressionError("a plan has 1 to 8 bits, whole numbers, for each expert of at least one layer.")
-        if self.group < 1:
-            raise CompressionError(f"group={self.group} must be at least 1.")
+        if not isinstance(self.group, int) or self.group < 1:
+            raise CompressionError(f"group={self.group!r} must be a whole number, at least 1.")
 
     @property
     def mean(self) -> float:

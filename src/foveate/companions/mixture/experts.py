@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +15,42 @@ from ...models.moe import MoeBlock, moe_block
 from ...models.registry import unwrap
 from ...runtime.engine import is_pruned
 from .bit_plan import BitPlan, CompressionError
-from .rounding import PackedWeight, restore_weight, round_weight, stored_bytes
+from .rounding import PackedWeight, require_roundable, restore_weight, round_weight, stored_bytes
 
 
-def blocks_of(model: nn.Module) -> list[MoeBlock | None]:
+def find_blocks(model: nn.Module) -> list[MoeBlock | None]:
     """The experts of each decoder layer of a language model, with images or without; None for dense layers.
 
     Raises:
-        CompressionError: for models without experts that are stacked as in Mixtral and Qwen3-MoE.
+        CompressionError: for models without experts that foveate finds, and while the model is pruned.
     """
     inner: Any = unwrap(model)
     try:
         adapter = adapter_of(model)
         if is_pruned(adapter):
-            raise CompressionError("this model is being pruned; compress it before `foveate.prune`, not inside of it.")
+            raise CompressionError(
+                "this model is being pruned; measure, compress and save it outside of `foveate.prune`."
+            )
         blocks = adapter.moe()
     except ModelError:  # of text alone
         decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
         blocks = [moe_block(layer) for layer in getattr(decoder, "layers", ())]
-    found = [block for block in blocks if block is not None]
-    if not found:
+    if not any(blocks):
         raise CompressionError(
             f"{type(inner).__name__} has no experts that foveate finds; give a model with experts like Mixtral's or "
             "Qwen3-VL-MoE's."
         )
-    if not all(are_plain(block.experts) for block in found):
+    return blocks
+
+
+def blocks_of(model: nn.Module) -> list[MoeBlock | None]:
+    """As `find_blocks`, of experts that can be measured and compressed.
+
+    Raises:
+        CompressionError: as `find_blocks` does, and for experts that are not stacked as in Mixtral and Qwen3-MoE.
+    """
+    blocks = find_blocks(model)
+    if not all(are_plain(block.experts) for block in blocks if block is not None):
         raise CompressionError(
             "the experts of this model are not plain stacked weights (compressed already, quantised, offloaded, with "
             "biases or a gate of their own); load it plainly, in a floating-point type."
@@ -71,17 +82,33 @@ class PackedExperts(nn.Module):
     """Experts of few bits in the place of those of transformers; each is unpacked when tokens are routed to it.
 
     What it gives is what rounded weights of full size give. It saves memory and no time: unpacking is plain PyTorch.
+
+    Args:
+        experts: those of transformers, for their sizes and activation; weights are taken by `fill`.
+        bits: of each expert.
+        group: how many neighbours in a row of a weight share a scale.
     """
 
     def __init__(self, experts: Any, bits: tuple[int, ...], group: int) -> None:
         super().__init__()
-        self.num_experts, self.bits = len(bits), bits
-        self.act_fn, self.dtype = experts.act_fn, experts.down_proj.dtype
-        self.weights_per_expert = experts.gate_up_proj[0].numel() + experts.down_proj[0].numel()
-        both = zip(experts.gate_up_proj, experts.down_proj, bits, strict=True)
-        pairs = [(PackedWeight(gate_up, b, group), PackedWeight(down, b, group)) for gate_up, down, b in both]
-        self.gate_up = nn.ModuleList(gate_up for gate_up, _ in pairs)
-        self.down = nn.ModuleList(down for _, down in pairs)
+        self.num_experts, self.bits, self.group, self.act_fn = len(bits), bits, group, experts.act_fn
+        (_, width, hidden), (_, rows, columns) = experts.gate_up_proj.shape, experts.down_proj.shape
+        self.weights_per_expert = width * hidden + rows * columns
+        self.gate_up = nn.ModuleList(PackedWeight(width, hidden, one, group) for one in bits)
+        self.down = nn.ModuleList(PackedWeight(rows, columns, one, group) for one in bits)
+        self.train(experts.training)
+
+    def fill(self, experts: Any) -> PackedExperts:
+        """Round and hold the weights of experts; gives this module.
+
+        Raises:
+            CompressionError: as `round_weight` does.
+        """
+        pairs: list[tuple[Any, Tensor]] = [(self.gate_up, experts.gate_up_proj), (self.down, experts.down_proj)]
+        for held, weights in pairs:
+            for one, weight in zip(held, weights, strict=True):
+                one.fill(weight)
+        return self
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Hidden states (T, d), experts (T, k) and their weights (T, k); gives (T, d)."""
@@ -142,19 +169,23 @@ def compress(model: nn.Module, plan: BitPlan) -> Memory:
         >>> from foveate.companions.mixture import compress, measure_experts, plan_model  # doctest: +SKIP
         >>> memory = compress(model, plan_model(measure_experts(model, inputs), bits=2))  # doctest: +SKIP
     """
-    layers = list(_planned(model, plan))
+    layers = planned_blocks(blocks_of(model), plan)
     whole = stored_bytes(model)
     before = sum(stored_bytes(block.experts) for block, _ in layers)
     weights = sum(block.experts.num_experts * block.weights_per_expert for block, _ in layers)
-    names = {id(module): name for name, module in model.named_modules()}
-    after = 0
-    for block, bits in layers:
-        packed = PackedExperts(block.experts, bits, plan.group)
-        packed.train(block.experts.training)
-        parent, _, own = names[id(block.experts)].rpartition(".")
-        setattr(model.get_submodule(parent), own, packed)
-        after += stored_bytes(packed)
+    # All are packed before one is put in place, because weights that cannot be rounded are an error.
+    packed = [PackedExperts(block.experts, bits, plan.group).fill(block.experts) for block, bits in layers]
+    replace_experts(model, [block for block, _ in layers], packed)
+    after = sum(stored_bytes(one) for one in packed)
     return Memory((whole, stored_bytes(model)), (before, after), 8 * after / weights)
+
+
+def replace_experts(model: nn.Module, blocks: Sequence[MoeBlock], packed: Sequence[PackedExperts]) -> None:
+    """Put packed experts in the places of those of blocks."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for block, one in zip(blocks, packed, strict=True):
+        parent, _, own = names[id(block.experts)].rpartition(".")
+        setattr(model.get_submodule(parent), own, one)
 
 
 @torch.no_grad()
@@ -166,7 +197,11 @@ def simulate(model: nn.Module, plan: BitPlan) -> None:
     Raises:
         CompressionError: as `compress` does.
     """
-    for block, bits in list(_planned(model, plan)):
+    layers = planned_blocks(blocks_of(model), plan)
+    for block, _ in layers:
+        require_roundable(block.experts.gate_up_proj)
+        require_roundable(block.experts.down_proj)
+    for block, bits in layers:
         for weights in (block.experts.gate_up_proj, block.experts.down_proj):
             for weight, width in zip(weights, bits, strict=True):
                 codes, scale, zero = round_weight(weight, width, plan.group)
@@ -182,15 +217,16 @@ def uniform_plan(model: nn.Module, bits: int, group: int = 128) -> BitPlan:
     return BitPlan(tuple(() if b is None else (bits,) * b.experts.num_experts for b in blocks_of(model)), group)
 
 
-def _planned(model: nn.Module, plan: BitPlan) -> Iterator[tuple[MoeBlock, tuple[int, ...]]]:
-    """Each block of experts with its bits."""
-    blocks = blocks_of(model)
+def planned_blocks(blocks: Sequence[MoeBlock | None], plan: BitPlan) -> list[tuple[MoeBlock, tuple[int, ...]]]:
+    """Each block of experts with its bits.
+
+    Raises:
+        CompressionError: when the plan is of another model.
+    """
     counts = [0 if block is None else block.experts.num_experts for block in blocks]
     if counts != [len(bits) for bits in plan.bits]:
         raise CompressionError(
             f"this plan is for layers of {[len(bits) for bits in plan.bits]} experts and the model has {counts}; plan "
             "for this model."
         )
-    for block, bits in zip(blocks, plan.bits, strict=True):
-        if block is not None:
-            yield block, bits
+    return [(block, bits) for block, bits in zip(blocks, plan.bits, strict=True) if block is not None]

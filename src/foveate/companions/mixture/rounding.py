@@ -26,6 +26,7 @@ def round_weight(weight: Tensor, bits: int, group: int = 128) -> tuple[Tensor, T
     Raises:
         CompressionError: for weights that are not finite, or too large for a scale of 16 bits.
     """
+    require_roundable(weight)
     rows, columns = weight.shape
     groups = -(-columns // group)
     exact = weight.detach().float()
@@ -33,22 +34,25 @@ def round_weight(weight: Tensor, bits: int, group: int = 128) -> tuple[Tensor, T
     if bits == 1:
         sizes = torch.full((groups,), float(group), device=weight.device)
         sizes[-1] = columns - (groups - 1) * group
-        scale, zero = _as_stored(parts.abs().sum(-1) / sizes), None
+        scale, zero = (parts.abs().sum(-1) / sizes).half(), None
         codes = (parts >= 0).to(torch.uint8)
     else:
         low, high, top = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0), 2**bits - 1
-        scale = _as_stored((high - low) / top)
+        scale = ((high - low) / top).half()
         step = torch.where(scale > 0, scale.float(), 1.0)
         zero = (-low / step).round().clamp(0, top).to(torch.uint8)
         codes = ((parts / step[..., None]).round() + zero[..., None]).clamp(0, top).to(torch.uint8)
     return codes.reshape(rows, -1)[:, :columns], scale, zero
 
 
-def _as_stored(scale: Tensor) -> Tensor:
-    stored = scale.to(torch.float16)
-    if not bool(torch.isfinite(stored).all()):
+def require_roundable(weight: Tensor) -> None:
+    """Refuse weights whose scales 16 bits could not hold: a scale is at most as large as the largest weight.
+
+    Raises:
+        CompressionError: for weights that are not finite, or too large.
+    """
+    if not bool((weight.detach().abs() <= torch.finfo(torch.float16).max).all()):  # NaN is not, either
         raise CompressionError("weights that are not finite, or too large for a scale of 16 bits, cannot be rounded.")
-    return stored
 
 
 def restore_weight(codes: Tensor, scale: Tensor, zero: Tensor | None, group: int, dtype: torch.dtype) -> Tensor:
@@ -80,7 +84,7 @@ class PackedWeight(nn.Module):
     """A weight (rows, columns) of few bits as it lies in memory; calling it gives the weight.
 
     Args:
-        weight: (rows, columns) floating point, which is rounded to nearest.
+        rows, columns: of the weight, which is 0 until `fill`.
         bits: 1 to 8.
         group: how many neighbours of a row share a scale.
     """
@@ -89,16 +93,29 @@ class PackedWeight(nn.Module):
     scale: Tensor
     zero: Tensor | None
 
-    def __init__(self, weight: Tensor, bits: int, group: int = 128) -> None:
+    def __init__(self, rows: int, columns: int, bits: int, group: int = 128) -> None:
         super().__init__()
-        codes, scale, zero = round_weight(weight, bits, group)
-        self.bits, self.group, self.columns = bits, group, weight.shape[1]
-        self.register_buffer("packed", pack(codes, bits))
+        self.bits, self.group, self.columns = bits, group, columns
+        groups = -(-columns // group)
+        self.register_buffer("packed", torch.zeros(rows, -(-columns * bits // 8), dtype=torch.uint8))
         # As integers, so that `model.half()` and `model.to(dtype)` leave the scales as they are.
-        self.register_buffer("scale", scale.view(torch.int16))
-        self.register_buffer("zero", None if zero is None else pack(zero, bits))
+        self.register_buffer("scale", torch.zeros(rows, groups, dtype=torch.int16))
+        zero = None if bits == 1 else torch.zeros(rows, -(-groups * bits // 8), dtype=torch.uint8)
+        self.register_buffer("zero", zero)
+
+    def fill(self, weight: Tensor) -> PackedWeight:
+        """Round a weight to nearest and hold it, on its device; gives this module.
+
+        Raises:
+            CompressionError: as `round_weight` does.
+        """
+        codes, scale, zero = round_weight(weight, self.bits, self.group)
+        self.packed, self.scale = pack(codes, self.bits), scale.view(torch.int16)
+        self.zero = None if zero is None else pack(zero, self.bits)
+        return self
 
     def forward(self, dtype: torch.dtype) -> Tensor:
+        """The weight (rows, columns), as near as `dtype` comes."""
         scale = self.scale.view(torch.float16)
         zero = None if self.zero is None else unpack(self.zero, self.bits, scale.shape[1])
         return restore_weight(unpack(self.packed, self.bits, self.columns), scale, zero, self.group, dtype)

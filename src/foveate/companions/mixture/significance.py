@@ -15,6 +15,8 @@ from .bit_plan import CHOICES, BitPlan, CompressionError, plan_bits
 from .experts import blocks_of, run_expert
 from .rounding import restore_weight, round_weight
 
+_ROUTED = ("hidden_states", "top_k_index", "top_k_weights")  # what experts are called with
+
 
 @dataclass(frozen=True)
 class Significance:
@@ -49,7 +51,9 @@ def measure_experts(
     """Run a model on calibration inputs and measure its experts, layer by layer; None for dense layers.
 
     The layers see what they see in the model of full precision. Padding is left out. An expert's error is computed on
-    the tokens that are routed to it alone: to the others it adds nothing, rounded or not.
+    the tokens that are routed to it alone: to the others it adds nothing, rounded or not. Experts are rounded anew for
+    each of the inputs, so that few large batches take less time than many small ones. Routers that score each expert by
+    itself, by a sigmoid (GLM-4.5V), are read by the softmax of their logits.
 
     Args:
         model: as for `compress`.
@@ -131,7 +135,7 @@ class _Meter:
         self._logits = output[0] if isinstance(output, tuple) else output
 
     def _see_experts(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, chosen, weight = (*args, *kwargs.values())
+        hidden, chosen, weight = (*args, *(kwargs[name] for name in _ROUTED[len(args) :]))
         real = self.real.to(hidden.device) if self.real is not None and len(self.real) == len(hidden) else None
         assert self._logits is not None
         likely = self._logits.float().softmax(-1)

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import foveate
+import tiny_families as families
 import tiny_models as zoo_module
 from foveate.companions.mixture import (
     BitPlan,
@@ -264,7 +265,7 @@ def test_other_types_leave_scales_as_they_are() -> None:
         assert packed(**text()).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", ["divprune", "fastmmoe", "modes"])
+@pytest.mark.parametrize("method", ["divprune", pytest.param("fastmmoe", marks=pytest.mark.slow), "modes"])
 def test_a_compressed_model_is_pruned_like_one_with_rounded_weights(method: str) -> None:
     z = zoo_module.qwen3_vl_moe()
     inputs = pair(z)
@@ -289,6 +290,27 @@ def test_a_compressed_model_is_pruned_like_one_with_rounded_weights(method: str)
         assert torch.equal(one.kept, other.kept)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [zoo_module.qwen3_5_moe, families.glm4v_moe, families.kimi_k25])
+def test_other_families_are_compressed(make: Any) -> None:
+    z = make()
+    inputs = pair(z)
+    plan = planned(z.model, [inputs])
+    rounded, packed = copy.deepcopy(z.model), copy.deepcopy(z.model)
+    simulate(rounded, plan)
+    memory = compress(packed, plan)
+    assert memory.experts[1] < memory.experts[0] / 8
+    with torch.no_grad():
+        assert torch.allclose(packed(**inputs).logits, rounded(**inputs).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama4", "ernie4_5_vl_moe"])
+@pytest.mark.slow
+def test_experts_of_other_kinds_are_refused(family: str) -> None:
+    with pytest.raises(CompressionError, match="no experts that foveate finds"):
+        uniform_plan(getattr(families, family)().model, 2)
+
+
 def test_what_cannot_be_compressed_is_refused(llava: Any) -> None:
     z = zoo_module.qwen3_vl_moe()
     plan = planned(z.model, [pair(z)])
@@ -298,6 +320,10 @@ def test_what_cannot_be_compressed_is_refused(llava: Any) -> None:
         compress(mixtral(), plan)
     with foveate.prune(z.model, "divprune", keep=0.5), pytest.raises(CompressionError, match="being pruned"):
         compress(z.model, plan)
+    packed = copy.deepcopy(z.model)
+    compress(packed, plan)
+    with pytest.raises(foveate.FoveateError, match="use expert_reading='number'"):
+        foveate.prune(packed, foveate.get_method("fastmmoe", expert_reading="width"), keep=0.5)
     packed = copy.deepcopy(mixtral())
     compress(packed, uniform_plan(packed, 2))
     with pytest.raises(CompressionError, match="compressed already"):

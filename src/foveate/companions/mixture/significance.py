@@ -53,7 +53,7 @@ def measure_experts(
     The layers see what they see in the model of full precision. Padding is left out. An expert's error is computed on
     the tokens that are routed to it alone: to the others it adds nothing, rounded or not. Experts are rounded anew for
     each of the inputs, so that few large batches take less time than many small ones. Routers that score each expert by
-    itself, by a sigmoid (GLM-4.5V), are read by the softmax of their logits.
+    itself, by a sigmoid (GLM-4.5V, Kimi K2.5), are read by the softmax of their logits.
 
     Args:
         model: as for `compress`.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import foveate
+import tiny_families
 import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
@@ -323,6 +324,17 @@ def test_logits_to_keep_gives_the_tokens_that_are_asked_for(zoo: Zoo, method: st
         for wrong in (length - 1, torch.arange(length)):
             with pytest.raises(foveate.RuntimeStateError, match="logits of visual tokens"):
                 logits(zoo, inputs, logits_to_keep=wrong)
+
+
+@pytest.mark.parametrize("make", [tiny_families.llava_onevision, tiny_families.deepseek_vl])
+def test_logits_to_keep_that_the_language_model_is_told_of_and_ignores(make: Any) -> None:
+    """One is handed the places, the other a 0 in their stead; the model around it takes the tokens in both."""
+    z = make()
+    inputs = single(z)
+    places = torch.tensor([-1, -3]) + inputs["input_ids"].shape[1]
+    with foveate.prune(z.model, "divprune", keep=0.4):
+        whole = logits(z, inputs)
+        assert torch.allclose(logits(z, inputs, logits_to_keep=places), whole[:, [-1, -3]], atol=1e-6)
 
 
 def test_logits_to_keep_of_padded_batches(llava: Zoo) -> None:

@@ -420,7 +420,8 @@ class Pruning:
         places, state.call.logits_places = state.call.logits_places, None
         if places is not None:
             place_logits_to_keep(state, len(self._adapter.text.layers), places)
-        if "logits_to_keep" in kwargs:
+        # Others are handed it as well, but leave it to the model around them.
+        if "logits_to_keep" in kwargs and "logits_to_keep" in inspect.signature(type(module).forward).parameters:
             keep_logits(output, state.length, kwargs["logits_to_keep"] if places is None else places)
         stack.survivors = state.before
         state.release()

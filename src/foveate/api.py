@@ -172,18 +172,28 @@ def prune_inputs(
         raise MethodError(f"{method.name} works inside the LLM, which shortened inputs do not tell of; {fix}.")
     found: dict[str, Any] = {}
 
+    def number(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        # Padding has no place, as in `generate`, so that no choice and no position depends on a prompt's neighbours.
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("position_ids") is None and isinstance(mask, Tensor) and mask.ndim == 2:
+            kwargs = {**kwargs, "position_ids": (mask.long().cumsum(1) - 1).clamp_min(0)}
+        return args, kwargs
+
     def stop(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         found.update(kwargs)
         raise _Stop
 
     with prune(model, method, keep, scope=scope, positions=positions, encoder_queries=encoder_queries) as pruning:
-        handle = pruning.text.register_forward_pre_hook(stop, with_kwargs=True)
+        # Before those of pruning, and behind them.
+        first = pruning.text.register_forward_pre_hook(number, with_kwargs=True, prepend=True)
+        last = pruning.text.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             model(**{**inputs, "use_cache": False})
         except _Stop:
             pass
         finally:
-            handle.remove()
+            first.remove()
+            last.remove()
     embeds: Tensor = found["inputs_embeds"]
     batch, width = embeds.shape[:2]
     mask, ids = found.get("attention_mask"), found.get("position_ids")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import foveate
+import tiny_models
 from foveate.budget import Budget
 from foveate.errors import MethodError
 from foveate.methods import Where, get_method
@@ -103,3 +104,13 @@ def test_around_methods_elsewhere(qwen: Zoo, base: Any) -> None:
         image = pruning.report().images[0]
         assert gap(cached, generate(qwen, inputs, use_cache=False)) < 2e-5
     assert image.tokens == Budget(0.4).count(image.tokens_before)
+
+
+def test_shortened_inputs_are_those_of_generate_whatever_the_padding(llava: Zoo) -> None:
+    """Positions, by which coordinate tokens are told, begin behind the padding."""
+    inputs = tiny_models.inputs(llava, [[tiny_models.picture(seed=1)]] * 2, ["a red square", "what is in the picture?"])
+    assert not inputs["attention_mask"][0].all()
+    with foveate.prune(llava.model, "anchored", coordinates=0.2, keep=0.4):
+        hooked = generate(llava, inputs)
+    short = foveate.prune_inputs(llava.model, inputs, "anchored", coordinates=0.2, keep=0.4)
+    assert gap(hooked, generate(llava, short)) < 2e-5

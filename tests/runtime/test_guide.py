@@ -11,7 +11,8 @@ import torch
 import foveate
 import tiny_models as zoo_module
 from foveate.models import adapter_of
-from runtime.helpers import assert_generates_alike, gap, generate, logits, pair, single
+from foveate.runtime.compat import cache_of_output
+from runtime.helpers import assert_generates_alike, cached, gap, generate, logits, pair, single
 from tiny_models import Zoo
 
 MAKERS = [zoo_module.llava, zoo_module.qwen2_5_vl, zoo_module.qwen3_vl, zoo_module.internvl]
@@ -120,6 +121,21 @@ def test_generation(make: Any) -> None:
         other = generate(large, pair(large), num_beams=2, output_logits=False, use_cache=False).sequences
         assert torch.equal(two, other)
     handle.remove()
+
+
+def test_a_next_turn_by_hand() -> None:
+    """Its mask counts the cache of the large model; the small one has none, and reads the turn alone."""
+    z = zoo_module.llava()
+    first, second = single(z), zoo_module.inputs(z, [[zoo_module.picture(seed=1)]])
+    method = foveate.guided(smaller(z), queries="text")
+    with foveate.prune(z.model, method, keep=0.4) as pruning:
+        logits(z, second)
+        alone = pruning.report().images[0].kept
+        with torch.no_grad():
+            cache = cache_of_output(z.model(**first, use_cache=True))
+        second["attention_mask"] = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+        logits(z, second, **cached(cache))
+        assert torch.equal(pruning.report().images[0].kept, alone)
 
 
 @pytest.mark.parametrize("make", [zoo_module.llava, zoo_module.qwen2_5_vl], ids=lambda make: make.__name__)

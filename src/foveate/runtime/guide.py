@@ -126,7 +126,8 @@ class GuideModel:
     def read(self, state: ForwardState, generation: Generation | None) -> dict[Cue, list[Tensor]]:
         """What the small model attends to in the images of a prefill, one tensor (n,) a span.
 
-        Within ``generate`` it reads the whole prompt, once for all forwards of it.
+        Within ``generate`` it reads the whole prompt, once for all forwards of it; elsewhere no more than is passed, as
+        it has no cache.
 
         Raises:
             ModelError: where it sees other images than the large one.
@@ -149,6 +150,9 @@ class GuideModel:
         ids: Tensor = given["input_ids"]
         spans = locate(small, ids, given)
         mask = given.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:
+            # It counts what the large model has in its cache, and the small one has not seen.
+            given["attention_mask"] = mask = mask[..., -ids.shape[1] :]
         plain = isinstance(mask, Tensor) and mask.shape == ids.shape
         valid = mask.bool() if plain else torch.ones_like(ids, dtype=torch.bool)  # type: ignore[union-attr]
         watch = Stopwatch(ids.device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.budget import Budget
-from foveate.errors import MethodError
+from foveate.errors import MethodError, SelectionError
 from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import ModelFacts, Where, get_method, method_names
 from foveate.methods.toolkit import registry
@@ -135,6 +135,20 @@ def test_tokens_dropped_before_are_not_there(name):
         return
     keep = make(name).select(thinned, torch.tensor([4, 3, 2])).keep
     assert keep.sum(1).tolist() == [4, 3, 2] and not (keep & ~thinned.valid).any()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_number_that_is_not_finite_is_refused(name):
+    """Methods that do not read it keep as many as without it."""
+    method = make(name)
+    tokens, count = batch(CLIPS if name in CLIPS_ONLY else POOLS, method), torch.tensor([6, 5, 3])
+    tokens.features[1, 2, 3] = torch.nan
+    try:
+        keep = method.select(tokens, count).keep
+    except SelectionError as error:
+        assert "finite" in str(error)
+    else:
+        assert keep.sum(1).tolist() == [6, 5, 3]
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..devices import places_of, places_of_each, to_host
+from ..selection.batch import prepare_batch
 from ..tokens import Cue, Selection, VisualTokens
 from .toolkit.base import Method, ModelFacts, Provenance, Where
 from .toolkit.constraints import Above, AtLeast, Layer, Share
@@ -87,6 +88,8 @@ class VlmPruner(Method):
 
     def select(self, tokens: VisualTokens, count: Tensor) -> Selection:
         valid, keys, coordinates = tokens.valid, tokens.cue(Cue.LLM_KEY_VECTORS), tokens.coordinates
+        # Checked, as where a number is not finite no token is below the threshold.
+        prepare_batch(count, valid, features=tokens.features, scores=keys.float().flatten(2).abs().sum(2))
         keep = torch.zeros_like(valid)
         target = torch.full(valid.shape, -1, dtype=torch.long, device=valid.device)
         weight = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)

@@ -160,7 +160,7 @@ def generation(case: Case) -> None:
     same_generation("uncached", cached, uncached)
     last = inputs["input_ids"][:, -1]  # generation goes on behind it, unless it is a dropped visual token
     visual = bool(torch.isin(last, torch.tensor(case.z.visual_ids)).any())
-    if how in ("greedy", "eager") and watch.drops_only and not visual:
+    if how in ("greedy", "eager") and case.blinds(watch) and not visual:
         kept = watch.by_layer(room=4)
         base = causal(inputs.get("attention_mask"), len(inputs["input_ids"]), kept[0].shape[1])
         with blinded(case.model, kept, base):
@@ -347,7 +347,7 @@ def gradients(case: Case) -> None:
     model.gradient_checkpointing_disable()
     same_gradients(kind, got, want)
     last = inputs["input_ids"][:, -1]  # the loss reads its logits
-    if watch.drops_only and not bool(torch.isin(last, torch.tensor(case.z.visual_ids)).any()):
+    if case.blinds(watch) and not bool(torch.isin(last, torch.tensor(case.z.visual_ids)).any()):
         kept = watch.by_layer()
         with blinded(model, kept, causal(inputs["attention_mask"], *inputs["input_ids"].shape)):
             same_gradients("blinded", want, gradient())
@@ -465,7 +465,7 @@ def interleaved(case: Case) -> None:
         ]
         caches = [cache_of_output(case.call(inputs, use_cache=True)) for inputs in (one, other)]
         caches = [copied(cache, case.rng.choice(["", "deepcopy", "pickle"])) for cache in caches]
-        if case.chance(0.5):
+        if case.chance(0.5) and case.z.model.config.model_type not in ("qwen3_5", "qwen3_5_moe"):  # no copies of states
             twice = copy.deepcopy(caches[0])
             twice.batch_repeat_interleave(2)
             rows = len(one["input_ids"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_no_choice_is_an_exit_code(folder: Path, tmp_path: Path) -> None:
 def outcome(floor: float, *candidates: Candidate) -> Tuning:
     """A search of one question in which nothing was sure."""
     return Tuning(floor, 0.95, 1, 1, 2, 2, 1.0, candidates)
+
+
+def test_a_model_that_knows_no_answer_has_nothing_to_keep(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(replace(outcome(0.99, Candidate("a", "50%", "hopeless", 1, None, 0.5)), accuracy=0.0), Path("out"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "│ 1 │ nothing to keep" in said and "The unpruned model answered none of the questions as expected;" in said
 
 
 def test_what_a_few_questions_cannot_show_is_not_called_bad(capsys: pytest.CaptureFixture[str]) -> None:

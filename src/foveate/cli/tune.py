@@ -193,6 +193,8 @@ def _said(one: Candidate, found: Tuning) -> str:
     if one.state == "asked":
         return "not sure"
     if one.state == "hopeless":
+        if not found.accuracy:
+            return "nothing to keep"
         return "too few questions" if _kept(one, found) else "loses too much"
     return one.state
 
@@ -204,6 +206,8 @@ def _kept(one: Candidate, found: Tuning) -> bool:
 
 def _advice(found: Tuning) -> str:
     """What may help where nothing was shown."""
+    if not found.accuracy:
+        return "The unpruned model answered none of the questions as expected; look at --metric, --suffix and --model."
     near = [one for one in found.candidates if _kept(one, found)]
     if not near:
         return "Try larger --budgets, or a lower --floor."

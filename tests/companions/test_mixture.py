@@ -362,6 +362,16 @@ def test_a_compressed_model_is_what_it_was_when_it_is_read(vision: bool, tmp_pat
         assert torch.equal(read(**inputs).logits, model(**inputs).logits)
 
 
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/companions/mixture_compressor.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"model": copy.deepcopy(mixtral()), "batches": [text()]}
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert stored_bytes(names["model"]) < stored_bytes(mixtral()) / 2
+    said = names["model"].generate(**text(), max_new_tokens=2, do_sample=False)
+    assert said.shape[1] == 14
+
+
 def test_tied_embeddings_are_tied_when_they_are_read(tmp_path: Path) -> None:
     model = copy.deepcopy(mixtral())
     model.config.tie_word_embeddings = True

@@ -84,7 +84,8 @@ class PackedWeight(nn.Module):
     """A weight (rows, columns) of few bits as it lies in memory; calling it gives the weight.
 
     Args:
-        rows, columns: of the weight, which is 0 until `fill`.
+        rows: of the weight, which is 0 until `fill`.
+        columns: of the weight.
         bits: 1 to 8.
         group: how many neighbours of a row share a scale.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from foveate.training.evidence.labels import PictureBoxes
 from foveate.training.scorer.data import batch_of, judge_answers
 from foveate.training.scorer.gates import apply_gate
 from tiny_models import Zoo, inputs, picture
+from training.helpers import check_resuming, unchanged
 
 RECIPE = EvidenceRecipe(
     labels="boxes", label_steps=3, answer_steps=3, batch=2, draws=3, shares=(0.2, 0.4), width=16, heads=2
@@ -44,11 +46,8 @@ def train(zoo: Zoo, out: Path, recipe: EvidenceRecipe = RECIPE, **options) -> Ev
 def whole(llava: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of three steps by boxes and three by answers that nothing interrupted."""
     out = tmp_path_factory.mktemp("training") / "whole"
-    before = {name: tensor.clone() for name, tensor in llava.model.state_dict().items()}
-    train(llava, out)
-    after = llava.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(p.requires_grad and p.grad is None for p in llava.model.parameters())
+    with unchanged(llava.model):
+        train(llava, out)
     return out
 
 
@@ -57,18 +56,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     llava: Zoo, whole: Path, tmp_path: Path, last: int, save_every: int
 ) -> None:
     """Within the first stage, and exactly between the two."""
-
-    def die(log) -> None:
-        if log.step == last:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(llava, tmp_path, on_step=die, save_every=save_every)
-    steps = []
-    train(llava, tmp_path, on_step=lambda log: steps.append(log.step), save_every=save_every)
-    assert steps == list(range(save_every * ((last + 1) // save_every), 6))
-    for name in ("evidence.safetensors", "log.jsonl"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    check_resuming(partial(train, llava), tmp_path, whole, "evidence.safetensors", 6, last, save_every)
 
 
 def test_what_the_folder_holds_prunes(llava: Zoo, whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from foveate.models import adapter_of
 from foveate.training import Example, ImitationLog, ScorerRecipe, TrainingError, train_scorer
 from foveate.training.scorer.imitation import SHARES, Imitation
 from tiny_models import Zoo, inputs, picture, video_inputs
+from training.helpers import check_resuming
 
 BLOCK, KEEP = 1, 0.4
 RECIPE = ScorerRecipe(
@@ -68,16 +70,7 @@ def test_it_learns_resumes_and_is_used_by_its_place(qwen: Zoo, tmp_path: Path) -
     logs = train(qwen, whole, save_every=3)
     assert logs[0].loss > logs[-1].loss + 0.05 and logs[-1].agreement > 0.6 > KEEP + 0.1
     assert str(logs[-1]).startswith("loss 0.")
-
-    def die(log: ImitationLog) -> None:
-        if log.step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(qwen, cut, save_every=3, on_step=die)
-    assert [log.step for log in train(qwen, cut, save_every=3)] == list(range(3, 8))
-    for name in ("scorer.safetensors", "log.jsonl"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    check_resuming(partial(train, qwen), cut, whole, "scorer.safetensors", steps=8, last=4, save_every=3)
     card = json.loads((whole / "training.json").read_text())
     assert (card["at"], card["teacher"], card["keep"]) == ("encoder:1", "divprune", KEEP)
 

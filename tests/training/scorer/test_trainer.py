@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from foveate.testbed.questions import LARGEST
 from foveate.training import Example, ScorerRecipe, TrainableScorer, TrainingError, example_of, train_scorer
 from foveate.training.scorer.soft_mask import soft_mask
 from tiny_models import Zoo, inputs, picture
+from training.helpers import check_resuming, unchanged
 
 _CHANCE = 28 / 196
 RECIPE = ScorerRecipe(keep=0.25, epochs=3, batch=4, learning_rate=1e-2, constraint=(0.5, 2.0))
@@ -36,30 +38,14 @@ def train(zoo: Zoo, out: Path, recipe: ScorerRecipe = RECIPE, **options) -> Lear
 def whole(llava: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of six steps that nothing interrupted."""
     out = tmp_path_factory.mktemp("training") / "whole"
-    before = {name: tensor.clone() for name, tensor in llava.model.state_dict().items()}
-    train(llava, out)
-    after = llava.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(p.requires_grad and p.grad is None for p in llava.model.parameters())
+    with unchanged(llava.model):
+        train(llava, out)
     return out
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 4])
 def test_killed_and_resumed_equals_uninterrupted(llava: Zoo, whole: Path, tmp_path: Path, last: int) -> None:
-    """After some steps the process dies; what it did since the latest checkpoint is done again."""
-
-    def die(log) -> None:
-        if log.step == last:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(llava, tmp_path, on_step=die)
-    assert not (tmp_path / "scorer.safetensors").exists()
-    steps = []
-    train(llava, tmp_path, on_step=lambda log: steps.append(log.step))
-    assert steps == list(range(2 * ((last + 1) // 2), 6))
-    for name in ("scorer.safetensors", "log.jsonl"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    check_resuming(partial(train, llava), tmp_path, whole, "scorer.safetensors", steps=6, last=last, save_every=2)
 
 
 def test_a_finished_training_is_not_done_again(llava: Zoo, whole: Path) -> None:

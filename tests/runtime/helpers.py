@@ -1,12 +1,15 @@
-"""What the runtime tests share: prompts of the zoo, generation settings, differences of logits."""
+"""What the runtime tests share: prompts of the zoo, generation settings, differences of logits, kernels."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_models as zoo
 from tiny_models import Zoo
@@ -69,11 +72,32 @@ def assert_generates_alike(z: Zoo) -> None:
     assert gap(cached, generate(z, both, use_cache=False)) < 2e-5
     assert max(float((x[0] - y[0]).abs().max()) for x, y in zip(cached.logits, alone.logits, strict=True)) < 2e-5
     assert gap(cached, generate(z, both, cache_implementation="static")) < 2e-5
-    z.model.set_attn_implementation("eager")
-    try:
+    with kernels(z.model, "eager"):
         assert gap(cached, generate(z, both)) < 2e-5
+
+
+@contextlib.contextmanager
+def kernels(model: Any, attention: str, experts: str | None = None) -> Iterator[None]:
+    """Others compute attention, and experts, in all parts of a model; afterwards each has its own again."""
+    names = ("_attn_implementation_internal", "_experts_implementation_internal")
+    parts = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    held = [(part, name, getattr(part, name)) for part in parts.values() for name in names if hasattr(part, name)]
+    model.set_attn_implementation(attention)
+    if experts is not None:
+        model.set_experts_implementation(experts)
+    try:
+        yield
     finally:
-        z.model.set_attn_implementation("sdpa")
+        for part, name, own in held:
+            setattr(part, name, own)
+
+
+def torch_flops(model: Any, forward: Callable[[], Any]) -> int:
+    """What torch counts in a forward; it knows not every fused kernel, so eager ones are used."""
+    experts = "eager" if any(name.endswith(".experts") for name, _ in model.named_modules()) else None
+    with kernels(model, "eager", experts), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
 
 
 def visual(z: Zoo, inputs: Any) -> torch.Tensor:

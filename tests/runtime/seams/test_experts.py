@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 import tiny_models as zoo_module
@@ -16,7 +15,7 @@ from foveate.models import adapter_of
 from foveate.models.moe import MoeBlock
 from foveate.runtime.seams.experts import narrow_experts
 from foveate.tokens import Cue
-from runtime.helpers import gap, generate, logits, pair, single, visual
+from runtime.helpers import gap, generate, logits, pair, single, torch_flops, visual
 from tiny_models import Zoo
 
 EVERYTHING = 10**6  # more tokens than any image has: none is dropped, but experts are fewer
@@ -131,22 +130,10 @@ def test_the_router_is_asked_about_what_enters_the_layer(moe: Zoo, monkeypatch: 
 @pytest.mark.parametrize("reading", ["number", "width"])
 def test_flops_are_those_that_torch_counts(moe: Zoo, reading: str) -> None:
     inputs = single(moe)
-
-    def counted() -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            moe.model(**inputs, logits_to_keep=1)
-        return counter.get_total_flops()
-
-    moe.model.set_attn_implementation("eager")
-    moe.model.set_experts_implementation("eager")
-    try:
-        plain = counted()
-        with foveate.prune(moe.model, "fastmmoe", keep=EVERYTHING, expert_layer=1, expert_reading=reading) as pruning:
-            cut = counted()
-            report = pruning.report()
-    finally:
-        moe.model.set_attn_implementation("sdpa")
-        moe.model.set_experts_implementation("grouped_mm")
+    plain = torch_flops(moe.model, lambda: moe.model(**inputs, logits_to_keep=1))
+    with foveate.prune(moe.model, "fastmmoe", keep=EVERYTHING, expert_layer=1, expert_reading=reading) as pruning:
+        cut = torch_flops(moe.model, lambda: moe.model(**inputs, logits_to_keep=1))
+        report = pruning.report()
     assert report.text_flops_before - report.text_flops == plain - cut > 0.02 * plain
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 import tiny_models as zoo_module
 from foveate.models import adapter_of
 from foveate.runtime.seams.skip_experts import attention_by_later
-from runtime.helpers import assert_generates_alike, generate, logits, pair, single, visual
+from runtime.helpers import assert_generates_alike, generate, logits, pair, single, torch_flops, visual
 from tiny_models import Zoo
 
 ALL = 1e9  # a threshold below which every score lies
@@ -244,23 +243,11 @@ def test_protected_tokens_skip_nothing() -> None:
 def test_flops_are_those_that_torch_counts(rule: str) -> None:
     moe = zoo_module.qwen3_vl_moe()
     inputs = single(moe)
-
-    def counted() -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            moe.model(**inputs, logits_to_keep=1)
-        return counter.get_total_flops()
-
-    moe.model.set_attn_implementation("eager")
-    moe.model.set_experts_implementation("eager")
-    try:
-        plain = counted()
-        method = modes(moe, rule=rule, **({"protected": 0.1} if rule == "ratio" else {}))
-        with foveate.prune(moe.model, method, keep=EVERYTHING) as pruning:
-            less = counted()
-            report = pruning.report()
-    finally:
-        moe.model.set_attn_implementation("sdpa")
-        moe.model.set_experts_implementation("grouped_mm")
+    plain = torch_flops(moe.model, lambda: moe.model(**inputs, logits_to_keep=1))
+    method = modes(moe, rule=rule, **({"protected": 0.1} if rule == "ratio" else {}))
+    with foveate.prune(moe.model, method, keep=EVERYTHING) as pruning:
+        less = torch_flops(moe.model, lambda: moe.model(**inputs, logits_to_keep=1))
+        report = pruning.report()
     assert report.text_flops_before - report.text_flops == plain - less != 0
     assert report.experts.saved_flops > 0
 

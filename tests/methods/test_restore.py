@@ -17,7 +17,7 @@ from foveate.methods import get_method
 from foveate.methods.anchormerge import AnchorMerge
 from foveate.runtime.compat import cache_of_output
 from foveate.tokens import Selection, VisualTokens
-from runtime.helpers import TEXTS, assert_generates_alike, cached, gap, generate, logits, pair, single, visual
+from runtime.helpers import TEXTS, assert_generates_alike, cached, gap, generate, kernels, logits, pair, single, visual
 from tiny_models import Zoo
 
 
@@ -78,12 +78,8 @@ def test_it_equals_copies_of_keys(make: Any, ceiling: float | None, monkeypatch:
         return (weight.float() @ value).transpose(1, 2), None
 
     monkeypatch.setattr(module, "eager_attention_forward", attend)
-    model.model.set_attn_implementation("eager")
-    try:
-        with foveate.prune(model.model, get_method("anchormerge"), keep=0.4):
-            expected = logits(model, inputs)
-    finally:
-        model.model.set_attn_implementation("sdpa")
+    with kernels(model.model, "eager"), foveate.prune(model.model, get_method("anchormerge"), keep=0.4):
+        expected = logits(model, inputs)
     torch.testing.assert_close(found[real], expected[real], atol=3e-5, rtol=1e-4)
     assert float((found - plain)[real].abs().max()) > 0.05  # else this test proves nothing
 

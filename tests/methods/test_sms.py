@@ -11,7 +11,7 @@ from foveate.methods import get_method
 from foveate.methods.sms import knee
 from foveate.tokens import Grid, VisualTokens
 from methods.example_tokens import kept, toy
-from runtime.helpers import logits, single
+from runtime.helpers import kernels, logits, single
 
 
 def naive(scores):
@@ -83,12 +83,8 @@ def test_both_cuts_on_a_live_model(llava):
     inputs = single(llava)
     with prune(llava.model, "sms", keep="auto", inside=False) as pruning:
         first = pruning_report(llava, inputs, pruning).images[0].kept
-        llava.model.set_attn_implementation("eager")
-        try:
-            with torch.no_grad():
-                attention = llava.model(**inputs, output_attentions=True).attentions[1][0].mean(0)
-        finally:
-            llava.model.set_attn_implementation("sdpa")
+        with kernels(llava.model, "eager"), torch.no_grad():
+            attention = llava.model(**inputs, output_attentions=True).attentions[1][0].mean(0)
     n = int(first.sum())
     scores = attention[1 + n :, 1 : 1 + n].mean(0)  # behind the start token
     with prune(llava.model, "sms", keep="auto") as pruning:

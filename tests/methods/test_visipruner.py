@@ -17,7 +17,7 @@ from foveate.importance.attention import contributions
 from foveate.methods import ModelFacts, get_method
 from foveate.methods.visipruner import VisiPruner
 from foveate.tokens import Cue, Grid, VisualTokens
-from runtime.helpers import gap, generate, logits, pair, single, visual
+from runtime.helpers import gap, generate, kernels, logits, pair, single, visual
 from tiny_models import Zoo, _llm, _scaled, llava
 
 
@@ -142,11 +142,8 @@ def test_what_the_cue_holds(deep: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
         return out, weights
 
     monkeypatch.setattr(module, "eager_attention_forward", attend)
-    deep.model.set_attn_implementation("eager")
-    try:
+    with kernels(deep.model, "eager"):
         logits(deep, inputs)
-    finally:
-        deep.model.set_attn_implementation("sdpa")
     image = visual(deep, inputs)[0]
     assert [parts.shape for parts in method.seen] == [(16, n, 3) for n in range(1, 7)]
     for column, layer in enumerate(range(1, 7)):

@@ -12,6 +12,7 @@ import foveate
 from foveate.methods import Method, Provenance
 from foveate.selection import stride
 from foveate.tokens import Cue, EncoderReading, Selection, VisualTokens
+from runtime.helpers import kernels
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,5 @@ def shown(model: Any, inputs: Any, *readings: EncoderReading) -> VisualTokens:
 @torch.no_grad()
 def vision_outputs(model: Any, pixels: Tensor) -> Any:
     """What a vision tower gives by eager attention: attentions and hidden states of all layers."""
-    model.set_attn_implementation("eager")
-    try:
+    with kernels(model, "eager"):
         return model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
-    finally:
-        model.set_attn_implementation("sdpa")

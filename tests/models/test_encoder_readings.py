@@ -18,6 +18,7 @@ from foveate.models.adapter import layers_behind
 from foveate.models.qwen2_5_vl import Qwen25VLAdapter
 from foveate.runtime.hooks import Hooks
 from foveate.tokens import EncoderReading
+from runtime.helpers import kernels
 from tiny_models import Zoo
 
 from .attention_spy import Spy, shown, vision_outputs
@@ -27,12 +28,8 @@ KINDS = (EncoderReading(0.0, "cls"), EncoderReading(0.0, "received"), EncoderRea
 
 
 def attentions(z: Zoo, inputs: dict[str, torch.Tensor]) -> Any:
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
 
 
 @pytest.mark.parametrize("make", [zoo_module.llava, zoo_module.internvl], ids=lambda make: make.__name__)

@@ -12,7 +12,7 @@ import tiny_families
 import tiny_models as zoo
 from foveate.methods import get_method
 from foveate.models import adapter_of
-from runtime.helpers import gap, generate, logits
+from runtime.helpers import gap, generate, kernels, logits
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -64,12 +64,8 @@ def test_a_token_of_a_clip_stands_for_two_frames(ernie: Zoo) -> None:
     (grid,) = tokens.grids[0]
     assert (grid.frames, grid.rows, grid.columns) == (2, 2, 3)
     tower = ernie.model.model.vision_tower
-    ernie.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            outputs = tower(inputs["pixel_values_videos"], inputs["video_grid_thw"], output_attentions=True)
-    finally:
-        ernie.model.set_attn_implementation("sdpa")
+    with kernels(ernie.model, "eager"), torch.no_grad():
+        outputs = tower(inputs["pixel_values_videos"], inputs["video_grid_thw"], output_attentions=True)
     features = outputs.last_hidden_state.view(2, 2, 6, 4, 32).mean((1, 3)).flatten(0, 1)  # pair, frame, token, patch
     assert torch.allclose(tokens.encoder_features[0], features, atol=1e-5)
     assert torch.allclose(tokens.encoder_attention.sum(), torch.tensor(2 / 4), atol=1e-5)

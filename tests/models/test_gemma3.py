@@ -14,7 +14,7 @@ from foveate.errors import RuntimeStateError
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.compat import cache_of_output
-from runtime.helpers import TEXTS, cached, gap, generate, logits
+from runtime.helpers import TEXTS, cached, gap, generate, kernels, logits
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -83,12 +83,8 @@ def test_kernels_and_static_caches_agree(model: Zoo, method: Any) -> None:
         plain = generate(model, inputs)
         if model.name != "paligemma2":  # which transformers itself cannot run on one
             assert gap(plain, generate(model, inputs, cache_implementation="static")) < 2e-5
-        before = model.model.config.text_config._attn_implementation  # transformers 5.24 has Gemma 2 on eager alone
-        model.model.set_attn_implementation("eager")
-        try:
+        with kernels(model.model, "eager"):
             assert gap(plain, generate(model, inputs)) < 2e-5
-        finally:
-            model.model.set_attn_implementation(before)
 
 
 @_REFUSED
@@ -115,26 +111,20 @@ def test_a_picture_in_a_later_turn(method: Any) -> None:
 @pytest.mark.slow
 def test_masks_of_another_form_are_refused(model: Zoo) -> None:
     inputs = one_image(model)
-    before = model.model.config.text_config._attn_implementation
-    model.model.set_attn_implementation("flex_attention")
-    try:
-        with foveate.prune(model.model, "divprune", keep=0.4), pytest.raises(RuntimeStateError, match="'sdpa'"):
-            logits(model, inputs)
-    finally:
-        model.model.set_attn_implementation(before)
+    with (
+        kernels(model.model, "flex_attention"),
+        foveate.prune(model.model, "divprune", keep=0.4),
+        pytest.raises(RuntimeStateError, match="'sdpa'"),
+    ):
+        logits(model, inputs)
 
 
 def test_cues_are_means_over_the_patches_of_a_token(model: Zoo) -> None:
     """Attention received in the tower's last layer, and its output, by average pooling."""
     inputs, adapter = one_image(model), adapter_of(model.model)
     tokens = shown(model.model, inputs)
-    before = model.model.config.text_config._attn_implementation
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            outputs = adapter.vision(inputs["pixel_values"], output_attentions=True)
-    finally:
-        model.model.set_attn_implementation(before)
+    with kernels(model.model, "eager"), torch.no_grad():
+        outputs = adapter.vision(inputs["pixel_values"], output_attentions=True)
 
     def pooled(patches: torch.Tensor) -> torch.Tensor:
         square = patches.mT.reshape(len(patches), -1, 8, 8)

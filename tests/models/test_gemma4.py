@@ -14,7 +14,7 @@ import tiny_models
 from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.tokens import Grid
-from runtime.helpers import TEXTS, gap, generate, logits
+from runtime.helpers import TEXTS, gap, generate, kernels, logits
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -52,13 +52,9 @@ def test_cues_are_means_over_the_patches_of_a_token(model: Zoo) -> None:
     """Attention received, without padding, in the tower's last layer; features as the encoder pools them."""
     inputs, adapter = two_images(model), adapter_of(model.model)
     tokens = shown(model.model, inputs)
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            positions = inputs["image_position_ids"]
-            out = adapter.vision(inputs["pixel_values"], pixel_position_ids=positions, output_attentions=True)
-    finally:
-        model.model.set_attn_implementation("sdpa")
+    with kernels(model.model, "eager"), torch.no_grad():
+        positions = inputs["image_position_ids"]
+        out = adapter.vision(inputs["pixel_values"], pixel_position_ids=positions, output_attentions=True)
     start = 0
     for image, grid in enumerate(adapter.grids(inputs)["image"]):
         real = (positions[image] >= 0).all(-1)

@@ -13,6 +13,7 @@ import tiny_families
 import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.tokens import Cue, Grid
+from runtime.helpers import kernels
 from tiny_models import Zoo
 
 from .attention_spy import Spy, shown
@@ -35,12 +36,8 @@ def tiles(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def vision_outputs(z: Zoo, pixels: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model.model.vision_model(pixels, mask, output_attentions=True)
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model.model.vision_model(pixels, mask, output_attentions=True)
 
 
 def two_by_two(patches: torch.Tensor) -> torch.Tensor:

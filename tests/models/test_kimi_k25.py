@@ -16,7 +16,7 @@ from foveate.models.kimi_k25 import PooledGrid
 from foveate.runtime.compat import cache_of_output
 from foveate.runtime.cost import CostModel
 from foveate.tokens import Grid
-from runtime.helpers import logits, single
+from runtime.helpers import kernels, logits, single
 from tiny_models import Zoo
 
 from .attention_spy import Spy, shown
@@ -43,12 +43,8 @@ def clip_inputs(z: Zoo, frames: int) -> dict[str, torch.Tensor]:
 
 
 def vision_outputs(z: Zoo, pixels: torch.Tensor, grid: torch.Tensor) -> Any:
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model.model.vision_tower(pixels, grid, output_hidden_states=True)
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model.model.vision_tower(pixels, grid, output_hidden_states=True)
 
 
 def eager_received(z: Zoo, pixels: torch.Tensor, grid: torch.Tensor) -> list[torch.Tensor]:
@@ -136,12 +132,8 @@ def test_costs_count_the_patches_of_all_frames(model: Zoo) -> None:
 
 def test_the_row_is_that_of_eager_attention(model: Zoo) -> None:
     inputs = single(model)
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            row = model.model(**inputs, output_attentions=True).attentions[1][0, :, -1].mean(0)
-    finally:
-        model.model.set_attn_implementation("sdpa")
+    with kernels(model.model, "eager"), torch.no_grad():
+        row = model.model(**inputs, output_attentions=True).attentions[1][0, :, -1].mean(0)
     visual = inputs["input_ids"][0] == model.visual_ids[0]
     with foveate.prune(model.model, "fastv", keep=0.5, layer=2) as pruning:
         logits(model, inputs)

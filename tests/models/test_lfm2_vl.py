@@ -17,7 +17,7 @@ from foveate.models import adapter_of
 from foveate.runtime.compat import cache_of_output
 from foveate.runtime.cost import CostModel, linear_weights
 from foveate.tokens import Grid
-from runtime.helpers import cache_bytes, cached, generate, logits, single
+from runtime.helpers import cache_bytes, cached, generate, kernels, logits, single
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -36,12 +36,8 @@ def two_images(z: Zoo) -> dict[str, torch.Tensor]:
 
 def vision_outputs(z: Zoo, inputs: dict[str, torch.Tensor]) -> Any:
     names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model.model.vision_tower(**{name: inputs[name] for name in names}, output_attentions=True)
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model.model.vision_tower(**{name: inputs[name] for name in names}, output_attentions=True)
 
 
 def two_by_two(patches: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -103,12 +99,8 @@ def test_a_method_moves_to_the_next_layer_that_can_be_read(model: Zoo) -> None:
 
 def test_the_row_is_that_of_eager_attention(model: Zoo) -> None:
     inputs = single(model)
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            row = model.model(**inputs, output_attentions=True).attentions[0][0, :, -1].mean(0)
-    finally:
-        model.model.set_attn_implementation("sdpa")
+    with kernels(model.model, "eager"), torch.no_grad():
+        row = model.model(**inputs, output_attentions=True).attentions[0][0, :, -1].mean(0)
     visual = inputs["input_ids"][0] == model.visual_ids[0]
     with foveate.prune(model.model, "fastv", keep=0.5, layer=3) as pruning:
         logits(model, inputs)

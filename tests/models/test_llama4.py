@@ -7,7 +7,7 @@ import torch
 import tiny_families
 import tiny_models
 from foveate.models import adapter_of
-from runtime.helpers import TEXTS
+from runtime.helpers import TEXTS, kernels
 
 from .attention_spy import shown
 
@@ -25,12 +25,10 @@ def test_cues_are_means_over_the_patches_of_a_token() -> None:
         adapter.projector.register_forward_pre_hook(lambda module, args: entered.append(args[0])),
         attention.register_forward_hook(lambda module, args, output: weights.append(output[1])),
     ]
-    z.model.set_attn_implementation("eager")
     try:
-        with torch.no_grad():
+        with kernels(z.model, "eager"), torch.no_grad():
             adapter.vision(inputs["pixel_values"])
     finally:
-        z.model.set_attn_implementation("sdpa")
         for handle in handles:
             handle.remove()
 

@@ -13,6 +13,7 @@ import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.models.llava import border
 from foveate.tokens import Cue, Grid
+from runtime.helpers import kernels
 from tiny_models import Zoo
 
 from .attention_spy import Spy, shown
@@ -23,12 +24,8 @@ def two_images(llava: Zoo) -> dict[str, torch.Tensor]:
 
 
 def vision_outputs(model: Any, pixels: torch.Tensor) -> Any:
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
-    finally:
-        model.set_attn_implementation("sdpa")
+    with kernels(model, "eager"), torch.no_grad():
+        return model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
 
 
 def test_the_cues_are_the_cls_row_and_the_features_of_the_chosen_layer(llava: Zoo) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import foveate
@@ -16,7 +16,7 @@ from foveate.methods import get_method
 from foveate.models import adapter_of
 from foveate.runtime.compat import cache_of_output
 from foveate.tokens import EncoderReading
-from runtime.helpers import TEXTS, cached, gap, generate, logits
+from runtime.helpers import TEXTS, cached, gap, generate, kernels, logits, torch_flops
 from tiny_models import Zoo
 
 from .attention_spy import shown, vision_outputs
@@ -106,11 +106,8 @@ def test_kernels_and_static_caches_agree(z: Zoo, method: Any) -> None:
     with foveate.prune(z.model, method, keep=0.4):
         plain = generate(z, inputs)
         assert gap(plain, generate(z, inputs, cache_implementation="static")) < 2e-5
-        z.model.set_attn_implementation("eager")
-        try:
+        with kernels(z.model, "eager"):
             assert gap(plain, generate(z, inputs)) < 2e-5
-        finally:
-            z.model.set_attn_implementation("sdpa")
 
 
 def test_a_picture_in_a_later_turn(z: Zoo) -> None:
@@ -175,15 +172,10 @@ def test_cues_are_means_over_the_patches_that_are_pooled(z: Zoo) -> None:
 
 def test_costs_are_those_that_torch_counts(z: Zoo) -> None:
     for inputs in (two_images(z), clip(z)):
-        with foveate.prune(z.model, "divprune", keep=0.4) as pruning, torch.no_grad():
-            z.model.set_attn_implementation("eager")
-            try:
-                with FlopCounterMode(display=False) as counter:
-                    z.model(**inputs, logits_to_keep=1)
-            finally:
-                z.model.set_attn_implementation("sdpa")
+        with foveate.prune(z.model, "divprune", keep=0.4) as pruning:
+            counted = torch_flops(z.model, functools.partial(z.model, **inputs, logits_to_keep=1))
             report = pruning.report()
-        assert report.text_flops + report.vision_flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+        assert report.text_flops + report.vision_flops == pytest.approx(counted, rel=0.01)
 
 
 def test_the_encoder_is_read_up_to_the_deepest_layer_that_gives_features(z: Zoo) -> None:

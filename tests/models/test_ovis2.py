@@ -9,7 +9,7 @@ import foveate
 import tiny_families
 import tiny_models as zoo
 from foveate.models import adapter_of
-from runtime.helpers import logits
+from runtime.helpers import kernels, logits
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -24,14 +24,10 @@ def test_the_cues_are_means_over_the_patches_of_a_token(ovis: Zoo) -> None:
     inputs = zoo.inputs(ovis, [[zoo.picture(seed=1)], [zoo.picture(seed=2)]])
     tokens = shown(ovis.model, inputs)
     tower = ovis.model.model.vision_tower
-    ovis.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            outputs = tower(inputs["pixel_values"], output_attentions=True)
-            patches = tower.transformer(inputs["pixel_values"]).last_hidden_state
-            after = ovis.model.model.get_image_features(inputs["pixel_values"]).pooler_output
-    finally:
-        ovis.model.set_attn_implementation("sdpa")
+    with kernels(ovis.model, "eager"), torch.no_grad():
+        outputs = tower(inputs["pixel_values"], output_attentions=True)
+        patches = tower.transformer(inputs["pixel_values"]).last_hidden_state
+        after = ovis.model.model.get_image_features(inputs["pixel_values"]).pooler_output
     received = outputs.attentions[-1].mean((1, 2)).view(2, 1, 6, 6)
     square = patches.mT.reshape(2, 32, 6, 6)
     pool = torch.nn.functional.avg_pool2d

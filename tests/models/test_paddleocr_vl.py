@@ -8,6 +8,7 @@ import torch
 import tiny_families
 import tiny_models as zoo
 from foveate.models import adapter_of
+from runtime.helpers import kernels
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -33,16 +34,14 @@ def test_the_cues_of_several_images(paddle: Zoo) -> None:
     handle = visual.vision_model.encoder.layers[-1].self_attn.register_forward_hook(
         lambda module, args, out: weights.append(out[1])
     )
-    paddle.model.set_attn_implementation("eager")
     try:
-        with torch.no_grad():
+        with kernels(paddle.model, "eager"), torch.no_grad():
             features = visual(inputs["pixel_values"][None], grid_thw=shapes).last_hidden_state
             for image, shape in zip(inputs["pixel_values"].split(shapes.prod(-1).tolist()), shapes, strict=True):
                 visual(image[None], grid_thw=shape[None])
             after = paddle.model.model.get_image_features(inputs["pixel_values"], shapes).pooler_output
     finally:
         handle.remove()
-        paddle.model.set_attn_implementation("sdpa")
     parts = features.split(shapes.prod(-1).tolist())
     for row, (rows, columns) in enumerate([(3, 5), (2, 3)]):
         size = rows * columns

@@ -17,6 +17,7 @@ import tiny_families
 import tiny_models as zoo
 from foveate.models import adapter_of
 from foveate.tokens import Grid
+from runtime.helpers import kernels
 from tiny_models import Zoo
 
 from .attention_spy import shown
@@ -35,13 +36,9 @@ def two_images(z: Zoo) -> dict[str, torch.Tensor]:
 
 
 def vision_outputs(z: Zoo, inputs: dict[str, torch.Tensor]) -> Any:
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
-            return z.model.model.vision_tower(pixels, sizes, output_attentions=True, output_hidden_states=True)
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
+        return z.model.model.vision_tower(pixels, sizes, output_attentions=True, output_hidden_states=True)
 
 
 def pooled(patches: torch.Tensor, grid: tuple[int, int], merge: int) -> torch.Tensor:

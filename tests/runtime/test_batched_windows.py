@@ -17,7 +17,7 @@ import tiny_models as zoo_module
 from foveate import ModelError
 from foveate.models import adapter_of
 
-from .helpers import generate, logits
+from .helpers import generate, kernels, logits
 
 # Height and width in pixels: windows of several lengths, a prompt with several images, two of one size.
 IMAGES = [[(168, 280)], [(112, 112), (196, 84), (112, 112)]]
@@ -35,8 +35,8 @@ AttentionInterface.register("counted", _counted)
 @pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def packed(request: pytest.FixtureRequest) -> Iterator[zoo_module.Zoo]:
     z = getattr(zoo_module, request.param)()
-    yield z
-    z.model.set_attn_implementation("sdpa")  # others are handed the same model
+    with kernels(z.model, "sdpa"):  # others are handed the same model
+        yield z
 
 
 def _prompts(z: zoo_module.Zoo) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from foveate.importance.attention_prior import AttentionPrior
 from foveate.runtime.calibration import measure_prior
 from tiny_models import Zoo
 
-from .helpers import TEXTS, generate, logits, single, visual
+from .helpers import TEXTS, generate, kernels, logits, single, visual
 
 
 def prompts(z: Zoo) -> list[dict[str, torch.Tensor]]:
@@ -23,14 +23,11 @@ def prompts(z: Zoo) -> list[dict[str, torch.Tensor]]:
 def test_it_is_the_mean_of_eager_attention(zoo: Zoo) -> None:
     prior = measure_prior(zoo.model, prompts(zoo), layer=2)
     maps = []
-    zoo.model.set_attn_implementation("eager")
-    try:
+    with kernels(zoo.model, "eager"):
         for inputs in prompts(zoo):
             with torch.no_grad():
                 attention = zoo.model(**inputs, output_attentions=True).attentions[1]  # the layer below layer 2
             maps.append(attention[0, :, -1].mean(0)[visual(zoo, inputs)[0]])
-    finally:
-        zoo.model.set_attn_implementation("sdpa")
     assert torch.allclose(prior.map.flatten(), torch.stack(maps).mean(0), atol=1e-6)
     assert (prior.layer, prior.images) == (2, 2)
     assert not any(module._forward_pre_hooks for module in zoo.model.modules())
@@ -40,12 +37,8 @@ def test_the_map_of_tiles_is_their_mean() -> None:
     internvl = zoo_module.internvl()
     one = zoo_module.inputs(internvl, [[zoo_module.picture(seed=0), zoo_module.picture(seed=1)]], TEXTS[:1])
     prior = measure_prior(internvl.model, [one], layer=2)
-    internvl.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = internvl.model(**one, output_attentions=True).attentions[1][0, :, -1].mean(0)
-    finally:
-        internvl.model.set_attn_implementation("sdpa")
+    with kernels(internvl.model, "eager"), torch.no_grad():
+        attention = internvl.model(**one, output_attentions=True).attentions[1][0, :, -1].mean(0)
     tiles = attention[visual(internvl, one)[0]].view(2, -1)
     assert torch.allclose(prior.map.flatten(), tiles.mean(0), atol=1e-6) and prior.images == 1
     assert not torch.allclose(tiles[0], tiles[1], atol=1e-4)  # else this test proves nothing

@@ -6,31 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.runtime.compat import cache_of_output
 from tiny_models import Zoo
 
-from .helpers import pair, single
+from .helpers import pair, single, torch_flops
 
 LATE = AtLayer(foveate.get_method("divprune"), 2)
 
 
 def counted(z: Zoo, inputs: dict[str, torch.Tensor]) -> int:
-    """What torch counts in a whole forward; it knows not every fused kernel, so eager ones are used."""
-    z.model.set_attn_implementation("eager")
-    if experts := z.name.endswith("moe"):
-        z.model.set_experts_implementation("eager")
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            z.model(**inputs, logits_to_keep=1)
-    finally:
-        z.model.set_attn_implementation("sdpa")
-        if experts:
-            z.model.set_experts_implementation("grouped_mm")
-    return counter.get_total_flops()
+    return torch_flops(z.model, lambda: z.model(**inputs, logits_to_keep=1))
 
 
 @pytest.mark.parametrize("method", ["random", LATE], ids=str)

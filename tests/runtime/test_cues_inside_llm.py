@@ -18,7 +18,7 @@ from foveate.tokens import Cue, VisualTokens
 from models.attention_spy import Spy
 from tiny_models import Zoo
 
-from .helpers import TEXTS, generate, logits, pair, visual
+from .helpers import TEXTS, generate, kernels, logits, pair, visual
 
 ALL = frozenset({Cue.INPUT_EMBEDDINGS, Cue.TEXT_EMBEDDINGS, Cue.LLM_TEXT_ATTENTION, Cue.ROTARY_DECAY})
 
@@ -39,12 +39,8 @@ def two_images(z: Zoo) -> dict[str, Tensor]:
 
 def eager(z: Zoo, inputs: Any, layer: int) -> Tensor:
     """Attention (B, H, L, L) of a layer, by transformers itself."""
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model(**inputs, output_attentions=True).attentions[layer]
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model(**inputs, output_attentions=True).attentions[layer]
 
 
 def entering(z: Zoo, inputs: Any) -> dict[str, Any]:

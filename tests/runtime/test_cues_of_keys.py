@@ -14,7 +14,7 @@ import tiny_models as zoo_module
 from foveate.tokens import Cue, VisualTokens
 from tiny_models import Zoo
 
-from .helpers import TEXTS, logits, visual
+from .helpers import TEXTS, kernels, logits, visual
 from .test_cues_inside_llm import Inside
 
 WANTS = frozenset({Cue.LLM_KEYS, Cue.TEXT_STATES, Cue.LAST_NORM})
@@ -36,12 +36,11 @@ def heard(z: Zoo, inputs: Any, layer: int) -> tuple[Tensor, Tensor]:
 
     handle = layers[layer].register_forward_pre_hook(hear, with_kwargs=True)
     module.eager_attention_forward = attend
-    z.model.set_attn_implementation("eager")
     try:
-        logits(z, inputs)
+        with kernels(z.model, "eager"):
+            logits(z, inputs)
     finally:
         module.eager_attention_forward = eager
-        z.model.set_attn_implementation("sdpa")
         handle.remove()
     return found["keys"], found["states"]
 

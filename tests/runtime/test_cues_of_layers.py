@@ -19,7 +19,7 @@ from foveate.tokens import Cue, VisualTokens
 from models.attention_spy import Spy
 from tiny_models import Zoo
 
-from .helpers import generate, logits, pair, visual
+from .helpers import generate, kernels, logits, pair, visual
 from .test_cues_inside_llm import Inside, eager, two_images
 
 STATES = frozenset({Cue.STATES_BELOW, Cue.LLM_TRANSITIONS, Cue.LLM_KEY_VECTORS, Cue.LLM_TEXT_ATTENTION_HERE})
@@ -142,12 +142,11 @@ def test_keys_of_the_layer_below(zoo: Zoo) -> None:
         return held(of, query, key, *args, **kwargs)
 
     module.eager_attention_forward = attend
-    zoo.model.set_attn_implementation("eager")
     try:
-        logits(zoo, inputs)
+        with kernels(zoo.model, "eager"):
+            logits(zoo, inputs)
     finally:
         module.eager_attention_forward = held
-        zoo.model.set_attn_implementation("sdpa")
     for pool, (row, span) in enumerate(places(zoo, inputs, tokens)):
         torch.testing.assert_close(tokens.llm_key_vectors[pool, : len(span)], found["keys"][row, span])
 

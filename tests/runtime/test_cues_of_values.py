@@ -17,7 +17,7 @@ from foveate.tokens import Cue, VisualTokens
 from models.attention_spy import Spy
 from tiny_models import Zoo
 
-from .helpers import TEXTS, logits, visual
+from .helpers import TEXTS, kernels, logits, visual
 from .test_cues_inside_llm import Inside
 
 VALUES = frozenset({Cue.LLM_VALUES, Cue.TEXT_VALUES, Cue.ROTARY_MEANS})
@@ -44,12 +44,11 @@ def heard(z: Zoo, inputs: Any, layer: int) -> tuple[Tensor, Tensor]:
 
     handle = text.register_forward_pre_hook(hear, with_kwargs=True)
     module.eager_attention_forward = attend
-    z.model.set_attn_implementation("eager")
     try:
-        logits(z, inputs)
+        with kernels(z.model, "eager"):
+            logits(z, inputs)
     finally:
         module.eager_attention_forward = eager
-        z.model.set_attn_implementation("sdpa")
         handle.remove()
     return found["values"], found["ids"]
 

@@ -12,7 +12,7 @@ import foveate
 import tiny_models as zoo_module
 from foveate.models import adapter_of
 from foveate.runtime.compat import cache_of_output
-from runtime.helpers import assert_generates_alike, cached, gap, generate, logits, pair, single
+from runtime.helpers import assert_generates_alike, cached, gap, generate, kernels, logits, pair, single
 from tiny_models import Zoo
 
 MAKERS = [zoo_module.llava, zoo_module.qwen2_5_vl, zoo_module.qwen3_vl, zoo_module.internvl]
@@ -37,13 +37,8 @@ def smaller(z: Zoo) -> Any:
 def by_hand(model: Any, inputs: Any, layers: Any, text: bool = False) -> torch.Tensor:
     """(B, L) attention of each prompt's last token, or the mean of its text, averaged over heads and `layers`."""
     z = adapter_of(model)
-    kernel = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            maps = model(**inputs, output_attentions=True, use_cache=False).attentions
-    finally:
-        model.set_attn_implementation(kernel or "sdpa")
+    with kernels(model, "eager"), torch.no_grad():
+        maps = model(**inputs, output_attentions=True, use_cache=False).attentions
     mean = torch.stack([maps[layer].mean(1) for layer in layers]).mean(0)
     if not text:
         return mean[:, -1]  # padded on the left

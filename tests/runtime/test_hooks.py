@@ -9,7 +9,7 @@ from foveate.models.adapter import AttentionCall
 from foveate.runtime.hooks import AttentionObserver
 from tiny_models import Zoo
 
-from .helpers import logits, pair
+from .helpers import kernels, logits, pair
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
@@ -18,15 +18,12 @@ def test_output_is_bit_identical_and_the_config_comes_back(zoo: Zoo, kernel: str
     module = zoo.model.model.language_model.layers[1].self_attn
     config = module.config
     heard: list[AttentionCall] = []
-    zoo.model.set_attn_implementation(kernel)
-    try:
+    with kernels(zoo.model, kernel):
         plain = logits(zoo, inputs)
         tap = AttentionObserver(module, heard.append)
         assert torch.equal(logits(zoo, inputs), plain)
         tap.remove()
         assert torch.equal(logits(zoo, inputs), plain)
-    finally:
-        zoo.model.set_attn_implementation("sdpa")
     assert module.config is config
     (call,) = heard
     batch, length = inputs["input_ids"].shape

@@ -20,7 +20,7 @@ from foveate.selection import topk
 from foveate.tokens import Cue, Selection, VisualTokens
 from tiny_models import Zoo
 
-from .helpers import cached, generate, logits, pair, single, visual
+from .helpers import cached, generate, kernels, logits, pair, single, visual
 
 MEDIA = ("pixel_values", "image_grid_thw")
 
@@ -47,12 +47,8 @@ class Spy(Method):
 
 def eager_rows(z: Zoo, inputs: Any, layer: int) -> Tensor:
     """Head-mean attention (B, S) of the last token in a layer, by transformers itself."""
-    z.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            return z.model(**inputs, output_attentions=True).attentions[layer][:, :, -1].mean(1)
-    finally:
-        z.model.set_attn_implementation("sdpa")
+    with kernels(z.model, "eager"), torch.no_grad():
+        return z.model(**inputs, output_attentions=True).attentions[layer][:, :, -1].mean(1)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

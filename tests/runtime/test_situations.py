@@ -13,7 +13,7 @@ import tiny_models as zoo_module
 from foveate.methods.toolkit.at_layer import AtLayer
 from tiny_models import Zoo
 
-from .helpers import gap, generate, logits, pair, single, visual
+from .helpers import gap, generate, kernels, logits, pair, single, visual
 
 
 def blinded(z: Zoo, inputs: Any, mask: torch.Tensor, kept: torch.Tensor, layer: int) -> torch.Tensor:
@@ -43,14 +43,11 @@ def test_finite_values_of_an_own_mask_stay(llava: Zoo, layer: int, kernel: str) 
     closed = ~torch.ones(length, length, dtype=torch.bool).tril()
     slope = -0.3 * (torch.arange(length)[:, None] - torch.arange(length)).abs().float()
     mask = slope.masked_fill(closed, torch.finfo(torch.float32).min)[None, None]
-    llava.model.set_attn_implementation(kernel)
-    try:
+    with kernels(llava.model, kernel):
         with foveate.prune(llava.model, AtLayer(foveate.get_method("divprune"), layer), keep=0.25) as pruning:
             found = logits(llava, {**inputs, "attention_mask": mask}, use_cache=False)
             kept = pruning.report().images[0].kept
         assert torch.allclose(found, blinded(llava, inputs, mask, kept, layer), atol=2e-5)
-    finally:
-        llava.model.set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("method", ["fastv", "restore"])

@@ -14,7 +14,7 @@ import foveate
 import tiny_models as zoo_module
 from foveate.methods.fastv import FastV
 from foveate.methods.toolkit.interventions import AttentionEdit
-from runtime.helpers import assert_generates_alike, gap, generate, logits, pair, single, visual
+from runtime.helpers import assert_generates_alike, gap, generate, kernels, logits, pair, single, visual
 from tiny_models import Zoo
 
 
@@ -91,11 +91,8 @@ def test_it_equals_edited_weights(zoo: Zoo, edits: tuple[AttentionEdit, ...], mo
         return (edited @ value).transpose(1, 2), edited
 
     monkeypatch.setattr(module, "eager_attention_forward", attend)
-    zoo.model.set_attn_implementation("eager")
-    try:
+    with kernels(zoo.model, "eager"):
         expected = logits(zoo, inputs)
-    finally:
-        zoo.model.set_attn_implementation("sdpa")
     assert all(bool(mask.all()) for mask in kept)
     assert torch.allclose(found[real], expected[real], atol=2e-5)
     assert float((found - logits(zoo, inputs)).abs()[real].max()) > 0.01  # else this test proves nothing

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 
 import foveate
@@ -16,7 +15,7 @@ import tiny_models as zoo_module
 from foveate.methods import Method, Provenance
 from foveate.models import adapter_of
 from foveate.tokens import Selection, VisualTokens
-from runtime.helpers import gap, generate, logits, single
+from runtime.helpers import gap, generate, logits, single, torch_flops
 from tiny_models import Zoo
 
 
@@ -142,20 +141,14 @@ def test_flops_are_those_that_torch_counts(qwen: Zoo) -> None:
     adapter = adapter_of(qwen.model)
 
     def counted() -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            adapter.base.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        return counter.get_total_flops()
+        media = inputs["pixel_values"], inputs["image_grid_thw"]
+        return torch_flops(qwen.model, lambda: adapter.base.get_image_features(*media))
 
-    attention = qwen.model.config._attn_implementation
-    qwen.model.set_attn_implementation("eager")
-    try:
-        plain = counted()
-        with foveate.prune(qwen.model, "pixelprune", keep="auto") as pruning:
-            logits(qwen, inputs)
-            short = counted()
-            report = pruning.report()
-    finally:
-        qwen.model.set_attn_implementation(attention)
+    plain = counted()
+    with foveate.prune(qwen.model, "pixelprune", keep="auto") as pruning:
+        logits(qwen, inputs)
+        short = counted()
+        report = pruning.report()
     assert report.vision_flops_before == pytest.approx(plain, rel=0.01)
     assert report.vision_flops == pytest.approx(short, rel=0.01)
     assert report.vision_flops < 0.75 * report.vision_flops_before

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 import tiny_families
@@ -18,7 +17,7 @@ from foveate import InEncoder
 from foveate.methods import Method
 from foveate.models import adapter_of
 from foveate.tokens import Cue, Selection, VisualTokens
-from runtime.helpers import TEXTS, gap, generate, logits, pair, single
+from runtime.helpers import TEXTS, gap, generate, logits, pair, single, torch_flops
 from runtime.seams.test_inside_encoder import watched
 from tiny_models import Zoo, picture
 
@@ -181,21 +180,14 @@ def test_later_methods_read_the_encoder_of_those_that_are_left(make: Any) -> Non
 def test_flops_are_those_that_torch_counts(make: Any) -> None:
     tower = make()
     inputs, adapter = pair(tower), adapter_of(tower.model)
-    kernel = tower.model.config._attn_implementation
 
     def counted() -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            adapter.base.get_image_features(inputs["pixel_values"])
-        return counter.get_total_flops()
+        return torch_flops(tower.model, lambda: adapter.base.get_image_features(inputs["pixel_values"]))
 
-    tower.model.set_attn_implementation("eager")
-    try:
-        plain = counted()
-        with foveate.prune(tower.model, InEncoder("stride", 1), keep=0.3) as pruning:
-            logits(tower, inputs)
-            report, short = pruning.report(), counted()
-    finally:
-        tower.model.set_attn_implementation(kernel)
+    plain = counted()
+    with foveate.prune(tower.model, InEncoder("stride", 1), keep=0.3) as pruning:
+        logits(tower, inputs)
+        report, short = pruning.report(), counted()
     assert report.vision_flops_before - report.vision_flops == plain - short > 0
 
 

@@ -16,6 +16,7 @@ from foveate.training import Example, TrainingError
 from foveate.training.evidence.labels import PictureBoxes, boxes_of, covered, largest, read_attention, read_gradient
 from foveate.training.evidence.learner import balanced_losses
 from foveate.training.scorer.data import answer_losses, batch_of
+from runtime.helpers import kernels
 from tiny_models import Zoo, inputs, llava, picture, qwen2_5_vl
 
 WHOLE = (40, 30)  # of a picture on 4 x 3 tokens: a token is 10 pixels wide and high
@@ -80,18 +81,13 @@ def examples(zoo: Zoo) -> list[Example]:
 def test_attention_is_that_of_eager_layers(make) -> None:
     zoo, each = make(), examples(make())
     found = read_attention(zoo.model, each, 0)
-    text = adapter_of(zoo.model).text
-    before = text.config._attn_implementation
-    text.config._attn_implementation = "eager"
-    try:
+    with kernels(zoo.model, "eager"):
         for row, example in enumerate(each):
             with torch.no_grad():
                 rows = zoo.model(**example.inputs, output_attentions=True).attentions
             visual = example.inputs["input_ids"][0] == zoo.visual_ids[0]
             wanted = torch.stack([one[0, :, -1, visual].mean(0) for one in rows[:-1]]).mean(0)
             torch.testing.assert_close(found[row, : len(wanted)], wanted, atol=1e-5, rtol=1e-4)
-    finally:
-        text.config._attn_implementation = before
 
 
 def test_the_gradient_is_what_a_small_change_does() -> None:

@@ -23,7 +23,7 @@ import tiny_families
 import tiny_models as zoo
 from foveate.methods import Where, get_method
 from foveate.methods.toolkit.at_layer import AtLayer
-from scorers import evidence_scorer
+from tiny_methods import evidence_scorer
 
 FAMILIES = {make.__name__: make for make in zoo.MAKERS}
 # Their layers attend within windows or in chunks, which count what is left, so that blinding layers is no oracle there.

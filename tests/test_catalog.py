@@ -18,7 +18,6 @@ from foveate import catalog as facts
 from foveate.catalog import Hyperparameter, facts_of
 from foveate.cli import app
 from foveate.errors import FoveateError
-from foveate.importance import LearnedScorer
 from foveate.methods import Method, Provenance, get_method, method_names, register_method
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.base import NO_PROVENANCE
@@ -28,7 +27,7 @@ from foveate.models.llava import LlavaAdapter
 from foveate.serving.vllm.config import ServingConfig
 from foveate.serving.vllm.family import Family
 from foveate.tokens import Cue, Grid, Selection, VisualTokens
-from scorers import evidence_scorer
+from tiny_methods import settings_on
 
 
 class LlavaFamily(Family):
@@ -102,8 +101,7 @@ def server_with(name: str, fields: dict[str, Any]) -> ServingConfig:
 
 @pytest.mark.parametrize("name", method_names())
 def test_what_is_said_of_vllm_is_what_its_server_does(name: str) -> None:
-    scorer = LearnedScorer(*(2 * [*(zoo.torch.ones(n) for n in ((4, 64), (4,)))]))
-    fields = {"visionselector": {"scorer": scorer}, "evidence": {"scorer": evidence_scorer(64)}}.get(name, {})
+    fields = settings_on(zoo.llava(), name)
     server = server_with(name, fields)
     told = facts_of(name).facts["vLLM"]
     if "foveate_query" in told:
@@ -129,7 +127,7 @@ def test_evidence_is_served_without_a_query_as_its_row_says() -> None:
     assert told == f"yes: {without}"
     assert "question" not in facts_of("cdpruner").facts["vLLM"]
     asked = {"foveate_method": "evidence", "foveate_keep": 0.5}
-    server = server_with("evidence", {"scorer": evidence_scorer(64), "question": False})
+    server = server_with("evidence", {**settings_on(zoo.llava(), "evidence"), "question": False})
     assert server.resolve(asked) is not None
     with pytest.raises(FoveateError, match="evidence chooses by the image alone; leave out foveate_query"):
         server.resolve(asked | {"foveate_query": "prompt"})

@@ -7,19 +7,17 @@ import torch
 
 from foveate.budget import Budget
 from foveate.errors import MethodError, SelectionError
-from foveate.importance import AttentionPrior, LearnedScorer
+from foveate.importance import AttentionPrior
 from foveate.methods import ModelFacts, Where, get_method, method_names
 from foveate.methods.toolkit import registry
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.methods.toolkit.registry import counting_methods, method_class
 from foveate.methods.toolkit.two_stage import HybridMethod
 from foveate.tokens import Cue, Grid, Kind, VisualTokens
-from scorers import evidence_scorer
+from tiny_methods import CLIPS_ONLY, WHOLE_GRIDS, settings
 
 FACTS = ModelFacts("toy", 8, 4)
 CLIPS = ((Grid(2, 2, 5),), (Grid(1, 3, 2), Grid(1, 2, 6)), (Grid(1, 1, 7),))
-CLIPS_ONLY = {"evs"}
-WHOLE_GRIDS = {"avgpool", "clse", "eadp", "evs", "pixelprune"}
 TEXT = torch.tensor([[True] * 4, [False, True, True, True], [True, False, False, False]])
 FOLLOWS = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
 SIZES = {"N": 20, "d": 8, "D": 8, "M": 4, "e": 5, "R": 2, "E": 6, "H": 2, "K": 1, "c": 3, "L": 2}
@@ -28,15 +26,8 @@ POOLS = ((Grid(4, 5),), (Grid(2, 3), Grid(3, 2, 2)), (Grid(1, 7),))
 
 def make(name):
     torch.manual_seed(1)
-    scorer = LearnedScorer(torch.randn(4, 8), torch.randn(4), torch.randn(4, 8), torch.randn(4))
-    extra = {
-        "visionselector": {"scorer": scorer},
-        "evidence": {"scorer": evidence_scorer(8)},
-        "d2pruner": {"prior": AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p")},
-        "modes": {"text": 0.1, "visual": 0.1},
-    }
     name, _, where = name.partition(", ")
-    method = get_method(name, **extra.get(name, {})).bind(FACTS)
+    method = get_method(name, **settings(name, FACTS.hidden_size, FACTS.layers)).bind(FACTS)
     return method.stages(4, Budget(0.5))[-1].method if where else method
 
 

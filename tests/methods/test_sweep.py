@@ -15,13 +15,11 @@ import torch
 import foveate
 import tiny_models as zoo
 from foveate.catalog import facts_of
-from foveate.importance import AttentionPrior, LearnedScorer
 from foveate.methods import get_method, method_names
-from scorers import evidence_scorer
+from tiny_methods import runs_on, settings_on
 from tiny_models import Zoo
 
 KEEP = foveate.Budget(0.3)
-CLIPS_ONLY = {"evs"}
 AVERAGED = {"clse", "transprune", "v2drop"}  # inside the LLM alone, with `keep` on average from the first stage on
 
 
@@ -48,39 +46,16 @@ def _hooks(z: Zoo) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in z.model.modules())
 
 
-def _method(name: str, z: Zoo) -> Any:
-    torch.manual_seed(1)
-    if name == "flashvid" and z.name.startswith("qwen3_5"):  # by default behind their last layer that can be read
-        return get_method(name, layer=8)
-    if name == "visionselector":
-        return get_method(name, scorer=LearnedScorer(*(torch.randn(s) for s in ((4, 64), (4,), (4, 64), (4,)))))
-    if name == "evidence":
-        return get_method(name, scorer=evidence_scorer(64))
-    if name == "d2pruner":
-        return get_method(name, prior=AttentionPrior(torch.rand(4, 4), 2, "toy", 1, "p"))
-    return get_method(name, **({"text": 0.4, "visual": 0.5} if name == "modes" else {}))
-
-
-def _fits(z: Zoo, name: str, case: str) -> bool:
-    """What is expected to run."""
-    if name in CLIPS_ONLY:
-        return case == "video"
-    if name == "visipruner":  # which edits attention in layers that have none
-        return not z.name.startswith("qwen3_5")
-    if name in ("fastmmoe", "modes"):
-        return z.name.endswith("moe")
-    return name != "pixelprune" or z.mrope
-
-
 @pytest.mark.parametrize("make", (*zoo.MAKERS, *zoo.HYBRID_MAKERS), ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", method_names())
 def test_runs_right_or_refuses_as_documented(make: Any, name: str) -> None:
     z = make()
-    method = _method(name, z)
+    torch.manual_seed(1)
+    method = get_method(name, **settings_on(z, name))
     known = cases(z)
     hooks = _hooks(z)  # transformers puts some on at the first forward
     for case, (inputs, plain) in known.items():
-        if _fits(z, name, case):
+        if runs_on(z, name, clip=case == "video"):
             with foveate.prune(z.model, method, keep=KEEP.keep) as pruning:
                 logits = _logits(z, inputs)
                 report = pruning.report()

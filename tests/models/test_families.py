@@ -17,17 +17,12 @@ from foveate.catalog import facts_of
 from foveate.methods import get_method, method_names
 from foveate.runtime.compat import cache_of_output
 from runtime.helpers import TEXTS, cached, gap, generate, logits
+from tiny_methods import settings_on
 from tiny_models import Zoo
 
 METHODS = ["divprune", foveate.AtLayer(get_method("divprune"), 2), "fastv"]
-FIELDS: dict[str, dict[str, Any]] = {
-    "d2pruner": {"debias": False},
-    "modes": {"text": 0.1, "visual": 0.1},
-    "adatp": {"start": 1, "end": 1},
-}
-# Why a method may be refused on a tiny model beside what its page says: no scorer, too few layers.
+# Why a method may be refused on a tiny model beside what its page says: too few layers.
 REASONS = (
-    "trained scorer",
     "from there on none of its layers with attention",
     "layers take keys and values of tokens from below",
 )
@@ -95,7 +90,7 @@ def test_every_method_runs_right_or_refuses_as_documented(model: Zoo) -> None:
     plain = logits(model, inputs)
     for name in method_names():
         try:
-            with foveate.prune(model.model, name, keep=0.4, **FIELDS.get(name, {})) as pruning:
+            with foveate.prune(model.model, name, keep=0.4, **settings_on(model, name)) as pruning:
                 pruned = logits(model, inputs)
                 report = pruning.report()
         except foveate.FoveateError as error:

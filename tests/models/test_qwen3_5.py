@@ -14,19 +14,11 @@ from foveate.errors import MethodError, RuntimeStateError
 from foveate.methods import get_method, method_names
 from foveate.methods.toolkit import AtLayer
 from foveate.runtime.compat import cache_of_output
-from runtime.helpers import cache_bytes, cached, gap, generate, logits, pair, single
-from scorers import evidence_scorer
+from runtime.helpers import cache_bytes, cached, gap, generate, kernels, logits, pair, single
+from tiny_methods import runs_on, settings_on
 from tiny_models import Zoo
 
 CLOSE = 5e-4  # chunks of the linear attention begin elsewhere on sequences of another length
-FIELDS: dict[str, dict[str, Any]] = {
-    "d2pruner": {"debias": False},
-    "modes": {"text": 0.1, "visual": 0.1},
-    "adatp": {"start": 4, "end": 4},
-    "evidence": {"scorer": evidence_scorer(64)},
-    "flashvid": {"layer": 8},  # by default behind the last layer that can be read
-}
-REFUSED = {"visipruner", "evs", "visionselector"}
 EARLY = AtLayer(get_method("divprune"), 2)  # before the first layer with attention
 
 
@@ -35,17 +27,13 @@ def model(request: pytest.FixtureRequest) -> Zoo:
     return request.param()
 
 
-def runs(z: Zoo, name: str) -> bool:
-    return name not in REFUSED and (name not in ("fastmmoe", "modes") or z.name.endswith("moe"))
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_batches_and_caches_change_nothing(model: Zoo, name: str) -> None:
-    if not runs(model, name):
+    if not runs_on(model, name):
         pytest.skip("refused, see test_sweep")
     both, one = pair(model), single(model)
     short = {"max_new_tokens": 3, "min_new_tokens": 3}
-    with foveate.prune(model.model, name, keep=0.4, **FIELDS.get(name, {})) as pruning:
+    with foveate.prune(model.model, name, keep=0.4, **settings_on(model, name)) as pruning:
         held = generate(model, both, **short)
         assert pruning.report().tokens < pruning.report().tokens_before
         assert gap(held, generate(model, both, use_cache=False, **short)) < CLOSE
@@ -61,7 +49,7 @@ def test_a_method_moves_to_the_next_layer_that_can_be_read(
     with caplog.at_level(logging.WARNING, "foveate"), foveate.prune(model.model, "fastv", keep=0.5, layer=asked) as one:
         pruned = logits(model, single(model))
         assert [stage.layer for stage in one.report().stages] == [expected]
-    told = [record.getMessage() for record in caplog.records]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("foveate")]
     assert (
         told
         == [
@@ -75,12 +63,8 @@ def test_a_method_moves_to_the_next_layer_that_can_be_read(
 
 def test_the_row_is_that_of_eager_attention(model: Zoo) -> None:
     inputs = single(model)
-    model.model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            row = model.model(**inputs, output_attentions=True).attentions[0][0, :, -1].mean(0)
-    finally:
-        model.model.set_attn_implementation("sdpa")
+    with kernels(model.model, "eager"), torch.no_grad():
+        row = model.model(**inputs, output_attentions=True).attentions[0][0, :, -1].mean(0)
     visual = torch.isin(inputs["input_ids"][0], torch.tensor(model.visual_ids))
     with foveate.prune(model.model, "fastv", keep=0.5) as pruning:
         logits(model, inputs)

@@ -16,13 +16,12 @@ from torch import Tensor
 import foveate
 import tiny_models as zoo_module
 from foveate.catalog import facts_of
-from foveate.importance.learned_scorer import LearnedScorer
 from foveate.methods import method_names
 from foveate.methods.divprune import DivPrune
 from foveate.methods.sms import Sms, knee
 from foveate.methods.toolkit.at_layer import AtLayer
 from foveate.tokens import Cue, VisualTokens
-from scorers import evidence_scorer
+from tiny_methods import runs_on, settings_on
 from tiny_models import Zoo
 
 from .helpers import assert_generates_alike, logits, pair, single
@@ -216,17 +215,10 @@ _BEFORE_LLM = [name for name in method_names() if "differ" in str(facts_of(name)
 
 @pytest.mark.parametrize("name", [*_BEFORE_LLM, "flowcut"])
 def test_every_method_before_the_llm_keeps_as_many(llava: Zoo, name: str) -> None:
-    method: Any = name
-    if name == "visionselector":
-        method = foveate.get_method(name, scorer=LearnedScorer(*(2 * [torch.ones(4, 64), torch.ones(4)])))
-    if name == "evidence":
-        method = foveate.get_method(name, scorer=evidence_scorer(64))
-    if name == "flowcut":
-        method = foveate.get_method(name, inside_encoder=False)
-    if name == "evs":
-        pytest.skip("compares the frames of clips")
-    if name == "modes":
-        pytest.skip("needs experts, and keeps what another method does")
+    if not runs_on(llava, name):
+        pytest.skip("needs experts or clips")
+    outside = {"inside_encoder": False} if name == "flowcut" else {}
+    method = foveate.get_method(name, **settings_on(llava, name), **outside)
     report = report_of(llava, alike_and_not(llava), method, "auto")
     assert [image.tokens for image in report.images] == [
         image.tokens for image in report_of(llava, alike_and_not(llava), "stride", "auto").images

@@ -12,6 +12,7 @@ import tiny_models as zoo_module
 from foveate.methods import Where, get_method, method_names
 from foveate.methods.toolkit.registry import method_class
 from foveate.methods.toolkit.two_stage import HybridMethod
+from tiny_methods import runs_on, settings_on
 from tiny_models import Zoo
 
 from .helpers import gap, generate, logits, pair, single
@@ -19,27 +20,17 @@ from .helpers import gap, generate, logits, pair, single
 HYBRID = [name for name in method_names() if issubclass(method_class(name), HybridMethod)]
 INSIDE = [name for name in method_names() if name in HYBRID or get_method(name).places() == (Where.INSIDE_LLM,)]
 SHORT = {"max_new_tokens": 3, "min_new_tokens": 3}
-FIELDS: dict[str, dict[str, Any]] = {
-    "d2pruner": {"debias": False},
-    "visipruner": {"fusion": 0.9975, "contribution": 0.3, "shallow": 1},
-    "adatp": {"start": 1, "end": 1},
-}
-AUTO = [name for name in INSIDE if foveate.get_method(name, **FIELDS.get(name, {})).counts_by_content]
+AUTO = [name for name in INSIDE if foveate.get_method(name).counts_by_content]
 CASES = [(name, 0.4) for name in INSIDE] + [(name, "auto") for name in AUTO]
 
 
 def attached(z: Zoo, name: str, keep: Any) -> Any:
-    return foveate.prune(z.model, name, keep=keep, **FIELDS.get(name, {}))
-
-
-def reads_routers(z: Zoo, name: str) -> bool:
-    """Whether a method is refused on this model, which has no routers."""
-    return foveate.Cue.ROUTER_LOGITS in foveate.get_method(name).needs and not z.name.endswith("moe")
+    return foveate.prune(z.model, name, keep=keep, **settings_on(z, name))
 
 
 @pytest.mark.parametrize(("name", "keep"), CASES)
 def test_batches_and_caches_change_nothing(zoo: Zoo, name: str, keep: Any) -> None:
-    if reads_routers(zoo, name):
+    if not runs_on(zoo, name):
         with pytest.raises(foveate.FoveateError, match="router"):
             foveate.attach(zoo.model, name)
         return
@@ -66,7 +57,7 @@ def test_batches_and_caches_change_nothing(zoo: Zoo, name: str, keep: Any) -> No
 @pytest.mark.parametrize("make", zoo_module.VIDEO_MAKERS, ids=lambda make: make.__name__)
 def test_clips(make: Any, name: str) -> None:
     model = make()
-    if reads_routers(model, name):
+    if not runs_on(model, name, clip=True):
         return
     inputs = zoo_module.video_inputs(model, 3, 2, 3)
     with attached(model, name, 0.4) as pruning:

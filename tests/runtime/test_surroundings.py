@@ -19,7 +19,6 @@ from .test_every_method import attached
 
 SHORT = {"max_new_tokens": 2, "min_new_tokens": 2}
 MAKERS = [zoo_module.llava, zoo_module.qwen3_vl_moe]
-METHODS = [name for name in method_names() if name != "visionselector"]  # which needs a trained scorer
 models = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 
 
@@ -34,7 +33,7 @@ def halved() -> dict[str, Zoo]:
 
 
 @models
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_names())
 def test_any_method_generates(make: Any, name: str, halved: dict[str, Zoo]) -> None:
     z, half = make(), halved[make.__name__]
     inputs = single(z)

@@ -16,7 +16,7 @@ from foveate.methods.toolkit.base import Provenance
 from foveate.methods.toolkit.registry import _METHODS as REGISTERED
 from foveate.serving.vllm.memory import ChoiceMemory
 from foveate.tokens import Selection, VisualTokens
-from scorers import evidence_scorer
+from tiny_methods import evidence_scorer
 
 from .engine import answers, engine, outputs, sampling
 from .inside import in_transformers, overrides_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -129,6 +130,7 @@ def _row(adapter: type[ModelAdapter]) -> SupportedModel:
     return SupportedModel(*row, adapter.leaves_out_patches, adapter.hybrid, adapter.lineage())
 
 
+@functools.cache  # reading what every installed package offers takes milliseconds, and every attachment asks
 def _load_all() -> None:
     for name in _builtin_modules():
         importlib.import_module(f"{__package__}.{name}")

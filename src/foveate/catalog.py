@@ -18,7 +18,7 @@ from .methods import Method, Where, get_method, method_names
 from .methods.toolkit import constraints
 from .methods.toolkit.base import NO_PROVENANCE, in_words
 from .methods.toolkit.published import Published
-from .methods.toolkit.registry import counting_methods, method_class
+from .methods.toolkit.registry import has_own_count, method_class
 from .methods.toolkit.two_stage import HybridMethod
 from .models import SupportedModel, generic_model, supported_models
 from .tokens import Cue, Source
@@ -185,7 +185,7 @@ def _skips_experts(cls: type[Method], needs: frozenset[Cue]) -> bool:
 
 def _auto(name: str) -> str:
     """By which rule an image's content decides how many tokens the method keeps, if any."""
-    if name in counting_methods():
+    if has_own_count(name):
         return OWN_RULE
     try:
         stages = get_method(name).stages(_LAYERS, Budget("auto"))
@@ -206,7 +206,7 @@ def _vllm(name: str, needs: frozenset[Cue]) -> str:
         alone = _lacked_by_vllm(get_method(name).needs)
         hybrid = issubclass(method_class(name), HybridMethod)
         return alone or "no: the plugin does nothing inside the LLM" + ("; with inside=False, yes" if hybrid else "")
-    limits = ['but not keep="auto"'] if name in counting_methods() else []
+    limits = ['but not keep="auto"'] if has_own_count(name) else []
     if any(cue.of_question for cue in needs):
         limits += [f"where the request gives foveate_query{_unasked(name)}", *_published_refusals(name)]
     allowed = "yes: " + "; ".join(limits) if limits else "yes"

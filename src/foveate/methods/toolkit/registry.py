@@ -181,14 +181,15 @@ def method_names() -> list[str]:
 
 def counting_methods() -> list[str]:
     """The names of the methods that have a rule of their own for ``keep="auto"``."""
-    return [name for name in method_names() if _counts(name)]
+    return [name for name in method_names() if has_own_count(name)]
 
 
-def _counts(name: str) -> bool:
+def has_own_count(name: str) -> bool:
+    """Whether the method has a rule of its own for ``keep="auto"``."""
     try:
         return get_method(name).counts_by_content  # wrappers have none but that of their method
     except MethodError:  # a hyperparameter without which there is no method
-        return _METHODS[name].counts is not Method.counts
+        return method_class(name).counts is not Method.counts
 
 
 def _load_all() -> None:

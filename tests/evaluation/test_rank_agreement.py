@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from foveate.evaluation.rank_agreement import rank_correlation, shared_methods
+from foveate.evaluation.rank_agreement import _taus, rank_correlation, shared_methods
 from foveate.evaluation.report import Report
 from foveate.evaluation.results import Results
 
@@ -43,6 +43,14 @@ def test_pairs_counted_by_hand() -> None:
     alike = [(a - b) * (c - d) > 0 for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)]
     found = rank_correlation(Report(ordered(first)), Report(ordered(second)), "25%")
     assert found.value == pytest.approx(2 * np.mean(alike) - 1) and found.low <= found.value <= found.high
+
+
+def test_taus_of_many_rows_are_those_of_scipy() -> None:
+    first, second = np.random.default_rng(0).integers(0, 4, (2, 30, 6)).astype(float)
+    second[0], first[1, 2] = 1.0, np.nan
+    wanted = [stats.kendalltau(a, b).statistic for a, b in zip(first, second, strict=True)]
+    np.testing.assert_array_equal(_taus(first, second), wanted)
+    assert np.isnan(wanted).sum() == 2
 
 
 @pytest.mark.slow

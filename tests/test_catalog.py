@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import pytest
 from torch import Tensor
-from typer.testing import CliRunner
 
 import tiny_models as zoo
+from cli.run_command import run
 from foveate import catalog as facts
 from foveate.catalog import Hyperparameter, facts_of
-from foveate.cli import app
 from foveate.errors import FoveateError
 from foveate.methods import Method, Provenance, get_method, method_names, register_method
 from foveate.methods.toolkit import registry
@@ -78,7 +77,7 @@ def test_nothing_is_left_untold(name: str) -> None:
     one = facts_of(name)
     assert one.summary and one.facts["paper"] and one.facts["deviations"] and one.facts["reference code"]
     assert all(field.description for field in one.hyperparameters)
-    result = CliRunner().invoke(app, ["methods", name])
+    result = run("methods", name)
     assert result.exit_code == 0, result.output
     said = "".join(result.stdout.split())
     for text in (one.summary, one.about, *one.facts.values()):
@@ -88,7 +87,7 @@ def test_nothing_is_left_untold(name: str) -> None:
 
 def test_a_narrow_terminal_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    assert "…" not in CliRunner().invoke(app, ["methods", "idpruner"]).stdout
+    assert "…" not in run("methods", "idpruner").stdout
 
 
 def server_with(name: str, fields: dict[str, Any]) -> ServingConfig:
@@ -159,7 +158,7 @@ def test_models_that_lack_a_cue_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wrong_name_ends_in_one_sentence() -> None:
-    result = CliRunner().invoke(app, ["methods", "idprune"])
+    result = run("methods", "idprune")
     assert result.exit_code == 2 and result.stderr.startswith("foveate: unknown method 'idprune'; did you mean")
     assert len(result.stderr.strip().splitlines()) == 1
 
@@ -193,9 +192,9 @@ def test_published_settings_are_told_by_family() -> None:
 
 
 def test_the_command_line_shows_published_settings() -> None:
-    result = CliRunner().invoke(app, ["methods", "visionzip"], env={"COLUMNS": "200"})
+    result = run("methods", "visionzip", env={"COLUMNS": "200"})
     assert result.exit_code == 0 and "Published settings" in result.output and "qwen2_5_vl" in result.output
-    assert "Published settings" not in CliRunner().invoke(app, ["methods", "divprune"]).output
+    assert "Published settings" not in run("methods", "divprune").output
 
 
 def test_evidence_is_there() -> None:
@@ -228,7 +227,7 @@ def test_a_method_of_another_package_need_not_say_where_it_comes_from(toy: type[
     facts = facts_of("plain").facts
     assert facts["paper"] == "none given" and not {"reference code", "read", "deviations"} & facts.keys()
     for arguments in (["methods"], ["methods", "plain"]):
-        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        result = run(*arguments, env={"COLUMNS": "200"})
         assert result.exit_code == 0 and "none given" in result.output
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoModelForImageTextToText
-from typer.testing import CliRunner
 
-from foveate.cli import app
+from cli import run_command
 from foveate.training.testbed import trainer as testbed
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["train", "testbed", *arguments])
+    result = run_command.run("train", "testbed", *arguments)
     return result.exit_code, " ".join(result.output.split())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -14,11 +15,22 @@ import tiny_models as zoo_module
 from tiny_models import Zoo
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give, above all beside other workers
+gc.disable()  # until all is imported and collected
+
+# Where there is no GPU, seeding those that might appear takes longer than many a test.
+_GENERATORS = torch if torch.cuda.is_available() else torch.default_generator
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays to the end, so that the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    _GENERATORS.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

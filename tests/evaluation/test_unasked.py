@@ -74,6 +74,14 @@ def test_it_chooses_as_in_a_prompt_without_a_question(model: str, name: str) -> 
     assert one != other
 
 
+def test_a_form_of_its_own_is_used_where_a_method_has_one() -> None:
+    pair, wrapped = PAIRS["testbed-llava"], Unasked("evidence")
+    assert wrapped.name == "evidence without question" and not wrapped.needs
+    own = kept(pair, get_method("evidence", question=False), QUESTIONS)
+    assert kept(pair, wrapped.about(pair[1], asked(*QUESTIONS)), QUESTIONS) == own
+    assert own[0] == own[1] != kept(pair, "evidence", QUESTIONS)[1]
+
+
 def test_both_forms_are_run_and_named(tmp_path: Path) -> None:
     methods = (get_method("trim"), Unasked("trim"))
     evaluation = Evaluation(

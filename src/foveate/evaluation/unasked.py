@@ -2,7 +2,8 @@
 
 A method that reads the question chooses anew for every question; one that does not chooses once for an image. To tell
 what reading is worth, an evaluation runs such a method twice, the second time with the question's tokens taken out of
-the text that it is shown. The model itself is asked the question either way.
+the text that it is shown; one that has a form of its own for that, a hyperparameter `question`, runs in that form. The
+model itself is asked the question either way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..data.prompts import Prompt, encode_one
 from ..data.samples import Sample
 from ..errors import MethodError
-from ..methods import Method, Where
+from ..methods import Method, Where, get_method
 from ..methods.toolkit.base import Provenance, in_words
 from ..methods.toolkit.wrapper import Transparent
 from ..tokens import Cue, Selection, VisualTokens
@@ -41,6 +42,12 @@ class Unasked(Transparent):
 
     questions: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def inner(self) -> Method:
+        """The wrapped method, in its own form without the question where it has one."""
+        inner = get_method(self.base)
+        return replace(inner, question=False) if has_form(inner) else inner
+
     def validate(self) -> None:
         super().validate()
         inner = self.inner
@@ -49,7 +56,7 @@ class Unasked(Transparent):
                 f"{inner.name} prunes {in_words(inner.places())}, where it cannot be kept from the question; leave "
                 "--without-question to methods before the LLM that read the prompt's text, such as 'cdpruner'."
             )
-        if not any(cue.of_text for cue in inner.needs):
+        if not has_form(inner) and not any(cue.of_text for cue in inner.needs):
             raise MethodError(
                 f"{inner.name} reads no text, so it is the same without the question; leave --without-question to "
                 "methods that do, such as 'cdpruner'."
@@ -111,6 +118,11 @@ def measure_question(processor: Any, question: str) -> tuple[int, int]:
 def _ids(processor: Any, question: str) -> list[int]:
     ids: Tensor = encode_one(processor, Prompt((), question))["input_ids"]
     return [int(one) for one in ids.flatten().tolist()]
+
+
+def has_form(method: Method) -> bool:
+    """Whether a method can itself be told not to read the question."""
+    return hasattr(method, "question")
 
 
 def reads_text(method: Method) -> bool:

@@ -22,7 +22,7 @@ PYTHONPATH=src python benchmarks/evidence_testbed.py train --model testbed-llava
 --out scorer.safetensors [--labels boxes|attention|gradient|answers] [--leave reading,counting]
 [--question-blind-share 0.3]; then
 PYTHONPATH=src python benchmarks/evidence_testbed.py evaluate --model testbed-llava --recordings dev.pt
---scorer scorer.safetensors [--keep 10%,5%]; and
+--scorer scorer.safetensors [--keep 10%,5%] [--pull 0] [--diversity 0]; and
 PYTHONPATH=src python benchmarks/evidence_testbed.py average --model testbed-llava --recordings scenes.pt
 --bank train0.pt, with scenes.pt from record --split test --seed 77 --scenes 80
 """
@@ -397,6 +397,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for one in (judges, averages):
         one.add_argument("--scorer", type=Path, help="of the model's own folder, if not given")
         one.add_argument("--keep", default="10%,5%")
+        one.add_argument("--pull", type=float, help="weight of the importance, in the place of the learned one")
+        one.add_argument("--diversity", type=float, help="likewise, of the similarity")
     averages.add_argument("--bank", type=Path, required=True, help="recordings whose questions are averaged over")
     averages.add_argument("--bank-size", type=int, default=64)
     return parser.parse_args(arguments)
@@ -420,6 +422,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{steps} steps of answers: {given.out}", flush=True)
         return
     scorer = EvidenceScorer.load(given.scorer or shipped_models()[given.model]).to(device)
+    with torch.no_grad():
+        for parameter, value in ((scorer.pull, given.pull), (scorer.spread, given.diversity)):
+            parameter.fill_(parameter if value is None else value)
     shares = {share.strip(): float(share.strip().rstrip("%")) / 100 for share in given.keep.split(",")}
     if given.command == "average":
         bank = Recordings(given.model, [given.bank], device)

@@ -73,6 +73,17 @@ def test_the_recipe_for_qwen_at_tiny_size(tmp_path: Path) -> None:
     assert (card["model"], card["labels"]) == ("tiny-qwen", "attention")
 
 
+def test_boxes_outside_the_picture_are_told(tmp_path: Path) -> None:
+    """Such as those of another picture, or of a scale of 1000; with none of a picture nothing is to be seen."""
+    zoo_module.picture(84, 112, 1).save(tmp_path / "0.png")
+    asked = {"image": "0.png", "question": "What?", "answer": "this"}
+    data = written(tmp_path, [{**asked, "boxes": []}, {**asked, "boxes": [[8, 8, 40, 40], [0, 84, 40, 100]]}])
+    out = tmp_path / "out"
+    result = run("train", "evidence", "--model", "testbed-llava", "--data", data, "-o", out, "--labels", "boxes")
+    said = "line 2: its box [0, 84, 40, 100] lies outside the picture of 112 x 84 pixels; give boxes in pixels of the"
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()) and not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

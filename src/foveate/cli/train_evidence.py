@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from .training_options import (
     read_data,
     step_bar,
 )
+
+if TYPE_CHECKING:
+    from ..data.samples import Sample
 
 _NO_BOXES = "it has no boxes; give it some, or learn by --labels answers, attention or gradient."
 
@@ -93,8 +96,10 @@ def evidence(
     require_folder(output, "-o", [] if data == TESTBED else [Path(data)])
     read, bad = read_data(data, skip_bad)
     boxes = labels == "boxes"
-    if boxes and (without := [BadLine(one.where, _NO_BOXES) for one in read if not one.boxes]):
-        read, bad = [one for one in read if one.boxes], in_order([*bad, *without])
+    faults = {one.id: why for one in read if boxes and (why := _fault(one))}
+    if faults:
+        without = [BadLine(one.where, faults[one.id]) for one in read if one.id in faults]
+        read, bad = [one for one in read if one.id not in faults], in_order([*bad, *without])
         if not (skip_bad and read):
             raise unusable(Path(data), bad, skip_bad)
     accelerator, session, read, bad = open_model(model, options, data, read, bad, skip_bad)
@@ -119,3 +124,24 @@ def evidence(
     if accelerator.is_main_process:
         typer.echo(f"Trained on {size}: {output / 'evidence.safetensors'}")
         typer.echo(f'Use it with: foveate.prune(model, "evidence", keep=0.1, scorer={str(output)!r})')
+
+
+def _fault(sample: Sample) -> str:
+    """Why the boxes of a sample cannot be learned from, or ""."""
+    from ..data.images import image_size
+
+    if not sample.boxes:
+        return _NO_BOXES
+    stored = [image_size(one) if isinstance(one, Path) else one.size for one in sample.pictures]
+    # Opened, and so turned as its camera was held, only where the first bytes leave a doubt.
+    return _outside(sample, stored) and _outside(sample, [one.size for one in sample.open()])
+
+
+def _outside(sample: Sample, sizes: list[tuple[int, int]]) -> str:
+    """Which box shows nothing of its picture, or ""."""
+    for boxes, (width, height) in zip(sample.boxes, sizes, strict=True):
+        for left, top, right, bottom in boxes:
+            if left >= width or top >= height or right <= 0 or bottom <= 0:
+                box, size = f"[{left:g}, {top:g}, {right:g}, {bottom:g}]", f"{width} x {height}"
+                return f"its box {box} lies outside the picture of {size} pixels; give boxes in pixels of the picture."
+    return ""

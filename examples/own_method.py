@@ -31,11 +31,12 @@ class Norm(Method):
         return Selection(topk(scores, count, valid=tokens.valid))
 
 
-model, processor = load_shipped()
-right = {"norm": 0, "idpruner": 0}
-asked = [(scene.image, question) for scene in scenes()[:3] for question in scene.questions]
-for name in right:
-    with foveate.prune(model, name, keep=0.1):
-        for image, question in asked:
-            right[name] += answer(model, processor, image, question.text) == question.answer
-print({name: f"{count} of {len(asked)} right" for name, count in right.items()})
+if __name__ == "__main__":
+    model, processor = load_shipped()
+    right = {"norm": 0, "idpruner": 0}
+    asked = [(scene.image, question) for scene in scenes()[:3] for question in scene.questions]
+    for name in right:
+        with foveate.prune(model, name, keep=0.1):
+            for image, question in asked:
+                right[name] += answer(model, processor, image, question.text) == question.answer
+    print({name: f"{count} of {len(asked)} right" for name, count in right.items()})

@@ -79,6 +79,17 @@ def test_a_prior_is_found_for_its_weights_only(pictures: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
+def test_a_prior_that_goes_before_the_model_s_own_is_told(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
+    said = run("calibrate", "testbed-llava", "--images", pictures).stdout
+    assert "goes before the prior that comes with testbed-llava; delete the file" in said
+    assert "comes with" not in run("calibrate", "testbed-llava", "--images", pictures, "--layer", "4").stdout
+    elsewhere = run("calibrate", "testbed-llava", "--images", pictures, "-o", tmp_path / "prior.safetensors")
+    assert elsewhere.exit_code == 0 and "comes with" not in elsewhere.stdout
+
+
 def test_experts_are_calibrated_on_questions(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEATE_HOME", str(tmp_path / "home"))
     folder = checkpoints.qwen(tmp_path / "moe", zoo_module.qwen3_vl_moe())

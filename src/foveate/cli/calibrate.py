@@ -83,6 +83,7 @@ def calibrate(
     from rich.progress import track
 
     from ..importance import default_prior_path
+    from ..importance.attention_prior import find_shipped_prior
     from ..importance.measured import cache_folder
     from ..runtime.calibration import measure_prior
 
@@ -108,6 +109,8 @@ def calibrate(
     typer.echo(f"Averaged over {count(number, 'image')}: {path}")
     if output is None:
         typer.echo('d2pruner finds it there by itself: foveate.prune(model, "d2pruner", keep=0.25)')
+        if find_shipped_prior(prior.model, layer, session.revision) is not None:
+            typer.echo(f"It goes before the prior that comes with {session.label}; delete the file to have that back.")
     else:
         typer.echo(f'Use it with: foveate.prune(model, "d2pruner", keep=0.25, prior={str(path)!r})')
 

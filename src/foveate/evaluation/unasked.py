@@ -45,7 +45,7 @@ class Unasked(Transparent):
     @property
     def inner(self) -> Method:
         """The wrapped method, in its own form without the question where it has one."""
-        inner = get_method(self.base)
+        inner: Any = get_method(self.base)
         return replace(inner, question=False) if has_form(inner) else inner
 
     def validate(self) -> None:

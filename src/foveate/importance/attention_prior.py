@@ -118,5 +118,14 @@ def default_prior_path(model: str, layer: int, revision: str = "") -> Path:
 def find_prior(model_name_or_path: str, layer: int, revision: str = "") -> AttentionPrior | None:
     """The prior that was calibrated here, else the one that lies in the model's own folder, else None."""
     kept = default_prior_path(model_name_or_path, layer, revision)
-    path = find_measured(kept, model_name_or_path, f"foveate-prior-layer{layer}.safetensors", revision)
+    path = find_measured(kept, model_name_or_path, _shipped_name(layer), revision)
     return None if path is None else AttentionPrior.load(path)
+
+
+def find_shipped_prior(model_name_or_path: str, layer: int, revision: str = "") -> Path | None:
+    """The file of the prior that lies in the model's own folder, which one that is calibrated here goes before."""
+    return find_measured(None, model_name_or_path, _shipped_name(layer), revision)
+
+
+def _shipped_name(layer: int) -> str:
+    return f"foveate-prior-layer{layer}.safetensors"

@@ -31,18 +31,18 @@ def checkpoint_key(model: str, revision: str = "") -> str:
     return key
 
 
-def find_measured(kept: Path, model: str, shipped: str, revision: str = "") -> Path | None:
+def find_measured(kept: Path | None, model: str, shipped: str, revision: str = "") -> Path | None:
     """The file of what was measured here, else the one that comes with the model, else None.
 
     Args:
-        kept: where what is measured here is kept.
+        kept: where what is measured here is kept; None to leave that out.
         model: name or path of the model; nothing is found for one without.
         shipped: the name of the file in the model's own folder.
         revision: as `checkpoint_key` takes it.
     """
     if not model:
         return None
-    if kept.is_file():
+    if kept is not None and kept.is_file():
         return kept
     folder = checkpoint_folder(model, revision)
     own = None if folder is None else folder / shipped

@@ -324,7 +324,7 @@ def explain_missing_experts(model: str, method: str) -> str:
     """The method sends tokens past experts, and the model has none."""
     return (
         f"{method} sends tokens past experts, and the language model of {model} has none that foveate can route "
-        "around; use the method that chooses the tokens alone, such as 'divprune'."
+        "around; give a model that has some, or use a method that only chooses tokens, such as 'divprune'."
     )
 
 

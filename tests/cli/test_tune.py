@@ -68,7 +68,7 @@ def test_what_a_few_questions_cannot_show_is_not_called_bad(capsys: pytest.Captu
     said = " ".join(capsys.readouterr().out.split())
     assert "100.0 % │ 1 │ too few questions" in said and "50.0 % │ 1 │ loses too much" in said
     assert "Asked 1 of 1 question, 2 answers: 100% of those" in said and "hopeless" not in said
-    assert "a at 50% kept 100.0 % on 1 question, too few to be sure; give more questions, fewer --methods" in said
+    assert "a at 50% kept 100.0 % on 1 question, too few to be sure; give more questions, about more images" in said
     _show(outcome(1.0, good, bad), Path("out"))  # answers that are all alike never show a floor of 100 %
     said = " ".join(capsys.readouterr().out.split())
     assert "on 1 question, but 100 % is shown only by answering better than unpruned; give a --floor such" in said

@@ -215,7 +215,10 @@ def _advice(found: Tuning) -> str:
     seen = f"{best.method} at {best.keep} kept {100 * (best.share or 0):.1f} % on {count(best.questions, 'question')}"
     if found.floor == 1:
         return f"{seen}, but 100 % is shown only by answering better than unpruned; give a --floor such as 99%."
-    return f"{seen}, too few to be sure; give more questions, fewer --methods, larger --budgets, or a lower --floor."
+    return (
+        f"{seen}, too few to be sure; give more questions, about more images, fewer --methods, larger --budgets, or a "
+        "lower --floor."
+    )
 
 
 @contextmanager

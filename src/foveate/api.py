@@ -20,6 +20,7 @@ from .models.adapter import MOST_QUERIES, check_queries
 from .runtime.engine import Pruning, is_pruned
 from .runtime.planner import KeepLike, MethodLike, compose, plan
 from .runtime.seams.before_llm import Positions
+from .selection.batch import count_valid_before
 
 __all__ = ["attach", "compose", "prune", "prune_inputs"]
 
@@ -176,7 +177,7 @@ def prune_inputs(
         # Padding has no place, as in `generate`, so that no choice and no position depends on a prompt's neighbours.
         mask = kwargs.get("attention_mask")
         if kwargs.get("position_ids") is None and isinstance(mask, Tensor) and mask.ndim == 2:
-            kwargs = {**kwargs, "position_ids": (mask.long().cumsum(1) - 1).clamp_min(0)}
+            kwargs = {**kwargs, "position_ids": count_valid_before(mask.bool())}
         return args, kwargs
 
     def stop(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ...grouping import choose
 from ...methods import Stage
 from ...models import ModelAdapter
+from ...selection.batch import count_valid_before
 from ..cache import CacheLayout, TokenIndex
 from ..compat import cache_of
 from ..cues import read_before_llm
@@ -110,7 +111,7 @@ class BeforeLlm(Seam):
         return {kind: make(kind) for kind in handed} if isinstance(handed, Mapping) else make(None)
 
     def _shorten_positions(self, ids: Tensor, kept: TokenIndex, layout: CacheLayout) -> Tensor:
-        gapless = (layout.valid.long().cumsum(-1) - 1).clamp_min(0)[:, -kept.index.shape[1] :]
+        gapless = count_valid_before(layout.valid)[:, -kept.index.shape[1] :]
         if self._positions == "compact":
             return gapless
         ids = kept.positions(ids)

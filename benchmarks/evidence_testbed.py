@@ -263,10 +263,8 @@ def evaluate(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, keep: flo
 
 
 @torch.no_grad()
-def average(
-    frozen: Frozen, scorer: EvidenceScorer, data: Recordings, bank: Recordings, keep: float, most: int
-) -> dict[str, Tensor]:
-    """Which questions are right, (R,) bool, by four choices of tokens for each scene, whatever is asked."""
+def average(frozen: Frozen, scorer: EvidenceScorer, data: Recordings, bank: Recordings, most: int) -> dict[str, Tensor]:
+    """Four scores of the tokens of each scene, whatever is asked, (S, N); the bank gives `most` questions."""
     drawn = torch.randperm(len(bank.scene))[:most]
     of_bank = bank.shown(drawn, torch.zeros_like(drawn, dtype=torch.bool), frozen.embeddings)[3:]
     scores = {name: torch.zeros(data.features.shape[:2]) for name in CHOICES}
@@ -282,12 +280,16 @@ def average(
             strict=True,
         ):
             scores[name][scene, :size] = (importance + evidence)[0]
+    return scores
+
+
+@torch.no_grad()
+def judge_scores(frozen: Frozen, data: Recordings, scores: Tensor, diversity: Tensor, keep: float) -> Tensor:
+    """Which questions are right, (R,) bool, by tokens that are picked once for each scene, by scores (S, N)."""
     valid = torch.arange(data.features.shape[1]) < data.sizes[:, None]
-    counts, found = count_of(keep, valid), {}
-    for name, each in scores.items():
-        picks = pick(each, data.features.float(), valid, counts, scorer.diversity, int(counts.max()))
-        found[name] = frozen.judge(data, torch.arange(len(data.scene)), picks[data.scene])[1]
-    return found
+    counts = count_of(keep, valid)
+    picks = pick(scores, data.features.float(), valid, counts, diversity, int(counts.max()))
+    return frozen.judge(data, torch.arange(len(data.scene)), picks[data.scene])[1]
 
 
 def _average(scorer: EvidenceScorer, scene: Sequence[Tensor], questions: Sequence[Tensor]) -> Tensor:
@@ -427,12 +429,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parameter.fill_(parameter if value is None else value)
     shares = {share.strip(): float(share.strip().rstrip("%")) / 100 for share in given.keep.split(",")}
     if given.command == "average":
-        bank = Recordings(given.model, [given.bank], device)
+        scores = average(frozen, scorer, data, Recordings(given.model, [given.bank], device), given.bank_size)
         for share, keep in shares.items():
-            rights = average(frozen, scorer, data, bank, keep, given.bank_size)
-            scores = torch.stack(list(rights.values())).double().numpy()
-            drawn = bootstrap(scores, [str(scene) for scene in data.scene.tolist()], data.families)
-            for run, name in enumerate(rights):
+            rights = [judge_scores(frozen, data, one, scorer.diversity, keep) for one in scores.values()]
+            drawn = bootstrap(
+                torch.stack(rights).double().numpy(), [str(scene) for scene in data.scene.tolist()], data.families
+            )
+            for run, name in enumerate(scores):
                 minus = drawn.difference(run, 0)
                 told = f"{100 * minus.value:+.1f} [{100 * minus.low:+.1f}, {100 * minus.high:+.1f}]"
                 reading = 100 * drawn.score(run, "reading").value if "reading" in drawn.columns else math.nan
